@@ -1,0 +1,1 @@
+"""Programs: each module is one job, run with ``python -m experiments.NAME``."""

@@ -1,0 +1,212 @@
+"""From a frozen config dataclass to a command line program.
+
+An experiment module holds a frozen dataclass of settings, a function ``run(config, workdir)``, and at its end::
+
+    if __name__ == "__main__":
+        launch(run, Config)
+
+``run`` is importable and returns :class:`gram_jax.evaluation.Results` (or None); everything that only a program does
+(flags, the compilation cache, writing the result file, exit codes) happens here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import logging
+import os
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+logger = logging.getLogger(__name__)
+
+_LIBRARY = tuple(
+    str(pathlib.Path(__file__).resolve().parent.parent / name) + os.sep for name in ("gram_jax", "experiments")
+)
+
+
+def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False) -> Any:
+    """A field of a config dataclass that becomes a flag.
+
+    Args:
+      default: the default value; its type is the field's annotation: bool, int, float, str, a tuple of one of these
+        (``tuple[int, ...]``), or any of them ``| None``.
+      help: what the setting means, with its unit.
+      choices: the only values that a string may have.
+      repeated: give a tuple of strings by repeating the flag (for values that hold commas) rather than as one
+        comma-separated list.
+
+    Returns:
+      A dataclass field.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Config:
+      ...     seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of the few-shot draws")
+      >>> Config().seeds
+      (0, 1, 2)
+
+    Reference:
+      Our own choice.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "repeated": repeated})
+
+
+def launch(run: Callable[[Any, Any], Any], config_class: type, *, argv: Sequence[str] | None = None) -> None:
+    """Parses flags into a config, runs the experiment, writes its results, and exits.
+
+    One flag for each field, and ``--workdir``. The exit status is 0 on success (and after a preemption), 2 when the
+    user can mend it: an unknown flag, a bad value, a missing file, a setting that the config's ``__post_init__`` or the
+    library refuses. These end as a message without a traceback (which ``--verbosity=1`` shows). Anything else is a
+    bug and keeps its traceback.
+
+    Args:
+      run: ``run(config, workdir) -> Results | None``; ``workdir`` is an absolute ``epath.Path`` that exists.
+      config_class: a frozen dataclass whose fields all have defaults, see :func:`setting`.
+      argv: the command line; ``sys.argv`` by default.
+
+    Raises:
+      SystemExit: always.
+
+    Reference:
+      Our own choice; the flags are absl's.
+    """
+    name = _experiment_name(run)
+    flags.disclaim_key_flags()  # so that --help lists these flags as the experiment's own
+    flags.DEFINE_string("workdir", f"runs/{name}", "Folder of checkpoints, metrics and results; local or gs://.")
+    for field in dataclasses.fields(config_class):
+        _define(field, typing.get_type_hints(config_class)[field.name])
+
+    def main(config: Any) -> int:
+        try:
+            _run(run, config, flags.FLAGS.workdir, name)
+        except Exception as error:
+            if not _is_users(error, run):
+                raise
+            logger.debug("traceback of the error below", exc_info=True)
+            _complain(str(error))
+            return 2
+        except KeyboardInterrupt:
+            _complain("interrupted; the same command continues from the last checkpoint, if it keeps any")
+            return 130
+        return 0
+
+    app.run(main, argv=list(sys.argv if argv is None else argv), flags_parser=lambda args: _parse(args, config_class))
+
+
+def _experiment_name(run: Callable) -> str:
+    module = run.__module__
+    if module == "__main__":  # started with python -m: the real name is in the module's spec
+        main = sys.modules["__main__"]
+        module = main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__ or "experiment").stem
+    return module.rpartition(".")[2]
+
+
+def _define(field: dataclasses.Field, kind: Any) -> None:
+    """Defines the flag of one field."""
+    name, default, help = field.name, field.default, field.metadata.get("help", "")
+    if default is dataclasses.MISSING:
+        raise TypeError(f"config field {name!r} needs a default")
+    if typing.get_origin(kind) is types.UnionType:
+        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if field.metadata.get("repeated"):
+            flags.DEFINE_multi_string(name, None if default is None else list(default), help)
+        else:
+            text = None if default is None else [str(value) for value in default]
+            flags.DEFINE(_ListParser(item), name, text, help, serializer=flags.CsvListSerializer(","))
+    elif field.metadata.get("choices"):
+        flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
+    else:
+        define = {
+            bool: flags.DEFINE_boolean,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            str: flags.DEFINE_string,
+        }
+        define[kind](name, default, help)
+
+
+class _ListParser(flags.ListParser):
+    """Comma-separated values of one type; quotes protect commas, as in CSV."""
+
+    def __init__(self, item: type):
+        super().__init__()
+        self._item = item
+
+    def parse(self, argument: Any) -> list[Any]:
+        values = super().parse(argument)
+        try:
+            return [self._item(value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"expected comma-separated {self._item.__name__} values: {error}") from error
+
+
+def _parse(argv: Sequence[str], config_class: type) -> Any:
+    """Flags to config; whatever is wrong with them ends the program with status 2."""
+    try:
+        rest = flags.FLAGS(list(argv))[1:]
+        if rest:
+            raise flags.Error(f"unexpected argument {rest[0]!r}: settings are given as --name=value")
+        values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(config_class)}
+        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (flags.Error, ValueError) as error:
+        _complain(f"{error}\nPass --help to see all settings.")
+        raise SystemExit(2) from None
+
+
+def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str) -> None:
+    # Imported here, so that --help and flag errors answer at once.
+    import jax
+
+    from gram_jax import evaluation, runtime
+
+    folder = runtime.absolute(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Orbax reports every file it touches at the level of our own messages.
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.get_absl_logger().setLevel(logging.WARNING)
+    runtime.enable_compilation_cache(folder)
+    settings = dataclasses.asdict(config)
+    first = jax.process_index() == 0
+    if first:
+        width = max(map(len, settings), default=0)
+        print(f"{name} in {folder}", *(f"  {k:<{width}}  {v!r}" for k, v in settings.items()), sep="\n", flush=True)
+    found = evaluation.environment()
+    versions = ", ".join(f"{package} {version}" for package, version in found["packages"].items())
+    logger.info("%s on %d x %s", versions, found["device"]["count"], found["device"]["kind"])
+    results = run(config, folder)
+    if results is not None and first:
+        evaluation.write_results(folder / "results.json", results)
+        print(f"results in {folder / 'results.json'}", flush=True)
+
+
+def _is_users(error: Exception, run: Callable) -> bool:
+    """Whether an error reports bad input: a missing or forbidden file, or a check that raised on purpose."""
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    # A ValueError may also come out of NumPy, JAX or int(): only a `raise` statement of the library or of the
+    # experiment is a check.
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    code = traceback.tb_frame.f_code
+    raised_here = dis.opname[code.co_code[traceback.tb_lasti]] == "RAISE_VARARGS"
+    ours = os.path.realpath(code.co_filename).startswith(_LIBRARY) or code.co_filename == run.__code__.co_filename
+    return raised_here and ours
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)

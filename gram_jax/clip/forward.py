@@ -1,0 +1,238 @@
+"""The public forward passes of a frozen clip, plain and under prompts.
+
+Every function here is pure and passes through `jit`, `vmap`, `grad` and `scan`; called eagerly, it is compiled once for
+each combination of shapes. Shapes and settings are checked in Python, before anything is traced.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.clip import text, vision
+from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.model import Clip
+from gram_jax.clip.modules import at_least_float32
+from gram_jax.clip.prompts import TextPrompt, VisualPrompt
+from gram_jax.clip.validation import (
+    check_features,
+    check_images,
+    check_text_prompt,
+    check_token_ids,
+    check_visual_prompt,
+)
+
+if TYPE_CHECKING:
+    from gram_jax.clip.tokenizer import Classes
+
+Array = jax.Array
+
+
+def encode_image(
+    clip: Clip,
+    images: Array,
+    prompt: VisualPrompt | None = None,
+    *,
+    layer_prompts: vision.LayerPrompts | None = None,
+    has_aux: bool = False,
+    normalize: bool = True,
+) -> Array | tuple[Array, dict[int, Any]]:
+    """Image features, plain or under visual prompts.
+
+    With tokens x_0 = pre_norm([c, z_1, ..., z_N] + positions) and layers B_l,
+
+        x_{l+1} = B_l(x_l with the prompt tokens of layer l),    f = W^T post_norm(x_L[class token]).
+
+    Args:
+        clip: the frozen clip.
+        images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
+        prompt: where tokens stand among the patches; see `VisualPrompt`.
+        layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
+            layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
+            place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
+            sequence without a prompt). This is the hook for class-aware visual prompts.
+        has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
+        normalize: divide by the Euclidean norm.
+
+    Returns:
+        Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
+
+    Raises:
+        ValueError: if a shape, width, layer number or placement does not fit; the message states the numbers.
+
+    Example:
+        >>> from gram_jax.testing import tiny_clip
+        >>> clip = tiny_clip()
+        >>> size, width = clip.config.vision.image_size, clip.config.vision.width
+        >>> images = jnp.ones((2, size, size, 3))
+        >>> encode_image(clip, images, VisualPrompt(jnp.zeros((4, width)))).shape == (2, clip.config.embed_dim)
+        True
+
+    Reference:
+        "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts after "Visual
+        Prompt Tuning", section 3.2, and class-aware ones after "Dual Modality Prompt Tuning for Vision-Language
+        Pre-Trained Model", section III.
+    """
+    check_images(images, clip.config.vision)
+    check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
+    params = clip.params["vision"]
+    if not layer_prompts:
+        features, aux = _image(params, images, prompt, config=clip.config, normalize=normalize), {}
+    else:
+        # Functions are closures over what a tuner learns: they belong to the caller's trace, not to a cache of ours.
+        functions = {
+            layer: function if has_aux else lambda tokens, function=function: (function(tokens), None)
+            for layer, function in layer_prompts.items()
+        }
+        features, aux = vision.image_features(params, clip.config, images, prompt, functions)
+        features = _finish(features, normalize)
+    return (features, aux) if has_aux else features
+
+
+def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
+    """Text features of plain texts.
+
+    The transformer is causal and the feature is read at the end token (`TextConfig.eos_rule`), so padding behind it
+    cannot matter and texts may be cut to the longest one.
+
+    Args:
+        clip: the frozen clip.
+        token_ids: int `[..., tokens]` with [SOS] first, as `clip.tokenize` makes them.
+        normalize: divide by the Euclidean norm.
+
+    Returns:
+        Features `[..., embed_dim]`, at least float32; NaN where an id is outside the vocabulary.
+
+    Raises:
+        ValueError: if `token_ids` are not integers or are longer than the context.
+
+    Example:
+        >>> from gram_jax.testing import tiny_clip
+        >>> clip = tiny_clip()
+        >>> encode_text(clip, clip.tokenize(["a cat", "a photo of a dog."])).shape == (2, clip.config.embed_dim)
+        True
+
+    Reference:
+        "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
+    """
+    check_token_ids(token_ids, clip.config.text)
+    return _text(clip.params["text"], token_ids, None, config=clip.config, normalize=normalize)
+
+
+def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = None, *, normalize: bool = True) -> Array:
+    """Text features of classes, under their template or under a learned context.
+
+    Exact shortcuts: sequences are cut to the longest class; with the name at the end, [SOS] and a context shared by the
+    classes run once (per image, if the context is per image), and the classes attend to their keys and values; in the
+    last layer only the end token is run.
+
+    Args:
+        clip: the frozen clip.
+        classes: as `clip.class_tokens` makes them.
+        prompt: the context and where it stands; see `TextPrompt`. None: the template that `classes` was made with.
+        normalize: divide by the Euclidean norm.
+
+    Returns:
+        Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
+
+    Raises:
+        ValueError: if a shape, width, layer number or class position does not fit, or the context and the longest class
+            do not fit into the context length; the message states the numbers.
+
+    Example:
+        >>> from gram_jax.testing import tiny_clip
+        >>> clip = tiny_clip()
+        >>> classes = clip.class_tokens(["cat", "dog", "bird"])
+        >>> prompt = TextPrompt(jnp.zeros((4, clip.config.text.width)))
+        >>> encode_classes(clip, classes, prompt).shape == (3, clip.config.embed_dim)
+        True
+
+    Reference:
+        "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2, equation 3.
+    """
+    params = clip.params["text"]
+    if prompt is None:
+        check_token_ids(classes.token_ids, clip.config.text)
+        return _text(params, classes.token_ids, classes.eot, config=clip.config, normalize=normalize)
+    check_text_prompt(prompt, clip.config.text, jnp.shape(classes.tail_ids))
+    return _classes(params, classes, prompt, config=clip.config, normalize=normalize)
+
+
+def embed_tokens(clip: Clip, token_ids: Array) -> Array:
+    """Token embeddings without positions: what a context set to words is made of.
+
+    Args:
+        clip: the frozen clip.
+        token_ids: int `[..., tokens]`.
+
+    Returns:
+        `[..., tokens, width]`, at least float32; NaN where an id is outside the vocabulary.
+
+    Raises:
+        ValueError: if `token_ids` are not integers or are longer than the context.
+
+    Example:
+        >>> from gram_jax.testing import tiny_clip
+        >>> clip = tiny_clip()
+        >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
+        >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
+        True
+    """
+    check_token_ids(token_ids, clip.config.text)
+    return text.embed(clip.params["text"], token_ids)
+
+
+def logits(image_features: Array, text_features: Array, logit_scale: Array | float) -> Array:
+    """Scaled cosine similarities of images and classes.
+
+    logits[b, c] = exp(logit_scale) * <f_b, t_c>, in full precision on every device.
+
+    Args:
+        image_features: normalised, `[images, dim]`.
+        text_features: normalised, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
+        logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
+
+    Returns:
+        `[images, classes]`, at least float32.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Example:
+        >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()
+        [[100.0, 0.0], [0.0, 100.0]]
+
+    Reference:
+        "Learning Transferable Visual Models From Natural Language Supervision", figure 3.
+    """
+    check_features(image_features, text_features)
+    product = "be,ce->bc" if text_features.ndim == 2 else "be,bce->bc"
+    image_features, text_features = at_least_float32(image_features), at_least_float32(text_features)
+    cosine = jnp.einsum(product, image_features, text_features, precision="highest")
+    return jnp.exp(logit_scale) * cosine
+
+
+@functools.partial(jax.jit, static_argnames=("config", "normalize"))
+def _image(params: Any, images: Array, prompt: VisualPrompt | None, *, config: ClipConfig, normalize: bool) -> Array:
+    return _finish(vision.image_features(params, config, images, prompt)[0], normalize)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "normalize"))
+def _text(params: Any, token_ids: Array, end: Array | None, *, config: ClipConfig, normalize: bool) -> Array:
+    end = text.find_end(config.text, token_ids) if end is None else end
+    return _finish(text.text_features(params, config, token_ids, end), normalize)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "normalize"))
+def _classes(params: Any, classes: Classes, prompt: TextPrompt, *, config: ClipConfig, normalize: bool) -> Array:
+    return _finish(text.class_features(params, config, classes, prompt), normalize)
+
+
+def _finish(features: Array, normalize: bool) -> Array:
+    if not normalize:
+        return features
+    square = jnp.sum(features**2, axis=-1, keepdims=True)
+    return features * jax.lax.rsqrt(jnp.maximum(square, jnp.finfo(features.dtype).tiny))

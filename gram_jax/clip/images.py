@@ -1,0 +1,350 @@
+"""Images to arrays: the transform that a CLIP was trained with, and the door that broken images do not pass."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
+# What image corpora are made of. Pillow knows more formats, some of which start other programs (EPS: Ghostscript).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or used; the message names it, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """CLIP's image transform: to RGB, resize, centre crop, to floats, normalise.
+
+    Before normalisation the bytes are those of transformers' `CLIPImageProcessorPil`, for any size. The long side of a
+    resized image is rounded down; a crop larger than the image is padded with black. Transparency is laid over white.
+    EXIF orientation is applied. Greyscale with more than 8 bits (mode I;16, or I and F with values above 255) is scaled
+    from 0..65535 to 0..255, where Pillow's own conversion would clip it to white.
+
+    Attributes:
+        size: the shortest edge after resizing, or (height, width), or None for no resizing; pixels.
+        crop: (height, width) of the centre crop, or None for no crop; pixels.
+        resample: Pillow's number of the resampling filter, 3 being bicubic.
+        rescale_factor: what bytes are multiplied with, or None.
+        mean: per channel, subtracted after rescaling, or None for no normalisation.
+        std: per channel, divided by afterwards.
+        max_pixels: images with more pixels are refused before they are decoded.
+
+    Example:
+        >>> transform = ImageTransform(size=32, crop=(32, 32))
+        >>> transform([np.zeros((40, 51, 3), np.uint8)]).shape
+        (1, 32, 32, 3)
+
+    Reference:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
+    """
+
+    size: int | tuple[int, int] | None = 224
+    crop: tuple[int, int] | None = (224, 224)
+    resample: int = BICUBIC
+    rescale_factor: float | None = 1 / 255
+    mean: tuple[float, float, float] | None = MEAN
+    std: tuple[float, float, float] | None = STD
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "crop"):
+            value = getattr(self, name)
+            sides = () if value is None else value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(side, int) and side > 0 for side in sides) or (name == "crop" and len(sides) == 1):
+                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be in whole pixels, above 0")
+        if self.resample not in range(6):
+            raise ValueError(
+                f"ImageTransform.resample is {self.resample!r}; it must be one of Pillow's filters, 0 to 5"
+            )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if (value is None) != (self.mean is None) or (value is not None and len(value) != 3):
+                raise ValueError(
+                    f"ImageTransform.{name} is {value!r}; mean and std must be three numbers each, or None"
+                )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
+        """Reads the dictionary of a Hugging Face `preprocessor_config.json`, of any age.
+
+        Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`.
+
+        Args:
+            config: the parsed JSON object.
+            max_pixels: as the attribute.
+
+        Returns:
+            The transform.
+
+        Raises:
+            ValueError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
+
+        Example:
+            >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
+            336
+        """
+        kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
+        if not kind.startswith("CLIP"):
+            raise ValueError(f"preprocessor_config.json is for {kind!r}; only CLIP's image processors are supported")
+        if config.get("do_pad"):
+            raise ValueError("preprocessor_config.json sets do_pad; CLIP's image transform has no padding step")
+
+        def given(key: str, default: Any) -> Any:
+            return default if config.get(key) is None else config[key]
+
+        square = config.get("default_to_square") or config.get("use_square_size")
+        size = _read_size(given("size", 224), square) if given("do_resize", True) else None
+        crop = _read_size(given("crop_size", 224), True) if given("do_center_crop", True) else None
+        normalize = given("do_normalize", True)
+        return cls(
+            size=size,
+            crop=crop,
+            resample=int(given("resample", BICUBIC)),
+            rescale_factor=given("rescale_factor", 1 / 255) if given("do_rescale", True) else None,
+            mean=_read_channels(given("image_mean", MEAN)) if normalize else None,
+            std=_read_channels(given("image_std", STD)) if normalize else None,
+            max_pixels=max_pixels,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dictionary of a `preprocessor_config.json` that transformers' `CLIPImageProcessor` reads.
+
+        Example:
+            >>> ImageTransform.from_hf(ImageTransform(size=64, crop=(64, 64)).to_hf()).crop
+            (64, 64)
+        """
+
+        def sides(value: int | tuple[int, int] | None) -> dict[str, int]:
+            value = 224 if value is None else value
+            return {"shortest_edge": value} if isinstance(value, int) else {"height": value[0], "width": value[1]}
+
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": self.size is not None,
+            "size": sides(self.size),
+            "resample": self.resample,
+            "do_center_crop": self.crop is not None,
+            "crop_size": sides(self.crop or (224, 224)),
+            "do_rescale": self.rescale_factor is not None,
+            "rescale_factor": 1 / 255 if self.rescale_factor is None else self.rescale_factor,
+            "do_normalize": self.mean is not None,
+            "image_mean": list(self.mean or MEAN),
+            "image_std": list(self.std or STD),
+        }
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of every result, or None where it depends on the image."""
+        return self.crop or (self.size if isinstance(self.size, tuple) else None)
+
+    @property
+    def version(self) -> str:
+        """Names what the transform does, parameters included: a part of cache keys for image features."""
+        steps = (self.size, self.crop, self.resample, self.rescale_factor, self.mean, self.std)
+        return "images-1-" + hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
+
+    def __call__(self, images: Iterable[Any]) -> np.ndarray:
+        """Transforms images into the array that `encode_image` reads.
+
+        Args:
+            images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; one alone is a batch of one.
+
+        Returns:
+            float32 array [B, H, W, 3].
+
+        Raises:
+            ImageError: an image cannot be read or used, there are none, or their results differ in size.
+        """
+        is_array = isinstance(images, np.ndarray) and images.ndim == 3
+        if is_array or isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands"):
+            images = [images]
+        pixels = [self.pixels(image, f"image {index}") for index, image in enumerate(images)]
+        if not pixels:
+            raise ImageError("no images to transform: the list is empty")
+        shapes = sorted({each.shape[:2] for each in pixels})
+        if len(shapes) > 1:
+            raise ImageError(
+                f"the images have different sizes after the transform, {shapes[0]} and {shapes[1]}; "
+                "transform them one by one, or set ImageTransform.crop"
+            )
+        return self.normalize(np.stack(pixels))
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Bytes to floats: `(pixels * rescale_factor - mean) / std`, in float32.
+
+        Args:
+            pixels: uint8 array [..., 3].
+
+        Returns:
+            float32 array of the same shape.
+        """
+        # The arithmetic of transformers, rounding included, on each of the 256 values a channel can have.
+        table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)  # [values, channels]
+        table = (table if self.rescale_factor is None else table * self.rescale_factor).astype(np.float32)
+        if self.mean is not None:
+            table = (table - np.float32(self.mean)) / np.float32(self.std)
+        floats = np.empty(pixels.shape, np.float32)
+        for channel in range(3):
+            floats[..., channel] = table[:, channel][pixels[..., channel]]
+        return floats
+
+    def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
+        """One image, resized and cropped: the bytes before normalisation.
+
+        Args:
+            image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
+            name: what errors call an image that is no path.
+
+        Returns:
+            uint8 array [H, W, 3].
+
+        Raises:
+            ImageError: the image cannot be read, has too many pixels or a depth without a known range.
+
+        Example:
+            >>> ImageTransform(size=8, crop=(8, 8)).pixels(np.full((1, 20, 3), 7, np.uint8)).max()
+            np.uint8(7)
+        """
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+                found = f"{image.dtype} {list(image.shape)}"
+                raise ImageError(f"{name} is an array of {found}; pass uint8 [height, width, 3] or a PIL image")
+            return self._resize_and_crop(image, name)
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
+        return self._resize_and_crop(_read_rgb(image, name, self.max_pixels), name)
+
+    def _resize_and_crop(self, image: Any, name: str) -> np.ndarray:
+        """Resizes and crops an RGB image, array or PIL, without touching what is already in shape."""
+        from PIL import Image
+
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+        full = self._resized(height, width)
+        crop = self.crop or full
+        if full[0] * full[1] > self.max_pixels:
+            raise ImageError(
+                f"{name} has {width} x {height} pixels, so long and narrow that it would be resized to {full[1]} x "
+                f"{full[0]}, the limit is {self.max_pixels} pixels; crop it first, or raise ImageTransform.max_pixels"
+            )
+        # The part of the resized image that the crop shows.
+        top, left = (max(0, side - cut) // 2 for side, cut in zip(full, crop, strict=True))
+        bottom, right = (start + min(side, cut) for start, side, cut in zip((top, left), full, crop, strict=True))
+        if full == (height, width):
+            window = np.asarray(image)[top:bottom, left:right]
+        else:
+            # One call, and the crop after it: Pillow chooses the order of its two passes, which shows in the last bits.
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            window = np.asarray(image.resize(full[::-1], self.resample).crop((left, top, right, bottom)))
+        if window.shape[:2] == crop:
+            return np.ascontiguousarray(window)
+        padded = np.zeros((*crop, 3), np.uint8)
+        top, left = ((cut - side + 1) // 2 for side, cut in zip(window.shape, crop, strict=False))
+        padded[top : top + window.shape[0], left : left + window.shape[1]] = window
+        return padded
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not isinstance(self.size, int):
+            return self.size or (height, width)
+        if width <= height:
+            return int(self.size * height / width), self.size
+        return self.size, int(self.size * width / height)
+
+
+def _read_size(size: Any, square: bool) -> int | tuple[int, int]:
+    if isinstance(size, int):
+        return (size, size) if square else size
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return tuple(size)
+    if isinstance(size, Mapping):
+        size = {key: value for key, value in size.items() if value is not None}
+        if set(size) == {"shortest_edge"}:
+            return size["shortest_edge"]
+        if set(size) == {"height", "width"}:
+            return size["height"], size["width"]
+    raise ValueError(f"preprocessor_config.json has size {size!r}; pass a number, a shortest_edge, or height and width")
+
+
+def _read_channels(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * 3
+
+
+def _read_rgb(source: Any, name: str, max_pixels: int) -> Any:
+    """A PIL image in mode RGB and upright, from a PIL image, a path or bytes."""
+    from PIL import Image
+
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name, max_pixels)
+        if isinstance(source, (str, os.PathLike)):
+            stream = os.fspath(source)
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            stream = io.BytesIO(source)
+        else:
+            raise ImageError(
+                f"{name} is a {type(source).__name__}; pass a PIL image, a path, an encoded image or a uint8 array"
+            )
+        Image.init()
+        with Image.open(stream, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+            return _to_rgb(image, name, max_pixels)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file; check the path") from error
+    except Image.UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise ImageError(f"{name} is no image of a known format ({known}); remove or convert it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} is refused as a decompression bomb: {error}; make it smaller") from error
+    except Exception as error:  # decoders fail on broken data in every way there is
+        raise ImageError(
+            f"{name} cannot be read, it is truncated or damaged ({error}); replace or remove it"
+        ) from error
+
+
+def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
+    from PIL import Image, ImageOps
+
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, the limit is {max_pixels}; make it smaller, or raise "
+            "ImageTransform.max_pixels (Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS)"
+        )
+    image.load()  # while the file is open
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey_to_rgb(image, name)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_grey_to_rgb(image: Any, name: str) -> Any:
+    """Greyscale of more than 8 bits; values that fit 8 bits stay as they are, unless the mode says 16."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65535):
+        raise ImageError(
+            f"{name} has mode {image.mode} and values from {low} to {high}; scale it to 0..255 (8 bits) or 0..65535"
+        )
+    if high > 255 or image.mode.startswith("I;16"):
+        values = (values + 128.0) // 257
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")

@@ -1,0 +1,207 @@
+"""The clip: configuration, parameters, tokenizer and image transform in one pytree, and its random initialisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from gram_jax.clip.images import ImageTransform
+    from gram_jax.clip.tokenizer import Classes, Tokenizer
+
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Clip:
+    """A frozen dual encoder.
+
+    A pytree: the parameters are its leaves, the rest is static and compared by content. It is handed as an argument
+    through `jit`, `vmap` and `grad`, never closed over.
+
+    Attributes:
+        params: nested dictionary of arrays (`init_params` states the tree).
+        config: sizes and settings.
+        tokenizer: turns texts into token ids; None for a clip that only sees token ids.
+        transform: turns images into float arrays; None for a clip that only sees such arrays.
+
+    Example:
+        >>> from gram_jax.testing import tiny_clip
+        >>> clip = tiny_clip()
+        >>> clip.params["text"]["projection"].shape == (clip.config.text.width, clip.config.embed_dim)
+        True
+    """
+
+    params: Params
+    config: ClipConfig = flax.struct.field(pytree_node=False)
+    tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
+    transform: ImageTransform | None = flax.struct.field(pytree_node=False, default=None)
+
+    def class_tokens(self, names: list[str], template: str = "a photo of a {}.") -> Classes:
+        """Tokenises class names, for `encode_classes`.
+
+        Args:
+            names: class names; underscores are read as spaces.
+            template: a text with one `{}` where the name goes.
+
+        Returns:
+            The classes, arrays only.
+
+        Raises:
+            ValueError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
+
+        Example:
+            >>> from gram_jax.testing import tiny_clip
+            >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
+            2
+        """
+        from gram_jax.clip.tokenizer import class_tokens
+
+        return class_tokens(self._require_tokenizer(), names, template)
+
+    def tokenize(self, texts: list[str]) -> np.ndarray:
+        """Turns texts into token ids, cut to the longest text, for `encode_text`.
+
+        Args:
+            texts: texts that fit the context length.
+
+        Returns:
+            int32 `[texts, tokens]`.
+
+        Raises:
+            ValueError: if there is no tokenizer or a text is too long.
+
+        Example:
+            >>> from gram_jax.testing import tiny_clip
+            >>> tiny_clip().tokenize(["a photo of a cat.", "a dog"]).shape[0]
+            2
+        """
+        return self._require_tokenizer().encode(texts)
+
+    def preprocess(self, images: Any) -> np.ndarray:
+        """Turns images into the arrays that `encode_image` takes.
+
+        Args:
+            images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
+
+        Returns:
+            float32 `[images, image size, image size, 3]`.
+
+        Raises:
+            ValueError: if there is no image transform, or an image cannot be read.
+
+        Example:
+            >>> from gram_jax.testing import tiny_clip
+            >>> clip = tiny_clip()
+            >>> clip.preprocess([np.zeros((5, 9, 3), np.uint8)]).shape == (1, *2 * [clip.config.vision.image_size], 3)
+            True
+        """
+        if self.transform is None:
+            raise ValueError("This clip has no image transform: give it one with clip.replace(transform=...).")
+        return self.transform(images)
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
+        return self.tokenizer
+
+
+def init_params(key: jax.Array, config: ClipConfig) -> Params:
+    """Random parameters with OpenAI's standard deviations.
+
+    With width d and L layers: token embedding 0.02, text positions 0.01; queries, keys and values d^-1/2; the two
+    projections back to the residual stream d^-1/2 (2L)^-1/2; the perceptron's first layer (2d)^-1/2; class embedding,
+    image positions and both final projections d^-1/2; patches (3 p^2 c)^-1/2. Biases are 0, norms the identity.
+
+    Args:
+        key: a PRNG key.
+        config: the sizes.
+
+    Returns:
+        A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::
+
+            {"text": {"token_embedding", "position_embedding", "layers", "final_norm", "projection"},
+             "vision": {"class_embedding", "patch_embedding", "position_embedding", "pre_norm", "layers", "post_norm",
+                        "projection"},
+             "logit_scale"}
+
+    Example:
+        >>> from gram_jax.testing import tiny_config
+        >>> params = init_params(jax.random.key(0), tiny_config())
+        >>> sorted(params), sorted(params["text"]["layers"])
+        (['logit_scale', 'text', 'vision'], ['attention', 'mlp', 'norm_1', 'norm_2'])
+
+    Reference:
+        github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
+    """
+    text_key, vision_key = jax.random.split(key)
+    return {
+        "text": _init_text(text_key, config.text, config.embed_dim),
+        "vision": _init_vision(vision_key, config.vision, config.embed_dim),
+        "logit_scale": jnp.float32(config.logit_scale_init),
+    }
+
+
+def _normal(key: jax.Array, std: float, *shape: int) -> jax.Array:
+    return std * jax.random.normal(key, shape, jnp.float32)
+
+
+def _init_norm(*shape: int) -> Params:
+    return {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
+
+
+def _init_text(key: jax.Array, config: TextConfig, embed_dim: int) -> Params:
+    keys = jax.random.split(key, 4)
+    width = config.width
+    return {
+        "token_embedding": _normal(keys[0], 0.02, config.vocab_size, width),
+        "position_embedding": _normal(keys[1], 0.01, config.context_length, width),
+        "layers": _init_layers(keys[2], config),
+        "final_norm": _init_norm(width),
+        "projection": _normal(keys[3], width**-0.5, width, embed_dim),
+    }
+
+
+def _init_vision(key: jax.Array, config: VisionConfig, embed_dim: int) -> Params:
+    keys = jax.random.split(key, 5)
+    width = config.width
+    patch = config.patch_size**2 * config.channels
+    return {
+        "class_embedding": _normal(keys[0], width**-0.5, width),
+        "patch_embedding": _normal(keys[1], (3 * patch) ** -0.5, patch, width),
+        "position_embedding": _normal(keys[2], width**-0.5, 1 + config.num_patches, width),
+        "pre_norm": _init_norm(width),
+        "layers": _init_layers(keys[3], config),
+        "post_norm": _init_norm(width),
+        "projection": _normal(keys[4], width**-0.5, width, embed_dim),
+    }
+
+
+def _init_layers(key: jax.Array, config: TextConfig | VisionConfig) -> Params:
+    layers, width, hidden = config.layers, config.width, config.mlp_width
+    keys = jax.random.split(key, 6)
+    in_std, out_std = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
+
+    def dense(key: jax.Array, std: float, fan_in: int, fan_out: int) -> Params:
+        return {"kernel": _normal(key, std, layers, fan_in, fan_out), "bias": jnp.zeros((layers, fan_out), jnp.float32)}
+
+    return {
+        "norm_1": _init_norm(layers, width),
+        "attention": {
+            "query": dense(keys[0], in_std, width, width),
+            "key": dense(keys[1], in_std, width, width),
+            "value": dense(keys[2], in_std, width, width),
+            "out": dense(keys[3], out_std, width, width),
+        },
+        "norm_2": _init_norm(layers, width),
+        "mlp": {
+            "up": dense(keys[4], (2 * width) ** -0.5, width, hidden),
+            "down": dense(keys[5], out_std, hidden, width),
+        },
+    }

@@ -1,0 +1,308 @@
+"""One layer of CLIP's transformers as linen modules, and the scan that runs a stack of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from gram_jax.clip.config import TextConfig, VisionConfig
+
+Array = jax.Array
+# Keys and values of tokens that other tokens may attend to, each [..., tokens, heads, head width].
+Memory = tuple[Array, Array]
+
+
+def quick_gelu(x: Array) -> Array:
+    """OpenAI's approximation of GELU, `x * sigmoid(1.702 x)`.
+
+    Args:
+        x: any shape.
+
+    Returns:
+        An array of the same shape and dtype.
+
+    Example:
+        >>> float(quick_gelu(jnp.float32(0.0)))
+        0.0
+
+    Reference:
+        github.com/openai/CLIP, clip/model.py, `QuickGELU`.
+    """
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# The names are Hugging Face's `hidden_act`.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def at_least_float32(x: Array) -> Array:
+    """Casts half precision up and leaves float32 and float64 as they are.
+
+    Args:
+        x: a floating-point array.
+
+    Returns:
+        The array in float32, or in float64 where it was float64.
+
+    Example:
+        >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def take_token(x: Array, position: int | Array) -> Array:
+    """The token at a position of every sequence.
+
+    Args:
+        x: `[..., tokens, width]`.
+        position: one static position for all sequences, or integers of shape `[...]`.
+
+    Returns:
+        `[..., 1, width]`.
+
+    Example:
+        >>> take_token(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([0, 2])).ravel().tolist()
+        [0.0, 5.0]
+    """
+    if isinstance(position, int):
+        return x[..., position : position + 1, :]
+    index = jnp.broadcast_to(position, x.shape[:-2])[..., None, None]
+    return jnp.take_along_axis(x, index, axis=-2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention from explicit products, so that derivatives of every order exist.
+
+    Attributes:
+        heads: number of heads.
+        dtype: what the matrix products are computed in; None for the promoted dtype of inputs and parameters.
+    """
+
+    heads: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, queries: Array, tokens: Array, mask: Array | None = None, memory: Memory | None = None
+    ) -> tuple[Array, Memory]:
+        """Lets `queries` attend to `memory` (all of it) and to `tokens` (where `mask` allows).
+
+        Args:
+            queries: `[..., queries, width]`.
+            tokens: `[..., tokens, width]`.
+            mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
+            memory: keys and values computed before, `[..., m, heads, head width]`; leading axes broadcast.
+
+        Returns:
+            The attention's output `[..., queries, width]`, and the keys and values of `tokens`.
+        """
+        width = tokens.shape[-1]
+        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
+
+        def split(x: Array) -> Array:
+            return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
+
+        query = split(dense(name="query")(queries) * (width // self.heads) ** -0.5)
+        key, value = split(dense(name="key")(tokens)), split(dense(name="value")(tokens))
+
+        scores = at_least_float32(_scores(query, key))  # [..., heads, queries, tokens]
+        if mask is not None:
+            scores = jnp.where(mask[..., None, :, :], scores, jnp.finfo(scores.dtype).min)
+        if memory is None:
+            mixed = _mix(jax.nn.softmax(scores).astype(value.dtype), value)
+        else:
+            seen = at_least_float32(_scores(query, memory[0]))  # [..., heads, queries, m]
+            weights = jax.nn.softmax(jnp.concatenate([seen, scores], axis=-1)).astype(value.dtype)
+            split_at = seen.shape[-1]
+            mixed = _mix(weights[..., :split_at], memory[1]) + _mix(weights[..., split_at:], value)
+        return dense(name="out")(mixed.reshape(*mixed.shape[:-2], width)), (key, value)
+
+
+def _scores(query: Array, key: Array) -> Array:
+    return jnp.einsum("...qhd,...khd->...hqk", query, key)
+
+
+def _mix(weights: Array, value: Array) -> Array:
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between them.
+
+    Attributes:
+        hidden: width between the layers.
+        activation: a name in `ACTIVATIONS`.
+        dtype: as in `Attention`.
+    """
+
+    hidden: int
+    activation: str
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[..., width]` to `[..., width]`."""
+        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(ACTIVATIONS[self.activation](hidden))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer: `x += attention(norm_1(x)); x += mlp(norm_2(x))`.
+
+    The residual stream and the norms are at least float32; the products are in `dtype`.
+
+    Attributes:
+        heads, mlp_width, activation, norm_eps: as in the configuration.
+        dtype: as in `Attention`.
+    """
+
+    heads: int
+    mlp_width: int
+    activation: str
+    norm_eps: float
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array | None = None, memory: Memory | None = None, read: int | Array | None = None
+    ) -> tuple[Array, Memory]:
+        """Runs the layer.
+
+        Args:
+            x: `[..., tokens, width]`.
+            mask, memory: as in `Attention`.
+            read: position of the only token whose output is wanted (see `take_token`); None for all tokens.
+
+        Returns:
+            The tokens after the layer, `[..., tokens or 1, width]`, and the layer's keys and values.
+        """
+        normed = layer_norm(self.norm_eps, name="norm_1")(x)
+        queries = normed
+        if read is not None:
+            x, queries = take_token(x, read), take_token(normed, read)
+        attention = Attention(self.heads, self.dtype, name="attention")
+        attended, memory = attention(queries, normed, mask, memory)
+        x = x + attended
+        normed = layer_norm(self.norm_eps, name="norm_2")(x)
+        return x + Mlp(self.mlp_width, self.activation, self.dtype, name="mlp")(normed), memory
+
+
+def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
+    """Layer norm with the two-pass variance (the fast one loses digits on CLIP's large activations).
+
+    Args:
+        epsilon: added to the variance.
+        name: name of the linen submodule.
+
+    Returns:
+        The linen module; parameters `scale` and `bias`.
+
+    Example:
+        >>> params = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+        >>> layer_norm(1e-5).apply({"params": params}, jnp.array([1.0, 3.0])).round(3).tolist()
+        [-1.0, 1.0]
+    """
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+
+
+def project(x: Array, kernel: Array) -> Array:
+    """Projects the read token into the joint space, in full precision on every device.
+
+    Args:
+        x: `[..., width]`, at least float32.
+        kernel: `[width, embed_dim]`.
+
+    Returns:
+        `[..., embed_dim]`, at least float32.
+
+    Example:
+        >>> project(jnp.ones((1, 2)), jnp.eye(2, dtype=jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    return jnp.matmul(x, at_least_float32(kernel), precision="highest")
+
+
+def make_block(config: TextConfig | VisionConfig, compute_dtype: str) -> Block:
+    """The layer of a tower.
+
+    Args:
+        config: the tower's configuration.
+        compute_dtype: "float32" (the promoted dtype of inputs and parameters) or "bfloat16".
+
+    Returns:
+        The linen module; its parameters are one slice of the tower's stacked `layers`.
+
+    Example:
+        >>> from gram_jax.testing import tiny_config
+        >>> make_block(tiny_config().text, "float32").mlp_width == tiny_config().text.mlp_width
+        True
+    """
+    dtype = jnp.bfloat16 if compute_dtype == "bfloat16" else None
+    return Block(config.heads, config.mlp_width, config.activation, config.norm_eps, dtype)
+
+
+def run_layers(
+    step: Callable[..., Any],
+    carry: Any,
+    layers: Any,
+    start: int,
+    stop: int,
+    deep: Array | None = None,
+    deep_layers: tuple[int, ...] = (),
+    remat: bool = False,
+) -> Any:
+    """Runs `carry = step(carry, layer parameters, deep prompt or None)` over layers `start, ..., stop - 1`.
+
+    Runs of layers with and without a deep prompt are scanned, so compile time does not grow with depth.
+
+    Args:
+        step: a function of the carry, one layer's parameters, and the deep prompt to put in before the layer.
+        carry: what goes from layer to layer; keeps its structure, shapes and dtypes.
+        layers: parameters with a leading axis of layers.
+        start, stop: the run; may be empty.
+        deep: prompts with a leading axis as long as `deep_layers`.
+        deep_layers: increasing layer numbers; those outside the run are passed over.
+        remat: recompute each layer in the backward pass.
+
+    Returns:
+        The carry after the last layer of the run.
+
+    Example:
+        >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer
+        >>> float(run_layers(step, jnp.float32(1), jnp.array([2.0, 3.0, 5.0]), 0, 3, jnp.array([10.0]), (1,)))
+        150.0
+    """
+
+    def body(carry: Any, xs: tuple[Any, Any]) -> tuple[Any, None]:
+        return step(carry, *xs), None
+
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    for first, last, row in _segments(start, stop, deep_layers):
+        run = jax.tree.map(lambda leaf, first=first, last=last: leaf[first:last], layers)
+        carry, _ = jax.lax.scan(body, carry, (run, None if row is None else deep[row : row + last - first]))
+    return carry
+
+
+def _segments(start: int, stop: int, deep_layers: tuple[int, ...]) -> list[tuple[int, int, int | None]]:
+    """Splits `start..stop` where deep prompts begin or end: (first, last, row of the first deep prompt or None)."""
+    segments = []
+    first = start
+    for layer in range(start + 1, stop + 1):
+        if layer == stop or (layer in deep_layers) != (first in deep_layers):
+            segments.append((first, layer, deep_layers.index(first) if first in deep_layers else None))
+            first = layer
+    return segments

@@ -1,0 +1,201 @@
+"""The text transformer, with prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.clip.config import ClipConfig, TextConfig
+from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
+from gram_jax.clip.prompts import TextPrompt
+
+if TYPE_CHECKING:
+    from gram_jax.clip.tokenizer import Classes
+
+Array = jax.Array
+
+
+def find_end(config: TextConfig, token_ids: Array) -> Array:
+    """Position at which a text's feature is read.
+
+    Args:
+        config: states the rule, `eos_rule`.
+        token_ids: int `[..., tokens]`.
+
+    Returns:
+        int32 `[...]`.
+
+    Example:
+        >>> from gram_jax.testing import tiny_config
+        >>> end = tiny_config().text.eos_token_id
+        >>> find_end(tiny_config().text, jnp.array([[end - 1, 5, end, end]])).tolist()
+        [2]
+    """
+    ends = token_ids if config.eos_rule == "highest" else token_ids == config.eos_token_id
+    return jnp.argmax(ends, axis=-1).astype(jnp.int32)
+
+
+def embed(params: Any, token_ids: Array) -> Array:
+    """Rows of the token embedding, at least float32; an id outside the vocabulary gives NaN."""
+    return at_least_float32(jnp.take(params["token_embedding"], token_ids, axis=0))
+
+
+def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array) -> Array:
+    """Features of plain texts.
+
+    Args:
+        params: the `text` branch of the parameters.
+        config: the clip's configuration.
+        token_ids: int `[..., tokens]`.
+        end: int `[...]`, where the feature is read.
+
+    Returns:
+        `[..., embed_dim]`, not normalised.
+    """
+    return _full(params, config, embed(params, token_ids), end)
+
+
+def class_features(
+    params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool = True
+) -> Array:
+    """Features of classes under a text prompt.
+
+    Args:
+        params: the `text` branch of the parameters.
+        config: the clip's configuration.
+        classes: what follows the context for each class.
+        prompt: the context and where it stands.
+        share_prefix: where the tokens in front of the names are the same for all classes, run them only once.
+
+    Returns:
+        `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
+    """
+    # All classes start with the same token; the configuration's bos_token_id is wrong in files from before mid 2023.
+    start = embed(params, classes.token_ids[:1, :1])  # [1, 1, width]
+    tail = embed(params, classes.tail_ids)  # [classes, tail, width]
+    if share_prefix and prompt.class_position == "end" and _same_for_all_classes(prompt):
+        return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt)
+
+    n = prompt.context.shape[-2]
+    leading = jnp.broadcast_shapes(
+        (tail.shape[0],), prompt.context.shape[:-2], () if prompt.deep is None else prompt.deep.shape[1:-2]
+    )
+    parts = [jnp.broadcast_to(part, (*leading, *part.shape[-2:])) for part in (start, prompt.context, tail)]
+    x = jnp.concatenate(parts, axis=-2)  # [..., classes, 1 + n + tail, width], the context in front
+    end = 1 + n + classes.tail_eot
+    if prompt.class_position == "end":
+        return _full(params, config, x, end, prompt, jnp.broadcast_to(jnp.arange(x.shape[-2]), x.shape[-3:-1]))
+    source = _order(prompt.class_position, n, classes.name_length, x.shape[-2])
+    return _full(params, config, jnp.take_along_axis(x, _expand(source, x), axis=-2), end, prompt, source)
+
+
+def _same_for_all_classes(prompt: TextPrompt) -> bool:
+    leading = [prompt.context.shape[:-2]]
+    if prompt.deep is not None:
+        leading.append(prompt.deep.shape[1:-2])
+    return all(axes[-1] == 1 for axes in leading if axes)
+
+
+def _order(class_position: str, n: int, name_length: Array, length: int) -> Array:
+    """For each place of a sequence, the place its token has in [SOS] context name rest; int `[classes, length]`."""
+    before = n // 2 if class_position == "middle" else 0  # context tokens in front of the name
+    place = jnp.arange(length)
+    name_length = name_length[:, None]
+    source = jnp.where(place > n + name_length, place, place - name_length)
+    source = jnp.where(place <= before + name_length, place + n - before, source)
+    return jnp.where(place <= before, place, source)
+
+
+def _expand(index: Array, x: Array) -> Array:
+    return jnp.broadcast_to(index, x.shape[:-1])[..., None]
+
+
+def _replace(x: Array, deep: Array, source: Array) -> Array:
+    """Puts deep prompts in place of the first m context tokens, wherever they stand."""
+    m = deep.shape[-2]
+    deep = jnp.broadcast_to(deep, (*x.shape[:-2], *deep.shape[-2:])).astype(x.dtype)
+    new = jnp.take_along_axis(deep, _expand(jnp.clip(source - 1, 0, m - 1), x), axis=-2)
+    return jnp.where(_expand((source >= 1) & (source <= m), x), new, x)
+
+
+def _full(
+    params: Any,
+    config: ClipConfig,
+    x: Array,
+    end: Array,
+    prompt: TextPrompt | None = None,
+    source: Array | None = None,
+) -> Array:
+    """Runs whole sequences of embedded tokens `[..., tokens, width]` and reads them at `end` `[...]`."""
+    block = make_block(config.text, config.compute_dtype)
+    length = x.shape[-2]
+    x = x + params["position_embedding"][:length]
+    mask = jnp.tril(jnp.ones((length, length), bool))
+    deep, deep_layers = (None, ()) if prompt is None else (prompt.deep, prompt.layers)
+
+    def step(x: Array, layer: Any, deep: Array | None) -> Array:
+        if deep is not None:
+            x = _replace(x, deep, source)
+        return block.apply({"params": layer}, x, mask)[0]
+
+    last = config.text.layers - 1
+    x = run_layers(step, x, params["layers"], 0, last, deep, deep_layers, config.remat)
+    if last in deep_layers:
+        x = _replace(x, deep[-1], source)
+    # Only the end token is read, so only its query, attention row and perceptron are run.
+    mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
+    x, _ = block.apply({"params": _layer(params, last)}, x, mask, read=end)
+    return _project(params, config, x)
+
+
+def _shared_prefix(
+    params: Any, config: ClipConfig, start: Array, tail: Array, tail_end: Array, prompt: TextPrompt
+) -> Array:
+    """Runs [SOS] context once; the classes' own tokens attend to its keys and values.
+
+    Exact: attention is causal, so what stands in front of a name cannot depend on it.
+    """
+    block = make_block(config.text, config.compute_dtype)
+    deep_leading = () if prompt.deep is None else prompt.deep.shape[1:-2]
+    leading = jnp.broadcast_shapes(prompt.context.shape[:-2], deep_leading)
+    context = jnp.broadcast_to(prompt.context, (*leading, *prompt.context.shape[-2:]))
+    start = jnp.broadcast_to(start[0], (*leading, *start.shape[-2:]))
+    prefix = jnp.concatenate([start, context], axis=-2)  # [(images, 1,) prefix, width]
+    split = prefix.shape[-2]
+    prefix = prefix + params["position_embedding"][:split]
+    tail = tail + params["position_embedding"][split : split + tail.shape[-2]]
+    tail = jnp.broadcast_to(tail, (*leading[:-1], *tail.shape))  # [(images,) classes, tail, width]
+    prefix_mask, tail_mask = (jnp.tril(jnp.ones((n, n), bool)) for n in (split, tail.shape[-2]))
+
+    def replace(prefix: Array, deep: Array) -> Array:
+        deep = jnp.broadcast_to(deep, (*leading, *deep.shape[-2:])).astype(prefix.dtype)
+        return jnp.concatenate([prefix[..., :1, :], deep, prefix[..., 1 + deep.shape[-2] :, :]], axis=-2)
+
+    def step(carry: tuple[Array, Array], layer: Any, deep: Array | None) -> tuple[Array, Array]:
+        prefix, tail = carry
+        if deep is not None:
+            prefix = replace(prefix, deep)
+        prefix, memory = block.apply({"params": layer}, prefix, prefix_mask)
+        return prefix, block.apply({"params": layer}, tail, tail_mask, memory)[0]
+
+    last = config.text.layers - 1
+    prefix, tail = run_layers(step, (prefix, tail), params["layers"], 0, last, prompt.deep, prompt.layers, config.remat)
+    if last in prompt.layers:
+        prefix = replace(prefix, prompt.deep[-1])
+    layer = {"params": _layer(params, last)}
+    memory = block.apply(layer, prefix, prefix_mask)[1]
+    mask = jnp.arange(tail.shape[-2]) <= tail_end[:, None, None]  # [classes, 1, tail]
+    tail, _ = block.apply(layer, tail, mask, memory, read=tail_end)
+    return _project(params, config, tail)
+
+
+def _layer(params: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], params["layers"])
+
+
+def _project(params: Any, config: ClipConfig, x: Array) -> Array:
+    """From the read token `[..., 1, width]` to the feature `[..., embed_dim]`."""
+    normed = layer_norm(config.text.norm_eps).apply({"params": params["final_norm"]}, x[..., 0, :])
+    return project(normed, params["projection"])

@@ -1,0 +1,131 @@
+"""The vision transformer, with prompts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
+from gram_jax.clip.prompts import VisualPrompt
+from gram_jax.clip.validation import check_made_prompt
+
+Array = jax.Array
+LayerPrompts = Mapping[int, Callable[[Array], Any]]
+
+
+def patchify(images: Array, patch_size: int) -> Array:
+    """Cuts images into flat patches, row by row.
+
+    Args:
+        images: `[images, height, width, channels]`.
+        patch_size: side of a patch in pixels; a remainder at the right and lower edge is dropped.
+
+    Returns:
+        `[images, patches, patch_size * patch_size * channels]`, each patch ordered (row, column, channel).
+
+    Example:
+        >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
+        [2.0, 3.0, 6.0, 7.0]
+    """
+    rows, columns = images.shape[1] // patch_size, images.shape[2] // patch_size
+    images = images[:, : rows * patch_size, : columns * patch_size]
+    images = images.reshape(-1, rows, patch_size, columns, patch_size, images.shape[-1])
+    return images.swapaxes(2, 3).reshape(images.shape[0], rows * columns, -1)
+
+
+def image_features(
+    params: Any,
+    config: ClipConfig,
+    images: Array,
+    prompt: VisualPrompt | None = None,
+    layer_prompts: LayerPrompts | None = None,
+) -> tuple[Array, dict[int, Any]]:
+    """Runs the vision transformer.
+
+    Args:
+        params: the `vision` branch of the parameters.
+        config: the clip's configuration.
+        images: `[images, size, size, channels]`.
+        prompt: visual prompt or None.
+        layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens.
+
+    Returns:
+        Features `[images, embed_dim]`, not normalised, and the auxiliary outputs by layer.
+    """
+    prompt = VisualPrompt(None) if prompt is None else prompt
+    layer_prompts = layer_prompts or {}
+    after_class = prompt.placement == "after_class"
+    block = make_block(config.vision, config.compute_dtype)
+    norm = layer_norm(config.vision.norm_eps)
+
+    x = _embed(params, config, images)  # [images, 1 + patches, width]
+    x = x.astype(jnp.result_type(x, *jax.tree.leaves(prompt)))
+    count = 0
+    if prompt.tokens is not None and prompt.placement == "before_norm":
+        x, count = _swap(x, count, prompt.tokens, after_class)
+    x = norm.apply({"params": params["pre_norm"]}, x)
+    if prompt.tokens is not None and prompt.placement != "before_norm":
+        x, count = _swap(x, count, prompt.tokens, after_class)
+
+    def step(x: Array, layer: Any, deep: Array | None) -> Array:
+        if deep is not None:
+            x, _ = _swap(x, deep.shape[-2], deep, after_class)
+        return block.apply({"params": layer}, x)[0]
+
+    aux = {}
+    last = config.vision.layers - 1
+    for start, stop in itertools.pairwise([*_breaks(last, prompt, layer_prompts), last + 1]):
+        if start in layer_prompts:
+            tokens, aux[start] = layer_prompts[start](_remove(x, count, after_class))
+            check_made_prompt(tokens, start, config, x.shape[0])
+            x, count = _swap(x, count, tokens, after_class)
+        elif start in prompt.layers:
+            x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], after_class)
+        if start < last:
+            x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
+        else:
+            # Only the class token is read, so only its query, attention row and perceptron are run.
+            x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[last], params["layers"])}, x, read=0)
+    feature = norm.apply({"params": params["post_norm"]}, x[..., 0, :])
+    return project(feature, params["projection"]), aux
+
+
+def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
+    patches = patchify(images, config.vision.patch_size)
+    kernel = params["patch_embedding"]
+    if config.compute_dtype == "bfloat16":
+        patches, kernel = patches.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    patches = at_least_float32(patches @ kernel)  # [images, patches, width]
+    first = jnp.broadcast_to(params["class_embedding"], (patches.shape[0], 1, patches.shape[-1]))
+    return jnp.concatenate([first, patches], axis=1) + params["position_embedding"]
+
+
+def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> list[int]:
+    """Layers before which the scan stops: where prompts are made, or their number may change, and the last layer."""
+    breaks = {0, last}
+    for layer in layer_prompts:
+        breaks.update((layer, layer + 1))
+        breaks.update(next(((deep,) for deep in prompt.layers if deep > layer), ()))
+    if prompt.tokens is None:
+        breaks.update(prompt.layers[:1])
+    return sorted(breaks - {last + 1})
+
+
+def _remove(x: Array, count: int, after_class: bool) -> Array:
+    """Takes `count` prompt tokens out of a sequence."""
+    if after_class:
+        return jnp.concatenate([x[..., :1, :], x[..., 1 + count :, :]], axis=-2)
+    return x[..., : x.shape[-2] - count, :]
+
+
+def _swap(x: Array, count: int, tokens: Array, after_class: bool) -> tuple[Array, int]:
+    """Puts prompt tokens in place of the `count` ones that a sequence has; also says how many it has then."""
+    tokens = jnp.broadcast_to(tokens, (*x.shape[:-2], *tokens.shape[-2:])).astype(x.dtype)
+    rest = x[..., 1 + count :, :] if after_class else x[..., : x.shape[-2] - count, :]
+    parts = [x[..., :1, :], tokens, rest] if after_class else [rest, tokens]
+    return jnp.concatenate(parts, axis=-2), tokens.shape[-2]

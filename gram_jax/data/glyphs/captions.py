@@ -1,0 +1,110 @@
+"""The grammar of the corpus: what people might write under a picture of a character."""
+
+from __future__ import annotations
+
+import random
+
+from gram_jax.data.glyphs import faces
+from gram_jax.data.glyphs.alphabet import Character
+from gram_jax.data.glyphs.looks import Look
+
+# Stated rates of a corpus at full difficulty, by what the caption says of the character.
+WRONG_RATE = 0.02  # names another character of the same kind
+UNNAMED_RATE = 0.06  # kind, typeface or colour alone: incomplete
+SHORT_RATE = 0.13  # the short name alone, ambiguous between kinds
+
+_ARTICLES = ("", "the character ", "a picture of ", "an image of ", "the sign ", "one ")
+_PREFIXES = {
+    "print": ("", "a print of ", "the character ", "printed "),
+    "negative": ("", "a negative of ", "the character "),
+    "colour": ("", "a poster of ", "a photo of a "),
+    "noise": ("a photo of a ", "a grainy photo of ", "a noisy scan of ", "a noisy ", ""),
+    "blur": ("a photo of a ", "a blurred photo of ", "an unsharp ", "out of focus: ", ""),
+    "faint": ("a faded print of ", "a faint ", "a pale ", ""),
+}
+_SUFFIXES = {
+    "print": (", black on white", " in black ink", ""),
+    "negative": (", white on black", " on a dark background", " in reverse"),
+    "noise": (", noisy", " with grain", ""),
+    "blur": (", blurred", ", out of focus", ""),
+    "faint": (", faded", ", hardly visible", ""),
+}
+
+
+def _pick(rng: random.Random, options: tuple[str, ...]) -> str:
+    return options[int(rng.random() * len(options))]
+
+
+def _case(character: Character) -> str:
+    words = character.kind.split()
+    return next((word for word in ("small", "capital") if word in words), "")
+
+
+def _naming(character: Character, rng: random.Random, difficulty: float) -> tuple[str, str]:
+    """The words that name the character and what sort of naming it is."""
+    draw = rng.random() / max(difficulty, 1e-6)
+    if draw < UNNAMED_RATE / 2:
+        return _pick(rng, (character.kind, f"a {character.noun}")), "unnamed"
+    draw -= UNNAMED_RATE / 2
+    if draw < SHORT_RATE:
+        return character.short, "short"
+    draw -= SHORT_RATE
+    if draw < 0.10:
+        return f"{character.noun} {character.short}", "partial"
+    draw -= 0.10
+    if draw < 0.06 and _case(character):
+        return f"{_case(character)} {character.short}", "partial"
+    draw -= 0.06
+    if draw < 0.10:
+        return f"{character.short}, a kind of {character.kind}", "full"
+    return character.name, "full"
+
+
+def caption(
+    character: Character, others: tuple[Character, ...], look: Look, rng: random.Random, difficulty: float = 1.0
+) -> tuple[str, str]:
+    """Writes a caption for a character under a look.
+
+    At difficulty 0 the caption is the full name and little else; at 1 it follows the rates stated in this module.
+
+    Args:
+      character: what the picture shows.
+      others: characters of the same kind, one of which a wrong caption names.
+      look: how it is drawn; captions speak of the face, the colours and the rendering now and then.
+      rng: the source of randomness, advanced in place.
+      difficulty: from 0 to 1.
+
+    Returns:
+      The caption and its sort: "full", "partial", "short", "unnamed" or "wrong".
+
+    Example:
+      >>> from gram_jax.data.glyphs.alphabet import characters
+      >>> alpha = characters()[0x3B1]
+      >>> caption(alpha, (alpha,), Look("serif", "print"), random.Random(3), difficulty=0.0)
+      ('greek small letter alpha', 'full')
+    """
+    shown = character
+    if rng.random() < WRONG_RATE * difficulty:
+        character = others[int(rng.random() * len(others))]
+    face = faces.FACES.get(look.face)
+    face_words = _pick(rng, face.words) if face is not None and face.words else ""
+    if look.rendering == "colour":
+        suffix = _pick(rng, (f" in {look.ink}", f", {look.ink} on {look.paper}", f" on {look.paper}"))
+    else:
+        suffix = _pick(rng, _SUFFIXES[look.rendering])
+    if rng.random() < UNNAMED_RATE / 2 * difficulty and face_words:
+        text = _pick(rng, (face_words, f"a character in {face_words}", f"a character{suffix}"))
+        return text + _pick(rng, ("", ".")), "unnamed"
+    text, sort = _naming(character, rng, difficulty)
+    plain = rng.random()
+    if plain < 0.45 * difficulty:
+        text = _pick(rng, _PREFIXES[look.rendering]) + text
+    elif plain < 0.6 * difficulty:
+        text = _pick(rng, _ARTICLES) + text
+    if rng.random() < 0.3 * difficulty and face_words:
+        text = f"{text} in {face_words}"
+    if rng.random() < 0.35 * difficulty:
+        text += suffix
+    if rng.random() < 0.5 * difficulty:
+        text += "."
+    return text, "wrong" if sort != "unnamed" and character.code != shown.code else sort

@@ -1,0 +1,129 @@
+"""Draws a character: a typeface's outline, rasterised by FreeType through Pillow, under a look."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from gram_jax.data.glyphs import faces
+from gram_jax.data.glyphs.alphabet import Character
+from gram_jax.data.glyphs.looks import Look
+
+IMAGE_SIZE = 32
+_REFERENCE = 256  # pixels per em at which outlines are measured
+_LINE_EM = 26.0  # pixels per em of letters on a line
+_BASELINE = 23.0  # row of the baseline
+_FIT = 27.0  # pixels that a picture's longer side takes
+
+
+@functools.lru_cache(maxsize=4096)
+def _font(face: str, tenths: int) -> ImageFont.FreeTypeFont:
+    known = faces.FACES.get(face) or faces.face_from_file(face)
+    path = faces.checked_font_path(known)
+    # The basic layout engine is the one that every build of Pillow has; single characters need no other.
+    return ImageFont.truetype(path, tenths / 10.0, layout_engine=ImageFont.Layout.BASIC)
+
+
+@functools.lru_cache(maxsize=65536)
+def _box(face: str, text: str) -> tuple[float, float, float, float]:
+    """The ink's bounding box (left, top, right, bottom) relative to the origin on the baseline, in em."""
+    left, top, right, bottom = _font(face, _REFERENCE * 10).getbbox(text, anchor="ls")
+    return left / _REFERENCE, top / _REFERENCE, right / _REFERENCE, bottom / _REFERENCE
+
+
+def _mask(character: Character, look: Look) -> Image.Image:
+    """The character's coverage of each pixel, an 8-bit image of ``IMAGE_SIZE`` squared."""
+    left, top, right, bottom = _box(look.face, character.text)
+    width, height = max(right - left, 1e-3), max(bottom - top, 1e-3)
+    if character.drawn_to_fit:
+        em = min(_FIT / max(width, height), 1.6 * _LINE_EM)
+    else:
+        em = min(_LINE_EM, (IMAGE_SIZE - 3.0) / max(width, height))
+    em *= look.size
+    x = IMAGE_SIZE / 2.0 - em * (left + right) / 2.0 + look.shift[0]
+    if character.drawn_to_fit:
+        y = IMAGE_SIZE / 2.0 - em * (top + bottom) / 2.0
+    else:
+        y = IMAGE_SIZE / 2.0 + (_BASELINE - IMAGE_SIZE / 2.0) * look.size
+        # Tall or deep letters move until they are inside the picture.
+        y = min(max(y, 1.0 - em * top), IMAGE_SIZE - 1.0 - em * bottom)
+    y += look.shift[1]
+    mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    font = _font(look.face, max(30, round(em * 10.0)))
+    ImageDraw.Draw(mask).text((x, y), character.text, fill=255, font=font, anchor="ls")
+    if abs(look.angle) >= 1.0:
+        mask = mask.rotate(look.angle, resample=Image.Resampling.BILINEAR)
+    return mask
+
+
+def _shape(mask: Image.Image, look: Look) -> Image.Image:
+    """What a rendering does to the mask."""
+    if look.rendering == "blur":
+        return mask.filter(ImageFilter.GaussianBlur(0.8 + 0.8 * look.amount))
+    if look.rendering == "outline":
+        pixels = np.asarray(mask, np.int16)
+        thick = np.asarray(mask.filter(ImageFilter.MaxFilter(3)), np.int16)
+        return Image.fromarray(np.clip(thick - pixels, 0, 255).astype(np.uint8))
+    if look.rendering == "pixelated":
+        cells = 14 + round(4 * look.amount)
+        small = mask.resize((cells, cells), Image.Resampling.BOX)
+        return small.resize(mask.size, Image.Resampling.NEAREST)
+    return mask
+
+
+def render(character: Character, look: Look) -> np.ndarray:
+    """Draws one character under a look; a pure function of its arguments.
+
+    Args:
+      character: what is drawn.
+      look: how it is drawn.
+
+    Returns:
+      uint8 ``[32, 32, 3]``, red, green and blue.
+
+    Raises:
+      FontError: where the look's font file is missing, broken or not the one on record.
+
+    Example:
+      >>> from gram_jax.data.glyphs.alphabet import characters
+      >>> render(characters()[0x3B1], Look("serif", "print")).shape
+      (32, 32, 3)
+    """
+    coverage = np.asarray(_shape(_mask(character, look), look), np.float32)[..., None] * np.float32(1.0 / 255.0)
+    paper = np.asarray(look.paper_rgb, np.float32)
+    ink = np.asarray(look.ink_rgb, np.float32)
+    if look.rendering == "faint":
+        ink = paper + (0.12 + 0.2 * look.amount) * (ink - paper)
+    if look.rendering == "striped":
+        # Ruled paper: dark lines whose distance and slope come from the look.
+        rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
+        slope = math.tan(2.0 * look.amount - 1.0)
+        lines = (np.mod(rows + slope * columns, 6.0) < 1.5)[..., None]
+        paper = paper - 95.0 * lines.astype(np.float32)
+    pixels = paper + coverage * (ink - paper)
+    if look.rendering == "noise":
+        noise = np.random.Generator(np.random.PCG64(look.noise_seed)).random(pixels.shape[:2], np.float32)
+        pixels = pixels + (120.0 + 180.0 * look.amount) * (noise[..., None] - 0.5)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A uint8 image as the bytes of a PNG file (lossless, compressed fast).
+
+    Args:
+      image: uint8 ``[H, W, 3]``.
+
+    Returns:
+      The encoded bytes.
+
+    Example:
+      >>> encode_png(np.zeros((32, 32, 3), np.uint8))[1:4]
+      b'PNG'
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,53 @@
+"""Makes the record that the world reads: which characters, which faces draw them, which font files they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from pathlib import Path
+
+from gram_jax.data.glyphs import alphabet, faces
+
+
+def make_record() -> dict:
+    """Reads the font files of ``faces.FACES`` and Python's Unicode names; see ``faces.record`` for the format.
+
+    The record is made once and shipped: names are stable from one Python to the next, the set of assigned characters
+    is not. Only characters that at least one corpus face draws are kept.
+
+    Returns:
+      The record.
+    """
+    names = list(faces.FACES)
+    corpus_faces = sum(1 << bit for bit, face in enumerate(faces.FACES.values()) if face.in_corpus)
+    fonts, drawn = {}, {}
+    for bit, face in enumerate(faces.FACES.values()):
+        path = faces.font_path(face)
+        fonts[face.file] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for code in faces.coverage(path):
+            if not face.ascii_only or code < 0x80:
+                drawn[code] = drawn.get(code, 0) | 1 << bit
+    entries = {}
+    for code in sorted(drawn):
+        name = unicodedata.name(chr(code), "")
+        if name and drawn[code] & corpus_faces and alphabet.describe(code, name) is not None:
+            entries[f"{code:04X}"] = [name, drawn[code]]
+    return {"unicode": unicodedata.unidata_version, "fonts": fonts, "faces": names, "characters": entries}
+
+
+def write_record(path: Path = faces.RECORD) -> None:
+    """Writes the record as JSON, one character a line.
+
+    Args:
+      path: where to; by default the shipped file.
+    """
+    made = make_record()
+    lines = (f"  {json.dumps(code)}: {json.dumps(entry)}" for code, entry in made["characters"].items())
+    body = ",\n".join(lines)
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(made[key])}" for key in ("unicode", "fonts", "faces"))
+    path.write_text(f'{{\n{head},\n "characters": {{\n{body}\n }}\n}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_record()

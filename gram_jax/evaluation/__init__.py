@@ -1,0 +1,61 @@
+"""How results are measured, summarised, stored and shown."""
+
+from gram_jax.evaluation.metrics import (
+    accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    macro_f1,
+    per_class_accuracy,
+)
+from gram_jax.evaluation.probe import linear_probe
+from gram_jax.evaluation.results import (
+    Comparison,
+    Results,
+    ResultsError,
+    Row,
+    compare,
+    environment,
+    read_results,
+    validate,
+    write_results,
+)
+from gram_jax.evaluation.statistics import (
+    Summary,
+    harmonic_mean,
+    harmonic_of_means,
+    mean_of_harmonics,
+    paired_difference,
+    summarize,
+)
+from gram_jax.evaluation.tables import Table, pivot, to_markdown, to_text
+from gram_jax.evaluation.zero_shot import class_features, image_features
+
+__all__ = [
+    "Comparison",
+    "Results",
+    "ResultsError",
+    "Row",
+    "Summary",
+    "Table",
+    "accuracy",
+    "class_features",
+    "compare",
+    "confusion_matrix",
+    "environment",
+    "expected_calibration_error",
+    "harmonic_mean",
+    "harmonic_of_means",
+    "image_features",
+    "linear_probe",
+    "macro_f1",
+    "mean_of_harmonics",
+    "paired_difference",
+    "per_class_accuracy",
+    "pivot",
+    "read_results",
+    "summarize",
+    "to_markdown",
+    "to_text",
+    "validate",
+    "write_results",
+]

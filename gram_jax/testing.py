@@ -1,0 +1,123 @@
+"""A tiny random clip for examples and tests: nothing is read from disk or network."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.clip.images import ImageTransform
+from gram_jax.clip.model import Clip, init_params
+from gram_jax.clip.tokenizer import Tokenizer, train_tokenizer
+
+VOCAB_SIZE = 632  # every word of TEXT is one token
+TEXT = (
+    "a an the photo of picture drawing sketch small large red green blue black white cat dog bird horse fish frog "
+    "tree flower house boat plane train truck car cup chair letter digit greek latin capital alpha beta gamma delta"
+)
+
+
+def tiny_config(**overrides: Any) -> ClipConfig:
+    """The configuration of a clip that runs in a millisecond.
+
+    Args:
+        overrides: fields of `ClipConfig`, or of a tower with its name in front: `text_layers=3`,
+            `vision_activation="gelu"`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: if no field has that name.
+
+    Example:
+        >>> tiny_config(text_layers=5, embed_dim=7).text.layers
+        5
+    """
+    towers = {
+        "text": TextConfig(
+            vocab_size=VOCAB_SIZE,
+            width=24,
+            layers=3,
+            heads=2,
+            mlp_width=48,
+            context_length=24,
+            bos_token_id=VOCAB_SIZE - 2,
+            eos_token_id=VOCAB_SIZE - 1,
+            pad_token_id=VOCAB_SIZE - 1,
+        ),
+        "vision": VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=12, patch_size=4),
+    }
+    top = {field.name for field in dataclasses.fields(ClipConfig)} - set(towers)
+    settings: dict[str, Any] = {"embed_dim": 16}
+    for name, value in overrides.items():
+        tower, _, field = name.partition("_")
+        if name in top:
+            settings[name] = value
+        elif tower in towers and field in {known.name for known in dataclasses.fields(towers[tower])}:
+            towers[tower] = dataclasses.replace(towers[tower], **{field: value})
+        else:
+            raise ValueError(
+                f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD."
+            )
+    return ClipConfig(**towers, **settings)
+
+
+@functools.cache
+def tiny_tokenizer(context_length: int = 24) -> Tokenizer:
+    """A tokenizer trained on a few dozen words.
+
+    Args:
+        context_length: longest text in tokens, start and end included.
+
+    Returns:
+        The tokenizer; its vocabulary is that of `tiny_config`.
+
+    Example:
+        >>> tiny_tokenizer().vocab_size == tiny_config().text.vocab_size
+        True
+    """
+    return train_tokenizer([TEXT] * 2, VOCAB_SIZE, context_length)
+
+
+def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
+    """A clip with random parameters, a tokenizer and an image transform.
+
+    Biases and norms are random too, so that a test cannot pass by their being zero and one.
+
+    Args:
+        seed: seed of the parameters.
+        overrides: as in `tiny_config`; the vocabulary is the tokenizer's and stays.
+
+    Returns:
+        The clip.
+
+    Raises:
+        ValueError: if `text_vocab_size` is overridden, or no field has that name.
+
+    Example:
+        >>> clip = tiny_clip(text_layers=2)
+        >>> clip.params["text"]["layers"]["norm_1"]["scale"].shape == (2, clip.config.text.width)
+        True
+    """
+    if "text_vocab_size" in overrides:
+        raise ValueError(f"tiny_clip has a tokenizer of {VOCAB_SIZE} tokens: text_vocab_size cannot be overridden.")
+    config = tiny_config(**overrides)
+    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random_leaf(rng, path[-1].key, leaf.shape), shapes)
+    params["logit_scale"] = jnp.float32(config.logit_scale_init)
+    transform = ImageTransform(size=config.vision.image_size, crop=2 * (config.vision.image_size,))
+    return Clip(params, config, tiny_tokenizer(config.text.context_length), transform)
+
+
+def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> jax.Array:
+    noise = rng.standard_normal(shape)
+    if name in ("kernel", "projection", "patch_embedding"):
+        return jnp.asarray(noise * shape[-2] ** -0.5, jnp.float32)
+    return jnp.asarray(1 + 0.1 * noise if name == "scale" else 0.3 * noise, jnp.float32)

@@ -1,0 +1,32 @@
+"""Clips and inputs that many tests share; built once."""
+
+from __future__ import annotations
+
+import os
+
+# The tests compile far more than they run: XLA's cheapest code halves their time. Read when a device is first used.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import pytest
+
+from gram_jax.testing import tiny_clip
+
+# Names of one to four tokens, so that the class name's place differs from class to class.
+NAMES = ["cat", "small_dog", "large green frog", "a small red fish"]
+
+
+@pytest.fixture(scope="session")
+def clip():
+    return tiny_clip(text_layers=4, text_heads=3, vision_layers=4, vision_width=30, vision_heads=5)
+
+
+@pytest.fixture(scope="session")
+def classes(clip):
+    return clip.class_tokens(NAMES)
+
+
+@pytest.fixture(scope="session")
+def images(clip):
+    size = clip.config.vision.image_size
+    return jax.random.normal(jax.random.key(7), (2, size, size, 3))

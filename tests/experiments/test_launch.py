@@ -1,0 +1,169 @@
+"""The launcher, as a person at a terminal meets it: a toy experiment in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TOY = '''
+"""A toy experiment."""
+from __future__ import annotations
+
+import dataclasses
+from experiments._launch import launch, setting
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = setting(0, "seed of the draw")
+    learning_rate: float = setting(0.1, "step size")
+    seeds: tuple[int, ...] = setting((0, 1), "seeds")
+    templates: tuple[str, ...] = setting(("a photo of a {}.",), "templates", repeated=True)
+    names: tuple[str, ...] = setting((), "names")
+    tuner: str = setting("coop", "the tuner", choices=("coop", "vpt"))
+    steps: int | None = setting(None, "steps")
+    cache: bool = setting(True, "keep features")
+    trouble: str = setting("", "what goes wrong")
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+
+def run(config, workdir):
+    import jax
+    from gram_jax import evaluation
+    @jax.jit
+    def traced(x):
+        raise ValueError("images must be square, found (3, 4): crop them")
+    match config.trouble:
+        case "library": evaluation.summarize([])
+        case "own": raise ValueError("dataset 'toys': the datasets are a, b")
+        case "traced": traced(1.0)
+        case "file": open(workdir / "missing.json")
+        case "bug": int("three")
+        case "numpy": __import__("numpy").zeros(3) + __import__("numpy").zeros(4)
+        case "type": None + 1
+        case "exit": raise SystemExit(0)
+        case "interrupt": raise KeyboardInterrupt
+        case "none": return None
+    row = evaluation.Row("toy", "toy", "toy", "accuracy", 0.5, seed=config.seed)
+    return evaluation.Results(dataclasses.asdict(config), evaluation.environment(), (row,))
+
+if __name__ == "__main__":
+    launch(run, Config)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.py").write_text(TOY)
+    return folder
+
+
+def start(folder, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    return subprocess.run(
+        [sys.executable, "-m", "toy", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_runs_prints_its_settings_and_writes_results(folder):
+    done = start(
+        folder, "--seed=3", "--seeds=4,5", "--templates=a {}, small", "--templates={}", '--names=a,"b,c"', "--nocache",
+        "--tuner=vpt", "--steps=7",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    workdir = folder / "runs" / "toy"
+    document = json.loads((workdir / "results.json").read_text())
+    assert document["config"] == {
+        "seed": 3, "learning_rate": 0.1, "seeds": [4, 5], "templates": ["a {}, small", "{}"], "names": ["a", "b,c"],
+        "tuner": "vpt", "steps": 7, "cache": False, "trouble": "",
+    }  # fmt: skip
+    assert document["rows"][0]["seed"] == 3
+    assert f"toy in {workdir}" in done.stdout
+    assert "  learning_rate  0.1\n" in done.stdout
+    assert f"results in {workdir / 'results.json'}" in done.stdout
+    assert "jax " in done.stderr  # versions are logged
+    assert "Traceback" not in done.stderr
+
+
+def test_workdir(folder, tmp_path):
+    done = start(folder, f"--workdir={tmp_path / 'here'}", "--trouble=none")
+    assert done.returncode == 0, done.stderr
+    assert "results in" not in done.stdout
+    assert (tmp_path / "here").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--sede=3", "Unknown command line flag 'sede'. Did you mean: seed"),
+        ("--seed=three", "flag --seed=three"),
+        ("--seeds=1,x", "flag --seeds=1,x: expected comma-separated int values"),
+        ("--tuner=maple", "flag --tuner=maple: value should be one of <coop|vpt>"),
+        ("--learning_rate=-1", "learning_rate=-1.0 must be positive"),
+        ("seed=3", "unexpected argument 'seed=3': settings are given as --name=value"),
+    ],
+)
+def test_usage_errors(folder, argument, message):
+    done = start(folder, argument)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Pass --help" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("library", "expected one axis with at least one value"),
+        ("own", "dataset 'toys': the datasets are a, b"),
+        ("traced", "images must be square, found (3, 4): crop them"),
+        ("file", "missing.json"),
+    ],
+)
+def test_errors_that_the_user_can_mend(folder, trouble, message):
+    done = start(folder, f"--trouble={trouble}")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("trouble", ["bug", "numpy", "type"])
+def test_bugs_keep_their_traceback(folder, trouble):
+    done = start(folder, f"--trouble={trouble}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "toy.py" in done.stderr
+
+
+def test_traceback_on_request(folder):
+    done = start(folder, "--trouble=own", "--verbosity=1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("trouble", "status"), [("exit", 0), ("interrupt", 130)])
+def test_exit_codes(folder, trouble, status):
+    done = start(folder, f"--trouble={trouble}")
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_the_settings(folder):
+    done = start(folder, "--help")
+    assert "A toy experiment." in done.stdout
+    assert "seed of the draw" in done.stdout
+    assert "--workdir" in done.stdout
+    assert "coop|vpt" in done.stdout

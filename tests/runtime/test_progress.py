@@ -1,0 +1,89 @@
+"""Progress: rate and time left against arithmetic by hand, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from gram_jax.runtime import Progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_rate_leaves_out_the_first_step(caplog):
+    clock = Clock()
+    with caplog.at_level(logging.INFO), Progress(101, "train", stream=io.StringIO(), clock=clock) as progress:
+        clock.now = 60.0  # compilation
+        progress.update(loss=3.0)
+        assert progress.rate is None
+        for _ in range(20):
+            clock.now += 2.0
+            progress.update(loss=0.25)
+        assert progress.rate == pytest.approx(0.5)
+        # 80 steps left at half a step a second: 160 seconds
+        assert progress.line() == "train 21/101 steps (20.8 %), 0.5 steps/s, 0:02:40 left, loss=0.25"
+    # every 30 seconds of 100, and one line at the end
+    assert [record.message.split()[1] for record in caplog.records] == ["1/101", "16/101", "21/101"]
+
+
+def test_resumed_run_counts_only_its_own_steps():
+    clock = Clock()
+    progress = Progress(1000, initial=900, stream=io.StringIO(), clock=clock)
+    progress.update()
+    clock.now = 10.0
+    progress.update(9)
+    assert progress.done == 910
+    assert progress.rate == pytest.approx(0.9)
+    assert progress.line() == "910/1000 steps (91.0 %), 0.9 steps/s, 0:01:40 left"
+
+
+def test_bar_on_a_terminal():
+    terminal = Terminal()
+    with Progress(4, "train", stream=terminal) as progress:
+        for loss in (4.0, 3.0, 2.0, 1.0):
+            progress.update(loss=loss)
+    text = terminal.getvalue()
+    assert "4/4" in text
+    assert "loss=1" in text
+    assert "train" in text
+
+
+def test_values_are_read_only_when_something_is_drawn():
+    class Costly(float):
+        def __float__(self) -> float:
+            raise AssertionError("read")
+
+    progress = Progress(10, stream=io.StringIO(), clock=Clock())
+    progress.update(loss=Costly(1.0))
+
+
+def test_over_iterates_and_counts(caplog):
+    with caplog.at_level(logging.INFO):
+        assert list(Progress.over(iter("abc"), "letters", total=3, stream=io.StringIO())) == ["a", "b", "c"]
+    assert caplog.messages[-1].startswith("letters 3/3 steps (100.0 %)")
+
+
+def test_other_processes_are_silent(monkeypatch, caplog):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    terminal = Terminal()
+    with caplog.at_level(logging.INFO), Progress(1, stream=terminal) as progress:
+        progress.update()
+    assert (terminal.getvalue(), caplog.records) == ("", [])
+
+
+@pytest.mark.parametrize("initial", [-1, 4])
+def test_bad_initial(initial):
+    with pytest.raises(ValueError, match=f"initial={initial}"):
+        Progress(3, initial=initial)
