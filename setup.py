@@ -29,6 +29,7 @@ setup(
         "flax>=0.12",
         "fonttools>=4.50",
         "huggingface_hub>=1.31",
+        "importlib_resources>=6",  # tensorflow-datasets needs it to build a dataset, and does not say so
         "jax>=0.10",
         "matplotlib>=3.10",  # plots, and the typefaces of the embedded world
         "numpy>=2.0",

@@ -267,12 +267,9 @@ def measure(config: Config, clip: Clip) -> evaluation.Results:
         single = dataclasses.replace(config, datasets=(name,))
         faces = [accuracies(clip, single, "test", 4, face)[name]["fitting"] for face in unseen]
         row("zero_shot:fitting", name, float(np.mean(faces)), domain="unseen faces")
-    plain = [row for row in rows if row.domain is None]
-    unseen_rows = [row for row in rows if row.domain is not None]
-    print(evaluation.to_text(evaluation.pivot(plain, index="dataset", columns="method", over=(), mean_column=False)))
-    for title in ("zero_shot:fitting", "zero_shot:photo", "linear_probe"):
-        print(f"mean {title}: {100 * np.mean([row.value for row in plain if row.method == title]):.1f}")
-    print(f"mean zero_shot:fitting on unseen faces: {100 * np.mean([row.value for row in unseen_rows]):.1f}")
+    for domain in (None, "unseen faces"):
+        table = evaluation.transpose(evaluation.pivot([row for row in rows if row.domain == domain], over=("shots",)))
+        print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{evaluation.to_text(table)}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 

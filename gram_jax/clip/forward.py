@@ -53,7 +53,8 @@ def encode_image(
         layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
             layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
             place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
-            sequence without a prompt). This is the hook for class-aware visual prompts.
+            sequence without a prompt), and stay until others replace them. This is the hook for class-aware visual
+            prompts.
         has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
         normalize: divide by the Euclidean norm.
 

@@ -18,6 +18,7 @@ BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 EXIF_ORIENTATION = 0x0112
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF's orientation to Pillow's transposition
 
 
 class ImageError(ValueError):
@@ -315,7 +316,7 @@ def _read_rgb(source: Any, name: str, max_pixels: int) -> Any:
 
 
 def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     width, height = image.size
     if not 0 < width * height <= max_pixels:
@@ -324,8 +325,8 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
             "ImageTransform.max_pixels (Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS)"
         )
     image.load()  # while the file is open
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    turn = TURNS.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey_to_rgb(image, name)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -333,6 +334,13 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata, which is common, says nothing about the pixels
+        return 1
 
 
 def _deep_grey_to_rgb(image: Any, name: str) -> Any:

@@ -166,7 +166,7 @@ def _shared_prefix(
     split = prefix.shape[-2]
     prefix = prefix + params["position_embedding"][:split]
     tail = tail + params["position_embedding"][split : split + tail.shape[-2]]
-    tail = jnp.broadcast_to(tail, (*leading[:-1], *tail.shape))  # [(images,) classes, tail, width]
+    tail = jnp.broadcast_to(tail.astype(prefix.dtype), (*leading[:-1], *tail.shape))  # [(images,) classes, tail, width]
     prefix_mask, tail_mask = (jnp.tril(jnp.ones((n, n), bool)) for n in (split, tail.shape[-2]))
 
     def replace(prefix: Array, deep: Array) -> Array:

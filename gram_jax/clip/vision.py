@@ -96,7 +96,7 @@ def image_features(
 
 
 def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
-    patches = patchify(images, config.vision.patch_size)
+    patches = at_least_float32(patchify(images, config.vision.patch_size))
     kernel = params["patch_embedding"]
     if config.compute_dtype == "bfloat16":
         patches, kernel = patches.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)

@@ -27,7 +27,7 @@ from gram_jax.evaluation.statistics import (
     paired_difference,
     summarize,
 )
-from gram_jax.evaluation.tables import Table, pivot, to_markdown, to_text
+from gram_jax.evaluation.tables import Table, pivot, to_markdown, to_text, transpose
 from gram_jax.evaluation.zero_shot import class_features, image_features
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "summarize",
     "to_markdown",
     "to_text",
+    "transpose",
     "validate",
     "write_results",
 ]

@@ -92,6 +92,26 @@ def pivot(
     return Table(header, tuple(body))
 
 
+def transpose(table: Table) -> Table:
+    """The table with rows and columns exchanged: for many columns of few rows.
+
+    Args:
+      table: what to turn.
+
+    Returns:
+      The turned table; its corner keeps the title.
+
+    Example:
+      >>> transpose(Table(("method", "digits", "mean"), (("coop", "50.0", "60.0"),)))
+      Table(header=('method', 'coop'), rows=(('digits', '50.0'), ('mean', '60.0')))
+
+    Reference:
+      Our own choice.
+    """
+    header, *rows = zip(table.header, *table.rows, strict=True)
+    return Table(header, tuple(rows))
+
+
 def to_text(table: Table) -> str:
     """The table as aligned text, names to the left, numbers to the right.
 

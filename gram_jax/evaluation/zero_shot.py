@@ -63,6 +63,9 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
       >>> from gram_jax.testing import tiny_clip
       >>> image_features(tiny_clip(), [np.zeros((12, 12, 3), np.uint8)] * 3, batch_size=2).shape[0]
       3
+
+    Reference:
+      Our own choice.
     """
     if batch_size < 1 or not len(images):
         raise ValueError(

@@ -183,6 +183,18 @@ def test_orientation(orientation, tmp_path):
     assert turned.size == (30, 20)  # the caller's image is left alone
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"no such thing", b"II*\0", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0a\0\0\0\0\0\0\0"]
+)
+def test_damaged_metadata_is_no_damaged_image(kind, exif):
+    """EXIF that is none, that breaks off, and that has a letter for an orientation."""
+    image = Image.fromarray(noise(30, 20))
+    transform = ImageTransform(16, (16, 16))
+    expected = transform.pixels(encoded(image, kind))
+    np.testing.assert_array_equal(transform.pixels(encoded(image, kind, exif=b"Exif\0\0" + exif)), expected)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats(kind):
     data = encoded(Image.fromarray(noise(30, 20)), kind)

@@ -57,6 +57,18 @@ def test_round_trip(small, folder):
     assert_same(load_clip(f"{folder}/"), small)
 
 
+def test_a_clip_loaded_again_is_not_traced_again(folder):
+    traces = []
+
+    @jax.jit
+    def scale(clip):
+        traces.append(clip.config)
+        return clip.params["logit_scale"] * 2
+
+    assert scale(load_clip(folder)) == scale(load_clip(folder))
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
 def test_round_trip_through_transformers(small, tmp_path, dtype):
     pytest.importorskip("torch", reason="transformers' CLIPModel is written in it")
@@ -255,7 +267,9 @@ def test_the_shipped_clip():
         with pytest.raises(FileNotFoundError, match="mini clip is missing from this installation"):
             load_clip("mini")
         return
-    assert load_clip("mini").tokenizer is not None
+    shipped = load_clip("mini")
+    assert shipped.tokenizer.vocab_size <= shipped.config.text.vocab_size
+    assert shipped.preprocess([np.zeros((9, 9, 3), np.uint8)]).shape[1] == shipped.config.vision.image_size
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "../x", "C:\\clips\\x", ""])

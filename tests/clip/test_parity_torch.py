@@ -26,8 +26,8 @@ CONFIGS = {
     "odd heads, patch 16": {
         "text_heads": 3,
         "text_width": 33,
+        "vision_width": 70,
         "vision_heads": 7,
-        "vision_width": 35,
         "vision_image_size": 48,
         "vision_patch_size": 16,
         "text_eos_token_id": 2,

@@ -94,6 +94,9 @@ def describe(code: int, name: str) -> Character | None:
       ('greek small letter', 'alpha with tonos', 'greek letter')
       >>> describe(0x20, "SPACE") is None
       True
+
+    Reference:
+      Names: the Unicode Standard, chapter 4.8. Kinds, short names and nouns are our own choice.
     """
     name = name.lower()
     if re.search(r"\b(form|combining|ligature .* with|mark|tone)\b", name):
@@ -121,6 +124,9 @@ def characters() -> dict[int, Character]:
     Example:
       >>> characters()[0x265B].name
       'black chess queen'
+
+    Reference:
+      The Unicode Standard, chapter 4.8; the choice of characters is ours.
     """
     entries = faces.record()["characters"].items()
     found = (describe(int(code, 16), name) for code, (name, _) in entries)
@@ -140,6 +146,9 @@ def faces_of(code: int) -> tuple[str, ...]:
     Example:
       >>> "serif-italic" in faces_of(0x3B1), "modern" in faces_of(0x3B1)
       (True, False)
+
+    Reference:
+      Our own record.
     """
     names, mask = faces.record()["faces"], faces.record()["characters"][f"{code:04X}"][1]
     return tuple(name for bit, name in enumerate(names) if mask >> bit & 1)
@@ -155,6 +164,9 @@ def kinds() -> dict[str, tuple[int, ...]]:
     Example:
       >>> len(kinds()["chess piece"])
       12
+
+    Reference:
+      Our own choice.
     """
     groups: dict[str, list[int]] = {}
     for character in characters().values():

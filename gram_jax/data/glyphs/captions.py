@@ -82,6 +82,9 @@ def caption(
       >>> alpha = characters()[0x3B1]
       >>> caption(alpha, (alpha,), Look("serif", "print"), random.Random(3), difficulty=0.0)
       ('greek small letter alpha', 'full')
+
+    Reference:
+      Our own choice.
     """
     shown = character
     if rng.random() < WRONG_RATE * difficulty:

@@ -100,6 +100,9 @@ def catalogue(name: str) -> GlyphDataset:
     Example:
       >>> catalogue("chess").class_names[:2]
       ('white king', 'white queen')
+
+    Reference:
+      Our own choice of datasets, after the eleven of Zhou et al. (2022): fine-grained, coarse, long and short.
     """
     if name not in _SELECTORS:
         raise ValueError(f"there is no glyph dataset {name!r}; the catalogue holds {', '.join(NAMES)}")

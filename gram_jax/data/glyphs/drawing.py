@@ -92,6 +92,9 @@ def render(character: Character, look: Look) -> np.ndarray:
       >>> from gram_jax.data.glyphs.alphabet import characters
       >>> render(characters()[0x3B1], Look("serif", "print")).shape
       (32, 32, 3)
+
+    Reference:
+      Our own choice; FreeType draws the outlines.
     """
     coverage = np.asarray(_shape(_mask(character, look), look), np.float32)[..., None] * np.float32(1.0 / 255.0)
     paper = np.asarray(look.paper_rgb, np.float32)
@@ -123,6 +126,9 @@ def encode_png(image: np.ndarray) -> bytes:
     Example:
       >>> encode_png(np.zeros((32, 32, 3), np.uint8))[1:4]
       b'PNG'
+
+    Reference:
+      ISO/IEC 15948, Portable Network Graphics.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)

@@ -85,6 +85,9 @@ def record() -> dict:
     Example:
       >>> record()["characters"]["03B1"][0]
       'GREEK SMALL LETTER ALPHA'
+
+    Reference:
+      Our own record.
     """
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
@@ -104,6 +107,9 @@ def font_path(face: Face) -> str:
     Example:
       >>> font_path(FACES["serif"]).endswith("DejaVuSerif.ttf")
       True
+
+    Reference:
+      matplotlib ships these fonts.
     """
     if os.path.sep in face.file:
         path = face.file
@@ -180,6 +186,9 @@ def face_from_file(path: str) -> Face:
     Example:
       >>> face_from_file(font_path(FACES["sans"])).in_corpus
       False
+
+    Reference:
+      Our own choice.
     """
     path = os.path.abspath(path)
     face = Face(path, path, in_corpus=False)

@@ -28,6 +28,9 @@ def labelled(name: str, domain: str = "", seed: int = 0) -> Dataset:
       >>> chess = labelled("chess", "negative")
       >>> len(chess), chess.class_names[6], chess.images([0])[0].shape
       (720, 'black king', (32, 32, 3))
+
+    Reference:
+      Our own choice.
     """
     entry = catalogue(name)
     split_domain(entry, domain)

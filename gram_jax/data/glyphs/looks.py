@@ -87,6 +87,9 @@ def draw_look(rng: random.Random, face: str, rendering: str, jitter: float = 1.0
     Example:
       >>> draw_look(random.Random(0), "serif", "negative").paper
       'black'
+
+    Reference:
+      Our own choice; the colours are the eleven basic terms of Berlin and Kay (1969).
     """
     ink, paper = "black", "white"
     if rendering == "negative":

@@ -65,6 +65,9 @@ def stream(name: str, seed: int, index: int) -> random.Random:
     Example:
       >>> stream("corpus", 0, 1).random() == stream("corpus", 0, 2).random()
       False
+
+    Reference:
+      BLAKE2, RFC 7693.
     """
     digest = hashlib.blake2b(f"{name}\0{seed}\0{index}".encode(), digest_size=8).digest()
     return random.Random(int.from_bytes(digest, "little"))
@@ -107,6 +110,9 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
     Example:
       >>> pair(7).image.dtype, pair(7).caption == pair(7).caption
       (dtype('uint8'), True)
+
+    Reference:
+      Our own choice.
     """
     rng = stream("corpus", seed, index)
     names, cumulative = _kind_weights()
@@ -145,6 +151,9 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
       >>> from gram_jax.data.glyphs.datasets import catalogue
       >>> split_domain(catalogue("chess"), "mono+noise")
       ('mono', 'noise')
+
+    Reference:
+      Our own choice.
     """
     face, rendering = "", "print"
     for part in filter(None, domain.split("+")):
@@ -184,6 +193,9 @@ def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
       >>> from gram_jax.data.glyphs.datasets import catalogue
       >>> unseen_domains(catalogue("chess"))[:2]
       ('sans-bold-oblique', 'mono-bold')
+
+    Reference:
+      Our own choice.
     """
     unseen_faces = tuple(name for name in dataset.faces if not faces.FACES[name].in_corpus)
     return unseen_faces + tuple(name for name in RENDERINGS if name not in CORPUS_RENDERINGS)
@@ -207,6 +219,9 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
       >>> from gram_jax.data.glyphs.datasets import catalogue
       >>> example(catalogue("greek_small"), "negative", "test", 3, 0).shape
       (32, 32, 3)
+
+    Reference:
+      Our own choice.
     """
     face, rendering = split_domain(dataset, domain)
     rng = stream(f"{dataset.name}/{domain}/{split}/{label}", seed, number)

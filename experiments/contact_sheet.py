@@ -1,0 +1,56 @@
+"""A picture of a labelled dataset, or of the corpus with its captions.
+
+    python -m experiments.contact_sheet --dataset=glyphs:greek_small/serif-italic+noise
+    python -m experiments.contact_sheet --dataset=corpus
+
+Writes ``WORKDIR/NAME.png`` in about a second; memory does not matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from experiments._launch import launch, setting
+from gram_jax.data import glyphs, load_dataset
+from gram_jax.data.glyphs.sheet import contact_sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to show."""
+
+    dataset: str = setting("corpus", "glyphs:NAME, glyphs:NAME/DOMAIN, or corpus")
+    split: str = setting("train", "the split of a labelled dataset", choices=("train", "val", "test"))
+    images: int = setting(96, "how many images")
+    per_class: int = setting(2, "images a class of a labelled dataset")
+    columns: int = setting(12, "images a row")
+    seed: int = setting(0, "seed of the draw")
+
+    def __post_init__(self) -> None:
+        for name in ("images", "per_class", "columns"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+
+
+def run(config: Config, workdir: Any) -> None:
+    """Draws the sheet and says where it is."""
+    if config.dataset == "corpus":
+        pairs = [glyphs.pair(i, config.seed) for i in range(config.images)]
+        images, labels = [pair.image for pair in pairs], [pair.caption for pair in pairs]
+        sheet = contact_sheet(images, labels, min(config.columns, 6), label_width=40)
+    else:
+        dataset = load_dataset(config.dataset, seed=config.seed)
+        positions = [i for i in dataset.select(config.split) if dataset.references[i][2] < config.per_class]
+        positions = sorted(positions, key=lambda i: dataset.labels[i])[: config.images]
+        labels = [dataset.class_names[dataset.labels[i]] for i in positions]
+        sheet = contact_sheet(dataset.images(positions), labels, config.columns)
+    path = workdir / (re.sub(r"[^A-Za-z0-9]+", "-", config.dataset).strip("-") + ".png")
+    with path.open("wb") as file:
+        sheet.save(file, "PNG")
+    print(f"{len(labels)} images in {path}")
+
+
+if __name__ == "__main__":
+    launch(run, Config)

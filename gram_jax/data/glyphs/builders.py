@@ -1,0 +1,185 @@
+"""The embedded world as TFDS datasets: array_record files, images as PNG bytes, no TensorFlow.
+
+Importing this module imports tensorflow_datasets, which takes a second or two; nothing else in the package needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gram_jax.data.glyphs import faces
+from gram_jax.data.glyphs.datasets import catalogue
+from gram_jax.data.glyphs.drawing import IMAGE_SIZE, encode_png
+from gram_jax.data.glyphs.indices import labelled
+from gram_jax.data.glyphs.world import SPLIT_SIZES, pair
+
+_IMAGE = {"shape": (IMAGE_SIZE, IMAGE_SIZE, 3), "encoding_format": "png"}
+
+
+@dataclasses.dataclass
+class CorpusConfig(tfds.core.BuilderConfig):
+    """How many pairs of which seed."""
+
+    pairs: int = 100_000
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class LabelledConfig(tfds.core.BuilderConfig):
+    """Which labelled dataset, in which domain, of which seed."""
+
+    dataset: str = "greek_small"
+    domain: str = ""
+    seed: int = 0
+
+
+class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
+    """Image-text pairs: characters drawn in many typefaces and renderings, under captions made from their names."""
+
+    name = "glyph_corpus"
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: CorpusConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(**_IMAGE),
+            "caption": tfds.features.Text(),
+            # What made the pair. No learner reads it; ceilings and tests do.
+            "truth": {
+                "code": tfds.features.Scalar(np.int64),
+                "kind": tfds.features.Text(),
+                "face": tfds.features.Text(),
+                "rendering": tfds.features.Text(),
+                "caption_sort": tfds.features.Text(),
+            },
+        }
+        return _info(self, features, {"pairs": self.builder_config.pairs, "seed": self.builder_config.seed})
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(self.builder_config.pairs):
+            drawn = pair(index, self.builder_config.seed)
+            truth = {
+                "code": drawn.character.code,
+                "kind": drawn.character.kind,
+                "face": drawn.look.face,
+                "rendering": drawn.look.rendering,
+                "caption_sort": drawn.sort,
+            }
+            yield index, {"image": encode_png(drawn.image), "caption": drawn.caption, "truth": truth}
+
+
+class GlyphLabelled(tfds.core.GeneratorBasedBuilder):
+    """Labelled images of one dataset of the embedded world in one visual domain."""
+
+    name = "glyph_labelled"
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: LabelledConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        entry = catalogue(self.builder_config.dataset)
+        features = {
+            "image": tfds.features.Image(**_IMAGE),
+            "label": tfds.features.ClassLabel(names=list(entry.class_names)),
+        }
+        metadata = {"template": entry.template, "domain": self.builder_config.domain, "seed": self.builder_config.seed}
+        return _info(self, features, metadata)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in SPLIT_SIZES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.builder_config
+        dataset = labelled(config.dataset, config.domain, config.seed)
+        for number, position in enumerate(dataset.select(split)):
+            (image,) = dataset.images([position])
+            yield number, {"image": encode_png(image), "label": int(dataset.labels[position])}
+
+
+def _info(builder: Any, features: dict[str, Any], metadata: dict[str, Any]) -> tfds.core.DatasetInfo:
+    """The dataset's information, with the font hashes that its images come from."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=type(builder).__doc__,
+        features=tfds.features.FeaturesDict(features),
+        metadata=tfds.core.MetadataDict({**metadata, "fonts": faces.record()["fonts"]}),
+        disable_shuffling=True,  # record i is draw i
+    )
+
+
+def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: int = 0) -> Sequence[dict[str, Any]]:
+    """Builds the corpus as a TFDS dataset, unless it is there already, and opens it.
+
+    Args:
+      data_dir: the folder of TFDS datasets, local or remote.
+      pairs: how many image-text pairs.
+      seed: the seed of the corpus.
+
+    Returns:
+      A random-access data source; item i holds ``image`` (uint8 ``[32, 32, 3]``), ``caption`` (bytes) and ``truth``.
+
+    Raises:
+      ValueError: for fewer than one pair.
+
+    Example:
+      >>> import tempfile
+      >>> source = build_corpus(tempfile.mkdtemp(), pairs=3)
+      >>> len(source), source[0]["image"].shape
+      (3, (32, 32, 3))
+
+    Reference:
+      tensorflow.org/datasets, array_record data sources.
+    """
+    if pairs < 1:
+        raise ValueError(f"a corpus of {pairs} pairs cannot be built; ask for at least 1")
+    config = CorpusConfig(name=f"pairs_{pairs}_seed_{seed}", pairs=pairs, seed=seed)
+    return _build(GlyphCorpus, config, data_dir)["train"]
+
+
+def build_labelled(
+    dataset: str, data_dir: str | os.PathLike[str], domain: str = "", seed: int = 0
+) -> dict[str, Sequence[dict[str, Any]]]:
+    """Builds a labelled dataset as a TFDS dataset, unless it is there already, and opens it.
+
+    Args:
+      dataset: a name of ``datasets.NAMES``.
+      data_dir: the folder of TFDS datasets, local or remote.
+      domain: see ``world.split_domain``.
+      seed: the seed of the images.
+
+    Returns:
+      Random-access data sources by split; items hold ``image`` (uint8 ``[32, 32, 3]``) and ``label``.
+
+    Raises:
+      ValueError: for a dataset or a domain that does not exist.
+
+    Example:
+      >>> import tempfile
+      >>> sources = build_labelled("chess", tempfile.mkdtemp())
+      >>> len(sources["train"])
+      384
+
+    Reference:
+      tensorflow.org/datasets, array_record data sources.
+    """
+    labelled(dataset, domain, seed)
+    readable = "".join(letter if letter.isalnum() else "-" for letter in domain) or "print"
+    config = LabelledConfig(name=f"{dataset}-{readable}-seed_{seed}", dataset=dataset, domain=domain, seed=seed)
+    return _build(GlyphLabelled, config, data_dir)
+
+
+def _build(builder_class: Any, config: Any, data_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    builder = builder_class(config=config, data_dir=os.fspath(data_dir), file_format="array_record")
+    # Only array_record files can be written and read without TensorFlow.
+    builder.download_and_prepare(file_format="array_record")
+    return builder.as_data_source()
