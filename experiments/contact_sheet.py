@@ -39,7 +39,7 @@ def run(config: Config, workdir: Any) -> None:
     if config.dataset == "corpus":
         pairs = [glyphs.pair(i, config.seed) for i in range(config.images)]
         images, labels = [pair.image for pair in pairs], [pair.caption for pair in pairs]
-        sheet = contact_sheet(images, labels, min(config.columns, 6), label_width=40)
+        sheet = contact_sheet(images, labels, config.columns, lines=4)
     else:
         dataset = load_dataset(config.dataset, seed=config.seed)
         positions = [i for i in dataset.select(config.split) if dataset.references[i][2] < config.per_class]

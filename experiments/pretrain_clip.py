@@ -167,7 +167,7 @@ def train_step(
     params = optax.apply_updates(state["params"], updates)
     # CLIP never lets the logits be scaled by more than 100.
     params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads), "scale": jnp.exp(params["logit_scale"])}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "scale": jnp.exp(params["logit_scale"])}
     return {"params": params, "optimizer": optimizer_state}, metrics
 
 

@@ -55,16 +55,19 @@ def tiny_config(**overrides: Any) -> ClipConfig:
     }
     top = {field.name for field in dataclasses.fields(ClipConfig)} - set(towers)
     settings: dict[str, Any] = {"embed_dim": 16}
+    changes: dict[str, dict[str, Any]] = {tower: {} for tower in towers}
     for name, value in overrides.items():
         tower, _, field = name.partition("_")
         if name in top:
             settings[name] = value
         elif tower in towers and field in {known.name for known in dataclasses.fields(towers[tower])}:
-            towers[tower] = dataclasses.replace(towers[tower], **{field: value})
+            changes[tower][field] = value
         else:
             raise ValueError(
                 f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD."
             )
+    # Replaced together, as width and heads must fit each other at every moment.
+    towers = {tower: dataclasses.replace(config, **changes[tower]) for tower, config in towers.items()}
     return ClipConfig(**towers, **settings)
 
 

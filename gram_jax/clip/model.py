@@ -43,12 +43,15 @@ class Clip:
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
     transform: ImageTransform | None = flax.struct.field(pytree_node=False, default=None)
 
-    def class_tokens(self, names: list[str], template: str = "a photo of a {}.") -> Classes:
+    def class_tokens(
+        self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False
+    ) -> Classes:
         """Tokenises class names, for `encode_classes`.
 
         Args:
             names: class names; underscores are read as spaces.
             template: a text with one `{}` where the name goes.
+            allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
 
         Returns:
             The classes, arrays only.
@@ -63,7 +66,7 @@ class Clip:
         """
         from gram_jax.clip.tokenizer import class_tokens
 
-        return class_tokens(self._require_tokenizer(), names, template)
+        return class_tokens(self._require_tokenizer(), names, template, allow_duplicates=allow_duplicates)
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Turns texts into token ids, cut to the longest text, for `encode_text`.

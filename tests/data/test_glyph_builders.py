@@ -70,5 +70,7 @@ def test_contact_sheet_shows_the_pixels():
     for number, value in enumerate((10, 120, 200)):
         cell = sheet[4 : 4 + 64, number * 72 + 4 : number * 72 + 68]
         assert (cell == value).all()
+    below = sheet[69:]
+    assert (below < 128).any()
     with pytest.raises(ValueError, match="3 images and 1 labels"):
         contact_sheet(images, ["x"])
