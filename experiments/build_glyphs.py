@@ -41,7 +41,8 @@ def run(config: Config, workdir: Any) -> None:
     if config.pairs:
         started = time.monotonic()
         pairs = len(build_corpus(data_dir, config.pairs, config.seed))
-        print(f"glyph_corpus: {pairs} pairs, {time.monotonic() - started:.0f} s, in {data_dir}")
+        seconds = time.monotonic() - started
+        print(f"glyph_corpus: {pairs} pairs in {data_dir}; {seconds:.1f} s, {pairs / seconds:.0f} pairs a second")
     for dataset in datasets:
         name = dataset.name.removeprefix("glyphs:").partition("/")[0]
         sources = build_labelled(name, data_dir, dataset.domain, config.seed)

@@ -18,6 +18,8 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -36,6 +38,8 @@ from gram_jax.data import glyphs
 from gram_jax.objectives import contrastive_loss
 
 PHOTO = "a photo of a {}."
+# A resumed run may differ in these: the first steps do not depend on them.
+MAY_CHANGE = ("steps", "save_every", "eval_every", "eval_images", "probe_images", "datasets")
 LENGTH_STEP = 8  # captions are padded to a multiple of this, so that few lengths are compiled
 
 
@@ -64,7 +68,7 @@ class Config:
     save_every: int = setting(250, "steps between checkpoints")
     eval_every: int = setting(500, "steps between zero-shot evaluations")
     eval_images: int = setting(2, "validation images a class in those")
-    probe_images: int = setting(16, "training images a class for the linear probe")
+    probe_images: int = setting(32, "training images a class for the linear probe")
     datasets: tuple[str, ...] = setting(glyphs.NAMES, "labelled datasets to evaluate on")
 
     def __post_init__(self) -> None:
@@ -197,7 +201,7 @@ def train(config: Config, workdir: Any) -> Clip:
     bare = clip.replace(params=None)
     settings = dataclasses.asdict(config)
     with (
-        runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=("steps",)) as checkpoints,
+        runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints,
         concurrent.futures.ThreadPoolExecutor(1) as drawing,
     ):
         restored = checkpoints.restore(state)
@@ -224,9 +228,10 @@ def train(config: Config, workdir: Any) -> Clip:
                     progress.update(done - progress.done, loss=metrics["loss"])
                 if done % config.eval_every == 0:
                     found = accuracies(clip.replace(params=state["params"]), config, "val", config.eval_images)
-                    log.write(done, fitting=_mean(found, "fitting"), photo=_mean(found, "photo"),
-                              **{f"fitting/{name}": values["fitting"] for name, values in found.items()})  # fmt: skip
-                    progress.update(0, fitting=_mean(found, "fitting"), photo=_mean(found, "photo"))
+                    means = {title: _mean(found, title) for title in ("fitting", "photo")}
+                    each = {f"{title}/{name}": values[title] for name, values in found.items() for title in means}
+                    log.write(done, **means, **each)
+                    progress.update(0, **means)
                 if done % config.save_every == 0 or done == config.steps:
                     checkpoints.save(done, state)
                 checkpoints.exit_if_preempted(done, state)
@@ -236,8 +241,12 @@ def train(config: Config, workdir: Any) -> Clip:
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Trains, writes the clip, and measures what was written on held-out renderings."""
     clip = train(config, workdir)
-    gram.save_clip(clip, workdir / "clip", dtype="float16", overwrite=True)
-    return measure(config, gram.load_clip(workdir / "clip"))
+    (workdir / "clip").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:  # a work directory may be remote, a clip's folder is local
+        gram.save_clip(clip, folder, dtype="float16")
+        for path in pathlib.Path(folder).iterdir():
+            (workdir / "clip" / path.name).write_bytes(path.read_bytes())
+        return measure(config, gram.load_clip(folder))
 
 
 def measure(config: Config, clip: Clip) -> evaluation.Results:

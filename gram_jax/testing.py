@@ -26,18 +26,18 @@ def tiny_config(**overrides: Any) -> ClipConfig:
     """The configuration of a clip that runs in a millisecond.
 
     Args:
-        overrides: fields of `ClipConfig`, or of a tower with its name in front: `text_layers=3`,
-            `vision_activation="gelu"`.
+      overrides: fields of `ClipConfig`, or of a tower with its name in front: `text_layers=3`,
+        `vision_activation="gelu"`.
 
     Returns:
-        The configuration.
+      The configuration.
 
     Raises:
-        ValueError: if no field has that name.
+      ValueError: if no field has that name.
 
     Example:
-        >>> tiny_config(text_layers=5, embed_dim=7).text.layers
-        5
+      >>> tiny_config(text_layers=5, embed_dim=7).text.layers
+      5
     """
     towers = {
         "text": TextConfig(
@@ -76,14 +76,14 @@ def tiny_tokenizer(context_length: int = 24) -> Tokenizer:
     """A tokenizer trained on a few dozen words.
 
     Args:
-        context_length: longest text in tokens, start and end included.
+      context_length: longest text in tokens, start and end included.
 
     Returns:
-        The tokenizer; its vocabulary is that of `tiny_config`.
+      The tokenizer; its vocabulary is that of `tiny_config`.
 
     Example:
-        >>> tiny_tokenizer().vocab_size == tiny_config().text.vocab_size
-        True
+      >>> tiny_tokenizer().vocab_size == tiny_config().text.vocab_size
+      True
     """
     return train_tokenizer([TEXT] * 2, VOCAB_SIZE, context_length)
 
@@ -94,19 +94,19 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
     Biases and norms are random too, so that a test cannot pass by their being zero and one.
 
     Args:
-        seed: seed of the parameters.
-        overrides: as in `tiny_config`; the vocabulary is the tokenizer's and stays.
+      seed: seed of the parameters.
+      overrides: as in `tiny_config`; the vocabulary is the tokenizer's and stays.
 
     Returns:
-        The clip.
+      The clip.
 
     Raises:
-        ValueError: if `text_vocab_size` is overridden, or no field has that name.
+      ValueError: if `text_vocab_size` is overridden, or no field has that name.
 
     Example:
-        >>> clip = tiny_clip(text_layers=2)
-        >>> clip.params["text"]["layers"]["norm_1"]["scale"].shape == (2, clip.config.text.width)
-        True
+      >>> clip = tiny_clip(text_layers=2)
+      >>> clip.params["text"]["layers"]["norm_1"]["scale"].shape == (2, clip.config.text.width)
+      True
     """
     if "text_vocab_size" in overrides:
         raise ValueError(f"tiny_clip has a tokenizer of {VOCAB_SIZE} tokens: text_vocab_size cannot be overridden.")

@@ -37,20 +37,20 @@ class TextConfig:
     """Sizes and settings of the text transformer.
 
     Attributes:
-        vocab_size: number of rows of the token embedding.
-        width: width of the residual stream.
-        layers: number of transformer layers.
-        heads: attention heads a layer; must divide `width`.
-        mlp_width: hidden width of the two-layer perceptron.
-        context_length: number of positions, [SOS] and [EOS] included.
-        activation: name of the perceptron's activation, as in Hugging Face's `hidden_act`.
-        norm_eps: epsilon of every layer norm.
-        bos_token_id, eos_token_id, pad_token_id: as the file states them. Files from before mid 2023 state wrong ones
-            (0, 2, 1), which `eos_rule` allows for; the tokenizer is what knows the real ids.
+      vocab_size: number of rows of the token embedding.
+      width: width of the residual stream.
+      layers: number of transformer layers.
+      heads: attention heads a layer; must divide `width`.
+      mlp_width: hidden width of the two-layer perceptron.
+      context_length: number of positions, [SOS] and [EOS] included.
+      activation: name of the perceptron's activation, as in Hugging Face's `hidden_act`.
+      norm_eps: epsilon of every layer norm.
+      bos_token_id, eos_token_id, pad_token_id: as the file states them. Files from before mid 2023 state wrong ones
+        (0, 2, 1), which `eos_rule` allows for; the tokenizer is what knows the real ids.
 
     Example:
-        >>> TextConfig(vocab_size=100, width=64, layers=2, heads=4, mlp_width=128, context_length=16).eos_rule
-        'first'
+      >>> TextConfig(vocab_size=100, width=64, layers=2, heads=4, mlp_width=128, context_length=16).eos_rule
+      'first'
     """
 
     vocab_size: int = 49408
@@ -82,14 +82,14 @@ class VisionConfig:
     """Sizes and settings of the vision transformer.
 
     Attributes:
-        width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
-        image_size: side of the square input image in pixels.
-        patch_size: side of a square patch in pixels; a remainder at the right and lower edge is dropped.
-        channels: number of colour channels.
+      width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
+      image_size: side of the square input image in pixels.
+      patch_size: side of a square patch in pixels; a remainder at the right and lower edge is dropped.
+      channels: number of colour channels.
 
     Example:
-        >>> VisionConfig(image_size=224, patch_size=16).num_patches
-        196
+      >>> VisionConfig(image_size=224, patch_size=16).num_patches
+      196
     """
 
     width: int = 768
@@ -127,19 +127,19 @@ class ClipConfig:
     """Sizes and settings of a CLIP: everything about it that is not an array.
 
     Attributes:
-        text: the text transformer.
-        vision: the vision transformer.
-        embed_dim: width of the joint embedding space.
-        logit_scale_init: initial value of the log of the logit scale.
-        compute_dtype: "float32" or "bfloat16"; what the matrix products of the transformers are computed in. Norms,
-            softmax, residual sums and features are float32 either way. With float64 parameters (under
-            `jax.enable_x64`), "float32" computes in float64: it is a floor, not a cast.
-        remat: recompute a layer's activations in the backward pass instead of storing them.
+      text: the text transformer.
+      vision: the vision transformer.
+      embed_dim: width of the joint embedding space.
+      logit_scale_init: initial value of the log of the logit scale.
+      compute_dtype: "float32" or "bfloat16"; what the matrix products of the transformers are computed in. Norms,
+        softmax, residual sums and features are float32 either way. With float64 parameters (under
+        `jax.enable_x64`), "float32" computes in float64: it is a floor, not a cast.
+      remat: recompute a layer's activations in the backward pass instead of storing them.
 
     Example:
-        >>> config = ClipConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
-        >>> config.vision.num_patches, config.text.width, config.embed_dim
-        (196, 512, 512)
+      >>> config = ClipConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
+      >>> config.vision.num_patches, config.text.width, config.embed_dim
+      (196, 512, 512)
     """
 
     text: TextConfig = TextConfig()
@@ -164,19 +164,19 @@ class ClipConfig:
         `text_config_dict` and `vision_config_dict`; as in transformers, those win where they are not null.
 
         Args:
-            config: the parsed JSON object.
+          config: the parsed JSON object.
 
         Returns:
-            The configuration, validated.
+          The configuration, validated.
 
         Raises:
-            ValueError: if it is not a CLIP's, or states an impossible or unsupported size or setting.
+          ValueError: if it is not a CLIP's, or states an impossible or unsupported size or setting.
 
         Example:
-            >>> ClipConfig.from_hf({"model_type": "siglip"})
-            Traceback (most recent call last):
-            ...
-            ValueError: Only CLIP models are supported: model_type in config.json must be 'clip', found 'siglip'.
+          >>> ClipConfig.from_hf({"model_type": "siglip"})
+          Traceback (most recent call last):
+          ...
+          ValueError: Only CLIP models are supported: model_type in config.json must be 'clip', found 'siglip'.
         """
         model_type = config.get("model_type")
         if model_type != "clip":
@@ -196,11 +196,11 @@ class ClipConfig:
         """The dictionary that transformers' `CLIPConfig` reads back to the same model.
 
         Returns:
-            A JSON-serialisable dictionary; `compute_dtype` and `remat` are settings of a run and are left out.
+          A JSON-serialisable dictionary; `compute_dtype` and `remat` are settings of a run and are left out.
 
         Example:
-            >>> ClipConfig.from_hf(ClipConfig().to_hf()) == ClipConfig()
-            True
+          >>> ClipConfig.from_hf(ClipConfig().to_hf()) == ClipConfig()
+          True
         """
         text = {hf_name: getattr(self.text, name) for name, hf_name in _TEXT_KEYS.items()}
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}

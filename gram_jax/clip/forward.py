@@ -47,35 +47,35 @@ def encode_image(
         x_{l+1} = B_l(x_l with the prompt tokens of layer l),    f = W^T post_norm(x_L[class token]).
 
     Args:
-        clip: the frozen clip.
-        images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
-        prompt: where tokens stand among the patches; see `VisualPrompt`.
-        layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
-            layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
-            place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
-            sequence without a prompt), and stay until others replace them. This is the hook for class-aware visual
-            prompts.
-        has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
-        normalize: divide by the Euclidean norm.
+      clip: the frozen clip.
+      images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
+      prompt: where tokens stand among the patches; see `VisualPrompt`.
+      layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
+        layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
+        place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
+        sequence without a prompt), and stay until others replace them. This is the hook for class-aware visual
+        prompts.
+      has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
+      normalize: divide by the Euclidean norm.
 
     Returns:
-        Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
+      Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
 
     Raises:
-        ValueError: if a shape, width, layer number or placement does not fit; the message states the numbers.
+      ValueError: if a shape, width, layer number or placement does not fit; the message states the numbers.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> clip = tiny_clip()
-        >>> size, width = clip.config.vision.image_size, clip.config.vision.width
-        >>> images = jnp.ones((2, size, size, 3))
-        >>> encode_image(clip, images, VisualPrompt(jnp.zeros((4, width)))).shape == (2, clip.config.embed_dim)
-        True
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> size, width = clip.config.vision.image_size, clip.config.vision.width
+      >>> images = jnp.ones((2, size, size, 3))
+      >>> encode_image(clip, images, VisualPrompt(jnp.zeros((4, width)))).shape == (2, clip.config.embed_dim)
+      True
 
     Reference:
-        "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts after "Visual
-        Prompt Tuning", section 3.2, and class-aware ones after "Dual Modality Prompt Tuning for Vision-Language
-        Pre-Trained Model", section III.
+      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts after "Visual
+      Prompt Tuning", section 3.2, and class-aware ones after "Dual Modality Prompt Tuning for Vision-Language
+      Pre-Trained Model", section III.
     """
     check_images(images, clip.config.vision)
     check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
@@ -100,24 +100,24 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
     cannot matter and texts may be cut to the longest one.
 
     Args:
-        clip: the frozen clip.
-        token_ids: int `[..., tokens]` with [SOS] first, as `clip.tokenize` makes them.
-        normalize: divide by the Euclidean norm.
+      clip: the frozen clip.
+      token_ids: int `[..., tokens]` with [SOS] first, as `clip.tokenize` makes them.
+      normalize: divide by the Euclidean norm.
 
     Returns:
-        Features `[..., embed_dim]`, at least float32; NaN where an id is outside the vocabulary.
+      Features `[..., embed_dim]`, at least float32; NaN where an id is outside the vocabulary.
 
     Raises:
-        ValueError: if `token_ids` are not integers or are longer than the context.
+      ValueError: if `token_ids` are not integers or are longer than the context.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> clip = tiny_clip()
-        >>> encode_text(clip, clip.tokenize(["a cat", "a photo of a dog."])).shape == (2, clip.config.embed_dim)
-        True
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> encode_text(clip, clip.tokenize(["a cat", "a photo of a dog."])).shape == (2, clip.config.embed_dim)
+      True
 
     Reference:
-        "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
+      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
     """
     check_token_ids(token_ids, clip.config.text)
     return _text(clip.params["text"], token_ids, None, config=clip.config, normalize=normalize)
@@ -131,28 +131,28 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
     last layer only the end token is run.
 
     Args:
-        clip: the frozen clip.
-        classes: as `clip.class_tokens` makes them.
-        prompt: the context and where it stands; see `TextPrompt`. None: the template that `classes` was made with.
-        normalize: divide by the Euclidean norm.
+      clip: the frozen clip.
+      classes: as `clip.class_tokens` makes them.
+      prompt: the context and where it stands; see `TextPrompt`. None: the template that `classes` was made with.
+      normalize: divide by the Euclidean norm.
 
     Returns:
-        Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
+      Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
 
     Raises:
-        ValueError: if a shape, width, layer number or class position does not fit, or the context and the longest class
-            do not fit into the context length; the message states the numbers.
+      ValueError: if a shape, width, layer number or class position does not fit, or the context and the longest class
+        do not fit into the context length; the message states the numbers.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> clip = tiny_clip()
-        >>> classes = clip.class_tokens(["cat", "dog", "bird"])
-        >>> prompt = TextPrompt(jnp.zeros((4, clip.config.text.width)))
-        >>> encode_classes(clip, classes, prompt).shape == (3, clip.config.embed_dim)
-        True
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> classes = clip.class_tokens(["cat", "dog", "bird"])
+      >>> prompt = TextPrompt(jnp.zeros((4, clip.config.text.width)))
+      >>> encode_classes(clip, classes, prompt).shape == (3, clip.config.embed_dim)
+      True
 
     Reference:
-        "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2, equation 3.
+      "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2, equation 3.
     """
     params = clip.params["text"]
     if prompt is None:
@@ -166,21 +166,21 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
     """Token embeddings without positions: what a context set to words is made of.
 
     Args:
-        clip: the frozen clip.
-        token_ids: int `[..., tokens]`.
+      clip: the frozen clip.
+      token_ids: int `[..., tokens]`.
 
     Returns:
-        `[..., tokens, width]`, at least float32; NaN where an id is outside the vocabulary.
+      `[..., tokens, width]`, at least float32; NaN where an id is outside the vocabulary.
 
     Raises:
-        ValueError: if `token_ids` are not integers or are longer than the context.
+      ValueError: if `token_ids` are not integers or are longer than the context.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> clip = tiny_clip()
-        >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
-        >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
-        True
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
+      >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
+      True
     """
     check_token_ids(token_ids, clip.config.text)
     return text.embed(clip.params["text"], token_ids)
@@ -192,22 +192,22 @@ def logits(image_features: Array, text_features: Array, logit_scale: Array | flo
     logits[b, c] = exp(logit_scale) * <f_b, t_c>, in full precision on every device.
 
     Args:
-        image_features: normalised, `[images, dim]`.
-        text_features: normalised, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
-        logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
+      image_features: normalised, `[images, dim]`.
+      text_features: normalised, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
+      logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
 
     Returns:
-        `[images, classes]`, at least float32.
+      `[images, classes]`, at least float32.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+      ValueError: if the shapes do not fit together.
 
     Example:
-        >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()
-        [[100.0, 0.0], [0.0, 100.0]]
+      >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()
+      [[100.0, 0.0], [0.0, 100.0]]
 
     Reference:
-        "Learning Transferable Visual Models From Natural Language Supervision", figure 3.
+      "Learning Transferable Visual Models From Natural Language Supervision", figure 3.
     """
     check_features(image_features, text_features)
     product = "be,ce->bc" if text_features.ndim == 2 else "be,bce->bc"

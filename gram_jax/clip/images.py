@@ -35,21 +35,21 @@ class ImageTransform:
     from 0..65535 to 0..255, where Pillow's own conversion would clip it to white.
 
     Attributes:
-        size: the shortest edge after resizing, or (height, width), or None for no resizing; pixels.
-        crop: (height, width) of the centre crop, or None for no crop; pixels.
-        resample: Pillow's number of the resampling filter, 3 being bicubic.
-        rescale_factor: what bytes are multiplied with, or None.
-        mean: per channel, subtracted after rescaling, or None for no normalisation.
-        std: per channel, divided by afterwards.
-        max_pixels: images with more pixels are refused before they are decoded.
+      size: the shortest edge after resizing, or (height, width), or None for no resizing; pixels.
+      crop: (height, width) of the centre crop, or None for no crop; pixels.
+      resample: Pillow's number of the resampling filter, 3 being bicubic.
+      rescale_factor: what bytes are multiplied with, or None.
+      mean: per channel, subtracted after rescaling, or None for no normalisation.
+      std: per channel, divided by afterwards.
+      max_pixels: images with more pixels are refused before they are decoded.
 
     Example:
-        >>> transform = ImageTransform(size=32, crop=(32, 32))
-        >>> transform([np.zeros((40, 51, 3), np.uint8)]).shape
-        (1, 32, 32, 3)
+      >>> transform = ImageTransform(size=32, crop=(32, 32))
+      >>> transform([np.zeros((40, 51, 3), np.uint8)]).shape
+      (1, 32, 32, 3)
 
     Reference:
-        Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
+      Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
     """
 
     size: int | tuple[int, int] | None = 224
@@ -84,18 +84,18 @@ class ImageTransform:
         Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`.
 
         Args:
-            config: the parsed JSON object.
-            max_pixels: as the attribute.
+          config: the parsed JSON object.
+          max_pixels: as the attribute.
 
         Returns:
-            The transform.
+          The transform.
 
         Raises:
-            ValueError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
+          ValueError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
 
         Example:
-            >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
-            336
+          >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
+          336
         """
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
         if not kind.startswith("CLIP"):
@@ -124,8 +124,8 @@ class ImageTransform:
         """The dictionary of a `preprocessor_config.json` that transformers' `CLIPImageProcessor` reads.
 
         Example:
-            >>> ImageTransform.from_hf(ImageTransform(size=64, crop=(64, 64)).to_hf()).crop
-            (64, 64)
+          >>> ImageTransform.from_hf(ImageTransform(size=64, crop=(64, 64)).to_hf()).crop
+          (64, 64)
         """
 
         def sides(value: int | tuple[int, int] | None) -> dict[str, int]:
@@ -162,13 +162,13 @@ class ImageTransform:
         """Transforms images into the array that `encode_image` reads.
 
         Args:
-            images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; one alone is a batch of one.
+          images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; one alone is a batch of one.
 
         Returns:
-            float32 array [B, H, W, 3].
+          float32 array [B, H, W, 3].
 
         Raises:
-            ImageError: an image cannot be read or used, there are none, or their results differ in size.
+          ImageError: an image cannot be read or used, there are none, or their results differ in size.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim == 3
         if is_array or isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands"):
@@ -188,10 +188,10 @@ class ImageTransform:
         """Bytes to floats: `(pixels * rescale_factor - mean) / std`, in float32.
 
         Args:
-            pixels: uint8 array [..., 3].
+          pixels: uint8 array [..., 3].
 
         Returns:
-            float32 array of the same shape.
+          float32 array of the same shape.
         """
         # The arithmetic of transformers, rounding included, on each of the 256 values a channel can have.
         table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)  # [values, channels]
@@ -207,18 +207,18 @@ class ImageTransform:
         """One image, resized and cropped: the bytes before normalisation.
 
         Args:
-            image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
-            name: what errors call an image that is no path.
+          image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
+          name: what errors call an image that is no path.
 
         Returns:
-            uint8 array [H, W, 3].
+          uint8 array [H, W, 3].
 
         Raises:
-            ImageError: the image cannot be read, has too many pixels or a depth without a known range.
+          ImageError: the image cannot be read, has too many pixels or a depth without a known range.
 
         Example:
-            >>> ImageTransform(size=8, crop=(8, 8)).pixels(np.full((1, 20, 3), 7, np.uint8)).max()
-            np.uint8(7)
+          >>> ImageTransform(size=8, crop=(8, 8)).pixels(np.full((1, 20, 3), 7, np.uint8)).max()
+          np.uint8(7)
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:

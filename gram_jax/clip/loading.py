@@ -42,30 +42,30 @@ def load_clip(
     preprocessor configuration gets CLIP's own transform at the image size of its `config.json`.
 
     Args:
-        name_or_path: "mini" (the small clip that comes with the package), a local folder, or a name on the Hugging Face
-            hub, such as "openai/clip-vit-large-patch14". A local folder wins over a name.
-        dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
-        compute_dtype: "float32" or "bfloat16"; what the matrix products are computed in (see `ClipConfig`).
-        revision: branch, tag or commit on the hub, such as "refs/pr/3".
+      name_or_path: "mini" (the small clip that comes with the package), a local folder, or a name on the Hugging Face
+        hub, such as "openai/clip-vit-large-patch14". A local folder wins over a name.
+      dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
+      compute_dtype: "float32" or "bfloat16"; what the matrix products are computed in (see `ClipConfig`).
+      revision: branch, tag or commit on the hub, such as "refs/pr/3".
 
     Returns:
-        The clip.
+      The clip.
 
     Raises:
-        FileNotFoundError: no such folder or hub name, the hub cannot be reached, or a file of the model is missing.
-        WeightsError: the weights are damaged or do not fit `config.json`; all that is wrong is listed.
-        ValueError: the weights are pickled, the model is no CLIP, or its parts do not belong together.
+      FileNotFoundError: no such folder or hub name, the hub cannot be reached, or a file of the model is missing.
+      WeightsError: the weights are damaged or do not fit `config.json`; all that is wrong is listed.
+      ValueError: the weights are pickled, the model is no CLIP, or its parts do not belong together.
 
     Example:
-        >>> import tempfile
-        >>> from gram_jax.testing import tiny_clip
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_clip(tiny_clip(), folder)
-        ...     load_clip(folder).config == tiny_clip().config
-        True
+      >>> import tempfile
+      >>> from gram_jax.testing import tiny_clip
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_clip(tiny_clip(), folder)
+      ...     load_clip(folder).config == tiny_clip().config
+      True
 
     Reference:
-        The format is that of Wolf et al., Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020.
+      The format is that of Wolf et al., Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020.
     """
     folder = _find(name_or_path, revision)
     config = ClipConfig.from_hf(_read_json(folder / CONFIG))
@@ -84,22 +84,22 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
     weights appear last, and whole or not at all. An older clip in the folder is replaced, its files removed.
 
     Args:
-        clip: the clip; without an image transform, CLIP's own is written.
-        folder: where to; made if it does not exist.
-        dtype: "float32", "float16" or "bfloat16" of the file; default: as the parameters are.
-        overwrite: write into a folder that holds something else than a clip; its other files stay.
+      clip: the clip; without an image transform, CLIP's own is written.
+      folder: where to; made if it does not exist.
+      dtype: "float32", "float16" or "bfloat16" of the file; default: as the parameters are.
+      overwrite: write into a folder that holds something else than a clip; its other files stay.
 
     Raises:
-        FileExistsError: the folder holds something else than a clip, or is a file.
-        ValueError: the clip has no tokenizer, or parts that do not belong together.
+      FileExistsError: the folder holds something else than a clip, or is a file.
+      ValueError: the clip has no tokenizer, or parts that do not belong together.
 
     Example:
-        >>> import tempfile
-        >>> from gram_jax.testing import tiny_clip
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_clip(tiny_clip(), folder, dtype="float16")
-        ...     sorted(os.listdir(folder))
-        ['config.json', 'model.safetensors', 'preprocessor_config.json', 'tokenizer.json', 'tokenizer_config.json']
+      >>> import tempfile
+      >>> from gram_jax.testing import tiny_clip
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_clip(tiny_clip(), folder, dtype="float16")
+      ...     sorted(os.listdir(folder))
+      ['config.json', 'model.safetensors', 'preprocessor_config.json', 'tokenizer.json', 'tokenizer_config.json']
     """
     folder = Path(folder)
     if clip.tokenizer is None:

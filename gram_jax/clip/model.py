@@ -26,16 +26,16 @@ class Clip:
     through `jit`, `vmap` and `grad`, never closed over.
 
     Attributes:
-        params: nested dictionary of arrays (`init_params` states the tree).
-        config: sizes and settings.
-        tokenizer: turns texts into token ids; None for a clip that only sees token ids.
-        transform: turns images into float arrays; None for a clip that only sees such arrays.
+      params: nested dictionary of arrays (`init_params` states the tree).
+      config: sizes and settings.
+      tokenizer: turns texts into token ids; None for a clip that only sees token ids.
+      transform: turns images into float arrays; None for a clip that only sees such arrays.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> clip = tiny_clip()
-        >>> clip.params["text"]["projection"].shape == (clip.config.text.width, clip.config.embed_dim)
-        True
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> clip.params["text"]["projection"].shape == (clip.config.text.width, clip.config.embed_dim)
+      True
     """
 
     params: Params
@@ -49,20 +49,20 @@ class Clip:
         """Tokenises class names, for `encode_classes`.
 
         Args:
-            names: class names; underscores are read as spaces.
-            template: a text with one `{}` where the name goes.
-            allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
+          names: class names; underscores are read as spaces.
+          template: a text with one `{}` where the name goes.
+          allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
 
         Returns:
-            The classes, arrays only.
+          The classes, arrays only.
 
         Raises:
-            ValueError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
+          ValueError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
 
         Example:
-            >>> from gram_jax.testing import tiny_clip
-            >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
-            2
+          >>> from gram_jax.testing import tiny_clip
+          >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
+          2
         """
         from gram_jax.clip.tokenizer import class_tokens
 
@@ -72,18 +72,18 @@ class Clip:
         """Turns texts into token ids, cut to the longest text, for `encode_text`.
 
         Args:
-            texts: texts that fit the context length.
+          texts: texts that fit the context length.
 
         Returns:
-            int32 `[texts, tokens]`.
+          int32 `[texts, tokens]`.
 
         Raises:
-            ValueError: if there is no tokenizer or a text is too long.
+          ValueError: if there is no tokenizer or a text is too long.
 
         Example:
-            >>> from gram_jax.testing import tiny_clip
-            >>> tiny_clip().tokenize(["a photo of a cat.", "a dog"]).shape[0]
-            2
+          >>> from gram_jax.testing import tiny_clip
+          >>> tiny_clip().tokenize(["a photo of a cat.", "a dog"]).shape[0]
+          2
         """
         return self._require_tokenizer().encode(texts)
 
@@ -91,19 +91,19 @@ class Clip:
         """Turns images into the arrays that `encode_image` takes.
 
         Args:
-            images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
+          images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
 
         Returns:
-            float32 `[images, image size, image size, 3]`.
+          float32 `[images, image size, image size, 3]`.
 
         Raises:
-            ValueError: if there is no image transform, or an image cannot be read.
+          ValueError: if there is no image transform, or an image cannot be read.
 
         Example:
-            >>> from gram_jax.testing import tiny_clip
-            >>> clip = tiny_clip()
-            >>> clip.preprocess([np.zeros((5, 9, 3), np.uint8)]).shape == (1, *2 * [clip.config.vision.image_size], 3)
-            True
+          >>> from gram_jax.testing import tiny_clip
+          >>> clip = tiny_clip()
+          >>> clip.preprocess([np.zeros((5, 9, 3), np.uint8)]).shape == (1, *2 * [clip.config.vision.image_size], 3)
+          True
         """
         if self.transform is None:
             raise ValueError("This clip has no image transform: give it one with clip.replace(transform=...).")
@@ -123,25 +123,25 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
     image positions and both final projections d^-1/2; patches (3 p^2 c)^-1/2. Biases are 0, norms the identity.
 
     Args:
-        key: a PRNG key.
-        config: the sizes.
+      key: a PRNG key.
+      config: the sizes.
 
     Returns:
-        A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::
+      A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::
 
-            {"text": {"token_embedding", "position_embedding", "layers", "final_norm", "projection"},
+        {"text": {"token_embedding", "position_embedding", "layers", "final_norm", "projection"},
              "vision": {"class_embedding", "patch_embedding", "position_embedding", "pre_norm", "layers", "post_norm",
-                        "projection"},
+              "projection"},
              "logit_scale"}
 
     Example:
-        >>> from gram_jax.testing import tiny_config
-        >>> params = init_params(jax.random.key(0), tiny_config())
-        >>> sorted(params), sorted(params["text"]["layers"])
-        (['logit_scale', 'text', 'vision'], ['attention', 'mlp', 'norm_1', 'norm_2'])
+      >>> from gram_jax.testing import tiny_config
+      >>> params = init_params(jax.random.key(0), tiny_config())
+      >>> sorted(params), sorted(params["text"]["layers"])
+      (['logit_scale', 'text', 'vision'], ['attention', 'mlp', 'norm_1', 'norm_2'])
 
     Reference:
-        github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
+      github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
     """
     text_key, vision_key = jax.random.split(key)
     return {

@@ -22,17 +22,17 @@ def quick_gelu(x: Array) -> Array:
     """OpenAI's approximation of GELU, `x * sigmoid(1.702 x)`.
 
     Args:
-        x: any shape.
+      x: any shape.
 
     Returns:
-        An array of the same shape and dtype.
+      An array of the same shape and dtype.
 
     Example:
-        >>> float(quick_gelu(jnp.float32(0.0)))
-        0.0
+      >>> float(quick_gelu(jnp.float32(0.0)))
+      0.0
 
     Reference:
-        github.com/openai/CLIP, clip/model.py, `QuickGELU`.
+      github.com/openai/CLIP, clip/model.py, `QuickGELU`.
     """
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -52,14 +52,14 @@ def at_least_float32(x: Array) -> Array:
     """Casts half precision up and leaves float32 and float64 as they are.
 
     Args:
-        x: a floating-point array.
+      x: a floating-point array.
 
     Returns:
-        The array in float32, or in float64 where it was float64.
+      The array in float32, or in float64 where it was float64.
 
     Example:
-        >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
-        dtype('float32')
+      >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
     """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -68,15 +68,15 @@ def take_token(x: Array, position: int | Array) -> Array:
     """The token at a position of every sequence.
 
     Args:
-        x: `[..., tokens, width]`.
-        position: one static position for all sequences, or integers of shape `[...]`.
+      x: `[..., tokens, width]`.
+      position: one static position for all sequences, or integers of shape `[...]`.
 
     Returns:
-        `[..., 1, width]`.
+      `[..., 1, width]`.
 
     Example:
-        >>> take_token(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([0, 2])).ravel().tolist()
-        [0.0, 5.0]
+      >>> take_token(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([0, 2])).ravel().tolist()
+      [0.0, 5.0]
     """
     if isinstance(position, int):
         return x[..., position : position + 1, :]
@@ -88,8 +88,8 @@ class Attention(nn.Module):
     """Multi-head attention from explicit products, so that derivatives of every order exist.
 
     Attributes:
-        heads: number of heads.
-        dtype: what the matrix products are computed in; None for the promoted dtype of inputs and parameters.
+      heads: number of heads.
+      dtype: what the matrix products are computed in; None for the promoted dtype of inputs and parameters.
     """
 
     heads: int
@@ -102,13 +102,13 @@ class Attention(nn.Module):
         """Lets `queries` attend to `memory` (all of it) and to `tokens` (where `mask` allows).
 
         Args:
-            queries: `[..., queries, width]`.
-            tokens: `[..., tokens, width]`.
-            mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
-            memory: keys and values computed before, `[..., m, heads, head width]`; leading axes broadcast.
+          queries: `[..., queries, width]`.
+          tokens: `[..., tokens, width]`.
+          mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
+          memory: keys and values computed before, `[..., m, heads, head width]`; leading axes broadcast.
 
         Returns:
-            The attention's output `[..., queries, width]`, and the keys and values of `tokens`.
+          The attention's output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
@@ -144,9 +144,9 @@ class Mlp(nn.Module):
     """Two dense layers with an activation between them.
 
     Attributes:
-        hidden: width between the layers.
-        activation: a name in `ACTIVATIONS`.
-        dtype: as in `Attention`.
+      hidden: width between the layers.
+      activation: a name in `ACTIVATIONS`.
+      dtype: as in `Attention`.
     """
 
     hidden: int
@@ -166,8 +166,8 @@ class Block(nn.Module):
     The residual stream and the norms are at least float32; the products are in `dtype`.
 
     Attributes:
-        heads, mlp_width, activation, norm_eps: as in the configuration.
-        dtype: as in `Attention`.
+      heads, mlp_width, activation, norm_eps: as in the configuration.
+      dtype: as in `Attention`.
     """
 
     heads: int
@@ -183,12 +183,12 @@ class Block(nn.Module):
         """Runs the layer.
 
         Args:
-            x: `[..., tokens, width]`.
-            mask, memory: as in `Attention`.
-            read: position of the only token whose output is wanted (see `take_token`); None for all tokens.
+          x: `[..., tokens, width]`.
+          mask, memory: as in `Attention`.
+          read: position of the only token whose output is wanted (see `take_token`); None for all tokens.
 
         Returns:
-            The tokens after the layer, `[..., tokens or 1, width]`, and the layer's keys and values.
+          The tokens after the layer, `[..., tokens or 1, width]`, and the layer's keys and values.
         """
         normed = layer_norm(self.norm_eps, name="norm_1")(x)
         queries = normed
@@ -205,16 +205,16 @@ def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
     """Layer norm with the two-pass variance (the fast one loses digits on CLIP's large activations).
 
     Args:
-        epsilon: added to the variance.
-        name: name of the linen submodule.
+      epsilon: added to the variance.
+      name: name of the linen submodule.
 
     Returns:
-        The linen module; parameters `scale` and `bias`.
+      The linen module; parameters `scale` and `bias`.
 
     Example:
-        >>> params = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
-        >>> layer_norm(1e-5).apply({"params": params}, jnp.array([1.0, 3.0])).round(3).tolist()
-        [-1.0, 1.0]
+      >>> params = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+      >>> layer_norm(1e-5).apply({"params": params}, jnp.array([1.0, 3.0])).round(3).tolist()
+      [-1.0, 1.0]
     """
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
@@ -223,15 +223,15 @@ def project(x: Array, kernel: Array) -> Array:
     """Projects the read token into the joint space, in full precision on every device.
 
     Args:
-        x: `[..., width]`, at least float32.
-        kernel: `[width, embed_dim]`.
+      x: `[..., width]`, at least float32.
+      kernel: `[width, embed_dim]`.
 
     Returns:
-        `[..., embed_dim]`, at least float32.
+      `[..., embed_dim]`, at least float32.
 
     Example:
-        >>> project(jnp.ones((1, 2)), jnp.eye(2, dtype=jnp.bfloat16)).dtype
-        dtype('float32')
+      >>> project(jnp.ones((1, 2)), jnp.eye(2, dtype=jnp.bfloat16)).dtype
+      dtype('float32')
     """
     return jnp.matmul(x, at_least_float32(kernel), precision="highest")
 
@@ -240,16 +240,16 @@ def make_block(config: TextConfig | VisionConfig, compute_dtype: str) -> Block:
     """The layer of a tower.
 
     Args:
-        config: the tower's configuration.
-        compute_dtype: "float32" (the promoted dtype of inputs and parameters) or "bfloat16".
+      config: the tower's configuration.
+      compute_dtype: "float32" (the promoted dtype of inputs and parameters) or "bfloat16".
 
     Returns:
-        The linen module; its parameters are one slice of the tower's stacked `layers`.
+      The linen module; its parameters are one slice of the tower's stacked `layers`.
 
     Example:
-        >>> from gram_jax.testing import tiny_config
-        >>> make_block(tiny_config().text, "float32").mlp_width == tiny_config().text.mlp_width
-        True
+      >>> from gram_jax.testing import tiny_config
+      >>> make_block(tiny_config().text, "float32").mlp_width == tiny_config().text.mlp_width
+      True
     """
     dtype = jnp.bfloat16 if compute_dtype == "bfloat16" else None
     return Block(config.heads, config.mlp_width, config.activation, config.norm_eps, dtype)
@@ -270,21 +270,21 @@ def run_layers(
     Runs of layers with and without a deep prompt are scanned, so compile time does not grow with depth.
 
     Args:
-        step: a function of the carry, one layer's parameters, and the deep prompt to put in before the layer.
-        carry: what goes from layer to layer; keeps its structure, shapes and dtypes.
-        layers: parameters with a leading axis of layers.
-        start, stop: the run; may be empty.
-        deep: prompts with a leading axis as long as `deep_layers`.
-        deep_layers: increasing layer numbers; those outside the run are passed over.
-        remat: recompute each layer in the backward pass.
+      step: a function of the carry, one layer's parameters, and the deep prompt to put in before the layer.
+      carry: what goes from layer to layer; keeps its structure, shapes and dtypes.
+      layers: parameters with a leading axis of layers.
+      start, stop: the run; may be empty.
+      deep: prompts with a leading axis as long as `deep_layers`.
+      deep_layers: increasing layer numbers; those outside the run are passed over.
+      remat: recompute each layer in the backward pass.
 
     Returns:
-        The carry after the last layer of the run.
+      The carry after the last layer of the run.
 
     Example:
-        >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer
-        >>> float(run_layers(step, jnp.float32(1), jnp.array([2.0, 3.0, 5.0]), 0, 3, jnp.array([10.0]), (1,)))
-        150.0
+      >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer
+      >>> float(run_layers(step, jnp.float32(1), jnp.array([2.0, 3.0, 5.0]), 0, 3, jnp.array([10.0]), (1,)))
+      150.0
     """
 
     def body(carry: Any, xs: tuple[Any, Any]) -> tuple[Any, None]:

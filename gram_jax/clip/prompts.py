@@ -22,20 +22,20 @@ class TextPrompt:
     and, before layer `deep_layers[i]` (layers count from 0), puts `deep[i]` in place of v_1, ..., v_m.
 
     Attributes:
-        context: `[..., n, width]`, where the leading axes broadcast against (images, classes): `[n, width]` is shared,
-            `[classes, n, width]` per class, `[images, 1, n, width]` per image, `[images, classes, n, width]` both.
-        deep: None, or `[depth, ..., m, width]` with 1 <= m <= n and leading axes as in `context`.
-        class_position: "end", "middle" or "front".
-        deep_layers: increasing layer numbers from 1 on, one for each of `deep`; None means 1, 2, ..., depth.
+      context: `[..., n, width]`, where the leading axes broadcast against (images, classes): `[n, width]` is shared,
+        `[classes, n, width]` per class, `[images, 1, n, width]` per image, `[images, classes, n, width]` both.
+      deep: None, or `[depth, ..., m, width]` with 1 <= m <= n and leading axes as in `context`.
+      class_position: "end", "middle" or "front".
+      deep_layers: increasing layer numbers from 1 on, one for each of `deep`; None means 1, 2, ..., depth.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> TextPrompt(jnp.zeros((4, 64)), deep=jnp.zeros((8, 4, 64))).layers
-        (1, 2, 3, 4, 5, 6, 7, 8)
+      >>> import jax.numpy as jnp
+      >>> TextPrompt(jnp.zeros((4, 64)), deep=jnp.zeros((8, 4, 64))).layers
+      (1, 2, 3, 4, 5, 6, 7, 8)
 
     Reference:
-        "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2; deep prompts as in "MaPLe: Multi-modal
-        Prompt Learning", section 3.2.
+      "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2; deep prompts as in "MaPLe: Multi-modal
+      Prompt Learning", section 3.2.
     """
 
     context: jax.Array
@@ -63,19 +63,19 @@ class VisualPrompt:
     the first deep prompt is inserted at the same place.
 
     Attributes:
-        tokens: None, `[n, width]` shared, or `[images, n, width]` per image.
-        deep: None, or `[depth, ..., n, width]` with leading axes as in `tokens`.
-        placement: "before_norm", "after_norm" or "after_class".
-        deep_layers: increasing layer numbers, one for each of `deep`; None means 1, 2, ..., depth. Layer 0 is allowed
-            without `tokens` only.
+      tokens: None, `[n, width]` shared, or `[images, n, width]` per image.
+      deep: None, or `[depth, ..., n, width]` with leading axes as in `tokens`.
+      placement: "before_norm", "after_norm" or "after_class".
+      deep_layers: increasing layer numbers, one for each of `deep`; None means 1, 2, ..., depth. Layer 0 is allowed
+        without `tokens` only.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> VisualPrompt(None, deep=jnp.zeros((2, 10, 64)), placement="after_norm", deep_layers=(0, 1)).layers
-        (0, 1)
+      >>> import jax.numpy as jnp
+      >>> VisualPrompt(None, deep=jnp.zeros((2, 10, 64)), placement="after_norm", deep_layers=(0, 1)).layers
+      (0, 1)
 
     Reference:
-        "Visual Prompt Tuning" (VPT), section 3.2; the placements are those of the public code of the methods named.
+      "Visual Prompt Tuning" (VPT), section 3.2; the placements are those of the public code of the methods named.
     """
 
     tokens: jax.Array | None

@@ -21,17 +21,17 @@ def find_end(config: TextConfig, token_ids: Array) -> Array:
     """Position at which a text's feature is read.
 
     Args:
-        config: states the rule, `eos_rule`.
-        token_ids: int `[..., tokens]`.
+      config: states the rule, `eos_rule`.
+      token_ids: int `[..., tokens]`.
 
     Returns:
-        int32 `[...]`.
+      int32 `[...]`.
 
     Example:
-        >>> from gram_jax.testing import tiny_config
-        >>> end = tiny_config().text.eos_token_id
-        >>> find_end(tiny_config().text, jnp.array([[end - 1, 5, end, end]])).tolist()
-        [2]
+      >>> from gram_jax.testing import tiny_config
+      >>> end = tiny_config().text.eos_token_id
+      >>> find_end(tiny_config().text, jnp.array([[end - 1, 5, end, end]])).tolist()
+      [2]
     """
     ends = token_ids if config.eos_rule == "highest" else token_ids == config.eos_token_id
     return jnp.argmax(ends, axis=-1).astype(jnp.int32)
@@ -46,13 +46,13 @@ def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array)
     """Features of plain texts.
 
     Args:
-        params: the `text` branch of the parameters.
-        config: the clip's configuration.
-        token_ids: int `[..., tokens]`.
-        end: int `[...]`, where the feature is read.
+      params: the `text` branch of the parameters.
+      config: the clip's configuration.
+      token_ids: int `[..., tokens]`.
+      end: int `[...]`, where the feature is read.
 
     Returns:
-        `[..., embed_dim]`, not normalised.
+      `[..., embed_dim]`, not normalised.
     """
     return _full(params, config, embed(params, token_ids), end)
 
@@ -63,14 +63,14 @@ def class_features(
     """Features of classes under a text prompt.
 
     Args:
-        params: the `text` branch of the parameters.
-        config: the clip's configuration.
-        classes: what follows the context for each class.
-        prompt: the context and where it stands.
-        share_prefix: where the tokens in front of the names are the same for all classes, run them only once.
+      params: the `text` branch of the parameters.
+      config: the clip's configuration.
+      classes: what follows the context for each class.
+      prompt: the context and where it stands.
+      share_prefix: where the tokens in front of the names are the same for all classes, run them only once.
 
     Returns:
-        `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
+      `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
     """
     # All classes start with the same token; the configuration's bos_token_id is wrong in files from before mid 2023.
     start = embed(params, classes.token_ids[:1, :1])  # [1, 1, width]

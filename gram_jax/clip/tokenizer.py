@@ -32,11 +32,11 @@ class Classes:
     can be mapped over with `vmap`. Everything behind an end-of-text token is padding and cannot matter.
 
     Attributes:
-        token_ids: int32 [C, T], the filled template, `[SOS] a photo of a NAME . [EOS]`, cut to the longest.
-        eot: int32 [C], where the end-of-text token of `token_ids` stands: the position whose feature is read.
-        tail_ids: int32 [C, S], what follows a context that stands before the name: `NAME . [EOS]`, cut to the longest.
-        name_length: int32 [C], how many tokens of the tail belong to the name.
-        tail_eot: int32 [C], where the end-of-text token of `tail_ids` stands.
+      token_ids: int32 [C, T], the filled template, `[SOS] a photo of a NAME . [EOS]`, cut to the longest.
+      eot: int32 [C], where the end-of-text token of `token_ids` stands: the position whose feature is read.
+      tail_ids: int32 [C, S], what follows a context that stands before the name: `NAME . [EOS]`, cut to the longest.
+      name_length: int32 [C], how many tokens of the tail belong to the name.
+      tail_eot: int32 [C], where the end-of-text token of `tail_ids` stands.
     """
 
     token_ids: jax.Array
@@ -53,18 +53,18 @@ class Tokenizer:
     special tokens and context length, wherever they were loaded from.
 
     Args:
-        hf: a transformers `CLIPTokenizer`.
-        context_length: most tokens of a text, start and end included; default: the tokenizer's `model_max_length`.
+      hf: a transformers `CLIPTokenizer`.
+      context_length: most tokens of a text, start and end included; default: the tokenizer's `model_max_length`.
 
     Raises:
-        ValueError: if there is no usable limit, or a special token is missing from the vocabulary.
+      ValueError: if there is no usable limit, or a special token is missing from the vocabulary.
 
     Example:
-        >>> tokenizer = train_tokenizer(["a cat", "a dog"] * 4, vocab_size=600, context_length=16)
-        >>> tokenizer.encode(["a cat", "A cat, a dog"]).shape
-        (2, 7)
-        >>> tokenizer.decode(tokenizer.encode(["A  Cat"])[0])
-        'a cat'
+      >>> tokenizer = train_tokenizer(["a cat", "a dog"] * 4, vocab_size=600, context_length=16)
+      >>> tokenizer.encode(["a cat", "A cat, a dog"]).shape
+      (2, 7)
+      >>> tokenizer.decode(tokenizer.encode(["A  Cat"])[0])
+      'a cat'
     """
 
     def __init__(self, hf: Any, context_length: int | None = None):
@@ -131,20 +131,20 @@ class Tokenizer:
         without changing its feature; by default the batch is cut to its longest text.
 
         Args:
-            texts: N strings (a single string counts as one text).
-            length: pad to this many tokens instead of the longest text's.
-            truncate: cut texts that are too long, keeping their `[EOS]`, instead of refusing them.
+          texts: N strings (a single string counts as one text).
+          length: pad to this many tokens instead of the longest text's.
+          truncate: cut texts that are too long, keeping their `[EOS]`, instead of refusing them.
 
         Returns:
-            int32 array [N, T].
+          int32 array [N, T].
 
         Raises:
-            ValueError: no texts; an entry that is not a string; a text longer than the limit, unless `truncate`.
+          ValueError: no texts; an entry that is not a string; a text longer than the limit, unless `truncate`.
 
         Example:
-            >>> tokenizer = train_tokenizer(["a cat"] * 9, vocab_size=520, context_length=77)
-            >>> tokenizer.encode(["a cat"], length=77).shape
-            (1, 77)
+          >>> tokenizer = train_tokenizer(["a cat"] * 9, vocab_size=520, context_length=77)
+          >>> tokenizer.encode(["a cat"], length=77).shape
+          (1, 77)
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -195,27 +195,27 @@ def class_tokens(
     one text (a name that ends in a full stop and its suffix may share a token).
 
     Args:
-        tokenizer: the clip's tokenizer.
-        names: C class names.
-        template: a text with one `{}` for the name.
-        suffix: what ends a prompt; CoOp's full stop by default, may be empty.
-        allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
+      tokenizer: the clip's tokenizer.
+      names: C class names.
+      template: a text with one `{}` for the name.
+      suffix: what ends a prompt; CoOp's full stop by default, may be empty.
+      allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
 
     Returns:
-        `Classes`, each array cut to its longest class.
+      `Classes`, each array cut to its longest class.
 
     Raises:
-        ValueError: an empty list; a name that is no string, empty, holds a special token or is too long; two names
+      ValueError: an empty list; a name that is no string, empty, holds a special token or is too long; two names
           that the tokenizer cannot tell apart; a template without exactly one `{}`.
 
     Example:
-        >>> tokenizer = train_tokenizer(["a photo of a cat.", "a dog"] * 4, vocab_size=600, context_length=32)
-        >>> classes = class_tokens(tokenizer, ["cat", "Dog", "cat_dog"])
-        >>> classes.name_length.tolist()
-        [1, 1, 2]
+      >>> tokenizer = train_tokenizer(["a photo of a cat.", "a dog"] * 4, vocab_size=600, context_length=32)
+      >>> classes = class_tokens(tokenizer, ["cat", "Dog", "cat_dog"])
+      >>> classes.name_length.tolist()
+      [1, 1, 2]
 
     Reference:
-        Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022 (arXiv 2109.01134), section 3.2.
+      Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022 (arXiv 2109.01134), section 3.2.
     """
     if template.count("{}") != 1:
         raise ValueError(f"template {template!r} must hold '{{}}' exactly once, where the class name goes")
@@ -277,24 +277,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     So every text can be encoded without an unknown token, and the end-of-text token has the highest id.
 
     Args:
-        texts: what to learn from; read once.
-        vocab_size: most tokens, at least 514; fewer when the texts have no more pairs that occur twice.
-        context_length: most tokens of a text, start and end included.
+      texts: what to learn from; read once.
+      vocab_size: most tokens, at least 514; fewer when the texts have no more pairs that occur twice.
+      context_length: most tokens of a text, start and end included.
 
     Returns:
-        A `Tokenizer`, the same for the same texts on every run and machine.
+      A `Tokenizer`, the same for the same texts on every run and machine.
 
     Raises:
-        ValueError: if `vocab_size` is below 514, or there are no words.
+      ValueError: if `vocab_size` is below 514, or there are no words.
 
     Example:
-        >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)
-        >>> tokenizer.encode(["GREEK small letter alpha"]).shape  # [SOS], four whole words, [EOS]
-        (1, 6)
+      >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)
+      >>> tokenizer.encode(["GREEK small letter alpha"]).shape  # [SOS], four whole words, [EOS]
+      (1, 6)
 
     Reference:
-        Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016; byte level and layout as
-        in Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
+      Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016; byte level and layout as
+      in Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, trainers

@@ -22,15 +22,15 @@ def patchify(images: Array, patch_size: int) -> Array:
     """Cuts images into flat patches, row by row.
 
     Args:
-        images: `[images, height, width, channels]`.
-        patch_size: side of a patch in pixels; a remainder at the right and lower edge is dropped.
+      images: `[images, height, width, channels]`.
+      patch_size: side of a patch in pixels; a remainder at the right and lower edge is dropped.
 
     Returns:
-        `[images, patches, patch_size * patch_size * channels]`, each patch ordered (row, column, channel).
+      `[images, patches, patch_size * patch_size * channels]`, each patch ordered (row, column, channel).
 
     Example:
-        >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
-        [2.0, 3.0, 6.0, 7.0]
+      >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
+      [2.0, 3.0, 6.0, 7.0]
     """
     rows, columns = images.shape[1] // patch_size, images.shape[2] // patch_size
     images = images[:, : rows * patch_size, : columns * patch_size]
@@ -48,14 +48,14 @@ def image_features(
     """Runs the vision transformer.
 
     Args:
-        params: the `vision` branch of the parameters.
-        config: the clip's configuration.
-        images: `[images, size, size, channels]`.
-        prompt: visual prompt or None.
-        layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens.
+      params: the `vision` branch of the parameters.
+      config: the clip's configuration.
+      images: `[images, size, size, channels]`.
+      prompt: visual prompt or None.
+      layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens.
 
     Returns:
-        Features `[images, embed_dim]`, not normalised, and the auxiliary outputs by layer.
+      Features `[images, embed_dim]`, not normalised, and the auxiliary outputs by layer.
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}

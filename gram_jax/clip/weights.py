@@ -31,9 +31,9 @@ class Row(NamedTuple):
     """One leaf of our tree and the tensors of the file that it is made of.
 
     Attributes:
-        hf: the tensor's name in the file; with `{}` for the layer, one tensor for each index of the leaf's first axis.
-        path: the keys that lead to the leaf.
-        layout: "same", "transposed" (the file has kernels as [out, in]) or "patches" (the file has a convolution kernel
+      hf: the tensor's name in the file; with `{}` for the layer, one tensor for each index of the leaf's first axis.
+      path: the keys that lead to the leaf.
+      layout: "same", "transposed" (the file has kernels as [out, in]) or "patches" (the file has a convolution kernel
           [out, channel, row, column], the leaf rows ordered by (row, column, channel)).
     """
 
@@ -184,15 +184,15 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
     One leaf at a time, so that the peak in host memory is the parameters and a few copies of their largest leaf.
 
     Args:
-        files: one file, or the shards of one model.
-        config: the sizes that the tensors must have.
-        dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
+      files: one file, or the shards of one model.
+      config: the sizes that the tensors must have.
+      dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
 
     Returns:
-        The parameters, as `init_params` states the tree.
+      The parameters, as `init_params` states the tree.
 
     Raises:
-        WeightsError: a file is damaged, or tensors are missing, unexpected, of another shape or type (all listed).
+      WeightsError: a file is damaged, or tensors are missing, unexpected, of another shape or type (all listed).
     """
     target = _dtype(dtype)
     files = [Path(file) for file in files]
@@ -220,13 +220,13 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
     """Writes parameters as the safetensors file of a Hugging Face CLIP; the file appears whole or not at all.
 
     Args:
-        params: the parameters.
-        config: the sizes that they must have.
-        file: where to write.
-        dtype: "float32", "float16" or "bfloat16"; default: each leaf as it is.
+      params: the parameters.
+      config: the sizes that they must have.
+      file: where to write.
+      dtype: "float32", "float16" or "bfloat16"; default: each leaf as it is.
 
     Raises:
-        WeightsError: a leaf is missing, unexpected or of another shape than the configuration says.
+      WeightsError: a leaf is missing, unexpected or of another shape than the configuration says.
     """
     from safetensors.numpy import save_file
 
@@ -252,15 +252,15 @@ def weights_hash(params: Params) -> str:
     depends neither on how this library arranges its tree nor on the dtype of a lossless copy.
 
     Args:
-        params: the parameters.
+      params: the parameters.
 
     Returns:
-        64 hexadecimal digits.
+      64 hexadecimal digits.
 
     Example:
-        >>> from gram_jax.testing import tiny_clip
-        >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
-        False
+      >>> from gram_jax.testing import tiny_clip
+      >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
+      False
     """
     digests = []
     for row in TABLE:

@@ -66,6 +66,14 @@ class Dataset:
         """Reads the images at the given positions."""
         return [self.read(self.references[position]) for position in positions]
 
+    def take(self, positions: Sequence[int]) -> Dataset:
+        """The dataset of the images at the given positions, in that order; classes stay."""
+        positions = np.asarray(positions, np.int64)
+        references = tuple(self.references[position] for position in positions)
+        return dataclasses.replace(
+            self, references=references, labels=self.labels[positions], splits=self.splits[positions]
+        )
+
     @property
     def content_hash(self) -> str:
         """SHA-256 over references, labels, splits, class names and template: what a result must be traced to."""
@@ -106,6 +114,41 @@ def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     return labels[:middle], labels[middle:]
 
 
+def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
+    """The images of some classes alone, relabelled from 0 in the given order.
+
+    Args:
+      dataset: the dataset.
+      labels: the classes that stay, for example a half of ``base_and_new``.
+
+    Returns:
+      A ``Dataset`` of those classes.
+
+    Raises:
+      ValueError: for no labels, labels given twice, or labels that the dataset does not have.
+
+    Example:
+      >>> from gram_jax.data import glyphs
+      >>> base, new = (restrict(glyphs.labelled("chess"), half) for half in base_and_new(12))
+      >>> new.class_names[0], len(new), int(new.labels.max())
+      ('black king', 360, 5)
+
+    Reference:
+      CoOp's ``subsample_classes``: new classes are relabelled from 0.
+    """
+    labels = np.asarray(labels, np.int64)
+    if not len(labels) or len(set(labels.tolist())) < len(labels) or labels.min() < 0:
+        raise ValueError(f"the labels {labels.tolist()} are not a choice of classes; give each label once, from 0")
+    if labels.max() >= len(dataset.class_names):
+        raise ValueError(
+            f"dataset {dataset.name!r} has {len(dataset.class_names)} classes; there is no label {labels.max()}"
+        )
+    kept = dataset.take(np.flatnonzero(np.isin(dataset.labels, labels)))
+    position = {label: number for number, label in enumerate(labels.tolist())}
+    relabelled = np.array([position[label] for label in kept.labels.tolist()], np.int32)
+    return dataclasses.replace(kept, labels=relabelled, class_names=tuple(dataset.class_names[i] for i in labels))
+
+
 def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
     """How many images each class keeps in a long-tailed draw.
 
@@ -135,3 +178,40 @@ def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
             "give at least 2 classes, 1 image, and a ratio in (0, 1]"
         )
     return np.maximum(1, np.rint(largest * ratio ** (np.arange(num_classes) / (num_classes - 1)))).astype(np.int64)
+
+
+def imbalanced(dataset: Dataset, ratio: float, largest: int = 16) -> Dataset:
+    """A long-tailed draw: the training split keeps the first ``long_tail`` images of each class; others stay whole.
+
+    Args:
+      dataset: the dataset.
+      ratio: smallest over largest class, in (0, 1].
+      largest: training images of the first class.
+
+    Returns:
+      A ``Dataset`` with fewer training images.
+
+    Raises:
+      ValueError: where a class has fewer training images than its count, which the message names.
+
+    Example:
+      >>> from gram_jax.data import glyphs
+      >>> tail = imbalanced(glyphs.labelled("digits"), 0.25, 8)
+      >>> np.bincount(tail.labels[tail.select("train")]).tolist()
+      [8, 7, 6, 5, 4, 4, 3, 3, 2, 2]
+
+    Reference:
+      See ``long_tail``.
+    """
+    counts = long_tail(len(dataset.class_names), ratio, largest)
+    training = dataset.splits == "train"
+    kept = np.flatnonzero(~training).tolist()
+    for label, count in enumerate(counts):
+        found = np.flatnonzero(training & (dataset.labels == label))
+        if len(found) < count:
+            raise ValueError(
+                f"class {dataset.class_names[label]!r} of {dataset.name!r} has {len(found)} training images, "
+                f"{count} are asked for; choose a smaller largest class"
+            )
+        kept.extend(found[:count].tolist())
+    return dataset.take(sorted(kept))

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.clip.forward import encode_classes, encode_image
+from gram_jax.clip.forward import encode_image, encode_text
 from gram_jax.clip.model import Clip
+
+_CLASSES, _TOKENS = 64, 8  # texts run in blocks of so many classes, padded to a multiple of so many tokens
 
 
 def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> jax.Array:
@@ -39,8 +41,20 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
     """
     if not templates:
         raise ValueError("no template was given; give at least one text with one {} in it")
-    total = sum(encode_classes(clip, clip.class_tokens(list(names), template)) for template in templates)
-    return total / jnp.linalg.norm(total, axis=-1, keepdims=True)
+    total = sum(_text_features(clip, names, template) for template in templates)
+    return jnp.asarray(total / np.linalg.norm(total, axis=-1, keepdims=True))
+
+
+def _text_features(clip: Clip, names: Sequence[str], template: str) -> np.ndarray:
+    """Normalised text features, computed in blocks of few shapes: many datasets share one compiled program."""
+    token_ids = np.asarray(clip.class_tokens(list(names), template).token_ids)
+    classes, tokens = token_ids.shape
+    width = min(-(-tokens // _TOKENS) * _TOKENS, clip.config.text.context_length)
+    # What stands behind the end-of-text token cannot matter; whole rows are repeated and dropped again.
+    token_ids = np.pad(token_ids, ((0, 0), (0, width - tokens)), constant_values=clip.tokenizer.eos_token_id)
+    token_ids = np.pad(token_ids, ((0, -classes % _CLASSES), (0, 0)), mode="edge")
+    blocks = np.split(token_ids, len(token_ids) // _CLASSES)
+    return np.concatenate([np.asarray(encode_text(clip, block)) for block in blocks])[:classes]
 
 
 def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> np.ndarray:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gram_jax.data import Dataset, base_and_new, long_tail
+from gram_jax.data import Dataset, base_and_new, glyphs, imbalanced, long_tail, restrict
 
 
 @pytest.fixture
@@ -65,3 +65,33 @@ def test_long_tail_refuses(settings):
 def test_one_class_cannot_be_halved():
     with pytest.raises(ValueError, match="1 classes cannot be split"):
         base_and_new(1)
+
+
+def test_halves_partition_the_images_and_keep_their_names():
+    whole = glyphs.labelled("digits")
+    halves = [restrict(whole, labels) for labels in base_and_new(10)]
+    assert sum(map(len, halves)) == len(whole)
+    for half, names in zip(halves, (whole.class_names[:5], whole.class_names[5:]), strict=True):
+        assert half.class_names == names
+        for reference, label in zip(half.references, half.labels, strict=True):
+            assert whole.class_names[reference[1]] == half.class_names[label]
+    assert len({whole.content_hash, *(half.content_hash for half in halves)}) == 3
+
+
+@pytest.mark.parametrize("labels", [[], [1, 1], [-1], [10]])
+def test_restrict_refuses(labels):
+    with pytest.raises(ValueError, match=r"not a choice of classes|there is no label 10"):
+        restrict(glyphs.labelled("digits"), labels)
+
+
+def test_imbalanced_draw():
+    whole = glyphs.labelled("chess")
+    tail = imbalanced(whole, 0.06, 16)
+    assert np.bincount(tail.labels[tail.select("train")]).tolist() == long_tail(12, 0.06, 16).tolist()
+    for split in ("val", "test"):
+        assert len(tail.select(split)) == len(whole.select(split))
+    assert set(tail.references) < set(whole.references)
+    with pytest.raises(
+        ValueError, match="class 'white king' of 'glyphs:chess' has 32 training images, 40 are asked for"
+    ):
+        imbalanced(whole, 0.5, 40)
