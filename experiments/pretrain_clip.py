@@ -48,7 +48,7 @@ class Config:
     """The settings of a pre-training run."""
 
     seed: int = setting(0, "seed of the weights and of the corpus")
-    steps: int = setting(4000, "optimiser steps")
+    steps: int = setting(5500, "optimiser steps")
     batch_size: int = setting(256, "image-text pairs a step")
     learning_rate: float = setting(1.5e-3, "peak of the learning rate")
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices")
