@@ -233,7 +233,9 @@ def test_restores_on_another_number_of_devices(tmp_path):
         assert len(state["weights"].sharding.device_set) == 4, state["weights"].sharding
         print(np.array_equal(state["weights"], jax.random.normal(jax.random.key(1), (64, 64))))
     """
-    done = run_python(code, str(tmp_path), XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    # The values are drawn anew, with the compiler settings of this process: others round otherwise.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    done = run_python(code, str(tmp_path), XLA_FLAGS=flags)
     assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 

@@ -165,7 +165,7 @@ def coverage(path: str) -> frozenset[int]:
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
-        with TTFont(path, lazy=True) as font:
+        with open(path, "rb") as file, TTFont(file, lazy=True) as font:
             return frozenset(font.getBestCmap() or ())
     except (TTLibError, OSError, AssertionError, KeyError) as error:
         raise FontError(f"{path!r} cannot be read as a TrueType or OpenType font: {error}") from error
