@@ -8,6 +8,7 @@ TEST = [
     "chex>=0.1.90",
     "hypothesis>=6.100",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "ruff>=0.12",
 ]
 

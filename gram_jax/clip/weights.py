@@ -240,6 +240,10 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, unfinished, metadata={"format": "pt"})  # without it transformers refuses the file
+        # safetensors writes for the owner alone; other files of the folder follow the user's mask.
+        mask = os.umask(0)
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -36,6 +36,12 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
+def test_weights_are_as_readable_as_any_new_file(file):
+    other = file.with_name("other")
+    other.touch()
+    assert file.stat().st_mode == other.stat().st_mode
+
+
 def test_names_and_layouts(small, file):
     """What a few tensors must be, written out; a convolution is compared as what it computes."""
     tensors, params = load_file(file), jax.tree.map(np.asarray, small.params)

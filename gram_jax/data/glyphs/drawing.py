@@ -18,6 +18,7 @@ _REFERENCE = 256  # pixels per em at which outlines are measured
 _LINE_EM = 26.0  # pixels per em of letters on a line
 _BASELINE = 23.0  # row of the baseline
 _FIT = 27.0  # pixels that a picture's longer side takes
+_COVERAGE = np.arange(256, dtype=np.float32)[:, None] * np.float32(1.0 / 255.0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,21 +97,27 @@ def render(character: Character, look: Look) -> np.ndarray:
     Reference:
       Our own choice; FreeType draws the outlines.
     """
-    coverage = np.asarray(_shape(_mask(character, look), look), np.float32)[..., None] * np.float32(1.0 / 255.0)
+    mask = np.asarray(_shape(_mask(character, look), look))
     paper = np.asarray(look.paper_rgb, np.float32)
     ink = np.asarray(look.ink_rgb, np.float32)
     if look.rendering == "faint":
         ink = paper + (0.12 + 0.2 * look.amount) * (ink - paper)
+    if look.rendering not in ("striped", "noise"):
+        return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # one colour for each of the mask's 256 levels
     if look.rendering == "striped":
         # Ruled paper: dark lines whose distance and slope come from the look.
         rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
         slope = math.tan(2.0 * look.amount - 1.0)
         lines = (np.mod(rows + slope * columns, 6.0) < 1.5)[..., None]
         paper = paper - 95.0 * lines.astype(np.float32)
-    pixels = paper + coverage * (ink - paper)
+    pixels = paper + _COVERAGE[mask] * (ink - paper)
     if look.rendering == "noise":
         noise = np.random.Generator(np.random.PCG64(look.noise_seed)).random(pixels.shape[:2], np.float32)
         pixels = pixels + (120.0 + 180.0 * look.amount) * (noise[..., None] - 0.5)
+    return _to_bytes(pixels)
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 

@@ -1,0 +1,19 @@
+"""Meta-learning: adaptation that can be differentiated, the meta objective, and its step over all devices."""
+
+from gram_jax.meta.adapt import adapt
+from gram_jax.meta.files import load_meta, save_meta
+from gram_jax.meta.objective import Meta, Task, init_meta, meta_objective
+from gram_jax.meta.step import MetaState, MetaStep, make_meta_step
+
+__all__ = [
+    "Meta",
+    "MetaState",
+    "MetaStep",
+    "Task",
+    "adapt",
+    "init_meta",
+    "load_meta",
+    "make_meta_step",
+    "meta_objective",
+    "save_meta",
+]

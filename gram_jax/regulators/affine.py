@@ -1,0 +1,60 @@
+"""A scale and a shift for each channel of the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.regulators.base import Regulator, leafwise, rms
+
+Array = jax.Array
+
+PER = {"channel": 1, "token": 2, "layer": 3}
+
+
+def affine(per: str = "channel") -> Regulator:
+    """Scales each channel of the gradient and shifts it by a multiple of the gradient's own size.
+
+    With s and b learned, 0 at initialisation, and rms(g) the root mean square over the last two axes of a leaf (the
+    tokens and channels of one layer or class),
+
+        R(g) = (1 + s) * g + rms(g) * b.
+
+    The size in front of b makes R positively homogeneous, R(a g) = a R(g) for a > 0, so that neither the loss's scale
+    nor the approach to a minimum, where g vanishes, changes what b means.
+
+    Args:
+      per: what has its own s and b. "channel": the last axis alone, shared by all tokens, layers and classes; "token":
+        the last two axes, shared by layers and classes; "layer": the last three axes, for deep prompts that are shared
+        by the classes (a class-specific prompt `[classes, n, width]` would get parameters for each class).
+
+    Returns:
+      The regulator; it reads no context.
+
+    Raises:
+      ValueError: if `per` is none of these.
+
+    Example:
+      >>> prompt = {"context": jnp.zeros((10, 4, 8))}
+      >>> affine().init(jax.random.key(0), prompt)["context"]["scale"].shape
+      (8,)
+
+    Reference:
+      Our own choice; the scale is that of "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", section 3.2,
+      shared by tokens.
+    """
+    if per not in PER:
+        raise ValueError(f"affine: per is {per!r}; choose one of {', '.join(map(repr, PER))}.")
+    axes = PER[per]
+
+    def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:
+        del key
+        return {"scale": jnp.zeros(shape[-axes:], dtype), "shift": jnp.zeros(shape[-axes:], dtype)}
+
+    def apply_leaf(phi: dict[str, Array], gradient: Array, context: Any) -> Array:
+        del context
+        return (1.0 + phi["scale"]) * gradient + rms(gradient, 2) * phi["shift"]
+
+    return leafwise("affine", {"per": per}, init_leaf, apply_leaf)

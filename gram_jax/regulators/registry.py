@@ -1,0 +1,53 @@
+"""Regulators by name, for flags and saved files."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from gram_jax.regulators.affine import affine
+from gram_jax.regulators.base import Regulator
+from gram_jax.regulators.gated_low_rank import gated_low_rank
+from gram_jax.regulators.identity import identity
+from gram_jax.regulators.mask import mask
+
+_FACTORIES = {factory.__name__: factory for factory in (affine, gated_low_rank, identity, mask)}
+NAMES = tuple(sorted(_FACTORIES))
+
+
+def make(name: str, **settings: Any) -> Regulator:
+    """The regulator of a name, with settings as its factory takes them.
+
+    `make(r.name, **r.settings)` is the same regulator as r.
+
+    Args:
+      name: one of `NAMES`.
+      settings: keyword arguments of the factory of that name.
+
+    Returns:
+      The regulator.
+
+    Raises:
+      ValueError: if there is no such regulator, or it has no such setting; the message names the nearest one.
+
+    Example:
+      >>> make("gated_low_rank", rank=4).settings["rank"]
+      4
+
+    Reference:
+      Our own choice.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"there is no regulator {name!r}{_nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
+    known = list(inspect.signature(_FACTORIES[name]).parameters)
+    for setting in settings:
+        if setting not in known:
+            listed = f"known: {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"regulator {name!r} has no setting {setting!r}{_nearest(setting, known)}; {listed}.")
+    return _FACTORIES[name](**settings)
+
+
+def _nearest(word: str, words: Any) -> str:
+    found = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,0 +1,55 @@
+"""Tuners by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from gram_jax.tuners.base import Tuner
+from gram_jax.tuners.coop import coop
+from gram_jax.tuners.ivlp import ivlp
+from gram_jax.tuners.vpt import vpt
+
+_FACTORIES: dict[str, Callable[..., Tuner]] = {"coop": coop, "ivlp": ivlp, "vpt": vpt}
+NAMES = tuple(sorted(_FACTORIES))
+
+
+def make(name: str, **settings: Any) -> Tuner:
+    """Makes a tuner by its name.
+
+    Args:
+      name: one of `NAMES`.
+      settings: what the factory of that name takes.
+
+    Returns:
+      The tuner.
+
+    Raises:
+      ValueError: if there is no such tuner or setting (with the nearest ones), or a setting has an impossible value.
+
+    Example:
+      >>> make("coop", num_tokens=16, position="middle").settings["num_tokens"]
+      16
+      >>> make("coop", num_token=16)
+      Traceback (most recent call last):
+        ...
+      ValueError: coop has no setting 'num_token'; did you mean 'num_tokens'? It has num_tokens, init_text, ...
+
+    Reference:
+      Our own choice.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"There is no tuner {name!r}{_hint(name, NAMES)} There are {', '.join(NAMES)}.")
+    factory = _FACTORIES[name]
+    known = list(inspect.signature(factory).parameters)
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"{name} has no setting {setting!r}{_hint(setting, known)} It has {', '.join(known)}.")
+    return factory(**settings)
+
+
+def _hint(name: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(name), known, n=2)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."

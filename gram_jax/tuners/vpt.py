@@ -1,0 +1,79 @@
+"""VPT: learned tokens among the patches."""
+
+from __future__ import annotations
+
+import jax
+from flax.core import FrozenDict
+
+from gram_jax.clip import Classes, Clip, VisualPrompt, encode_image
+from gram_jax.clip.prompts import PLACEMENTS
+from gram_jax.tuners.base import (
+    Outputs,
+    Prompt,
+    Tuner,
+    check_choice,
+    check_count,
+    check_depth,
+    frozen_text_features,
+    make_outputs,
+    random_vectors,
+)
+
+
+def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> Tuner:
+    """Visual prompt tuning: free tokens join the patches of every image.
+
+    With tokens P_0, ..., P_{D-1} of n vectors each, layer l < D of the vision transformer reads [c, patches, P_l]; from
+    layer D on, what has become of P_{D-1}. Depth 1 is VPT-shallow, more is VPT-deep.
+
+    The text side is untouched, under the template of the classes: `classes` may be frozen text features. The prompt is
+    `{"tokens": [n, width]}`, with `"deep": [depth - 1, n, width]` if it is deep; it starts at N(0, 0.02^2).
+
+    Args:
+      num_tokens: n.
+      depth: D, the number of layers with tokens of their own, the first one included.
+      placement: "before_norm" (MaPLe, PromptSRC), "after_norm" (DPT) or "after_class" (UPT); see `VisualPrompt`.
+
+    Returns:
+      The tuner.
+
+    Raises:
+      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(vision_layers=3), vpt(num_tokens=8, depth=3)
+      >>> prompt = tuner.init(jax.random.key(0), clip, None)
+      >>> prompt["deep"].shape == (2, 8, clip.config.vision.width)
+      True
+
+    Reference:
+      "Visual Prompt Tuning", section 3.2, equations 4 to 7; for CLIP as in the public code of "MaPLe: Multi-modal
+      Prompt Learning".
+    """
+    check_choice("placement", placement, PLACEMENTS)
+    check_count("num_tokens", num_tokens)
+    check_count("depth", depth)
+    settings = {"num_tokens": num_tokens, "depth": depth, "placement": placement}
+
+    def init(key: jax.Array, clip: Clip, classes: Classes | jax.Array | None) -> Prompt:
+        del classes
+        return visual_init(key, clip, num_tokens, depth)
+
+    def apply(prompt: Prompt, clip: Clip, classes: Classes | jax.Array, images: jax.Array) -> Outputs:
+        texts = frozen_text_features(clip, classes)
+        return make_outputs(clip, encode_image(clip, images, visual_prompt(prompt, placement)), texts)
+
+    return Tuner("vpt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False)
+
+
+def visual_init(key: jax.Array, clip: Clip, num_tokens: int, depth: int) -> Prompt:
+    """Random visual tokens for the first `depth` layers, those of layer 0 on their own."""
+    check_depth(depth, {"vision": clip.config.vision.layers})
+    drawn = random_vectors(key, depth, num_tokens, clip.config.vision.width)
+    return {"tokens": drawn[0]} | ({"deep": drawn[1:]} if depth > 1 else {})
+
+
+def visual_prompt(prompt: Prompt, placement: str) -> VisualPrompt:
+    """What `visual_init` made, as the forward pass takes it."""
+    return VisualPrompt(prompt["tokens"], prompt.get("deep"), placement=placement)
