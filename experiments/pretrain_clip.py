@@ -8,6 +8,10 @@ captions; 2.7 million parameters. The difficulty of the corpus grows along the f
 black-on-white characters under their full names to all corpus faces, colours, noise and the whole caption grammar: a
 start at full difficulty learns nothing for a long time.
 
+It takes about an hour on two cores, under 4 GiB, and reaches, averaged over the nineteen datasets on held-out
+renderings, 86.9 % zero-shot under fitting templates, 80.9 % under "a photo of a {}.", 95.9 % with a linear probe, and
+86.1 % on unseen faces. Pairs are drawn on one thread, some 4,000 a second: on an accelerator that sets the pace.
+
 It resumes where it was stopped, writes ``metrics.jsonl`` along the way and, at the end, ``clip/`` (a folder that
 transformers, too, can load) and ``results.json``: zero-shot accuracy under fitting templates and under "a photo of a
 {}.", a linear probe, and accuracy on faces that no corpus contains.

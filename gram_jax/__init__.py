@@ -1,6 +1,6 @@
 """Prompt tuning and meta-prompt learning of CLIP-like models."""
 
-from gram_jax import clip, data, evaluation
+from gram_jax import clip, data, evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import (
     Clip,
     TextPrompt,
@@ -14,11 +14,13 @@ from gram_jax.clip import (
     save_clip,
     weights_hash,
 )
+from gram_jax.meta import adapt, load_meta, make_meta_step, save_meta
 
 __all__ = [
     "Clip",
     "TextPrompt",
     "VisualPrompt",
+    "adapt",
     "clip",
     "data",
     "embed_tokens",
@@ -27,7 +29,14 @@ __all__ = [
     "encode_text",
     "evaluation",
     "load_clip",
+    "load_meta",
     "logits",
+    "make_meta_step",
+    "meta",
+    "objectives",
+    "regulators",
     "save_clip",
+    "save_meta",
+    "tuners",
     "weights_hash",
 ]

@@ -181,6 +181,9 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
       >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
       >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
       True
+
+    Reference:
+      "Learning to Prompt for Vision-Language Models" (CoOp), whose context can start as words.
     """
     check_token_ids(token_ids, clip.config.text)
     return text.embed(clip.params["text"], token_ids)

@@ -100,6 +100,9 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
       ...     save_clip(tiny_clip(), folder, dtype="float16")
       ...     sorted(os.listdir(folder))
       ['config.json', 'model.safetensors', 'preprocessor_config.json', 'tokenizer.json', 'tokenizer_config.json']
+
+    Reference:
+      The layout is that of Hugging Face transformers.
     """
     folder = Path(folder)
     if clip.tokenizer is None:

@@ -265,6 +265,9 @@ def weights_hash(params: Params) -> str:
       >>> from gram_jax.testing import tiny_clip
       >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
       False
+
+    Reference:
+      Our own choice; SHA-256 is FIPS 180-4.
     """
     digests = []
     for row in TABLE:

@@ -46,7 +46,7 @@ def make_tasks(clip, count, context_dim, seed=0, dtype=np.float32):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
 
 
-def make_meta(clip, regulator, rng, dtype=np.float32, rate=0.02):
+def make_meta(clip, regulator, rng, dtype=np.float32, rate=0.02, sides=("text", "vision")):
     """A prompt, parameters that are far from the identity, and step sizes."""
 
     def draw(tree, std):
@@ -57,7 +57,7 @@ def make_meta(clip, regulator, rng, dtype=np.float32, rate=0.02):
         "text": {"context": np.empty((2, text), dtype)},
         "vision": {"tokens": np.empty((2, vision), dtype)},
     }
-    prompt = draw(shapes, 0.5)
+    prompt = draw({side: shapes[side] for side in sides}, 0.5)
     phi = draw(jax.eval_shape(regulator.init, jax.random.key(0), prompt), 0.5)
     rates = jax.tree.map(lambda leaf: jnp.asarray(np.log(rate) + 0.1 * rng.normal(), dtype), prompt)
     return Meta(prompt, phi, rates)

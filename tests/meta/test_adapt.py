@@ -136,8 +136,7 @@ def test_adapting_equals_the_regulator_chained_with_sgd(small_clip):
 def test_memory_does_not_grow_with_the_inner_steps():
     clip = tiny_clip(text_layers=1, vision_layers=6)
     regulator = regulators.affine()
-    meta = make_meta(clip, regulator, np.random.default_rng(6))
-    meta = jax.tree.map(lambda part: {"vision": part["vision"]}, meta, is_leaf=lambda part: isinstance(part, dict))
+    meta = make_meta(clip, regulator, np.random.default_rng(6), sides=["vision"])
     batch = make_batch(np.random.default_rng(7), clip, 24)
 
     def temporary_bytes(steps):

@@ -107,10 +107,11 @@ def test_a_task_that_is_not_finite_can_be_named():
 
 def test_the_same_seed_gives_the_same_bits(small_clip, regulator):
     tasks = make_tasks(small_clip, 2, 4)
-    step = make_meta_step(clip_loss, regulator, optax.adam(1e-2), steps=2, devices=jax.devices()[:1])
+    settings = {"steps": 2, "cross_weight": 0, "devices": jax.devices()[:1]}
+    step = make_meta_step(clip_loss, regulator, optax.adam(1e-2), **settings)
     ends = []
     for _ in range(2):
-        state = step.init(make_meta(small_clip, regulator, np.random.default_rng(0)))
+        state = step.init(make_meta(small_clip, regulator, np.random.default_rng(0), sides=["text"]))
         for _ in range(2):
             state, _ = step(state, small_clip, tasks)
         ends.append(state)
@@ -131,10 +132,13 @@ regulator = regulators.gated_low_rank(rank=3, hidden=4, context_dim=4)
 tasks, results = make_tasks(clip, 8, 4), {}
 for mapper, count in [("shard_map", 1), ("shard_map", 2), ("shard_map", 4), ("shard_map", 8), ("pmap", 2), ("pmap", 8)]:
     devices = jax.devices()[:count]
-    step = make_meta_step(clip_loss, regulator, optax.sgd(0.1), steps=2, mapper=mapper, devices=devices)
-    state, frozen = step.init(make_meta(clip, regulator, np.random.default_rng(0))), step.place(clip)
+    settings = {"steps": 2, "gradient": "first_order", "cross_weight": 0, "mapper": mapper, "devices": devices}
+    step = make_meta_step(clip_loss, regulator, optax.sgd(0.1), **settings)
+    meta = make_meta(clip, regulator, np.random.default_rng(0), sides=["text"])
+    state, frozen = step.init(meta), step.place(clip)
     for _ in range(2):
         state, metrics = step(state, frozen, tasks)
+    assert step.update._cache_size() == 1
     assert {len(leaf.devices()) for leaf in jax.tree.leaves((state, metrics))} == {count}
     results[f"{mapper}-{count}"] = [np.ravel(leaf).tolist() for leaf in jax.tree.leaves((state, metrics))]
 print(json.dumps(results))

@@ -5,8 +5,10 @@ Importing this module imports tensorflow_datasets, which takes a second or two; 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -181,5 +183,6 @@ def build_labelled(
 def _build(builder_class: Any, config: Any, data_dir: str | os.PathLike[str]) -> dict[str, Any]:
     builder = builder_class(config=config, data_dir=os.fspath(data_dir), file_format="array_record")
     # Only array_record files can be written and read without TensorFlow.
-    builder.download_and_prepare(file_format="array_record")
+    with contextlib.redirect_stdout(sys.stderr):  # a library does not print; what TFDS says goes with its progress bars
+        builder.download_and_prepare(file_format="array_record")
     return builder.as_data_source()
