@@ -3,7 +3,7 @@
     python -m experiments.build_glyphs --data_dir=~/tensorflow_datasets
     python -m experiments.build_glyphs --pairs=1000000 --dataset=glyphs:greek_small/noise,glyphs:chess
 
-100,000 pairs take about a minute on one core and 100 MB on disk; memory stays below 1 GiB. What is there already is
+100,000 pairs take about a minute on one core and 125 MB on disk; memory stays below 1 GiB. What is there already is
 left as it is. Read them with ``tfds.builder_from_directory(FOLDER).as_data_source()``.
 """
 
