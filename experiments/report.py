@@ -1,0 +1,264 @@
+"""Tables and plots from the result files of any number of experiments.
+
+    python -m experiments.report --results=runs/coop/results.json,runs/ivlp/results.json --workdir=runs/report
+
+Reads the rows that ``experiments.evaluate`` writes and puts methods side by side: base-to-new, few-shot in the domain
+of training and in shifted ones, accuracy along adaptation, and each dataset, with paired differences to the tuner.
+Means are only ever taken over the draws that all methods of a table share; what is left out, and in what the files
+differ, stands below the tables. Writes ``table.md``, ``table.csv`` and plots to the workdir and prints the tables, in a
+few seconds; memory does not matter.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from experiments import _plots, _tables
+from experiments._launch import launch, setting
+from experiments._tables import comparisons
+from gram_jax import evaluation
+from gram_jax.evaluation import Results, Row
+
+__all__ = ["Config", "comparisons", "merge", "run", "write"]
+
+PLOTS = ("accuracy_against_shots", "base_new_h", "adaptation", "regulation")
+_SHOWN = 60  # characters of a setting's value
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is reported."""
+
+    results: tuple[str, ...] = setting((), "result files (results.json)")
+    methods: tuple[str, ...] = setting((), "the methods that are compared; all of the files if none is given")
+    shots: int | None = setting(None, "shots of the tables by step and by dataset; the largest number by default")
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            raise ValueError("--results is empty: name at least one result file, e.g. --results=runs/coop/results.json")
+        for file in self.results:
+            if self.results.count(file) > 1:
+                raise ValueError(f"--results names {file} twice; name each file once")
+
+
+def run(config: Config, workdir: Any) -> None:
+    """Reads the files, writes tables and plots, prints the tables."""
+    found = [evaluation.read_results(file) for file in config.results]
+    if config.methods:
+        known = _tables.ordered(row.method for results in found for row in results.rows)
+        for method in config.methods:
+            if method not in known:
+                raise ValueError(f"--methods names {method!r}, which no file holds; they hold {', '.join(known)}")
+        found = [
+            dataclasses.replace(results, rows=tuple(row for row in results.rows if row.method in config.methods))
+            for results in found
+        ]
+    write(found, workdir, names=config.results, shots=config.shots, show=print)
+
+
+def write(
+    results: Sequence[Results],
+    workdir: str | os.PathLike[str],
+    *,
+    names: Sequence[str] | None = None,
+    shots: int | None = None,
+    show: Callable[[str], Any] | None = None,
+) -> str:
+    """Writes ``table.md``, ``table.csv`` and the plots that the rows allow.
+
+    Args:
+      results: what experiments found, of one clip.
+      workdir: where to write.
+      names: what the results are called, usually their files.
+      shots: labelled images a class in the tables by step and by dataset; the largest number by default.
+      show: called with the tables as aligned text.
+
+    Returns:
+      The text of ``table.md``.
+
+    Raises:
+      ValueError: nothing can be shown, or a draw was measured twice with different values; the message names the
+        files.
+    """
+    names = list(names or (f"results {i + 1}" for i in range(len(results))))
+    rows = merge(results, names)
+    kinds = [kind for kind in _tables.KINDS if _tables.shots_of(rows, kind)]
+    if not kinds:
+        protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
+        raise ValueError(f"no accuracy of base_to_new or few_shot in {', '.join(names)}; found {protocols}")
+    measured = sorted({n for kind in kinds for n in _tables.shots_of(rows, kind) if n is not None})
+    if shots is not None and shots not in measured:
+        raise ValueError(f"--shots={shots} was not measured; the files hold {', '.join(map(str, measured)) or 'none'}")
+    shots = _tables.default_shots(rows) if shots is None else shots
+    sheets = list(_tables.sheets(rows, shots))
+    footer = [*_reading(rows), *_notes(rows), *_unshown(rows), *_provenance(results, names)]
+    markdown = _render(sheets, footer, "## ", "- ", evaluation.to_markdown)
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _replace(workdir / "table.md", markdown)
+    _replace(workdir / "table.csv", _to_csv(sheets))
+    for name in PLOTS:
+        path = workdir / f"{name}.png"
+        if not getattr(_plots, name)(rows, path, shots=shots):
+            path.unlink(missing_ok=True)  # of an earlier report, which the tables no longer belong to
+    if show is not None:
+        show("\n" + _render(sheets, footer, "", "* ", evaluation.to_text))
+        show(f"tables and plots in {workdir}")
+    return markdown
+
+
+def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
+    """The rows of all results, each draw once.
+
+    Raises:
+      ValueError: a draw was measured twice with different values; the message names the files.
+    """
+    merged: dict[Row, tuple[Row, str]] = {}
+    for found, name in zip(results, names, strict=True):
+        for row in found.rows:
+            draw = dataclasses.replace(row, value=0.0)
+            first, where = merged.setdefault(draw, (row, name))
+            if first.value != row.value:
+                fields = dataclasses.asdict(row).items()
+                text = ", ".join(f"{field}={value!r}" for field, value in fields if value is not None)
+                text = text.replace(f", value={row.value!r}", "")
+                raise ValueError(
+                    f"{where} and {name} hold different values of the same draw, {first.value!r} and {row.value!r}, "
+                    f"for {text}; report files of different clips or settings apart from each other"
+                )
+    return [row for row, _ in merged.values()]
+
+
+def _reading(rows: Sequence[Row]) -> Iterator[str]:
+    """How the numbers are to be read."""
+    yield (
+        "Accuracies in %: mean ± half the 95 % interval (Student's t) over seeds, datasets averaged within each seed. "
+        "Differences: in points, paired over seeds, with their whole interval."
+    )
+    if any(row.protocol == "base_to_new" for row in rows):
+        yield (
+            "H of means is the harmonic mean of the base and new accuracies of its line, as the published tables print "
+            "it; mean of H is taken within each dataset and draw first."
+        )
+    if any(_tables.parse(row.method)[1] == _tables.CEILING for row in rows):
+        yield "Ceiling: meta-learned on the true groups of the corpus, which no method knows."
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What a reader must know about the averages: over which draws, after how many steps, without what."""
+    for kind in _tables.KINDS:
+        found: dict[str, list[str]] = {}  # numbers of shots about which the same is to be said
+        for shots in _tables.shots_of(rows, kind):
+            found.setdefault(_note(_tables.measure(rows, kind, shots)), []).append(_tables.in_shots(shots))
+        for text, counts in found.items():
+            yield f"{kind.title}, {', '.join(counts)}: {text}."
+
+
+def _note(grid: _tables.Grid) -> str:
+    if not grid.items:
+        return f"no mean is shown, since the methods share no draw ({_lacking(grid)})"
+    datasets, domains = ({item[i] for item in grid.items} for i in (0, 1))
+    over = [_count(len(datasets), "dataset"), *([_count(len(domains), "domain")] if grid.kind.shifted else [])]
+    over += [] if grid.seeds == (None,) else [_count(len(grid.seeds), "seed")]
+    text = f"means over {' x '.join(over)}{_after(grid)}"
+    if grid.left_out:
+        text += f"; {_count(grid.left_out, 'draw')} left out, since not every method has them all ({_lacking(grid)})"
+    return text
+
+
+def _after(grid: _tables.Grid) -> str:
+    steps = {method: step for method, step in grid.steps.items() if step is not None}
+    if len(set(steps.values())) > 1:
+        return ", after " + ", ".join(
+            f"{_count(step, 'step')} ({_tables.label(method)})" for method, step in steps.items()
+        )
+    return f", after {_count(next(iter(steps.values())), 'gradient step')}" if steps else ""
+
+
+def _lacking(grid: _tables.Grid) -> str:
+    return ", ".join(f"{_tables.label(method)} lacks {count}" for method, count in grid.lacking.items())
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + "s" * (number != 1)
+
+
+def _unshown(rows: Sequence[Row]) -> Iterator[str]:
+    shown = {kind.protocol for kind in _tables.KINDS} | {"regulation"}
+    for protocol, count in Counter(row.protocol for row in rows if row.protocol not in shown).items():
+        yield f"Not shown: {_count(count, 'row')} of the protocol {protocol}."
+
+
+def _provenance(results: Sequence[Results], names: Sequence[str]) -> Iterator[str]:
+    """Where the numbers come from, and in what the files differ."""
+    for name, found in zip(names, results, strict=True):
+        weights, revision = (str(found.environment.get(key) or "unknown") for key in ("weights", "git"))
+        revision = revision[:12] + "-dirty" * (len(revision) > 12 and revision.endswith("-dirty"))
+        yield f"{name}: clip weights {weights[:12]}, code {revision}."
+    weights = {name: found.environment.get("weights") for name, found in zip(names, results, strict=True)}
+    if len({_json(value) for value in weights.values()}) > 1:
+        yield "**The files are of different clips** (weights above): their methods are not comparable."
+    yield from _differences("split of", names, [found.environment.get("splits") or {} for found in results])
+    yield from _differences("setting", names, [found.config for found in results])
+
+
+def _differences(what: str, names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each key whose values differ between the files that hold it."""
+    for key in sorted({key for values in found for key in values}):
+        held = {name: _json(values[key]) for name, values in zip(names, found, strict=True) if key in values}
+        if len(set(held.values())) > 1:
+            text = "; ".join(f"{value[:_SHOWN]}{'...' * (len(value) > _SHOWN)} in {n}" for n, value in held.items())
+            yield f"The files differ in the {what} {key}: {text}."
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _render(
+    sheets: Sequence[_tables.Sheet],
+    footer: Sequence[str],
+    heading: str,
+    bullet: str,
+    to_table: Callable[[evaluation.Table], str],
+) -> str:
+    parts = [f"{heading}{sheet.title}\n\n{to_table(sheet.table())}\n" for sheet in sheets]
+    return "\n".join([*parts, "".join(f"{bullet}{line}\n" for line in footer)])
+
+
+def _to_csv(sheets: Sequence[_tables.Sheet]) -> str:
+    """All cells in long form, with all their digits; empty where a cell or its interval does not exist."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["table", "row", "column", "percent", "ci95_low", "ci95_high", "n"])
+    for sheet in sheets:
+        for name, cells in zip(sheet.names, sheet.rows, strict=True):
+            for column, cell in zip(sheet.header[1:], cells, strict=True):
+                if cell.summary is not None:
+                    numbers = (cell.summary.mean, *cell.summary.ci95)
+                    percent = [repr(100 * number) if number == number else "" for number in numbers]
+                    writer.writerow([sheet.title, name, column, *percent, cell.summary.n])
+    return stream.getvalue()
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = path.parent / f"{path.name}.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    launch(run, Config)
