@@ -1,0 +1,243 @@
+"""The methods that `experiments.evaluate` compares: where they start, what regulates them, what is tried."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from gram_jax import evaluation, meta, regulators, tuners
+from gram_jax.clip import Classes, Clip
+from gram_jax.regulators import Regulator
+from gram_jax.tuners import Tuner
+
+PARTS = ("zero_shot", "tuner", "gram", "init_only", "regulator_only", "controls")
+PHOTO_WORDS = "a photo of a"
+RANDOM = ""  # the init text that stands for a random start
+# Settings that say no more than where a prompt starts and how many tokens it has, which its shapes tell.
+_START = ("init_text", "num_tokens", "num_text")
+
+Start = Callable[[jax.Array, Clip, Classes | None], Any]
+
+
+class Candidate(NamedTuple):
+    """One setting of a method: `described` says it in JSON values, the other fields do it."""
+
+    start: Start
+    learning_rate: Any
+    steps: int
+    described: dict[str, Any]
+
+
+class Method(NamedTuple):
+    """A way to tune; methods of one regulator share `tuning`, and so its compiled steps."""
+
+    name: str
+    tuning: evaluation.Tuning
+    phi: Any
+    reads_context: bool
+    candidates: tuple[Candidate, ...]
+
+
+class Checkpoint(NamedTuple):
+    """A meta checkpoint and the regulator that it was learned with."""
+
+    meta: meta.Meta
+    regulator: Regulator
+    notes: dict[str, Any]
+
+
+def choose_tuner(config: Any) -> Tuner:
+    """The tuner that the flags ask for; where they leave it open, that of the meta checkpoint."""
+    try:
+        given = json.loads(config.tuner_settings)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--tuner_settings={config.tuner_settings!r} is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f'--tuner_settings={config.tuner_settings!r}: give a JSON object, such as {{"num_tokens": 4}}')
+    if not config.meta:
+        return tuners.make(config.tuner or "coop", **given)
+    header = _header(config.meta)
+    if config.tuner not in (None, header["tuner"]):
+        raise ValueError(
+            f"--meta={config.meta} was learned with the tuner {header['tuner']!r}, not with --tuner={config.tuner}; "
+            "leave --tuner out, or give a checkpoint of that tuner"
+        )
+    tuner = tuners.make(header["tuner"], **header["settings"])
+    asked = tuners.make(header["tuner"], **(header["settings"] | given))
+    for name, value in asked.settings.items():
+        if value != tuner.settings[name]:
+            raise ValueError(
+                f"--meta={config.meta} was learned with {name}={tuner.settings[name]!r}, and --tuner_settings has "
+                f"{value!r}; leave it out"
+            )
+    return tuner
+
+
+def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> Checkpoint:
+    """A meta checkpoint of this tuner, which may have been learned from other words."""
+    header = _header(path)
+    if header["tuner"] != tuner.name:
+        raise ValueError(f"{path} was learned with the tuner {header['tuner']!r}, not with {tuner.name!r}")
+    own = tuners.make(header["tuner"], **header["settings"])
+    found, expected = own.settings, tuner.settings
+    for name in sorted((found.keys() | expected.keys()) - set(_START)):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path} was learned with a tuner whose {name} is {found.get(name)!r}; here it is "
+                f"{expected.get(name)!r}. Compare checkpoints of one tuner"
+            )
+    regulator = regulators.make(header["regulator"], **header["regulator_settings"])
+    return Checkpoint(meta.load_meta(path, own, regulator, clip), regulator, header["notes"])
+
+
+def parse_controls(controls: Sequence[str]) -> dict[str, str]:
+    """ "NAME=PATH" texts by name."""
+    found = {}
+    for control in controls:
+        name, _, path = control.partition("=")
+        if not name or not path or name in (*PARTS, *found):
+            raise ValueError(f"--controls={control}: give NAME=PATH, each name once, and none of {', '.join(PARTS)}")
+        found[name] = path
+    return found
+
+
+def parts(config: Any, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """The parts to measure: those asked for, or all that are possible and differ from each other."""
+    possible = ["zero_shot", "tuner"]
+    if checkpoint is not None:
+        possible += ["gram"]
+        if checkpoint.regulator.name != "identity":
+            possible += ["init_only", "regulator_only"]
+    if config.controls:
+        possible += ["controls"]
+    for name in config.methods or ():
+        if name not in possible:
+            why = "it needs --controls" if name == "controls" else "it needs --meta with a learned regulator"
+            raise ValueError(f"--methods={name}: {why}; possible here: {', '.join(possible)}")
+    return tuple(name for name in possible if name in (config.methods or possible))
+
+
+def starts(config: Any, tuner: Tuner, clip: Clip) -> dict[str | None, Start]:
+    """Where the tuner alone may start, by words; None where it has no words to start from."""
+    if "init_text" not in tuner.settings:
+        if config.init_text is not None:
+            raise ValueError(f"--init_text={config.init_text[0]!r}: {tuner.name} does not start from words")
+        return {None: tuner.init}
+    texts = config.init_text
+    if texts is None:
+        own = tuner.settings["init_text"]
+        # Words that were given for the tuner itself stand; those of a checkpoint are where meta-learning began.
+        asked = own is not None and (not config.meta or "init_text" in json.loads(config.tuner_settings))
+        texts = (own if asked else PHOTO_WORDS if _fits(tuner, clip, PHOTO_WORDS) else own or RANDOM,)
+    return {text: _from_words(tuner, text).init for text in texts}
+
+
+def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[str, ...], Checkpoint | None]:
+    """The tuned methods of a configuration, the parts that they come from, and the meta checkpoint.
+
+    Args:
+      config: the flags of `experiments.evaluate`.
+      tuner: as `choose_tuner` returns it.
+      clip: the clip.
+
+    Returns:
+      The methods in the order in which they are measured.
+    """
+    checkpoint = load_checkpoint(config.meta, tuner, clip) if config.meta else None
+    wanted = parts(config, checkpoint)
+    learned = [("gram", "", config.meta, checkpoint)] if checkpoint is not None else []
+    if "controls" in wanted:
+        for name, path in parse_controls(config.controls).items():
+            learned.append(("controls", f":{name}", path, load_checkpoint(path, tuner, clip)))
+    words = starts(config, tuner, clip)
+    some = clip.class_tokens(["a"]) if tuner.settings.get("class_specific") else None
+    for text, start in words.items():
+        shape = jax.eval_shape(lambda key, start=start: start(key, clip, some), jax.random.key(0))
+        for _, _, path, found in learned:
+            if _shapes(found.meta.prompt) != _shapes(shape):
+                raise ValueError(
+                    f"{path} holds a prompt of shapes {_shapes(found.meta.prompt)}, and the tuner alone, from "
+                    f"init_text {text!r}, one of {_shapes(shape)}; give words of as many tokens, or --init_text= for "
+                    "a random start"
+                )
+    made: dict[Any, evaluation.Tuning] = {}
+
+    def tuning(regulator: Regulator) -> evaluation.Tuning:
+        key = (regulator.name, regulator.settings)
+        if key not in made:
+            made[key] = evaluation.make_tuning(
+                tuner, regulator, optimizer=config.optimizer, momentum=config.momentum, schedule=config.schedule
+            )
+        return made[key]
+
+    plain = regulators.identity()
+
+    def method(
+        name: str, found: Checkpoint | None, regulator: Regulator, phi: Any, from_: dict[str | None, Start]
+    ) -> Method:
+        rates = _rates(config, found)
+        candidates = tuple(
+            Candidate(
+                start,
+                rate,
+                steps,
+                {"start": "random" if label == RANDOM else label or "the tuner's", **described, "steps": steps},
+            )
+            for (label, start), (described, rate), steps in itertools.product(from_.items(), rates, config.steps)
+        )
+        return Method(name, tuning(regulator), phi, regulator.settings.get("context_dim") is not None, candidates)
+
+    unregulated = plain.init(jax.random.key(0), shape)
+    methods = []
+    if "tuner" in wanted:
+        methods.append(method(tuner.name, None, plain, unregulated, words))
+    for part, suffix, _, found in learned:
+        from_meta: dict[str | None, Start] = {"meta": lambda key, clip, classes, found=found: found.meta.prompt}
+        name = f"{tuner.name}+gram"
+        if part in wanted:
+            methods.append(method(name + suffix, found, found.regulator, found.meta.phi, from_meta))
+        if part == "gram" and "init_only" in wanted:
+            methods.append(method(f"{name}:init_only", found, plain, unregulated, from_meta))
+        if part == "gram" and "regulator_only" in wanted:
+            methods.append(method(f"{name}:regulator_only", found, found.regulator, found.meta.phi, words))
+    return methods, wanted, checkpoint
+
+
+def _rates(config: Any, checkpoint: Checkpoint | None) -> list[tuple[dict[str, float], Any]]:
+    """The learning rates to try, each with its description: given ones, or multiples of those that were learned."""
+    given = config.learning_rate if checkpoint is None else config.gram_learning_rate
+    if given is not None:
+        return [({"learning_rate": rate}, rate) for rate in given]
+    learned = checkpoint.meta.rates
+    return [
+        ({"rate_factor": factor}, jax.tree.map(lambda rate, factor=factor: rate * factor, learned))
+        for factor in config.gram_rate_factor
+    ]
+
+
+def _header(path: str) -> dict[str, Any]:
+    header = tuners.read_arrays(path)[1]
+    if header.get("kind") != "meta":
+        raise ValueError(f"{path} holds {header.get('kind')!r}, not a meta checkpoint; give one that meta_train wrote")
+    return header
+
+
+def _shapes(prompt: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in jax.tree.leaves(prompt)]
+
+
+def _from_words(tuner: Tuner, text: str) -> Tuner:
+    return tuners.make(tuner.name, **{**tuner.settings, "init_text": None if text == RANDOM else text})
+
+
+def _fits(tuner: Tuner, clip: Clip, text: str) -> bool:
+    """Whether words are as many tokens as the tuner's context."""
+    settings = tuner.settings
+    count = settings.get("num_tokens", settings.get("num_text"))
+    if count is None and settings["init_text"] is not None:
+        count = clip.tokenize([settings["init_text"]]).shape[1] - 2
+    return count in (None, clip.tokenize([text]).shape[1] - 2)

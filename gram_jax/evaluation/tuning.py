@@ -1,0 +1,326 @@
+"""Downstream tuning: a stack of prompts, one for each run, tuned side by side under a frozen regulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gram_jax.clip import Classes, Clip
+from gram_jax.evaluation.batching import classification_loss
+from gram_jax.regulators import Regulator
+from gram_jax.tuners import Tuner
+
+Array = jax.Array
+PyTree = Any
+
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine")
+_IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
+
+
+@flax.struct.dataclass
+class TuningState:
+    """Prompts on their way, stacked on a leading axis of runs.
+
+    Attributes:
+      prompts: `[runs, ...]` each leaf.
+      optimizer_state: that of the optimiser, `[runs, ...]` each leaf.
+      step: int32, the number of steps done.
+
+    Example:
+      >>> TuningState({"context": jnp.zeros((3, 4, 8))}, (), jnp.int32(0)).step.item()
+      0
+    """
+
+    prompts: PyTree
+    optimizer_state: PyTree
+    step: Array
+
+
+class Tuning(NamedTuple):
+    """Compiled tuning of one tuner under one regulator; see `make_tuning`.
+
+    Attributes:
+      init: `init(prompts) -> TuningState`, of prompts that are stacked on an axis of runs.
+      step: `step(state, phi, clip, batch, learning_rate, total_steps) -> (state, metrics)`, one step of every run.
+      logits: `logits(prompts, clip, classes, images) -> [runs, images, classes]`, all runs on the same images.
+
+    Example:
+      >>> from gram_jax import regulators, tuners
+      >>> make_tuning(tuners.coop(), regulators.identity())._fields
+      ('init', 'step', 'logits')
+    """
+
+    init: Callable[[PyTree], TuningState]
+    step: Callable[..., tuple[TuningState, dict[str, Array]]]
+    logits: Callable[[PyTree, Clip, Any, Array], Array]
+
+
+class Tuned(NamedTuple):
+    """What `tune` returns.
+
+    Attributes:
+      prompts: by number of steps done, the prompts `[runs, ...]`.
+      metrics: by name, `[steps, runs]`, those of `make_tuning`.
+
+    Example:
+      >>> Tuned({0: {"context": jnp.zeros((3, 4, 8))}}, {}).prompts[0]["context"].shape
+      (3, 4, 8)
+    """
+
+    prompts: dict[int, PyTree]
+    metrics: dict[str, np.ndarray]
+
+
+def make_tuning(
+    tuner: Tuner,
+    regulator: Regulator,
+    *,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    schedule: str = "constant",
+) -> Tuning:
+    """Builds the regulated optimiser step, for many runs at once.
+
+    With U the optimiser (SGD, with momentum or without, or Adam), phi frozen, s(k) the schedule, for each run
+
+        theta_{k+1} = theta_k - alpha s(k) U( R_phi(grad L(theta_k; batch_k), context) ),
+        s(k) = 1    or    (1 + cos(pi k / total_steps)) / 2.
+
+    The step is compiled once for each combination of shapes: start, phi, class names, rate and length of training
+    are arguments. Methods that share a tuner and a regulator should share this object.
+
+    Args:
+      tuner: the tuner.
+      regulator: R.
+      optimizer: "sgd" or "adam".
+      momentum: of SGD, in [0, 1).
+      schedule: "constant" or "cosine".
+
+    Returns:
+      The `Tuning`. Its step takes: the state; phi, shared by the runs; the clip; a batch, a dictionary of "classes"
+      and "valid" bool `[classes]`, shared by the runs, "images" `[runs, batch, ...]`, "labels" int `[runs, batch]` and,
+      for regulators that read one, "context" `[runs, context_dim]`; a learning rate, one number or a number for each
+      leaf of a prompt; and the total number of steps. Its metrics, `[runs]` each, are "loss", "gradient_norm" |g|,
+      "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|, over all leaves together and
+      before the update; where g is 0 the last two are 1.
+
+    Raises:
+      ValueError: a setting has an impossible value; on a step, if a learning rate is not one of the above.
+
+    Example:
+      >>> from gram_jax import regulators, tuners
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(), tuners.coop()
+      >>> tuning = make_tuning(tuner, regulators.identity(), optimizer="adam", schedule="cosine")
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> state = tuning.init(jax.vmap(lambda key: tuner.init(key, clip, None))(keys))
+      >>> state.prompts["context"].shape == (3, 4, clip.config.text.width)
+      True
+
+    Reference:
+      "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models": the regulating function stays
+      in downstream adaptation. Cosine schedule: "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5.
+    """
+    for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise ValueError(f"momentum is {momentum!r} with {optimizer!r}; it belongs to 'sgd' and lies in [0, 1).")
+    plain = optax.trace(momentum) if momentum else optax.identity()
+    direction = optax.scale_by_adam() if optimizer == "adam" else plain
+    loss = classification_loss(tuner)
+
+    def init(prompts: PyTree) -> TuningState:
+        prompts = jax.tree.map(jnp.asarray, prompts)
+        return TuningState(prompts, jax.vmap(direction.init)(prompts), jnp.zeros((), jnp.int32))
+
+    @jax.jit
+    def update(
+        state: TuningState, phi: PyTree, clip: Clip, batch: dict[str, Any], rates: PyTree, total_steps: Array
+    ) -> tuple[TuningState, dict[str, Array]]:
+        done = state.step / jnp.maximum(total_steps, 1)
+        factor = 1.0 if schedule == "constant" else 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        shared = {"classes": batch["classes"], "valid": batch["valid"]}
+
+        def one(prompt: PyTree, optimizer_state: PyTree, own: dict[str, Any]) -> Any:
+            value, grads = jax.value_and_grad(loss)(prompt, clip, shared | own)
+            regulated = regulator.apply(phi, grads, own["context"])
+            updates, optimizer_state = direction.update(regulated, optimizer_state, prompt)
+            updates = jax.tree.map(lambda rate, leaf: -factor * rate * leaf, rates, updates)
+            metrics = {"loss": value} | _regulation(grads, regulated)
+            return optax.apply_updates(prompt, updates), optimizer_state, metrics
+
+        own = {"images": batch["images"], "labels": batch["labels"], "context": batch["context"]}
+        prompts, optimizer_state, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, own)
+        return TuningState(prompts, optimizer_state, state.step + 1), metrics
+
+    def step(
+        state: TuningState,
+        phi: PyTree,
+        clip: Clip,
+        batch: dict[str, Any],
+        learning_rate: PyTree,
+        total_steps: int,
+    ) -> tuple[TuningState, dict[str, Array]]:
+        rates = _per_leaf(learning_rate, state.prompts)
+        batch = {"context": None} | batch
+        return update(state, phi, clip, batch, rates, jnp.asarray(total_steps, jnp.int32))
+
+    @jax.jit
+    def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
+        return jax.vmap(lambda prompt: tuner.apply(prompt, clip, classes, images).logits)(prompts)
+
+    return Tuning(init, step, logits)
+
+
+def tune(
+    tuning: Tuning,
+    prompts: PyTree,
+    phi: PyTree,
+    clip: Clip,
+    batches: Iterable[dict[str, Any]],
+    learning_rate: PyTree,
+    *,
+    total_steps: int,
+    report: Collection[int] = (),
+) -> Tuned:
+    """Tunes a stack of prompts on batches, one step each.
+
+    Args:
+      tuning: as `make_tuning` builds it.
+      prompts: where the runs start, stacked on a leading axis `[runs, ...]`.
+      phi: the regulator's parameters, frozen.
+      clip: the frozen clip.
+      batches: `total_steps` batches or more, as a step of `make_tuning` takes them.
+      learning_rate: alpha, one number, or a number for each leaf of a prompt.
+      total_steps: how many steps to take, 0 or more.
+      report: numbers of steps after which the prompts are kept; those after the last step always are.
+
+    Returns:
+      The prompts, by number of steps, and the metrics of every step.
+
+    Raises:
+      ValueError: if there are too few batches, or a number of steps in `report` is never reached.
+
+    Example:
+      >>> from gram_jax import regulators, tuners
+      >>> from gram_jax.evaluation import pad_classes
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop(init_text="a photo of a")
+      >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
+      >>> prompts = jax.tree.map(lambda leaf: leaf[None], tuner.init(jax.random.key(0), clip, None))
+      >>> images = jax.random.normal(jax.random.key(1), (1, 8, 16)) / 4
+      >>> batch = {"classes": classes, "valid": valid, "images": images, "labels": jnp.arange(8)[None] % 2}
+      >>> tuning = make_tuning(tuner, regulators.identity())
+      >>> tuned = tune(tuning, prompts, {"context": {}}, clip, [batch] * 5, 0.01, total_steps=5, report=(0, 1))
+      >>> list(tuned.prompts), tuned.metrics["loss"].shape, bool(tuned.metrics["loss"][4] < tuned.metrics["loss"][0])
+      ([0, 1, 5], (5, 1), True)
+
+    Reference:
+      See `make_tuning`.
+    """
+    wanted = {*report, total_steps}
+    if total_steps < 0 or not all(0 <= number <= total_steps for number in wanted):
+        raise ValueError(
+            f"prompts after {sorted(wanted)} steps are asked for in {total_steps} steps; ask for 0 to {total_steps}."
+        )
+    state = tuning.init(prompts)
+    kept = {0: state.prompts} if 0 in wanted else {}
+    found = []
+    source = iter(batches)
+    for done in range(1, total_steps + 1):
+        batch = next(source, None)
+        if batch is None:
+            raise ValueError(f"there are {done - 1} batches, and {total_steps} steps are asked for; give one a step.")
+        state, metrics = tuning.step(state, phi, clip, batch, learning_rate, total_steps)
+        found.append(metrics)
+        if done in wanted:
+            kept[done] = state.prompts
+    return Tuned(kept, {name: np.stack([metrics[name] for metrics in found]) for name in (found[0] if found else ())})
+
+
+def predict(
+    tuning: Tuning,
+    prompts: PyTree,
+    clip: Clip,
+    classes: Classes | Array,
+    valid: np.ndarray,
+    images: Any,
+    *,
+    batch_size: int = 4096,
+) -> np.ndarray:
+    """Logits of every run on the same images, batch by batch.
+
+    Batches are filled up to a few sizes, so that sets of images of all lengths share compiled programs.
+
+    Args:
+      tuning: as `make_tuning` builds it.
+      prompts: the runs' prompts `[runs, ...]`.
+      clip: the frozen clip.
+      classes: as `pad_classes` returns them.
+      valid: as `pad_classes` returns it, bool `[classes]`.
+      images: frozen image features `[images, embed_dim]`, or images; anything of a length whose slices are arrays.
+      batch_size: images a step, at least 1.
+
+    Returns:
+      `[runs, images, number of valid classes]`, on the host.
+
+    Raises:
+      ValueError: if there are no images, or the batch size is below 1.
+
+    Example:
+      >>> from gram_jax import regulators, tuners
+      >>> from gram_jax.evaluation import pad_classes
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
+      >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
+      >>> prompts = jax.tree.map(lambda leaf: leaf[None], tuner.init(jax.random.key(0), clip, None))
+      >>> tuning = make_tuning(tuner, regulators.identity())
+      >>> predict(tuning, prompts, clip, classes, valid, np.ones((5, 16)) / 4).shape
+      (1, 5, 2)
+
+    Reference:
+      Our own choice.
+    """
+    if batch_size < 1 or not len(images):
+        raise ValueError(
+            f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
+        )
+    # The smallest of 256, 512, 1024, ... that holds all images.
+    size = min(batch_size, _IMAGES * 2 ** max(0, math.ceil(math.log2(len(images) / _IMAGES))))
+    parts = []
+    for start in range(0, len(images), size):
+        chunk = np.asarray(images[start : start + size], np.float32)
+        filled = np.pad(chunk, ((0, size - len(chunk)), *((0, 0),) * (chunk.ndim - 1)))
+        parts.append(np.asarray(tuning.logits(prompts, clip, classes, filled))[:, : len(chunk), np.asarray(valid)])
+    return np.concatenate(parts, axis=1)
+
+
+def _regulation(grads: PyTree, regulated: PyTree) -> dict[str, Array]:
+    """How long and in which direction the regulated gradient is, measured against the raw one."""
+    norm, after = optax.tree.norm(grads), optax.tree.norm(regulated)
+    product = optax.tree.vdot(grads, regulated)
+    ratio = jnp.where(norm > 0, after / jnp.where(norm > 0, norm, 1.0), 1.0)
+    both = norm * after
+    cosine = jnp.where(both > 0, product / jnp.where(both > 0, both, 1.0), 1.0)
+    return {"gradient_norm": norm, "gradient_norm_ratio": ratio, "gradient_cosine": cosine}
+
+
+def _per_leaf(learning_rate: PyTree, prompts: PyTree) -> PyTree:
+    structure = jax.tree.structure(prompts)
+    if jax.tree.structure(learning_rate) != structure:
+        if jax.tree.structure(learning_rate) != jax.tree.structure(0.0) or jnp.ndim(learning_rate):
+            raise ValueError(
+                f"learning_rate has structure {jax.tree.structure(learning_rate)} and a prompt {structure}; give one "
+                "number, or a number for each leaf of the prompt."
+            )
+        learning_rate = jax.tree.unflatten(structure, [learning_rate] * structure.num_leaves)
+    return jax.tree.map(lambda rate: jnp.asarray(rate, jnp.float32), learning_rate)

@@ -1,0 +1,90 @@
+"""Few-shot draws and batches, against restatements of CoOp's code and of an epoch."""
+
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from gram_jax import evaluation
+from gram_jax.data import Dataset
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([rng.permutation(np.repeat(np.arange(4), 6)), np.repeat(np.arange(4), 2)]).astype(np.int32)
+    splits = np.array(["train"] * 24 + ["test"] * 8)
+    return Dataset("toy", tuple(range(32)), labels, splits, ("a", "b", "c", "d"), "{}.", str)
+
+
+def coops_draw(dataset, shots, seed):
+    """As in the public code: a dictionary of lists, filled in order, sampled with the one seeded generator."""
+    random.seed(seed)
+    tracker = defaultdict(list)
+    for position, (label, split) in enumerate(zip(dataset.labels, dataset.splits, strict=True)):
+        if split == "train":
+            tracker[int(label)].append(position)
+    drawn = []
+    for items in tracker.values():
+        drawn.extend(random.sample(items, shots))
+    return drawn
+
+
+@pytest.mark.parametrize("shots", [1, 4, 6])
+def test_few_shot_is_coops_draw(dataset, shots):
+    assert dataset.labels[0] != 0  # so that classes come in another order than their labels
+    for seed in (1, 2, 3):
+        drawn = evaluation.few_shot(dataset, shots, seed)
+        assert drawn.dtype == np.int64
+        assert drawn.tolist() == coops_draw(dataset, shots, seed)
+        assert np.bincount(dataset.labels[drawn]).tolist() == [shots] * 4
+
+
+def test_few_shot_leaves_the_global_generator_alone(dataset):
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    evaluation.few_shot(dataset, 2, 1)
+    assert random.random() == expected
+
+
+@pytest.mark.parametrize(
+    ("shots", "split", "message"),
+    [
+        (7, "train", "has 6 images of split 'train', and 7 shots are asked for; ask for at most 6"),
+        (3, "test", "class 'a' of 'toy' has 2 images of split 'test'"),
+        (0, "train", "shots is 0"),
+        (1, "val", "no images of split 'val'"),
+    ],
+)
+def test_few_shot_refuses(dataset, shots, split, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.few_shot(dataset, shots, 1, split)
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(7, 3, 14), (5, 5, 4), (4, 11, 6), (1, 3, 2), (6, 4, 0)])
+def test_batches_are_epochs_one_after_the_other(count, batch_size, steps):
+    found = evaluation.batches(3, count, batch_size, steps)
+    assert found.shape == (steps, batch_size)
+    stream = found.ravel().tolist()
+    for start in range(0, len(stream), count):
+        epoch = stream[start : start + count]
+        assert len(set(epoch)) == len(epoch)
+    seen = Counter(dict.fromkeys(range(count), 0))
+    seen.update(stream)
+    assert set(seen) == set(range(count))
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_batches_depend_on_the_seed_alone_and_shorter_runs_are_beginnings():
+    long = evaluation.batches(1, 10, 4, 20)
+    np.testing.assert_array_equal(evaluation.batches(1, 10, 4, 7), long[:7])
+    assert not np.array_equal(evaluation.batches(2, 10, 4, 20), long)
+    epochs = long.reshape(-1, 10)
+    assert any(not np.array_equal(epoch, epochs[0]) for epoch in epochs)
+
+
+def test_batches_refuse():
+    with pytest.raises(ValueError, match="1 batches of 0 out of 3 items"):
+        evaluation.batches(0, 3, 0, 1)
