@@ -174,7 +174,9 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
             )
         return made[key]
 
-    plain = regulators.identity()
+    # Where a regulator was learned, it stands in for "none" as it is initialised, which is exactly the identity: so all
+    # methods run in the same compiled steps.
+    plain = checkpoint.regulator if checkpoint is not None else regulators.identity()
 
     def method(
         name: str, found: Checkpoint | None, regulator: Regulator, phi: Any, from_: dict[str | None, Start]

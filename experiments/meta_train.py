@@ -1,0 +1,289 @@
+"""Meta-trains a prompt's start and a gradient regulator on tasks from unlabeled image-text pairs: GRAM.
+
+    python -m experiments.meta_train --tasks=runs/build_tasks/hierarchy.safetensors
+    python -m experiments.meta_train --tasks=TASKS --tuner=ivlp --tuner_settings='{"depth": 2, "num_visual": 2}'
+    python -m experiments.meta_train --tasks=TASKS --regulator=affine --gradient=first_order
+
+Each step draws tasks from a hierarchy that experiments.build_tasks wrote, adapts the prompt to each of them by a few
+regulated gradient steps on its support, and moves the start and the regulator against the loss that is left on
+queries: on other pairs of the same classes, and across a shift (--cross). Tasks are shared by all devices.
+
+With the default flags on the mini CLIP a step takes 0.4 s on two cores, after 20 s of compilation, in under 2 GiB: two
+minutes in all. A tuner that needs pixels (ivlp, vpt) runs the image transformer for every support image in every
+inner step: about 5 s a step with --ways=8, --batch_size=4 and first-order gradients.
+
+Writes WORKDIR/meta.safetensors (kilobytes; what experiments.evaluate takes as --meta), metrics.jsonl and checkpoints:
+the same command continues a run that was stopped. Validation tasks are drawn from the same hierarchy with draws of
+their own; no label and no downstream image is ever seen.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gram_jax as gram
+from experiments._launch import launch, setting
+from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
+from gram_jax.clip import Clip
+from gram_jax.data import Corpus, load_corpus
+from gram_jax.meta import Meta, MetaState, MetaStep
+from gram_jax.regulators import Regulator
+from gram_jax.tasks.episodes import CROSS
+from gram_jax.tuners import Tuner
+
+# A resumed run may differ in these.
+MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks")
+AHEAD = 2  # batches that are drawn while the device computes
+VALIDATION = 1_000_003  # added to the seed of validation draws
+RATE = {"prompt": "learning_rate", "phi": "phi_learning_rate", "log_rates": "rates_learning_rate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of meta-training."""
+
+    tasks: str = setting("runs/build_tasks/hierarchy.safetensors", "the hierarchy that experiments.build_tasks wrote")
+    clip: str = setting("mini", 'a folder, a hub name, or "mini"; the one that the hierarchy was built with')
+    tuner: str = setting("coop", "the tuner", choices=tuners.NAMES)
+    tuner_settings: str = setting('{"init_text": "a photo of a"}', "settings of the tuner, a JSON object")
+    regulator: str = setting("gated_low_rank", "the gradient-regulating function", choices=regulators.NAMES)
+    regulator_settings: str = setting("{}", "settings of the regulator, a JSON object")
+    learn: tuple[str, ...] = setting(("prompt", "phi"), "what is learned: prompt, phi, log_rates (the inner rates)")
+    steps: int = setting(200, "outer steps")
+    batch_size: int = setting(4, "tasks a step, a multiple of the number of devices")
+    ways: int = setting(16, "classes of a task")
+    shots: int = setting(2, "support images of each class")
+    queries: int = setting(1, "images of each class in the query that is like the support")
+    cross: str = setting("class", "what the other query is drawn from", choices=CROSS)
+    cross_queries: int = setting(2, "images of each class of that query")
+    cross_weight: float = setting(1.0, "weight of that query in the loss; 0 leaves it out")
+    max_tokens: int = setting(7, "classes with longer texts are left out; 0 keeps 99 % of them")
+    curriculum: float = setting(0.0, "share of the steps along which tasks come to be of one theme; 0: from the start")
+    inner_steps: int = setting(8, "gradient steps on the support")
+    inner_rate: float = setting(0.5, "their step size")
+    gradient: str = setting("exact", "exact, first_order, or how many of the last inner steps are differentiated")
+    learning_rate: float = setting(2e-3, "peak learning rate of the start")
+    phi_learning_rate: float = setting(1e-3, "peak learning rate of the regulator")
+    rates_learning_rate: float = setting(1e-2, "peak learning rate of the logarithm of the inner rates")
+    clip_norm: float = setting(10.0, "largest norm of the outer gradient")
+    seed: int = setting(0, "seed of the start, the regulator and the tasks")
+    eval_every: int = setting(50, "steps between validations; 0 for none")
+    eval_batches: int = setting(4, "batches of tasks in a validation")
+    save_every: int = setting(50, "steps between checkpoints")
+    mapper: str = setting("shard_map", "how tasks are mapped over devices", choices=("shard_map", "pmap"))
+    devices: int = setting(0, "how many devices; 0 for all")
+    compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+        for name in ("eval_every", "max_tokens", "devices"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
+        for name in (*RATE.values(), "inner_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name}={getattr(self, name)}: it must be a positive number")
+        for name in ("tuner_settings", "regulator_settings"):
+            _json_object(name, getattr(self, name))
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name}={text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
+    return found
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with a cosine schedule, a rate for each learned part, after clipping the joint gradient."""
+    parts = {
+        part: optax.adam(optax.cosine_decay_schedule(getattr(config, flag), config.steps, alpha=0.05))
+        for part, flag in RATE.items()
+    }
+
+    def labels(learned: dict[str, Any]) -> dict[str, Any]:
+        return {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in learned.items()}
+
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(parts, labels))
+
+
+def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
+    """The outer step over the devices that are asked for."""
+    devices = jax.devices()
+    if config.devices > len(devices):
+        raise ValueError(f"--devices={config.devices}: there are {len(devices)}")
+    return meta.make_meta_step(
+        evaluation.classification_loss(tuner),
+        regulator,
+        make_optimizer(config),
+        steps=config.inner_steps,
+        gradient=int(config.gradient) if config.gradient.isdigit() else config.gradient,
+        cross_weight=config.cross_weight,
+        learn=config.learn,
+        mapper=config.mapper,
+        devices=devices[: config.devices] if config.devices else devices,
+    )
+
+
+def reader(hierarchy: tasks.Hierarchy, tuner: Tuner, clip: Clip, corpus: Corpus | None) -> Callable[[np.ndarray], Any]:
+    """How members of the hierarchy become what the tuner takes: frozen features, or transformed pixels."""
+    if not tuner.needs_pixels:
+        return lambda rows: hierarchy.image_features[rows]
+    about = hierarchy.about
+    if corpus is None:
+        corpus = load_corpus(about["corpus"], pairs=about["pairs"], seed=about["seed"])
+    if corpus.content_hash != about["content_hash"]:
+        raise ValueError(
+            f"the hierarchy was built from a corpus of hash {about['content_hash'][:12]}, and this one has "
+            f"{corpus.content_hash[:12]}; build the tasks again"
+        )
+
+    def pixels(rows: np.ndarray) -> np.ndarray:
+        images = clip.preprocess(corpus.images(hierarchy.members[rows.ravel()].tolist()))
+        return images.reshape(*rows.shape, *images.shape[1:])
+
+    return pixels
+
+
+def content_hash(hierarchy: tasks.Hierarchy) -> str:
+    """SHA-256 over all that tasks are drawn from."""
+    digest = hashlib.sha256(json.dumps([hierarchy.texts, dict(hierarchy.about)], sort_keys=True).encode())
+    for array in (hierarchy.members, hierarchy.classes, hierarchy.domains, hierarchy.themes, hierarchy.image_features):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def validate(config: Config, step: MetaStep, state: MetaState, frozen: Any, draw: Callable[..., Any]) -> dict:
+    """Mean losses on validation tasks; the step that measures them is thrown away."""
+    found: dict[str, list[float]] = {}
+    for index in range(config.eval_batches):
+        _, metrics = step(jax.tree.map(jnp.copy, state), frozen, draw(config.seed + VALIDATION, index, 1.0))
+        for name, value in losses(metrics).items():
+            found.setdefault(f"val_{name}", []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def losses(metrics: dict[str, Any]) -> dict[str, float]:
+    """Losses averaged over tasks: of the support before the first and the last inner step, and of the queries."""
+    named = {"support": metrics["support"][:, 0], "adapted": metrics["support"][:, -1], "same": metrics["same"]}
+    if "cross" in metrics:
+        named["cross"] = metrics["cross"]
+    return {name: float(np.mean(value)) for name, value in named.items()}
+
+
+def train(
+    config: Config, workdir: Any, clip: Clip, hierarchy: tasks.Hierarchy, *, corpus: Corpus | None = None
+) -> tuple[Meta, tuple[evaluation.Row, ...]]:
+    """Meta-trains, or goes on; writes and returns what was learned, and the validation losses."""
+    workdir = runtime.absolute(workdir)
+    tuner = tuners.make(config.tuner, **_json_object("tuner_settings", config.tuner_settings))
+    regulator = regulators.make(config.regulator, **_json_object("regulator_settings", config.regulator_settings))
+    step = make_step(config, tuner, regulator)
+    if config.batch_size % step.devices:
+        raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
+    # Classes that are called by their centroid have tokens of their own, which belong to these tasks alone.
+    task_clip = clip if hierarchy.token_rows is None else tasks.centroid_clip(clip, hierarchy)
+    episodes = tasks.make_episodes(
+        hierarchy,
+        task_clip,
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.queries,
+        cross=config.cross,
+        cross_queries=config.cross_queries,
+        max_tokens=config.max_tokens or None,
+        curriculum=config.curriculum,
+        context=regulator.settings.get("context_dim") is not None,
+    )
+    prompt = tuner.init(jax.random.key(config.seed), clip, None)
+    phi = regulator.init(jax.random.key(config.seed + 1), prompt)
+    state = step.init(meta.init_meta(prompt, phi, config.inner_rate))
+    frozen = step.place(task_clip.replace(tokenizer=None, transform=None))
+    images = reader(hierarchy, tuner, clip, corpus)
+    usable = sum(map(len, episodes.themes))
+    print(f"tasks: {len(episodes.themes)} themes, {usable} classes; left out: {episodes.left_out}", flush=True)
+
+    def draw(seed: int, index: int, progress: float) -> Any:
+        return episodes.batch(seed, index, config.batch_size, progress, images)
+
+    settings = dataclasses.asdict(config) | {"hierarchy": content_hash(hierarchy)}
+
+    def record(log: runtime.MetricsLog, done: int, state: MetaState) -> dict[str, float]:
+        found = validate(config, step, state, frozen, draw)
+        log.write(done, **found)
+        return found
+
+    with (
+        runtime.Checkpoints(workdir / "checkpoints", settings, may_change=MAY_CHANGE) as checkpoints,
+        concurrent.futures.ThreadPoolExecutor(1) as drawing,
+    ):
+        restored = checkpoints.restore(state)
+        start, state = (restored.step, restored.state) if restored else (0, state)
+        ahead = {
+            index: drawing.submit(draw, config.seed, index, index / config.steps)
+            for index in range(start, min(start + AHEAD, config.steps))
+        }
+        with (
+            runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=start if restored else None) as log,
+            runtime.Progress(config.steps, "meta-train", initial=start) as progress,
+        ):
+            if config.eval_every and not start:
+                record(log, 0, state)
+            for index in range(start, config.steps):
+                batch = ahead.pop(index).result()
+                if (later := index + AHEAD) < config.steps:
+                    ahead[later] = drawing.submit(draw, config.seed, later, later / config.steps)
+                state, metrics = step(state, frozen, batch)
+                done, found = index + 1, losses(metrics)
+                if not np.all(np.isfinite(metrics["loss"])):
+                    bad = np.flatnonzero(~np.isfinite(metrics["loss"])) + index * config.batch_size
+                    raise FloatingPointError(
+                        f"the loss of step {index} is not finite in tasks {bad.tolist()}; lower --inner_rate or "
+                        f"--learning_rate. {workdir / 'checkpoints'} holds the steps before"
+                    )
+                log.write(done, **found, **{name: v for name, v in metrics.items() if name.endswith("norm")})
+                progress.update(**found)
+                if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
+                    progress.update(0, **record(log, done, state))
+                if done % config.save_every == 0 or done == config.steps:
+                    checkpoints.save(done, state)
+                checkpoints.exit_if_preempted(done, state)
+    learned = jax.device_get(state.meta)
+    if jax.process_index() == 0:
+        notes = {"settings": settings, "tasks": dict(hierarchy.about)}
+        meta.save_meta(workdir / "meta.safetensors", learned, tuner, regulator, clip, notes=notes)
+    rows = [
+        evaluation.Row(f"{tuner.name}+gram", "meta_train", "corpus", name, value, step=found["step"])
+        for found in runtime.read_metrics(workdir / "metrics.jsonl")
+        for name, value in found.items()
+        if name.startswith("val_")
+    ]
+    return learned, tuple(rows)
+
+
+def run(config: Config, workdir: Any) -> evaluation.Results:
+    """Meta-trains on the tasks of a hierarchy and writes the meta checkpoint."""
+    clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
+    hierarchy = tasks.load_hierarchy(config.tasks, clip=clip)
+    _, rows = train(config, workdir, clip, hierarchy)
+    print(f"meta checkpoint in {runtime.absolute(workdir) / 'meta.safetensors'}", flush=True)
+    environment = evaluation.environment(weights=gram.weights_hash(clip.params))
+    return evaluation.Results(dataclasses.asdict(config), environment, rows)
+
+
+if __name__ == "__main__":
+    launch(run, Config)
