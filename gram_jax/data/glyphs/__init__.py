@@ -4,6 +4,7 @@ from gram_jax.data.glyphs.alphabet import Character, characters, kinds
 from gram_jax.data.glyphs.datasets import NAMES, GlyphDataset, catalogue
 from gram_jax.data.glyphs.drawing import IMAGE_SIZE, encode_png, render
 from gram_jax.data.glyphs.faces import FACES, Face, FontError, face_from_file
+from gram_jax.data.glyphs.groups import true_groups
 from gram_jax.data.glyphs.indices import labelled
 from gram_jax.data.glyphs.looks import CORPUS_RENDERINGS, RENDERINGS, UNSEEN_RENDERINGS, Look
 from gram_jax.data.glyphs.world import SPLIT_SIZES, Pair, example, pair, unseen_domains
@@ -31,5 +32,6 @@ __all__ = [
     "labelled",
     "pair",
     "render",
+    "true_groups",
     "unseen_domains",
 ]

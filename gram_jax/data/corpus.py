@@ -1,0 +1,83 @@
+"""A corpus: unlabeled image-text pairs, which is all that meta-learning gets to see."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Image-text pairs by reference, without any label.
+
+    Attributes:
+      name: the name it was asked for by, for example "glyphs".
+      captions: one text a pair.
+      references: one entry a pair: whatever ``read`` understands, JSON values.
+      read: turns a reference into an image that ``Clip.preprocess`` takes.
+
+    Example:
+      >>> corpus = Corpus("toy", ("a cat", "a dog"), (3, 5), lambda reference: f"image {reference}")
+      >>> len(corpus), corpus.images([1])
+      (2, ['image 5'])
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    references: tuple[Any, ...]
+    read: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        if len(self.captions) != len(self.references):
+            raise ValueError(
+                f"corpus {self.name!r} has {len(self.captions)} captions and {len(self.references)} references; give "
+                "one of each for every pair"
+            )
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def images(self, positions: Sequence[int]) -> list[Any]:
+        """Reads the images at the given positions."""
+        return [self.read(self.references[position]) for position in positions]
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over name, references and captions: what a result must be traced to."""
+        content = [self.name, list(self.references), list(self.captions)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def load_corpus(spec: str = "glyphs", *, pairs: int = 20000, seed: int = 0) -> Corpus:
+    """Opens the corpus that a specification names.
+
+    Args:
+      spec: "glyphs", the embedded world.
+      pairs: how many pairs, at least 1.
+      seed: the seed of a corpus that is drawn.
+
+    Returns:
+      A ``Corpus``; images are drawn when they are read.
+
+    Raises:
+      ValueError: for an unknown specification, or fewer than one pair.
+
+    Example:
+      >>> corpus = load_corpus("glyphs", pairs=3)
+      >>> len(corpus), corpus.images([2])[0].shape
+      (3, (32, 32, 3))
+
+    Reference:
+      Our own choice.
+    """
+    from gram_jax.data import glyphs
+
+    if spec != "glyphs":
+        raise ValueError(f"the corpus {spec!r} is not known; the corpora are: glyphs")
+    if pairs < 1:
+        raise ValueError(f"a corpus of {pairs} pairs is empty; ask for at least 1")
+    captions = tuple(glyphs.pair(index, seed).caption for index in range(pairs))
+    return Corpus("glyphs", captions, tuple(range(pairs)), lambda index: glyphs.pair(index, seed).image)

@@ -1,0 +1,148 @@
+"""Building: planted groups come back, controls are what they say."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from gram_jax.tasks import build_hierarchy, from_groups
+
+SETTINGS = {"themes": 2, "classes": 24}
+
+
+@pytest.fixture(scope="module")
+def built(planted):
+    return build_hierarchy(planted.captions, planted.image, planted.text, about={"corpus": "planted"}, **SETTINGS)
+
+
+def groups(hierarchy):
+    return {text: sorted(hierarchy.members[hierarchy.classes == i]) for i, text in enumerate(hierarchy.texts)}
+
+
+def test_planted_groups_are_recovered_exactly(built, planted):
+    names = np.array(planted.classes)
+    assert groups(built) == {name: np.flatnonzero(names == name).tolist() for name in set(names)}
+    by_theme = collections.defaultdict(set)
+    for theme, text in zip(built.themes, built.texts, strict=True):
+        by_theme[built.theme_texts[theme]].add(text)
+    assert {frozenset(texts) for texts in by_theme.values()} == {
+        frozenset(("alpha", "beta", "gamma", "delta")),
+        frozenset(("cat", "dog", "bird", "fish")),
+    }
+    for words, texts in by_theme.items():
+        assert words.split()[0] == ("letter" if "alpha" in texts else "pet")
+
+
+def test_visual_domains_are_the_planted_looks(built, planted):
+    for number in range(8):
+        rows = built.classes == number
+        looks = planted.looks[built.members[rows]]
+        assert len(set(zip(looks, built.domains[rows], strict=True))) == 2
+
+
+def test_order_features_and_about(built, planted):
+    assert (np.diff(built.classes) >= 0).all()
+    assert (np.diff(built.themes) >= 0).all()
+    np.testing.assert_allclose(built.image_features, planted.image[built.members], atol=1e-3)
+    mean = planted.text[built.members[built.classes == 2]].mean(0)
+    np.testing.assert_allclose(built.centroids[2], mean / np.linalg.norm(mean), atol=1e-5)
+    assert built.about["corpus"] == "planted"
+    assert (built.about["method"], built.about["settings"]["classes"]) == ("clusters", 24)
+
+
+def test_deterministic(built, planted):
+    again = build_hierarchy(planted.captions, planted.image, planted.text, **SETTINGS)
+    assert again.texts == built.texts
+    np.testing.assert_array_equal(again.members, built.members)
+    np.testing.assert_array_equal(again.domains, built.domains)
+
+
+def test_only_pairs_that_carry_the_phrase_stay(planted):
+    captions = list(planted.captions)
+    for i in np.flatnonzero(np.array(planted.classes) == "cat")[:7]:
+        captions[i] = "a photo of a pet, on white."
+    found = groups(build_hierarchy(captions, planted.image, planted.text, **SETTINGS))
+    assert len(found["cat"]) == 53
+    assert all("cat" in captions[i] for i in found["cat"])
+
+
+def test_random_control_has_the_same_sizes_and_no_order(built, planted):
+    control = build_hierarchy(planted.captions, planted.image, planted.text, method="random", **SETTINGS)
+    assert sorted(np.bincount(control.classes)) == sorted(np.bincount(built.classes))
+    assert sorted(np.bincount(control.themes)) == sorted(np.bincount(built.themes))
+    names = np.array(planted.classes)
+    for number in range(8):
+        share = collections.Counter(names[control.members[control.classes == number]]).most_common(1)[0][1] / 60
+        assert share < 0.4  # 1/8 by chance
+    for theme in (0, 1):
+        assert len({control.texts[i] for i in np.flatnonzero(control.themes == theme)}) == 4
+
+
+def test_medoid_is_the_nearest_caption_cut_to_fit(planted, small_clip):
+    long = " and so on" * 30
+    captions = [caption.rstrip(".") + long for caption in planted.captions]
+    h = build_hierarchy(captions, planted.image, planted.text, class_text="medoid", clip=small_clip, **SETTINGS)
+    for number in (0, len(h.texts) - 1):
+        members = h.members[h.classes == number]
+        nearest = captions[members[np.argmax(planted.text[members] @ h.centroids[number])]]
+        assert nearest.startswith(h.texts[number])
+        assert 3 < len(h.texts[number]) < len(nearest)
+    small_clip.class_tokens(list(h.texts), allow_duplicates=True)  # they fit
+
+
+def test_centroid_tokens_are_weighted_means_of_word_embeddings(planted, small_clip):
+    h = build_hierarchy(
+        planted.captions, planted.image, planted.text, class_text="centroid", clip=small_clip, themes=2, classes=8
+    )
+    assert h.token_rows.shape == (len(h.texts), small_clip.config.text.width)
+    table = np.asarray(small_clip.params["text"]["token_embedding"])
+    for row, number in zip(h.token_rows, range(len(h.texts)), strict=True):
+        (name,) = {planted.classes[i] for i in h.members[h.classes == number]}
+        # Of its own words the whole theme has all but one: TF-IDF leaves the name alone.
+        embedded = np.mean([table[i] for i in small_clip.tokenizer.pieces([name])[0]], axis=0)
+        np.testing.assert_allclose(row, embedded, atol=1e-5)
+
+
+def test_from_groups(planted, hierarchy):
+    names = np.array(planted.classes)
+    assert hierarchy.texts == ("alpha", "beta", "delta", "gamma", "bird", "cat", "dog", "fish")
+    assert hierarchy.theme_texts == ("letter", "pet")
+    assert hierarchy.themes.tolist() == [0] * 4 + [1] * 4
+    assert groups(hierarchy) == {name: np.flatnonzero(names == name).tolist() for name in set(names)}
+
+
+def test_from_groups_leaves_out_what_is_small():
+    themes = ["one"] * 7 + ["two"] * 8 + ["two"] * 3 + ["three"] * 9
+    classes = ["a"] * 7 + ["a"] * 4 + ["b"] * 4 + ["c"] * 3 + ["d"] * 9
+    features = np.eye(27, 30, dtype=np.float32)
+    h = from_groups(themes, classes, features, features, min_members=4)
+    assert (h.texts, h.theme_texts, h.members.tolist()) == (("a", "b"), ("two",), list(range(7, 15)))
+    assert set(h.domains) == {0}  # four members are too few for two domains
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"captions": []}, "The corpus is empty"),
+        ({"image": np.zeros((3, 4))}, r"image features have shape \[3, 4\] for 480 captions"),
+        ({"text": np.zeros(480)}, r"text features have shape \[480\] for 480 captions"),
+        ({"classes": 481}, "481 clusters of 480 rows"),
+        ({"classes": 480}, "no theme is left with two classes of at least 6 members"),
+        ({"themes": 0}, "themes is 0"),
+        ({"domains": 1.5}, "domains is 1.5"),
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"class_text": "poem"}, "class_text is 'poem'"),
+        ({"class_text": "medoid"}, "needs the clip"),
+    ],
+)
+def test_errors(planted, change, message):
+    change = dict(change)
+    data = [change.pop(name, getattr(planted, field)) for name, field in
+            (("captions", "captions"), ("image", "image"), ("text", "text"))]  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        build_hierarchy(*data, **SETTINGS | change)
+
+
+def test_groups_of_other_lengths():
+    with pytest.raises(ValueError, match="3 themes and 2 classes"):
+        from_groups(["a"] * 3, ["b"] * 2, np.eye(3), np.eye(3))
