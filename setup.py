@@ -38,8 +38,10 @@ setup(
         "orbax-checkpoint>=0.12",
         "pillow>=11",
         "safetensors>=0.6",
+        "scikit-learn>=1.5",  # k-means
         "scipy>=1.14",
         "tensorflow-datasets>=4.9.9",
+        "threadpoolctl>=3.5",  # k-means on one thread repeats to the last bit
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "transformers>=5",

@@ -48,8 +48,10 @@ class Config:
     method: str = setting(
         "clusters", "how pairs are grouped; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)
     )
-    themes: int = setting(60, "themes that are looked for")
-    classes: int = setting(3000, "classes that are looked for; those too small or without a phrase fall out")
+    themes: int = setting(80, "themes that are looked for")
+    classes: int = setting(
+        0, "classes that are looked for; those too small or without a phrase fall out; 0 for one to 12 pairs"
+    )
     class_text: str = setting("keyword", "what a class is called", choices=CLASS_TEXTS)
     domains: int = setting(2, "visual domains of a class that is large enough")
     min_members: int = setting(6, "pairs of a class, at least")
@@ -57,7 +59,7 @@ class Config:
     seed: int = setting(0, "seed of the corpus and of the clustering")
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "themes", "classes", "domains", "min_members", "batch_size"):
+        for name in ("pairs", "themes", "domains", "min_members", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
         if self.method == TRUE_GROUPS and self.corpus != "glyphs":

@@ -23,11 +23,11 @@ from gram_jax.tasks.phrases import Terms, count_terms, group_counts, look_words,
 
 METHODS = ("clusters", "random")
 CLASS_TEXTS = ("keyword", "medoid", "centroid")
-_PASSES = 3  # themes are found, then again without the words that said nothing about them
-_CENTROID_WEIGHT = 0.5  # of text features, where themes are told apart by words
-_SHARED = 3  # clusters that must share a word for it to tell a theme
-# Word vectors are reduced to so many directions where there are more than so many words.
-_THEME_WORDS, _CLASS_WORDS = (512, 4096), (64, 64)
+_SHARE, _SPREAD = 0.3, 0.003  # a theme's word: in this share of a cluster's captions, in this share of the clusters
+_NOISE = 0.1  # share of a cluster's captions below which a word is an accident
+_CENTROID_WEIGHT = 0.3  # of text features, where themes are told apart by words
+_CLASS_WORDS = 64  # directions that the word vectors of a theme are reduced to
+_PAIRS_A_CLASS = 12
 _DOMAIN_MEMBERS = 3  # members for each visual domain that a class is split into
 
 
@@ -36,8 +36,8 @@ def build_hierarchy(
     image_features: np.ndarray,
     text_features: np.ndarray,
     *,
-    themes: int = 60,
-    classes: int = 3000,
+    themes: int = 80,
+    classes: int = 0,
     class_text: str = "keyword",
     domains: int = 2,
     min_members: int = 6,
@@ -48,10 +48,10 @@ def build_hierarchy(
 ) -> Hierarchy:
     """Builds a hierarchy of unlabeled image-text pairs by cross-modal hierarchical clustering.
 
-    1. k-means on [text, image] features: many small clusters.
-    2. k-means on what these clusters say: the words that several of them share, by class-based TF-IDF, beside their
-       mean text features: themes. Words that hardly hang on the theme ("noisy", "in bold") are taken out, and themes
-       found again.
+    1. k-means on [text, image] features: many small clusters; and on image features, for `look_words`: words that go
+       with any image ("a photo", "in bold") are about looks, and tell neither themes nor classes.
+    2. k-means on the words that many small clusters share, those of a pair's caption and of its cluster, beside the
+       cluster's mean text feature: themes.
     3. Within a theme, k-means on [text, image, telling words]: classes.
     4. Every class gets a text. With "keyword" this is its most distinctive phrase within the theme (`rank_phrases`),
        and only pairs whose caption carries the phrase stay; classes of a theme that end up with the same text are one.
@@ -62,7 +62,8 @@ def build_hierarchy(
       image_features: float `[N, embed_dim]`, frozen and normalised.
       text_features: float `[N, embed_dim]`, likewise.
       themes: how many themes are looked for.
-      classes: how many clusters are looked for, in the first step, and in the third over all themes.
+      classes: how many classes are looked for over all themes, and half as many clusters in the first step; 0 for one
+        to 12 pairs.
       class_text: "keyword"; "medoid": the caption nearest to the class's mean text feature, cut to fit the clip; or
         "centroid": a token of its own, the TF-IDF-weighted mean of the token embeddings of its captions' words, for
         `centroid_clip`.
@@ -98,9 +99,12 @@ def build_hierarchy(
     _check_settings(themes, classes, class_text, domains, min_members, method, clip)
     spoken = [words(caption) for caption in captions]
     vocabulary = count_terms(spoken, min_count=5)
+    classes = classes or max(2, len(captions) // _PAIRS_A_CLASS)
+    small = max(1, classes // 2)
+    telling = ~look_words(vocabulary, assign(image, kmeans(image, small, seed=seed)))
     pairs = np.concatenate([text, image], axis=1)
-    micro = assign(pairs, kmeans(pairs, classes, seed=seed))
-    theme_of_pair, telling = find_themes(micro, vocabulary, text, themes, seed=seed)
+    micro = assign(pairs, kmeans(pairs, small, seed=seed))
+    theme_of_pair = find_themes(micro, telling, vocabulary, text, themes, seed=seed)
     grouping = find_classes(theme_of_pair, telling, vocabulary, text, image, classes, seed=seed)
     phrases = count_terms(spoken, longest=3, min_count=1 if method == "random" else 3)
     if class_text == "keyword":
@@ -184,42 +188,37 @@ def from_groups(
 
 
 def find_themes(
-    micro: np.ndarray,
-    vocabulary: Terms,
-    text: np.ndarray,
-    themes: int,
-    *,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Themes of small clusters: k-means on the words that clusters share, beside their mean text features.
+    micro: np.ndarray, telling: np.ndarray, vocabulary: Terms, text: np.ndarray, themes: int, *, seed: int
+) -> np.ndarray:
+    """Themes: k-means on the words that many small clusters share, those of a pair's caption and of its cluster.
+
+    A word tells a theme if it is in the captions of more than 30 % of the members of at least 0.3 % of the clusters,
+    and counts with the fourth root of their number: what is said of many things says what kind of thing they are.
 
     Args:
       micro: int `[pairs]`, the cluster of each pair.
+      telling: bool `[words]`, False for words for looks.
       vocabulary: words of the captions.
       text: float32 `[pairs, embed_dim]`.
       themes: how many.
       seed: of k-means.
 
     Returns:
-      int `[pairs]`, the theme of each pair, and bool `[words]`, which words tell something about it.
+      int `[pairs]`, the theme of each pair.
     """
     clusters = int(micro.max()) + 1
-    sizes = np.bincount(micro, minlength=clusters)
-    centroids = normalise(group_counts(micro, clusters, text))
-    share = group_counts(micro, clusters, vocabulary.matrix) / np.maximum(sizes, 1)[:, None]
-    share = share.tocsc()
-    anywhere = np.diff(share.indptr) / clusters
-    shared = np.asarray((share > 0.3).sum(0)).ravel() >= _SHARED
-    telling = np.ones(len(vocabulary.names), bool)
-    for _ in range(_PASSES):
-        columns = np.flatnonzero(shared & telling)
-        weighted = share[:, columns] * np.log(1 / np.maximum(anywhere[columns], 1e-9))
-        rows = np.concatenate([_reduced(weighted, *_THEME_WORDS, seed), _CENTROID_WEIGHT * centroids], axis=1)
-        weights = np.maximum(sizes, 1e-3)
-        found = kmeans(rows, min(themes, clusters), seed=seed, weights=weights, iterations=25, restarts=1)
-        theme_of_pair = np.unique(assign(rows, found)[micro], return_inverse=True)[1]
-        telling = ~look_words(vocabulary, theme_of_pair)
-    return theme_of_pair, telling
+    sizes = np.maximum(np.bincount(micro, minlength=clusters), 1)
+    share = (group_counts(micro, clusters, vocabulary.matrix) / sizes[:, None]).toarray()
+    spread = np.mean(share > _SHARE, axis=0)
+    columns = np.flatnonzero((spread >= _SPREAD) & telling)
+    weights = spread[columns] ** 0.25
+    own = normalise(vocabulary.matrix.tocsc()[:, columns].toarray() * weights)
+    common = share[:, columns]
+    common = normalise(np.where(common > _NOISE, common, 0.0) * weights)[micro]
+    centroids = normalise(group_counts(micro, clusters, text))[micro]
+    rows = np.concatenate([normalise(own + common), _CENTROID_WEIGHT * centroids], axis=1)
+    found = kmeans(rows, min(themes, len(rows)), seed=seed, iterations=25)
+    return np.unique(assign(rows, found), return_inverse=True)[1]
 
 
 def find_classes(
@@ -252,7 +251,7 @@ def find_classes(
         share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
         columns = np.flatnonzero((share > 0) & telling)
         weighted = vocabulary.matrix[pairs].tocsc()[:, columns] * np.log(1 / share[columns])
-        rows = np.concatenate([text[pairs], image[pairs], _reduced(weighted, *_CLASS_WORDS, seed)], axis=1)
+        rows = np.concatenate([text[pairs], image[pairs], _reduced(weighted, _CLASS_WORDS, seed)], axis=1)
         count = min(len(pairs), max(2, round(classes * len(pairs) / len(text))))
         found = assign(rows, kmeans(rows, count, seed=seed))
         found = np.unique(found, return_inverse=True)[1]
@@ -333,15 +332,15 @@ def _numbers(grouping: Grouping) -> list[str]:
     return [f"<class {number}>" for number in range(len(grouping.themes))]
 
 
-def _reduced(matrix: Any, most: int, above: int, seed: int) -> np.ndarray:
-    """Normalised rows of a sparse matrix; in their leading directions, where it has many columns."""
+def _reduced(matrix: Any, most: int, seed: int) -> np.ndarray:
+    """Normalised rows of a sparse matrix; in their leading directions, where it has more columns than `most`."""
     from sklearn.preprocessing import normalize
     from sklearn.utils.extmath import randomized_svd
 
     if not matrix.shape[1]:
         return matrix.toarray()
     matrix = normalize(matrix)
-    if matrix.shape[1] <= above or min(matrix.shape) <= most:
+    if min(matrix.shape) <= most:
         return matrix.toarray()
     with one_thread():
         left, values, _ = randomized_svd(matrix, most, n_iter=3, random_state=seed)
@@ -365,8 +364,9 @@ def _check_settings(
 ) -> None:
     counts = {"themes": themes, "classes": classes, "domains": domains, "min_members": min_members}
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give a number of at least 1.")
+        least = 0 if name == "classes" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; give a number of at least {least}.")
     for name, value, choices in (("class_text", class_text, CLASS_TEXTS), ("method", method, METHODS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")

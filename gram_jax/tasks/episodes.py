@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gram_jax.clip import Classes, Clip
+from gram_jax.clip import Classes, Clip, encode_classes
 from gram_jax.meta import Task
 from gram_jax.tasks.hierarchy import Hierarchy, class_table
 
@@ -70,7 +70,7 @@ class Episodes:
     _rows: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
     _domains: np.ndarray = dataclasses.field(repr=False)
     _features: np.ndarray = dataclasses.field(repr=False)
-    _centroids: np.ndarray = dataclasses.field(repr=False)
+    _text_features: np.ndarray | None = dataclasses.field(repr=False)
 
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
         """One episode; a pure function of its arguments.
@@ -141,7 +141,7 @@ class Episodes:
 
         context = None
         if self.settings["context"]:
-            means = self._features[stacked.support].mean(1), self._centroids[stacked.classes].mean(1)
+            means = self._features[stacked.support].mean(1), self._text_features[stacked.classes].mean(1)
             context = np.concatenate(means, axis=-1).astype(np.float32)
         return Task(
             support=part(stacked.classes, stacked.support),
@@ -213,7 +213,8 @@ def make_episodes(
         out. Default: so many that 99 % of the classes stay.
       curriculum: share of the training along which the probability that the classes of an episode come from one theme
         grows linearly from 0 to 1; otherwise they come from as many themes as possible. 0: always from one theme.
-      context: give tasks a context: the mean image feature of the support, and the mean of the classes' centroids.
+      context: give tasks a context: the mean image feature of the support, and the mean text feature of its
+        classes under "a photo of a {}.", as `task_context` makes it downstream.
 
     Returns:
       The `Episodes`.
@@ -266,7 +267,7 @@ def make_episodes(
         _rows=rows,
         _domains=hierarchy.domains,
         _features=hierarchy.image_features,
-        _centroids=hierarchy.centroids,
+        _text_features=np.asarray(encode_classes(clip, table)) if context else None,
     )
 
 

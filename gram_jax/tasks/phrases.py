@@ -107,18 +107,19 @@ def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray
     return csr_array((ones, (labels[rows], rows)), shape=(groups, len(labels))) @ matrix
 
 
-def look_words(terms: Terms, themes: np.ndarray, *, threshold: float = 0.5, min_share: float = 0.002) -> np.ndarray:
-    """The words that say nothing about the theme: articles, and words for looks ("noisy", "in bold", "on white").
+def look_words(terms: Terms, clusters: np.ndarray, *, threshold: float = 0.62, min_share: float = 0.001) -> np.ndarray:
+    """The words that do not tell what an image shows: articles, and words for looks ("a photo", "in bold", "on white").
 
-        KL(w) = sum_t P(t | w) log( P(t | w) / P(t) ) - (T - 1) / (2 n_w) < threshold
+        hit(w) / sum_k [ 1 - (1 - p_w)^{n_k} ] >= threshold
 
-    n_w captions have the word w; the last term is what chance alone would give for large n_w, to first order. Of rare
-    words this cannot be said; looks are few, and spoken of often.
+    hit(w) counts the clusters of images, of n_k members each, in which the word w occurs, and the sum is what would be
+    expected if w, which a share p_w of the captions has, were thrown at random: words for things stay together, words
+    that go with anything spread out. Of rare words this cannot be said; looks are few, and spoken of often.
 
     Args:
       terms: words.
-      themes: int `[captions]`, the theme of each caption, from 0 to T - 1.
-      threshold: in nats.
+      clusters: int `[captions]`, a fine clustering of the images, from 0.
+      threshold: a share, from 0 to 1.
       min_share: share of the captions that a look word occurs in, at least.
 
     Returns:
@@ -130,16 +131,13 @@ def look_words(terms: Terms, themes: np.ndarray, *, threshold: float = 0.5, min_
       [True, False, False]
 
     Reference:
-      The bias of the plug-in estimate: Miller, "Note on the bias of information estimates" (1955). The rule is our own.
+      Our own choice.
     """
-    count = int(themes.max()) + 1
-    joint = np.asarray(group_counts(themes, count, terms.matrix).todense(), np.float64)
-    total = np.maximum(joint.sum(0), 1)
-    share, prior = joint / total, np.bincount(themes, minlength=count)[:, None] / len(themes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        divergence = np.where(share > 0, share * np.log(share / prior), 0.0).sum(0)
-    frequent = total >= min_share * len(themes)
-    return frequent & (divergence - (count - 1) / (2 * total) < threshold)
+    sizes = np.bincount(clusters)
+    hit = np.asarray((group_counts(clusters, len(sizes), terms.matrix) > 0).sum(0)).ravel()
+    share = np.asarray(terms.matrix.sum(0)).ravel() / len(clusters)
+    expected = np.array([np.sum(1.0 - (1.0 - p) ** sizes) for p in share])
+    return (share >= min_share) & (hit >= threshold * expected)
 
 
 def rank_phrases(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gram_jax.clip import encode_text
 from gram_jax.evaluation import classification_loss
 from gram_jax.meta import init_meta, meta_objective
 from gram_jax.regulators import identity
@@ -146,6 +147,7 @@ def test_classes_without_domains_are_split_all_the_same(many, small_clip):
 
 def test_batch_stacks_the_episodes_it_should(many, small_clip):
     episodes = make_episodes(many, small_clip, ways=3, cross="both", context=True)
+    texts = np.asarray(encode_text(small_clip, small_clip.tokenize([f"a photo of a {text}." for text in many.texts])))
     tasks = episodes.batch(5, index=2, count=4, progress=1.0, images=lambda rows: many.image_features[rows])
     labels = {"support": [0, 0, 1, 1, 2, 2], "same": [0, 1, 2], "cross": [0, 0, 1, 1, 2, 2]}
     for j in range(4):
@@ -164,7 +166,7 @@ def test_batch_stacks_the_episodes_it_should(many, small_clip):
             for field in dataclasses.fields(expected):
                 old, new = np.asarray(getattr(expected, field.name)), getattr(found, field.name)
                 np.testing.assert_array_equal(new if old.ndim == 1 else new[:, : old.shape[1]], old)
-        context = [many.image_features[episode.support].mean(0), many.centroids[episode.classes].mean(0)]
+        context = [many.image_features[episode.support].mean(0), texts[episode.classes].mean(0)]
         np.testing.assert_allclose(tasks.context[j], np.concatenate(context), atol=1e-6)
     assert make_episodes(many, small_clip, ways=3).batch(0, 0, 1, 1.0, lambda rows: rows).context is None
 
