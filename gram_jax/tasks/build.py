@@ -99,6 +99,8 @@ def build_hierarchy(
     _check_settings(themes, classes, class_text, domains, min_members, method, clip)
     spoken = [words(caption) for caption in captions]
     vocabulary = count_terms(spoken, min_count=5)
+    if classes > len(captions):
+        raise ValueError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
     classes = classes or max(2, len(captions) // _PAIRS_A_CLASS)
     small = max(1, classes // 2)
     telling = ~look_words(vocabulary, assign(image, kmeans(image, small, seed=seed)))

@@ -33,33 +33,31 @@ def test_group_counts_sparse_and_dense():
 
 def test_planted_look_words_are_found(planted):
     terms = count_terms([words(caption) for caption in planted.captions])
-    themes = np.array([sorted(set(planted.themes)).index(theme) for theme in planted.themes])
-    look = look_words(terms, themes)
+    names = sorted(set(planted.classes))
+    look = look_words(terms, np.array([names.index(name) for name in planted.classes]))
     found = {name for name, says_nothing in zip(terms.names, look, strict=True) if says_nothing}
     assert found == {"a", "photo", "of", "on", "in", "white", "black", "red"}
 
 
-def test_divergence_is_the_formula():
-    rng = np.random.default_rng(0)
-    themes = rng.integers(0, 3, 500)
-    captions = [["x"] * int(rng.random() < (0.9, 0.3, 0.2)[theme]) + ["y"] for theme in themes]
+def test_spread_is_measured_against_chance():
+    # Ten clusters of four captions. "x" is in six captions, which are in two clusters; "y" in four, in four clusters.
+    clusters = np.repeat(np.arange(10), 4)
+    holders = {"x": [0, 1, 2, 3, 4, 5], "y": [8, 12, 16, 20]}
+    captions = [[name for name, who in holders.items() if i in who] for i in range(40)]
     terms = count_terms(captions)
-    holders = themes[[("x" in caption) for caption in captions]]
-    divergence = 0.0
-    for theme in range(3):
-        share = np.mean(holders == theme)
-        divergence += share * np.log(share / np.mean(themes == theme))
-    divergence -= 2 / (2 * len(holders))
-    assert look_words(terms, themes, threshold=divergence + 1e-6).tolist() == [True, True]
-    assert look_words(terms, themes, threshold=divergence - 1e-6).tolist() == [False, True]
+    expected = [10 * (1 - (1 - len(who) / 40) ** 4) for who in holders.values()]
+    shares = np.array([2, 4]) / expected
+    for column, share in enumerate(shares):
+        assert look_words(terms, clusters, threshold=share - 1e-6)[column]
+        assert not look_words(terms, clusters, threshold=share + 1e-6)[column]
 
 
 def test_rare_words_are_never_look_words():
-    captions = [["a", "rare"], *[["a"]] * 999]
+    captions = [["a", "rare"], *[["a"]] * 1999]
     terms = count_terms(captions)
-    themes = np.arange(1000) % 10
-    assert look_words(terms, themes).tolist() == [True, False]
-    assert look_words(terms, themes, min_share=0.001).tolist() == [True, True]  # 1 of 1000 is too few for a bias of 4.5
+    clusters = np.arange(2000) % 10
+    assert look_words(terms, clusters).tolist() == [True, False]
+    assert look_words(terms, clusters, min_share=0.0005).tolist() == [True, True]
 
 
 def test_ranks_are_those_of_the_formula():
