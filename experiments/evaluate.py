@@ -263,6 +263,7 @@ def select(
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Selects, tunes and measures every method on every dataset."""
     workdir = runtime.absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     tuner = _methods.choose_tuner(config)
     methods, wanted, checkpoint = _methods.build(config, tuner, clip)

@@ -43,7 +43,9 @@ class Config:
     domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" for all')
     steps: int = setting(40, "steps of downstream tuning")
     learning_rate: float = setting(0.5, "their step size, of all methods")
-    pairs: int = setting(20000, "image-text pairs of the corpus")
+    pairs: int = setting(24000, "image-text pairs of the corpus")
+    themes: int = setting(80, "themes that its pairs are clustered into")
+    ways: int = setting(10, "classes of a meta-training task")
     meta_steps: int = setting(150, "steps of meta-training")
     ceiling: bool = setting(False, "also meta-train on tasks from the true groups of the corpus: the ceiling")
     seed: int = setting(0, "seed of the corpus, the clusters and meta-training")
@@ -70,7 +72,12 @@ class Config:
     def meta_training(self, tasks: str) -> meta_train.Config:
         """The settings of meta-training."""
         return meta_train.Config(
-            tasks=tasks, steps=self.meta_steps, seed=self.seed, inner_rate=self.learning_rate, eval_every=0
+            tasks=tasks,
+            steps=self.meta_steps,
+            ways=self.ways,
+            seed=self.seed,
+            inner_rate=self.learning_rate,
+            eval_every=0,
         )
 
 
@@ -89,9 +96,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     features = None
     paths = {}
     for name, method in sources.items():
-        tasks = build_tasks.Config(pairs=config.pairs, seed=config.seed, method=method)
+        tasks = build_tasks.Config(pairs=config.pairs, themes=config.themes, seed=config.seed, method=method)
         folder = workdir / f"tasks_{method}"
-        if features is None:
+        if features is None and not (folder / build_tasks.HIERARCHY).exists():
             features = build_tasks.embed(clip, corpus)
         hierarchy = build_tasks.build(tasks, folder, clip, corpus=corpus, features=features)
         if not name:
