@@ -1,6 +1,6 @@
 """Prompt tuning and meta-prompt learning of CLIP-like models."""
 
-from gram_jax import clip, data, evaluation, meta, objectives, regulators, tuners
+from gram_jax import clip, data, evaluation, meta, objectives, regulators, tasks, tuners
 from gram_jax.clip import (
     Clip,
     TextPrompt,
@@ -37,6 +37,7 @@ __all__ = [
     "regulators",
     "save_clip",
     "save_meta",
+    "tasks",
     "tuners",
     "weights_hash",
 ]
