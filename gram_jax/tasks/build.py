@@ -101,13 +101,13 @@ def build_hierarchy(
     vocabulary = count_terms(spoken, min_count=5)
     if classes > len(captions):
         raise ValueError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
-    classes = classes or max(2, len(captions) // _PAIRS_A_CLASS)
-    small = max(1, classes // 2)
+    count = classes or max(2, len(captions) // _PAIRS_A_CLASS)
+    small = max(1, count // 2)
     telling = ~look_words(vocabulary, assign(image, kmeans(image, small, seed=seed)))
     pairs = np.concatenate([text, image], axis=1)
     micro = assign(pairs, kmeans(pairs, small, seed=seed))
     theme_of_pair = find_themes(micro, telling, vocabulary, text, themes, seed=seed)
-    grouping = find_classes(theme_of_pair, telling, vocabulary, text, image, classes, seed=seed)
+    grouping = find_classes(theme_of_pair, telling, vocabulary, text, image, count, seed=seed)
     phrases = count_terms(spoken, longest=3, min_count=1 if method == "random" else 3)
     if class_text == "keyword":
         grouping, texts = name_by_phrase(grouping, phrases)
