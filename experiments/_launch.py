@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import dis
+import json
 import logging
 import os
 import pathlib
@@ -57,6 +58,17 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
       Our own choice.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "repeated": repeated})
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """The JSON object that a flag holds; ValueError, naming the flag, for anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name}={text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
+    return found
 
 
 def launch(run: Callable[[Any, Any], Any], config_class: type, *, argv: Sequence[str] | None = None) -> None:

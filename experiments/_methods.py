@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments._launch import json_object
 from gram_jax import evaluation, meta, regulators, tuners
 from gram_jax.clip import Classes, Clip
 from gram_jax.regulators import Regulator
@@ -52,12 +53,7 @@ class Checkpoint(NamedTuple):
 
 def choose_tuner(config: Any) -> Tuner:
     """The tuner that the flags ask for; where they leave it open, that of the meta checkpoint."""
-    try:
-        given = json.loads(config.tuner_settings)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--tuner_settings={config.tuner_settings!r} is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f'--tuner_settings={config.tuner_settings!r}: give a JSON object, such as {{"num_tokens": 4}}')
+    given = json_object("tuner_settings", config.tuner_settings)
     if not config.meta:
         return tuners.make(config.tuner or "coop", **given)
     header = _header(config.meta)

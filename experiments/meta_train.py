@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 import gram_jax as gram
-from experiments._launch import launch, setting
+from experiments._launch import json_object, launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, load_corpus
@@ -95,17 +95,7 @@ class Config:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be a positive number")
         for name in ("tuner_settings", "regulator_settings"):
-            _json_object(name, getattr(self, name))
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--{name}={text!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
-    return found
+            json_object(name, getattr(self, name))
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -190,8 +180,8 @@ def train(
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains, or goes on; writes and returns what was learned, and the validation losses."""
     workdir = runtime.absolute(workdir)
-    tuner = tuners.make(config.tuner, **_json_object("tuner_settings", config.tuner_settings))
-    regulator = regulators.make(config.regulator, **_json_object("regulator_settings", config.regulator_settings))
+    tuner = tuners.make(config.tuner, **json_object("tuner_settings", config.tuner_settings))
+    regulator = regulators.make(config.regulator, **json_object("regulator_settings", config.regulator_settings))
     step = make_step(config, tuner, regulator)
     if config.batch_size % step.devices:
         raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")

@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 import gram_jax as gram
-from experiments import build_tasks, evaluate, meta_train, report
+from experiments import build_tasks, evaluate, meta_train
 from experiments._launch import launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.data import load_corpus
@@ -109,11 +109,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         paths[name] = str(workdir / f"meta_{method}" / "meta.safetensors")
     stage("tuning and evaluation")
     controls = tuple(f"{name}={path}" for name, path in paths.items() if name)
-    results = evaluate.run(config.evaluation(paths[""], controls), workdir / "evaluate")
-    results = dataclasses.replace(results, config=results.config | {"quickstart": dataclasses.asdict(config)})
-    report.write([results], workdir, names=["quickstart"])
+    results = evaluate.run(config.evaluation(paths[""], controls), workdir)
     stage(f"done; look at table.md and the plots in {workdir}")
-    return results
+    return dataclasses.replace(results, config=results.config | {"quickstart": dataclasses.asdict(config)})
 
 
 if __name__ == "__main__":
