@@ -7,7 +7,8 @@
 Embeds the pairs with the frozen clip, clusters them across both modalities (`gram_jax.tasks.build_hierarchy`), and
 writes WORKDIR/hierarchy.safetensors, hierarchy.txt (all themes and classes) and hierarchy.png (the largest themes).
 ``--method=random`` is the control: random pairs as classes. ``--method=true_groups``, for the glyphs alone, groups
-pairs by the character that they show: the ceiling, never the method.
+pairs by the character that they show: the ceiling, never the method. ``--features`` takes the features from a store
+that experiments.embed_corpus wrote of the same pairs and the same clip, instead of computing them.
 
 40,000 pairs take 45 s for features, 29 s for the clustering and 2 s for files on two cores, and 2 GiB. A work directory
 that already holds the hierarchy of the same settings is left as it is.
@@ -28,7 +29,7 @@ from experiments import _hierarchy_picture
 from experiments._launch import launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.clip import Clip
-from gram_jax.data import Corpus, glyphs, load_corpus
+from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.tasks import Hierarchy, build_hierarchy, from_groups, load_hierarchy, outline, save_hierarchy
 from gram_jax.tasks.build import CLASS_TEXTS, METHODS
 from gram_jax.tuners import ArrayFileError
@@ -43,7 +44,8 @@ class Config:
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     corpus: str = setting("glyphs", "the corpus")
-    pairs: int = setting(20000, "image-text pairs")
+    pairs: int = setting(20000, "image-text pairs; 0 for all of a prepared corpus")
+    features: str = setting("", "feature store of these pairs, by experiments.embed_corpus; empty: computed here")
     method: str = setting(
         "clusters", "how pairs are grouped; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)
     )
@@ -58,14 +60,16 @@ class Config:
     seed: int = setting(0, "seed of the corpus and of the clustering")
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "themes", "domains", "min_members", "batch_size"):
+        for name in ("themes", "domains", "min_members", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+        if self.pairs < 0:
+            raise ValueError(f"--pairs={self.pairs}: it must not be negative")
         if self.method == TRUE_GROUPS and self.corpus != "glyphs":
             raise ValueError(f"--method={TRUE_GROUPS}: nobody knows the true groups of {self.corpus!r}, only of glyphs")
         if self.method == TRUE_GROUPS and self.class_text != "keyword":
             raise ValueError(f"--method={TRUE_GROUPS} calls classes by their names; leave --class_text out")
-        if self.method != TRUE_GROUPS and self.classes > self.pairs:
+        if self.method != TRUE_GROUPS and self.classes > self.pairs > 0:
             raise ValueError(f"--classes={self.classes} of --pairs={self.pairs}: there are fewer pairs than clusters")
 
 
@@ -168,7 +172,11 @@ def build(
         return found
     if features is None:
         with _stage("features"):
-            features = embed(clip, corpus, config.batch_size)
+            if config.features:
+                kept = open_store(config.features, feature_key(clip, corpus))
+                features = kept.images[:], kept.texts[:]
+            else:
+                features = embed(clip, corpus, config.batch_size)
     about = describe(config, clip, corpus)
     sizes = {"domains": config.domains, "min_members": config.min_members, "seed": config.seed, "about": about}
     with _stage("grouping"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Dataset:
     """Labelled images by reference, with class names and a template.
 
     Attributes:
-      name: the name it was asked for by, for example "glyphs:greek_small/serif".
+      name: a short name for tables, without any path of this machine, for example "glyphs:greek_small/serif".
       references: one entry an image: whatever ``read`` understands, JSON values.
       labels: int32 ``[images]``, indices into ``class_names``.
       splits: one of "train", "val", "test" for each image.
@@ -24,6 +26,8 @@ class Dataset:
       template: a text with one "{}" for the class name.
       read: turns a reference into something that ``Clip.preprocess`` takes.
       domain: the visual domain, "" for the ordinary one.
+      about: what a report says of it, JSON values: "source", "split" (where the splits come from) and "notes" (what is
+        odd about it). No part of ``content_hash``.
     """
 
     name: str
@@ -34,6 +38,20 @@ class Dataset:
     template: str
     read: Callable[[Any], Any]
     domain: str = ""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = len(self.references), len(self.labels), len(self.splits)
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"dataset {self.name!r} has {counts[0]} references, {counts[1]} labels and {counts[2]} splits; give "
+                "one of each for every image"
+            )
+        if len(self.labels) and not 0 <= np.min(self.labels) <= np.max(self.labels) < len(self.class_names):
+            raise ValueError(
+                f"dataset {self.name!r} has labels from {np.min(self.labels)} to {np.max(self.labels)} and "
+                f"{len(self.class_names)} class names; every label needs a name"
+            )
 
     def __len__(self) -> int:
         return len(self.references)
@@ -66,6 +84,22 @@ class Dataset:
         """Reads the images at the given positions."""
         return [self.read(self.references[position]) for position in positions]
 
+    def lazy_images(self, positions: Sequence[int]) -> Sequence[Any]:
+        """The images at the given positions, each read when it is asked for: a split larger than memory.
+
+        Args:
+          positions: positions in the dataset.
+
+        Returns:
+          A sequence as long as ``positions``.
+
+        Example:
+          >>> toy = Dataset("toy", ("a", "b"), np.array([0, 0]), np.array(["test"] * 2), ("x",), "{}", str.upper)
+          >>> list(toy.lazy_images([1, 0]))
+          ['B', 'A']
+        """
+        return _LazyImages(self, np.asarray(positions, np.int64))
+
     def take(self, positions: Sequence[int]) -> Dataset:
         """The dataset of the images at the given positions, in that order; classes stay."""
         positions = np.asarray(positions, np.int64)
@@ -85,6 +119,21 @@ class Dataset:
             self.template,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _LazyImages(Sequence):
+    """Images of a dataset that are read one by one."""
+
+    def __init__(self, dataset: Dataset, positions: np.ndarray):
+        self._dataset, self._positions = dataset, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _LazyImages(self._dataset, self._positions[index])
+        return self._dataset.read(self._dataset.references[self._positions[index]])
 
 
 def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from gram_jax.data import coop, folders, tables
 from gram_jax.data.index import Dataset
+
+FORMS = {
+    "glyphs": "glyphs:NAME or glyphs:NAME/DOMAIN",
+    "coop": "coop:ROOT:NAME",
+    "tfds": "tfds:NAME or tfds:FOLDER:NAME, either with :SPLIT",
+    "folder": "folder:PATH",
+    "csv": "csv:PATH",
+}
 
 
 def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
     """Opens the dataset that a specification names.
 
+    * "glyphs:NAME" or "glyphs:NAME/DOMAIN", the embedded world; DOMAIN is a typeface, a rendering, face+rendering, or
+      the path of a font file ("glyphs:greek_small//path/to/any.ttf").
+    * "coop:ROOT:NAME", one of the fifteen datasets of ``coop.NAMES`` in the folders of CoOp's DATASETS.md below ROOT.
+    * "tfds:NAME" or "tfds:NAME:SPLIT", a dataset that TFDS has prepared as array_record, in ``TFDS_DATA_DIR`` or
+      ~/tensorflow_datasets; "tfds:FOLDER:NAME" or "tfds:FOLDER:NAME:SPLIT" for another folder, such as /data/tfds.
+    * "folder:PATH", class folders, or folders train, val and test of class folders.
+    * "csv:PATH", a table with the columns image, label and, optionally, split.
+
+    Class names have spaces for underscores. ``Dataset.about`` says where the splits come from and what is odd. Files
+    are looked up here; images are read when they are asked for.
+
     Args:
-      spec: "glyphs:NAME" or "glyphs:NAME/DOMAIN"; DOMAIN is a typeface, a rendering, face+rendering, or the path of a
-        font file ("glyphs:greek_small//path/to/any.ttf").
-      seed: the seed of datasets that are drawn.
+      spec: the specification.
+      seed: the seed of datasets that are drawn, and of splits that are made where none is given.
 
     Returns:
       A ``Dataset``.
 
     Raises:
-      ValueError: for an unknown prefix, dataset or domain; the message lists what there is.
+      ValueError: for an unknown prefix, dataset or domain, and for files that are missing or do not fit; the message
+        names them.
 
     Example:
       >>> load_dataset("glyphs:chess/negative").class_names[0]
@@ -26,10 +48,34 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
     Reference:
       Our own choice.
     """
+    prefix, _, rest = spec.partition(":")
+    if prefix not in _READERS or not rest:
+        problem = "nothing behind its prefix" if prefix in _READERS else "no known prefix"
+        raise ValueError(f"the dataset {spec!r} has {problem}; give {'; '.join(FORMS.values())}")
+    return _READERS[prefix](rest, seed)
+
+
+def _glyphs(rest: str, seed: int) -> Dataset:
     from gram_jax.data import glyphs
 
-    prefix, separator, rest = spec.partition(":")
-    if prefix != "glyphs" or not separator:
-        raise ValueError(f"the dataset {spec!r} has no known prefix; give glyphs:NAME or glyphs:NAME/DOMAIN")
     name, _, domain = rest.partition("/")
     return glyphs.labelled(name, domain, seed)
+
+
+def _coop(rest: str, seed: int) -> Dataset:
+    return coop.labelled(*coop.split_spec(rest), seed)
+
+
+def _tfds(rest: str, seed: int) -> Dataset:
+    from gram_jax.data import prepared
+
+    return prepared.labelled(*prepared.split_spec(rest), seed)
+
+
+_READERS: dict[str, Callable[[str, int], Dataset]] = {
+    "glyphs": _glyphs,
+    "coop": _coop,
+    "tfds": _tfds,
+    "folder": folders.labelled,
+    "csv": tables.labelled,
+}

@@ -1,0 +1,113 @@
+"""Results computed ahead: their order, their number, their errors, and the time that somebody waited for them."""
+
+import concurrent.futures
+import threading
+import time
+
+import pytest
+
+from gram_jax.data import ordered
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (1, 3), (4, 0), (4, 9)])
+@pytest.mark.parametrize("start", [0, 7, 20])
+def test_results_come_in_order_whoever_is_first(workers, prefetch, start):
+    def slow_if_even(index):
+        time.sleep(0.004 * (index % 2 == 0))
+        return index * index
+
+    with ordered(slow_if_even, 20, start=start, workers=workers, prefetch=prefetch) as results:
+        assert list(results) == [index * index for index in range(start, 20)]
+
+
+def test_only_so_many_results_are_under_way():
+    begun, held = [], threading.Event()
+
+    def function(index):
+        begun.append(index)
+        held.wait(0 if index < 3 else 5)
+        return index
+
+    with ordered(function, 100, workers=50, prefetch=4) as results:
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        for _ in range(200):
+            if len(begun) == 7:
+                break
+            time.sleep(0.005)
+        assert sorted(begun) == list(range(7))  # the three that were given, and those ahead of the last
+        held.set()
+
+
+def test_several_run_at_a_time():
+    barrier = threading.Barrier(3, timeout=5)
+    with ordered(lambda index: barrier.wait() >= 0, 9, workers=3, prefetch=2) as results:
+        assert all(results)
+
+
+def test_an_error_comes_at_its_turn():
+    def function(index):
+        if index >= 4:
+            raise ValueError(f"image {index} is broken")
+        return index
+
+    given = []
+    with pytest.raises(ValueError, match="image 4 is broken"), ordered(function, 9, workers=3) as results:
+        given.extend(results)
+    assert given == [0, 1, 2, 3]
+
+
+class Inline(concurrent.futures.Executor):
+    """Computes when it is asked to, at the cost of so many seconds of a clock that only it moves."""
+
+    def __init__(self, now):
+        self.now, self.closed = now, False
+
+    def submit(self, function, *arguments):
+        future = concurrent.futures.Future()
+        original = future.result
+
+        def result(timeout=None):
+            self.now[0] += 2.0
+            return original(timeout)
+
+        future.result = result
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        self.closed = True
+
+
+def test_the_share_of_waiting_leaves_out_the_first_result():
+    now = [100.0]
+    executor = Inline(now)
+    with ordered(lambda index: index, 5, executor=executor, clock=lambda: now[0]) as results:
+        assert results.share == 0.0
+        assert next(results) == 0
+        assert (results.waited, results.elapsed, results.share) == (0.0, 0.0, 0.0)
+        for _ in range(3):
+            now[0] += 6.0  # a step of the consumer
+            next(results)
+    assert (results.waited, results.elapsed) == (6.0, 24.0)
+    assert results.share == 0.25
+    assert not executor.closed  # it is its owner's
+
+
+def test_an_executor_of_the_callers_own_stays_open():
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        assert list(ordered(abs, 4, start=1, executor=executor)) == [1, 2, 3]
+        assert executor.submit(abs, -5).result() == 5
+
+
+def test_leaving_early_ends_the_work():
+    before = threading.active_count()
+    with ordered(lambda index: index, 10**9, workers=4) as results:
+        assert next(results) == 0
+    assert threading.active_count() == before
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("settings", [{"start": 6}, {"start": -1}, {"workers": 0}, {"prefetch": -1}])
+def test_impossible_settings(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ordered(abs, 5, **settings)

@@ -1,0 +1,190 @@
+"""experiments.embed_corpus from pairs to a feature store, on a tiny clip in a folder, and build_tasks on that store."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import gram_jax as gram
+from experiments import build_tasks, embed_corpus
+from gram_jax.clip.images import ImageError
+from gram_jax.data import StoreError, feature_key, load_corpus, load_dataset, open_store, view
+from gram_jax.testing import tiny_clip
+
+Config = embed_corpus.Config
+ROOT = Path(__file__).parents[2]
+PAIRS = 21
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    gram.save_clip(tiny_clip(text_layers=1, vision_layers=1), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(folder):
+    return gram.load_clip(folder)
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return Config(
+        clip=str(folder), corpus="glyphs", pairs=PAIRS, views=2, dtype="float32", batch_size=4, shard_rows=8, workers=2
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("embedded"))
+    embed_corpus.run(config, workdir)
+    return workdir
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_features_are_those_of_each_item_alone(clip, workdir):
+    corpus = load_corpus("glyphs", pairs=PAIRS)
+    kept = open_store(workdir / "store", feature_key(clip, corpus))
+    assert (kept.images.shape, kept.texts.shape, kept.views.shape) == ((21, 16), (21, 16), (21, 2, 16))
+    for item in (0, 3, 4, 8, 15, 20):  # of first and later batches and shards
+        (image,) = corpus.images([item])
+        alone = gram.encode_image(clip, clip.preprocess([image]))[0]
+        np.testing.assert_allclose(kept.images[item], alone, atol=1e-5)
+        tokens = clip.tokenizer.encode([corpus.captions[item]], truncate=True)
+        np.testing.assert_allclose(kept.texts[item], gram.encode_text(clip, tokens)[0], atol=1e-5)
+        for number in range(2):
+            seen = clip.transform.normalize(view(clip.transform, image, 0, item, number))[None]
+            np.testing.assert_allclose(kept.views[item][number], gram.encode_image(clip, seen)[0], atol=1e-5)
+
+
+def test_the_same_command_embeds_nothing_again_and_another_is_refused(config, workdir, monkeypatch):
+    before = files(workdir / "store")
+    with monkeypatch.context() as patched:
+        patched.setattr(embed_corpus, "pixels", lambda *_: pytest.fail("embedded again"))
+        embed_corpus.run(config, workdir)
+    assert files(workdir / "store") == before
+    for change, field in (({"view_seed": 3}, "views"), ({"pairs": 20}, "source_hash"), ({"dtype": "float16"}, "dtype")):
+        with pytest.raises(StoreError, match=f"{field} is"):
+            embed_corpus.run(dataclasses.replace(config, **change), workdir)
+
+
+def test_a_run_that_failed_continues_to_the_same_bytes(config, workdir, tmp_path, monkeypatch):
+    write, written = embed_corpus.store.write_store_shard, []
+
+    def full(folder, about, number, arrays):
+        if written:
+            raise OSError("No space left on device")
+        written.append(number)
+        write(folder, about, number, arrays)
+
+    monkeypatch.setattr(embed_corpus.store, "write_store_shard", full)
+    with pytest.raises(OSError, match="No space"):
+        embed_corpus.run(config, epath.Path(tmp_path))
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="lacks 2 of 3 shards"):
+        open_store(tmp_path / "store")
+    embed_corpus.run(config, epath.Path(tmp_path))
+    assert files(tmp_path / "store") == files(workdir / "store")
+
+
+def test_each_process_writes_its_own_shards(config, workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, shards in ((1, [1]), (0, [0, 1, 2])):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        embed_corpus.run(config, epath.Path(tmp_path))
+        assert sorted(int(path.name[7:12]) for path in tmp_path.glob("store/images-*.npy")) == shards
+    monkeypatch.undo()
+    assert files(tmp_path / "store") == files(workdir / "store")
+
+
+def test_a_dataset_in_half_precision(folder, clip, tmp_path):
+    config = Config(clip=str(folder), dataset="glyphs:chess/noise", batch_size=256)
+    embed_corpus.run(config, epath.Path(tmp_path))
+    dataset = load_dataset("glyphs:chess/noise")
+    kept = open_store(tmp_path / "store", feature_key(clip, dataset))
+    assert kept.texts is None
+    assert kept.views is None
+    expected = gram.evaluation.image_features(clip, dataset.images(range(0, 720, 90)))
+    np.testing.assert_allclose(kept.images[::90], expected, atol=1e-3)
+    with pytest.raises(StoreError, match="sample is"):
+        open_store(tmp_path / "store", feature_key(clip, load_dataset("glyphs:chess")))
+
+
+def test_an_image_that_cannot_be_read_is_named(clip, config, tmp_path):
+    corpus = load_corpus("glyphs", pairs=PAIRS)
+    broken = dataclasses.replace(corpus, read=lambda index: b"no image" if index == 1 else corpus.read(index))
+    for settings in (dataclasses.replace(config, views=0), config):
+        with pytest.raises(ImageError, match="image 1 of glyphs is no image"):
+            embed_corpus.embed(settings, tmp_path / str(settings.views), clip, broken)
+
+
+def test_build_tasks_takes_the_features_from_the_store(folder, clip, tmp_path, monkeypatch):
+    settings = {"clip": str(folder), "pairs": 300}
+    embed_corpus.run(Config(corpus="glyphs", dtype="float32", **settings), epath.Path(tmp_path))
+    config = build_tasks.Config(themes=2, classes=20, min_members=3, **settings)
+    corpus = load_corpus("glyphs", pairs=300)
+    with_features = dataclasses.replace(config, features=str(tmp_path / "store"))
+    computed = build_tasks.build(config, epath.Path(tmp_path / "a"), clip, corpus)
+    monkeypatch.setattr(build_tasks, "embed", lambda *_: pytest.fail("features were computed again"))
+    kept = build_tasks.build(with_features, epath.Path(tmp_path / "b"), clip, corpus)
+    assert kept.about == computed.about
+    np.testing.assert_array_equal(kept.members, computed.members)
+    np.testing.assert_allclose(kept.image_features, computed.image_features, atol=1e-3)
+    with pytest.raises(StoreError, match="source_hash is"):
+        build_tasks.build(with_features, epath.Path(tmp_path / "c"), clip, load_corpus("glyphs", pairs=300, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of them"),
+        ({"corpus": "glyphs", "dataset": "glyphs:chess"}, "give one of them"),
+        ({"corpus": "glyphs", "shard_rows": 0}, "--shard_rows=0"),
+        ({"corpus": "glyphs", "views": -1}, "--views=-1"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)
+
+
+def start(workdir: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.embed_corpus", f"--workdir={workdir}", *flags]
+    # Two devices, so that batches are divided.
+    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_run_that_was_killed_continues_to_the_same_bytes(folder, clip, tmp_path):
+    # So many shards that killing the program behind the first one takes no skill.
+    flags = (f"--clip={folder}", "--corpus=glyphs", "--pairs=600", "--batch_size=5", "--shard_rows=10", "--workers=1")
+    whole = start(tmp_path / "whole", *flags)
+    killed, deadline = start(tmp_path / "killed", *flags), time.monotonic() + 60
+    while not list(tmp_path.glob("killed/store/texts-*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate(timeout=30)
+    assert 0 < len(list(tmp_path.glob("killed/store/texts-*.npy"))) < 60
+    for process in (start(tmp_path / "killed", *flags), whole):
+        printed, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        assert "600 items of glyphs" in printed
+    assert files(tmp_path / "killed/store") == files(tmp_path / "whole/store")
+    corpus = load_corpus("glyphs", pairs=600)
+    kept = open_store(tmp_path / "killed/store", feature_key(clip, corpus))
+    alone = gram.evaluation.image_features(clip, corpus.images([0, 377, 599]))
+    np.testing.assert_allclose(kept.images[[0, 377, 599]], alone, atol=1e-3)
