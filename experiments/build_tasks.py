@@ -49,7 +49,7 @@ class Config:
     method: str = setting(
         "clusters", "how pairs are grouped; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)
     )
-    themes: int = setting(80, "themes that are looked for")
+    themes: int = setting(120, "themes that are looked for")
     classes: int = setting(
         0, "classes that are looked for; those too small or without a phrase fall out; 0 for one to 12 pairs"
     )

@@ -45,7 +45,12 @@ from gram_jax.tuners import Tuner
 MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks")
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
-RATE = {"prompt": "learning_rate", "phi": "phi_learning_rate", "log_rates": "rates_learning_rate"}
+RATE = {
+    "prompt": "learning_rate",
+    "offsets": "offsets_learning_rate",
+    "phi": "phi_learning_rate",
+    "log_rates": "rates_learning_rate",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,12 @@ class Config:
     tuner_settings: str = setting('{"init_text": "a photo of a"}', "settings of the tuner, a JSON object")
     regulator: str = setting("gated_low_rank", "the gradient-regulating function", choices=regulators.NAMES)
     regulator_settings: str = setting("{}", "settings of the regulator, a JSON object")
-    learn: tuple[str, ...] = setting(("prompt", "phi"), "what is learned: prompt, phi, log_rates (the inner rates)")
+    learn: tuple[str, ...] = setting(
+        ("prompt", "phi", "offsets"),
+        "what is learned: prompt, phi (the regulator), offsets (of a start for each kind of task), log_rates (the inner "
+        "rates)",
+    )
+    temperature: float = setting(0.05, "with offsets: how softly a task is related to the themes' prototypes")
     steps: int = setting(200, "outer steps")
     batch_size: int = setting(4, "tasks a step, a multiple of the number of devices")
     ways: int = setting(16, "classes of a task")
@@ -73,6 +83,7 @@ class Config:
     inner_rate: float = setting(0.5, "their step size")
     gradient: str = setting("exact", "exact, first_order, or how many of the last inner steps are differentiated")
     learning_rate: float = setting(2e-3, "peak learning rate of the start")
+    offsets_learning_rate: float = setting(5e-3, "peak learning rate of the offsets")
     phi_learning_rate: float = setting(1e-3, "peak learning rate of the regulator")
     rates_learning_rate: float = setting(1e-2, "peak learning rate of the logarithm of the inner rates")
     clip_norm: float = setting(10.0, "largest norm of the outer gradient")
@@ -91,7 +102,7 @@ class Config:
         for name in ("eval_every", "max_tokens", "devices"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
-        for name in (*RATE.values(), "inner_rate", "clip_norm"):
+        for name in (*RATE.values(), "inner_rate", "clip_norm", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be a positive number")
         for name in ("tuner_settings", "regulator_settings"):
@@ -197,11 +208,14 @@ def train(
         cross_queries=config.cross_queries,
         max_tokens=config.max_tokens or None,
         curriculum=config.curriculum,
-        context=regulator.settings.get("context_dim") is not None,
+        context=regulator.settings.get("context_dim") is not None or "offsets" in config.learn,
     )
     prompt = tuner.init(jax.random.key(config.seed), clip, None)
     phi = regulator.init(jax.random.key(config.seed + 1), prompt)
-    state = step.init(meta.init_meta(prompt, phi, config.inner_rate))
+    start = meta.init_meta(prompt, phi, config.inner_rate)
+    if "offsets" in config.learn:
+        start = meta.with_structure(start, episodes.prototypes(), config.temperature)
+    state = step.init(start)
     frozen = step.place(task_clip.replace(tokenizer=None, transform=None))
     images = reader(hierarchy, tuner, clip, corpus)
     usable = sum(map(len, episodes.themes))
@@ -222,18 +236,18 @@ def train(
         concurrent.futures.ThreadPoolExecutor(1) as drawing,
     ):
         restored = checkpoints.restore(state)
-        start, state = (restored.step, restored.state) if restored else (0, state)
+        first, state = (restored.step, restored.state) if restored else (0, state)
         ahead = {
             index: drawing.submit(draw, config.seed, index, index / config.steps)
-            for index in range(start, min(start + AHEAD, config.steps))
+            for index in range(first, min(first + AHEAD, config.steps))
         }
         with (
-            runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=start if restored else None) as log,
-            runtime.Progress(config.steps, "meta-train", initial=start) as progress,
+            runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
+            runtime.Progress(config.steps, "meta-train", initial=first) as progress,
         ):
-            if config.eval_every and not start:
+            if config.eval_every and not first:
                 record(log, 0, state)
-            for index in range(start, config.steps):
+            for index in range(first, config.steps):
                 batch = ahead.pop(index).result()
                 if (later := index + AHEAD) < config.steps:
                     ahead[later] = drawing.submit(draw, config.seed, later, later / config.steps)

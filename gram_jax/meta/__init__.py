@@ -2,18 +2,23 @@
 
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.files import load_meta, save_meta
-from gram_jax.meta.objective import Meta, Task, init_meta, meta_objective
+from gram_jax.meta.objective import Task, meta_objective
+from gram_jax.meta.start import Meta, Structure, init_meta, relation, start, with_structure
 from gram_jax.meta.step import MetaState, MetaStep, make_meta_step
 
 __all__ = [
     "Meta",
     "MetaState",
     "MetaStep",
+    "Structure",
     "Task",
     "adapt",
     "init_meta",
     "load_meta",
     "make_meta_step",
     "meta_objective",
+    "relation",
     "save_meta",
+    "start",
+    "with_structure",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip import Clip
-from gram_jax.meta.objective import Meta
+from gram_jax.meta.start import Meta, Structure
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import ArrayFileError, Tuner, read_arrays, write_arrays
 from gram_jax.tuners.files import check_described, check_kind, check_prompt, describe
@@ -33,7 +34,7 @@ def save_meta(
 
     Args:
       path: the file, usually `NAME.safetensors`.
-      meta: the start, the regulator's parameters and the inner step sizes.
+      meta: the start, structured or not, the regulator's parameters and the inner step sizes.
       tuner: the tuner whose prompt it is.
       regulator: the regulator whose parameters they are.
       clip: the clip that it was learned on.
@@ -72,7 +73,10 @@ def save_meta(
         "regulator_settings": dict(regulator.settings),
         "notes": dict(notes or {}),
     }
-    write_arrays(path, {"prompt": meta.prompt, "phi": meta.phi, "log_rates": meta.log_rates}, header)
+    tree = {"prompt": meta.prompt, "phi": meta.phi, "log_rates": meta.log_rates}
+    if meta.offsets is not None:
+        tree |= {"offsets": meta.offsets, "structure": dataclasses.asdict(meta.structure)}
+    write_arrays(path, tree, header)
 
 
 def load_meta(path: str | os.PathLike[str], tuner: Tuner, regulator: Regulator, clip: Clip) -> Meta:
@@ -126,7 +130,10 @@ def load_meta(path: str | os.PathLike[str], tuner: Tuner, regulator: Regulator, 
             f"{path} was learned with the settings {header['regulator_settings']} of {regulator.name}, not with "
             f"{dict(regulator.settings)}; use those of the file."
         )
-    meta = Meta(**jax.tree.map(jnp.asarray, tree))
+    tree = jax.tree.map(jnp.asarray, tree)
+    if "structure" in tree:
+        tree["structure"] = Structure(**tree["structure"])
+    meta = Meta(**tree)
     _check(str(path), meta, tuner, regulator, clip)
     return meta
 
@@ -137,6 +144,13 @@ def _check(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip: Clip
         "phi": jax.eval_shape(regulator.init, jax.random.key(0), meta.prompt),
         "log_rates": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), meta.prompt),
     }
+    if meta.offsets is not None:
+        count, width = meta.structure.prototypes.shape
+        expected["offsets"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), meta.prompt)
+        vector = jax.ShapeDtypeStruct((width,), jnp.float32)
+        expected["structure"] = Structure(
+            jax.ShapeDtypeStruct((count, width), jnp.float32), vector, jax.ShapeDtypeStruct((), jnp.float32)
+        )
     for part, shapes in expected.items():
         found, wanted = _shapes(getattr(meta, part)), _shapes(shapes)
         if found != wanted:

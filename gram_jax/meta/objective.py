@@ -1,4 +1,4 @@
-"""What meta-learning learns, the tasks that it learns from, and the loss that it minimises."""
+"""The tasks that meta-learning learns from, and the loss that it minimises."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.meta.adapt import adapt
+from gram_jax.meta.start import Meta, start
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -27,8 +28,8 @@ class Task:
       support: the batch that the prompt is adapted on.
       same: a query batch of the support's classes and visual domains.
       cross: a query batch across a shift: other visual domains, or other classes. None where it is not used.
-      context: what the regulator reads about the task, e.g. the mean image feature of the support and the mean text
-        feature of its classes, one vector `[context_dim]`. None where none is read.
+      context: what the regulator and a structured start read about the task, e.g. the mean image feature of the
+        support and the mean text feature of its classes, one vector `[context_dim]`. None where none is read.
 
     Example:
       >>> Task(support=jnp.ones(4), same=jnp.ones(4)).cross is None
@@ -39,59 +40,6 @@ class Task:
     same: PyTree
     cross: PyTree = None
     context: PyTree = None
-
-
-@flax.struct.dataclass
-class Meta:
-    """What meta-learning learns; it starts every adaptation, and knows no class list.
-
-    Attributes:
-      prompt: theta, where adaptation starts.
-      phi: the regulator's parameters.
-      log_rates: the logarithm of the inner step size of each prompt leaf.
-
-    Example:
-      >>> from gram_jax.meta import init_meta
-      >>> meta = init_meta({"context": jnp.zeros((4, 8))}, {"context": {}}, learning_rate=0.1)
-      >>> round(meta.rates["context"].item(), 6)
-      0.1
-    """
-
-    prompt: PyTree
-    phi: PyTree
-    log_rates: PyTree
-
-    @property
-    def rates(self) -> PyTree:
-        """The inner step sizes, as `adapt` takes them for its `learning_rate`."""
-        return jax.tree.map(jnp.exp, self.log_rates)
-
-
-def init_meta(prompt: PyTree, phi: PyTree, learning_rate: float) -> Meta:
-    """Where meta-learning starts: a tuner's prompt, a regulator's parameters, one step size for all leaves.
-
-    Args:
-      prompt: as a tuner's `init` makes it.
-      phi: as the regulator's `init` makes it from that prompt.
-      learning_rate: inner step size, > 0; stored as a logarithm, so that it stays positive when it is learned.
-
-    Returns:
-      The `Meta`.
-
-    Raises:
-      ValueError: if the step size is not a positive number.
-
-    Example:
-      >>> init_meta({"context": jnp.zeros((4, 8))}, {"context": {}}, learning_rate=1.0).log_rates["context"].item()
-      0.0
-
-    Reference:
-      Learned step sizes: "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", here one for each leaf.
-    """
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate!r}; give a positive number.")
-    log_rates = jax.tree.map(lambda leaf: jnp.asarray(math.log(learning_rate), jnp.asarray(leaf).dtype), prompt)
-    return Meta(prompt, phi, log_rates)
 
 
 def meta_objective(
@@ -106,7 +54,9 @@ def meta_objective(
 ) -> tuple[Array, dict[str, Array]]:
     """The loss after adaptation, on queries that are like the support and on queries across a shift.
 
-        mean over tasks of   L(theta_K; same) + lambda L(theta_K; cross),    theta_K = adapt(theta; support)
+        mean over tasks of   L(theta_K; same) + lambda L(theta_K; cross),    theta_K = adapt(theta_0(c); support)
+
+    theta_0 is theta, or what `start` makes of it where the start is structured.
 
     Args:
       loss: `loss(prompt, batch) -> scalar`.
@@ -125,6 +75,7 @@ def meta_objective(
       ValueError: if a setting is out of range, or the cross query is missing.
 
     Example:
+      >>> from gram_jax.meta import init_meta
       >>> from gram_jax.regulators import identity
       >>> loss = lambda prompt, batch: jnp.mean((prompt["x"] - batch) ** 2)
       >>> tasks = Task(support=jnp.ones((5, 2)), same=jnp.ones((5, 2)))
@@ -142,7 +93,7 @@ def meta_objective(
     def one(task: Task) -> dict[str, Array]:
         prompt, support = adapt(
             loss,
-            meta.prompt,
+            start(meta, task.context),
             meta.phi,
             task.support,
             regulator=regulator,

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gram_jax.meta.adapt import check_steps
-from gram_jax.meta.objective import Meta, Task, check_cross, meta_objective
+from gram_jax.meta.objective import Task, check_cross, meta_objective
+from gram_jax.meta.start import Meta
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -20,7 +21,7 @@ PyTree = Any
 
 AXIS = "tasks"
 MAPPERS = ("shard_map", "pmap")
-PARTS = ("prompt", "phi", "log_rates")
+PARTS = ("prompt", "phi", "log_rates", "offsets")
 
 
 @flax.struct.dataclass
@@ -105,7 +106,8 @@ def make_meta_step(
       steps: inner steps K.
       gradient: as in `adapt`.
       cross_weight: as in `meta_objective`.
-      learn: which of "prompt", "phi" and "log_rates" (the inner step sizes) are learned; the others stay as they are.
+      learn: which of "prompt", "phi", "log_rates" (the inner step sizes) and "offsets" (of a start that
+        `with_structure` made) are learned; the others stay as they are.
       mapper: "shard_map" or "pmap"; both run the same program.
       devices: default all, of all hosts.
 
@@ -193,6 +195,8 @@ def make_meta_step(
     )
 
     def init(meta: Meta) -> MetaState:
+        if "offsets" in learn and meta.offsets is None:
+            raise ValueError("offsets are to be learned, and this start has none; give it some by with_structure.")
         state = MetaState(meta, optimizer.init(_learned(meta, learn)), jnp.zeros((), jnp.int32))
         # Copied, because a step donates its state; with a plain dtype, because a weak one would compile a second time.
         state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)

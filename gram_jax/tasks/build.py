@@ -12,14 +12,15 @@ from gram_jax.tasks.clustering import assign, kmeans, one_thread
 from gram_jax.tasks.hierarchy import Hierarchy
 from gram_jax.tasks.naming import (
     Grouping,
+    agreeing,
+    classes_by_name,
     name_at_random,
     name_by_medoid,
-    name_by_phrase,
     normalise,
     telling_words,
     token_means,
 )
-from gram_jax.tasks.phrases import Terms, count_terms, group_counts, look_words, words
+from gram_jax.tasks.phrases import Terms, count_terms, group_counts, look_words, rarest, words
 
 METHODS = ("clusters", "random")
 CLASS_TEXTS = ("keyword", "medoid", "centroid")
@@ -28,6 +29,7 @@ _NOISE = 0.1  # share of a cluster's captions below which a word is an accident
 _CENTROID_WEIGHT = 0.3  # of text features, where themes are told apart by words
 _CLASS_WORDS = 64  # directions that the word vectors of a theme are reduced to
 _PAIRS_A_CLASS = 12
+_CLUSTERS = 1700  # small clusters, at most
 _DOMAIN_MEMBERS = 3  # members for each visual domain that a class is split into
 
 
@@ -36,7 +38,7 @@ def build_hierarchy(
     image_features: np.ndarray,
     text_features: np.ndarray,
     *,
-    themes: int = 80,
+    themes: int = 120,
     classes: int = 0,
     class_text: str = "keyword",
     domains: int = 2,
@@ -48,25 +50,25 @@ def build_hierarchy(
 ) -> Hierarchy:
     """Builds a hierarchy of unlabeled image-text pairs by cross-modal hierarchical clustering.
 
-    1. k-means on [text, image] features: many small clusters; and on image features, for `look_words`: words that go
-       with any image ("a photo", "in bold") are about looks, and tell neither themes nor classes.
-    2. k-means on the words that many small clusters share, those of a pair's caption and of its cluster, beside the
-       cluster's mean text feature: themes.
-    3. Within a theme, k-means on [text, image, telling words]: classes.
-    4. Every class gets a text. With "keyword" this is its most distinctive phrase within the theme (`rank_phrases`),
-       and only pairs whose caption carries the phrase stay; classes of a theme that end up with the same text are one.
-    5. Within a class, k-means on image features: visual domains.
+    1. `look_words`: words that go with any rare word ("a photo", "in bold") are about looks, and tell neither themes
+       nor classes.
+    2. k-means on [text, image] features: many small clusters. k-means on the words that many of them share, those of a
+       pair's caption and of its cluster, beside the cluster's mean text feature: themes.
+    3. Within a theme, classes. With class_text "keyword" a class is what captions say beside the words of the theme
+       and the words for looks (`classes_by_name`), and only pairs whose image agrees stay (`agreeing`). Otherwise
+       k-means on [text, image, telling words], and each class gets a text.
+    4. Within a class, k-means on image features: visual domains.
 
     Args:
       captions: N texts.
       image_features: float `[N, embed_dim]`, frozen and normalised.
       text_features: float `[N, embed_dim]`, likewise.
       themes: how many themes are looked for.
-      classes: how many classes are looked for over all themes, and half as many clusters in the first step; 0 for one
-        to 12 pairs.
-      class_text: "keyword"; "medoid": the caption nearest to the class's mean text feature, cut to fit the clip; or
-        "centroid": a token of its own, the TF-IDF-weighted mean of the token embeddings of its captions' words, for
-        `centroid_clip`.
+      classes: how many classes k-means looks for over all themes, and half as many small clusters, but at most 1,700;
+        0 for one to 12 pairs.
+      class_text: "keyword", the phrase that its captions share; "medoid", the caption nearest to the class's mean text
+        feature, cut to fit the clip; or "centroid", a token of its own, the TF-IDF-weighted mean of the token
+        embeddings of its captions' words, for `centroid_clip`.
       domains: visual domains of a class, where it has three members for each; otherwise one.
       min_members: classes with fewer are left out, and themes with a single class.
       method: "clusters"; or "random", the control: random pairs in classes of the same sizes, in themes of the same
@@ -102,21 +104,21 @@ def build_hierarchy(
     if classes > len(captions):
         raise ValueError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
     count = classes or max(2, len(captions) // _PAIRS_A_CLASS)
-    small = max(1, count // 2)
-    telling = ~look_words(vocabulary, assign(image, kmeans(image, small, seed=seed)))
+    small = min(_CLUSTERS, max(1, count // 2))
+    telling = ~look_words(vocabulary, np.unique(rarest(vocabulary), return_inverse=True)[1])
     pairs = np.concatenate([text, image], axis=1)
     micro = assign(pairs, kmeans(pairs, small, seed=seed))
     theme_of_pair = find_themes(micro, telling, vocabulary, text, themes, seed=seed)
-    grouping = find_classes(theme_of_pair, telling, vocabulary, text, image, count, seed=seed)
-    phrases = count_terms(spoken, longest=3, min_count=1 if method == "random" else 3)
     if class_text == "keyword":
-        grouping, texts = name_by_phrase(grouping, phrases)
+        look = frozenset(name for name, tells in zip(vocabulary.names, telling, strict=True) if not tells)
+        grouping, texts = classes_by_name(spoken, vocabulary, theme_of_pair, look, min_members)
+        grouping = agreeing(grouping, image, min_members)
     else:
-        texts = None
+        grouping, texts = find_classes(theme_of_pair, telling, vocabulary, text, image, count, seed=seed), None
     grouping, texts = _drop_small(grouping, texts, min_members)
     if method == "random":
         grouping = shuffled(grouping, seed)
-        texts = name_at_random(grouping, phrases) if class_text == "keyword" else None
+        texts = name_at_random(grouping, count_terms(spoken, longest=3)) if class_text == "keyword" else None
     if texts is None:
         texts = name_by_medoid(grouping, captions, text, clip) if class_text == "medoid" else _numbers(grouping)
     rows = token_means(grouping, vocabulary, clip) if class_text == "centroid" else None

@@ -150,6 +150,25 @@ class Episodes:
             context=context,
         )
 
+    def prototypes(self) -> np.ndarray:
+        """The context of each usable theme: its mean image feature and its mean class text, classes counting alike.
+
+        Returns:
+          float32 `[themes, 2 * embed_dim]`, what the contexts of a theme's tasks vary around; for
+          `meta.with_structure`.
+
+        Raises:
+          ValueError: if the episodes were made without `context`.
+        """
+        if self._text_features is None:
+            raise ValueError("these episodes have no contexts; make them with context=True.")
+
+        def context(theme: np.ndarray) -> np.ndarray:
+            image = np.mean([self._features[self._rows[number]].mean(0) for number in theme], axis=0)
+            return np.concatenate([image, self._text_features[theme].mean(0)])
+
+        return np.stack([context(theme) for theme in self.themes]).astype(np.float32)
+
     def _draw_themes(self, rng: np.random.Generator) -> tuple[int, int]:
         """Two themes, different ones where there are two; larger themes are drawn more often."""
         weights = np.sqrt([len(classes) for classes in self.themes])

@@ -9,9 +9,11 @@ import numpy as np
 
 from gram_jax.clip import Clip
 from gram_jax.tasks.hierarchy import TEMPLATE
-from gram_jax.tasks.phrases import Terms, carries, group_counts, rank_phrases
+from gram_jax.tasks.phrases import Terms, group_counts, rank_phrases
 
 _TELLING = 3  # words that a theme is shown with
+_COMMON = 0.4  # share of a theme's captions from which on a word belongs to the theme
+_NEAREST, _ROUNDS = 3, 2
 
 
 class Grouping(NamedTuple):
@@ -28,22 +30,68 @@ class Grouping(NamedTuple):
     look: frozenset[str]
 
 
-def name_by_phrase(grouping: Grouping, phrases: Terms) -> tuple[Grouping, list[str]]:
-    """Names classes by their best phrase; keeps pairs that carry it; joins classes of a theme with the same name."""
-    ranked = rank_phrases(phrases, grouping.classes, grouping.themes, grouping.look)
-    best = np.array([columns[0] if columns else -1 for columns in ranked])
-    keys = sorted(
-        {(int(theme), int(column)) for theme, column in zip(grouping.themes, best, strict=True) if column >= 0}
-    )
-    number = {key: i for i, key in enumerate(keys)}
-    joined = np.array([number.get((int(t), int(c)), -1) for t, c in zip(grouping.themes, best, strict=True)])
-    labels = np.where(grouping.classes >= 0, joined[grouping.classes], -1)
-    pairs = np.flatnonzero(labels >= 0)
-    columns = np.array([column for _, column in keys], np.int64)
-    lacking = pairs[~carries(phrases, pairs, columns[labels[pairs]])]
-    labels[lacking] = -1
-    themes = np.array([theme for theme, _ in keys], np.int64)
-    return Grouping(labels, themes, grouping.look), [phrases.names[column] for column in columns]
+def classes_by_name(
+    spoken: Sequence[Sequence[str]],
+    vocabulary: Terms,
+    theme_of_pair: np.ndarray,
+    look: frozenset[str],
+    min_members: int,
+) -> tuple[Grouping, list[str]]:
+    """Classes and their names at once: what a caption says beside the words of its theme and the words for looks.
+
+    Those words cut a caption into runs, and the run with the word that is rarest in the theme names the pair: "a print
+    of greek small letter alpha with tonos, black on white" is called "alpha with tonos" among greek small letters.
+
+    Args:
+      spoken: the words of each caption.
+      vocabulary: their words.
+      theme_of_pair: int `[pairs]`.
+      look: the words that say nothing about a theme.
+      min_members: names of fewer pairs of a theme are no class.
+
+    Returns:
+      The `Grouping`, and the name of each class.
+    """
+    column = {name: number for number, name in enumerate(vocabulary.names)}
+    labels, themes, texts = np.full(len(spoken), -1), [], []
+    for theme in range(int(theme_of_pair.max()) + 1):
+        pairs = np.flatnonzero(theme_of_pair == theme)
+        share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
+        stop = look | {vocabulary.names[i] for i in np.flatnonzero(share >= _COMMON)}
+
+        def commonness(run: Sequence[str], share: np.ndarray = share) -> float:
+            return min(share[column[word]] if word in column else 0.0 for word in run)
+
+        found: dict[str, list[int]] = {}
+        for pair in pairs.tolist():
+            if runs := _runs(spoken[pair], stop):
+                found.setdefault(" ".join(min(runs, key=commonness)), []).append(pair)
+        for text, members in found.items():
+            if len(members) >= min_members:
+                labels[members] = len(texts)
+                themes.append(theme)
+                texts.append(text)
+    return Grouping(labels, np.array(themes, np.int64), look), texts
+
+
+def agreeing(grouping: Grouping, image: np.ndarray, min_members: int) -> Grouping:
+    """Keeps the pairs whose image agrees with the name: of its theme's classes, its own is among the nearest three.
+
+    Nearness is that to the classes' mean image features, of which there are two rounds: the second without the pairs
+    that the first left out. Classes that become small lose all their pairs.
+    """
+    labels, count = grouping.classes.copy(), len(grouping.themes)
+    for _ in range(_ROUNDS if count else 0):
+        centroids = normalise(group_counts(labels, count, image))
+        for theme in np.unique(grouping.themes):
+            numbers = np.flatnonzero(grouping.themes == theme)
+            pairs = np.flatnonzero(np.isin(labels, numbers))
+            nearness = image[pairs] @ centroids[numbers].T
+            own = nearness[np.arange(len(pairs)), np.searchsorted(numbers, labels[pairs])]
+            labels[pairs[np.sum(nearness > own[:, None], axis=1) >= _NEAREST]] = -1
+        sizes = np.bincount(labels[labels >= 0], minlength=count)
+        labels[(labels >= 0) & (sizes[labels] < min_members)] = -1
+    return grouping._replace(classes=labels)
 
 
 def name_at_random(grouping: Grouping, phrases: Terms) -> list[str]:
@@ -119,3 +167,14 @@ def normalise(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their Euclidean norms; float32."""
     rows = np.asarray(rows, np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def _runs(caption: Sequence[str], stop: frozenset[str] | set[str]) -> list[list[str]]:
+    """The longest runs of words that are not to stop at."""
+    runs: list[list[str]] = [[]]
+    for word in caption:
+        if word not in stop:
+            runs[-1].append(word)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]

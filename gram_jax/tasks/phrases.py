@@ -107,18 +107,40 @@ def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray
     return csr_array((ones, (labels[rows], rows)), shape=(groups, len(labels))) @ matrix
 
 
-def look_words(terms: Terms, clusters: np.ndarray, *, threshold: float = 0.62, min_share: float = 0.001) -> np.ndarray:
+def rarest(terms: Terms) -> np.ndarray:
+    """The rarest term of each caption: mostly a word for the very thing that it speaks of.
+
+    Args:
+      terms: words.
+
+    Returns:
+      int `[captions]`, columns of `terms`; the first of equally rare ones; -1 for captions without any.
+
+    Example:
+      >>> rarest(count_terms([["a", "cat"], ["a", "dog"], ["a"]])).tolist()
+      [1, 2, 0]
+
+    Reference:
+      Our own choice.
+    """
+    matrix = terms.matrix.tocsr()
+    counts = np.asarray(matrix.sum(0)).ravel()
+    rows = np.split(matrix.indices, matrix.indptr[1:-1])
+    return np.array([row[np.argmin(counts[row])] if len(row) else -1 for row in rows], np.int64)
+
+
+def look_words(terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min_share: float = 0.001) -> np.ndarray:
     """The words that do not tell what an image shows: articles, and words for looks ("a photo", "in bold", "on white").
 
         hit(w) / sum_k [ 1 - (1 - p_w)^{n_k} ] >= threshold
 
-    hit(w) counts the clusters of images, of n_k members each, in which the word w occurs, and the sum is what would be
-    expected if w, which a share p_w of the captions has, were thrown at random: words for things stay together, words
-    that go with anything spread out. Of rare words this cannot be said; looks are few, and spoken of often.
+    hit(w) counts the groups, of n_k captions each, in which the word w occurs, and the sum is what would be expected if
+    w, which a share p_w of the captions has, were thrown at random: words for things stay together, words that go with
+    anything spread out. Of rare words this cannot be said; looks are few, and spoken of often.
 
     Args:
       terms: words.
-      clusters: int `[captions]`, a fine clustering of the images, from 0.
+      groups: int `[captions]`, a fine grouping of the captions by what they speak of, from 0, such as `rarest` gives.
       threshold: a share, from 0 to 1.
       min_share: share of the captions that a look word occurs in, at least.
 
@@ -126,16 +148,16 @@ def look_words(terms: Terms, clusters: np.ndarray, *, threshold: float = 0.62, m
       bool `[terms]`.
 
     Example:
-      >>> captions = [["a", "cat"], ["a", "dog"]] * 20
-      >>> look_words(count_terms(captions), np.array([0, 1] * 20)).tolist()
+      >>> terms = count_terms([["a", "cat"], ["a", "dog"]] * 20)
+      >>> look_words(terms, rarest(terms)).tolist()
       [True, False, False]
 
     Reference:
       Our own choice.
     """
-    sizes = np.bincount(clusters)
-    hit = np.asarray((group_counts(clusters, len(sizes), terms.matrix) > 0).sum(0)).ravel()
-    share = np.asarray(terms.matrix.sum(0)).ravel() / len(clusters)
+    sizes = np.bincount(groups)
+    hit = np.asarray((group_counts(groups, len(sizes), terms.matrix) > 0).sum(0)).ravel()
+    share = np.asarray(terms.matrix.sum(0)).ravel() / len(groups)
     expected = np.array([np.sum(1.0 - (1.0 - p) ** sizes) for p in share])
     return (share >= min_share) & (hit >= threshold * expected)
 
@@ -195,30 +217,6 @@ def rank_phrases(
     order = np.lexsort((columns, -score, rows))
     borders = np.searchsorted(rows[order], np.arange(1, len(themes)))
     return [part.tolist() for part in np.split(columns[order], borders)]
-
-
-def carries(terms: Terms, captions: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Whether captions have terms, pair by pair.
-
-    Args:
-      terms: the terms.
-      captions: int `[pairs]`, rows.
-      columns: int `[pairs]`, columns.
-
-    Returns:
-      bool `[pairs]`.
-
-    Example:
-      >>> terms = count_terms([["a", "cat"], ["a", "dog"]])
-      >>> carries(terms, np.array([0, 1]), np.array([1, 1])).tolist()
-      [True, False]
-
-    Reference:
-      Our own choice.
-    """
-    if not len(captions):
-        return np.zeros(0, bool)
-    return np.asarray(terms.matrix[captions, columns]).ravel() > 0
 
 
 def _phrases(caption: Sequence[str], longest: int) -> set[str]:

@@ -127,7 +127,7 @@ def test_from_groups_leaves_out_what_is_small():
         ({"image": np.zeros((3, 4))}, r"image features have shape \[3, 4\] for 480 captions"),
         ({"text": np.zeros(480)}, r"text features have shape \[480\] for 480 captions"),
         ({"classes": 481}, "481 classes of 480 pairs"),
-        ({"classes": 480}, "no theme is left with two classes of at least 6 members"),
+        ({"min_members": 61}, "no theme is left with two classes of at least 61 members"),
         ({"themes": 0}, "themes is 0"),
         ({"domains": 1.5}, "domains is 1.5"),
         ({"method": "magic"}, "method is 'magic'"),

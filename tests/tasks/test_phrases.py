@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gram_jax.tasks.phrases import carries, count_terms, group_counts, look_words, rank_phrases, words
+from gram_jax.tasks.phrases import count_terms, group_counts, look_words, rank_phrases, rarest, words
 
 
 def test_words():
@@ -19,8 +19,6 @@ def test_terms_by_hand():
     assert terms.names == ("a", "a b", "a b a", "b", "b a", "b a b", "b c", "c")
     assert terms.matrix.toarray().tolist() == [[1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 1, 1], [0] * 8]
     assert count_terms(captions, longest=3, min_count=2).names == ("b",)
-    rows, columns = np.array([0, 1, 1, 2]), np.array([1, 1, 7, 0])
-    assert carries(terms, rows, columns).tolist() == [True, False, True, False]
 
 
 def test_group_counts_sparse_and_dense():
@@ -31,10 +29,17 @@ def test_group_counts_sparse_and_dense():
     assert group_counts(labels, 2, terms.matrix.toarray()).tolist() == expected
 
 
+def test_rarest_by_hand():
+    captions = [["b", "c"], ["b", "a"], ["c", "b", "d"], ["e"], ["b"], []]
+    terms = count_terms(captions, min_count=1)
+    names = [terms.names[column] if column >= 0 else None for column in rarest(terms)]
+    assert names == ["c", "a", "d", "e", "b", None]
+
+
 def test_planted_look_words_are_found(planted):
     terms = count_terms([words(caption) for caption in planted.captions])
-    names = sorted(set(planted.classes))
-    look = look_words(terms, np.array([names.index(name) for name in planted.classes]))
+    assert [terms.names[column] for column in rarest(terms)] == planted.classes
+    look = look_words(terms, rarest(terms))
     found = {name for name, says_nothing in zip(terms.names, look, strict=True) if says_nothing}
     assert found == {"a", "photo", "of", "on", "in", "white", "black", "red"}
 
