@@ -69,22 +69,23 @@ class Config:
         "rates)",
     )
     temperature: float = setting(0.05, "with offsets: how softly a task is related to the themes' prototypes")
-    steps: int = setting(200, "outer steps")
-    batch_size: int = setting(4, "tasks a step, a multiple of the number of devices")
+    steps: int = setting(600, "outer steps")
+    batch_size: int = setting(8, "tasks a step, a multiple of the number of devices")
     ways: int = setting(16, "classes of a task")
     shots: int = setting(2, "support images of each class")
     queries: int = setting(1, "images of each class in the query that is like the support")
     cross: str = setting("class", "what the other query is drawn from", choices=CROSS)
     cross_queries: int = setting(2, "images of each class of that query")
+    cross_ways: int = setting(8, "classes of that query; as many as --ways where its classes are those of the support")
     cross_weight: float = setting(1.0, "weight of that query in the loss; 0 leaves it out")
-    max_tokens: int = setting(7, "classes with longer texts are left out; 0 keeps 99 % of them")
+    max_tokens: int = setting(8, "classes with longer texts are left out; 0 keeps 99 % of them")
     curriculum: float = setting(0.0, "share of the steps along which tasks come to be of one theme; 0: from the start")
-    inner_steps: int = setting(8, "gradient steps on the support")
-    inner_rate: float = setting(0.5, "their step size")
-    gradient: str = setting("exact", "exact, first_order, or how many of the last inner steps are differentiated")
+    inner_steps: int = setting(3, "gradient steps on the support")
+    inner_rate: float = setting(0.3, "their step size")
+    gradient: str = setting("first_order", "exact, first_order, or how many of the last inner steps are differentiated")
     learning_rate: float = setting(2e-3, "peak learning rate of the start")
     offsets_learning_rate: float = setting(5e-3, "peak learning rate of the offsets")
-    phi_learning_rate: float = setting(1e-3, "peak learning rate of the regulator")
+    phi_learning_rate: float = setting(3e-3, "peak learning rate of the regulator")
     rates_learning_rate: float = setting(1e-2, "peak learning rate of the logarithm of the inner rates")
     clip_norm: float = setting(10.0, "largest norm of the outer gradient")
     seed: int = setting(0, "seed of the start, the regulator and the tasks")
@@ -206,6 +207,7 @@ def train(
         queries=config.queries,
         cross=config.cross,
         cross_queries=config.cross_queries,
+        cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,
         max_tokens=config.max_tokens or None,
         curriculum=config.curriculum,
         context=regulator.settings.get("context_dim") is not None or "offsets" in config.learn,

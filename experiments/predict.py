@@ -138,8 +138,11 @@ def image_files(folder: epath.Path) -> Iterator[epath.Path]:
             yield path
 
 
-def load_prompt(path: str, clip: gram.Clip) -> tuple[Tuner, Prompt]:
-    """The tuner and the prompt of a prompt file, or of a meta checkpoint."""
+def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner, Prompt]:
+    """The tuner and the prompt of a prompt file, or the start of a meta checkpoint for these classes.
+
+    A structured start is asked for a task whose images are like those of all tasks: only the names tell its kind.
+    """
     header = tuners.read_arrays(path)[1]
     kind = header.get("kind")
     if kind not in ("prompt", "meta"):
@@ -148,7 +151,12 @@ def load_prompt(path: str, clip: gram.Clip) -> tuple[Tuner, Prompt]:
     if kind == "prompt":
         return tuner, tuners.load_prompt(path, tuner, clip)
     regulator = regulators.make(header["regulator"], **header["regulator_settings"])
-    return tuner, meta.load_meta(path, tuner, regulator, clip).prompt
+    learned = meta.load_meta(path, tuner, regulator, clip)
+    context = None
+    if learned.structure is not None:
+        text = evaluation.class_features(clip, names, [TEMPLATE]).mean(0)
+        context = jnp.concatenate([learned.structure.center[: -len(text)], text])
+    return tuner, meta.start(learned, context)
 
 
 def make_classifier(
@@ -167,7 +175,7 @@ def make_classifier(
     """
     if not path:
         return make_scorer(_zero_shot(), {}, clip, evaluation.class_features(clip, names, [template or TEMPLATE]))
-    tuner, prompt = load_prompt(path, clip)
+    tuner, prompt = load_prompt(path, clip, names)
     if not tuner.needs_names:
         return make_scorer(tuner, prompt, clip, evaluation.class_features(clip, names, [template or TEMPLATE]))
     if template is not None:
