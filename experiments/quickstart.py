@@ -42,11 +42,11 @@ class Config:
     dataset: tuple[str, ...] = setting(tuple(f"glyphs:{name}" for name in DATASETS), "datasets: glyphs:NAME")
     domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" for all')
     steps: int = setting(30, "steps of downstream tuning")
-    learning_rate: float = setting(0.5, "their step size, of all methods")
+    learning_rate: float = setting(0.3, "their step size, of all methods")
     pairs: int = setting(20000, "image-text pairs of the corpus")
-    themes: int = setting(80, "themes that its pairs are clustered into")
+    themes: int = setting(100, "themes that its pairs are clustered into")
     ways: int = setting(10, "classes of a meta-training task")
-    meta_steps: int = setting(120, "steps of meta-training")
+    meta_steps: int = setting(250, "steps of meta-training")
     ceiling: bool = setting(False, "also meta-train on tasks from the true groups of the corpus: the ceiling")
     seed: int = setting(0, "seed of the corpus, the clusters and meta-training")
 
@@ -75,6 +75,7 @@ class Config:
             tasks=tasks,
             steps=self.meta_steps,
             ways=self.ways,
+            cross_ways=max(2, self.ways // 2),
             seed=self.seed,
             inner_rate=self.learning_rate,
             eval_every=0,

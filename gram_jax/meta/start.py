@@ -178,7 +178,7 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05) -> 
       A `Meta` whose `offsets` can be learned: `make_meta_step(..., learn=("prompt", "phi", "offsets"))`.
 
     Raises:
-      ValueError: if there are fewer than two prototypes, or the temperature is not a positive number.
+      ValueError: if there is no prototype, or the temperature is not a positive number.
 
     Example:
       >>> from gram_jax.meta import init_meta
@@ -190,8 +190,8 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05) -> 
       See `relation`.
     """
     prototypes = jnp.asarray(prototypes, jnp.float32)
-    if prototypes.ndim != 2 or len(prototypes) < 2:
-        raise ValueError(f"prototypes have shape {list(prototypes.shape)}; give [prototypes, context_dim], at least 2.")
+    if prototypes.ndim != 2 or not len(prototypes):
+        raise ValueError(f"prototypes have shape {list(prototypes.shape)}; give [prototypes, context_dim], at least one.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature!r}; give a positive number.")
     offsets = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)

@@ -53,9 +53,11 @@ def config():
         batch_size=2,
         ways=2,
         shots=2,
+        cross_ways=2,
         cross_queries=1,
         max_tokens=0,
         inner_steps=2,
+        inner_rate=0.5,
         learning_rate=0.01,
         eval_every=2,
         eval_batches=1,
@@ -70,7 +72,7 @@ def trained(clip, hierarchy, config, tmp_path_factory):
     return folder, *meta_train.train(config, folder, clip, hierarchy)
 
 
-def test_learns_start_and_regulator_and_keeps_the_rates(clip, trained):
+def test_learns_start_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
     _, learned, _ = trained
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
     start = tuner.init(jax.random.key(0), clip, None)
@@ -81,6 +83,19 @@ def test_learns_start_and_regulator_and_keeps_the_rates(clip, trained):
     changed = jax.tree.map(lambda new, old: bool(np.any(new != old)), learned.phi, phi)
     assert changed["context"]["up"]
     assert np.allclose(learned.rates["context"], 0.5)
+    # An offset for each theme, whose prototype is where the theme's images and texts lie.
+    assert learned.offsets["context"].shape == (2, *start["context"].shape)
+    assert all(0.01 < np.abs(offset).max() < 0.04 + 1e-6 for offset in learned.offsets["context"] * 2)
+    images = [hierarchy.image_features[hierarchy.themes[hierarchy.classes] == theme].mean(0) for theme in (0, 1)]
+    width = clip.config.embed_dim
+    np.testing.assert_allclose(learned.structure.prototypes[:, :width], images, atol=1e-5)
+
+
+def test_without_offsets_one_start_serves_all_tasks(clip, hierarchy, config, tmp_path):
+    settings = dataclasses.replace(config, learn=("prompt", "phi"), steps=1, eval_every=0)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    assert learned.offsets is None
+    assert gram.meta.start(learned) is learned.prompt
 
 
 def test_the_meta_checkpoint_holds_what_was_learned_and_from_what(clip, trained, hierarchy):
@@ -157,7 +172,7 @@ def test_a_loss_that_is_not_finite_names_the_tasks(clip, hierarchy, config, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 50}, "theme of 100 classes"),
+        ({"ways": 50}, "theme of 52 classes"),
         ({"shots": 50}, "at least 51 members"),
         ({"learn": ("prompt", "speed")}, "learn is"),
         ({"gradient": "third_order"}, "gradient is 'third_order'"),
