@@ -21,7 +21,6 @@ their own; no label and no downstream image is ever seen.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -37,14 +36,14 @@ import gram_jax as gram
 from experiments._launch import json_object, launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
 from gram_jax.clip import Clip
-from gram_jax.data import Corpus, load_corpus
+from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.meta import Meta, MetaState, MetaStep
 from gram_jax.regulators import Regulator
 from gram_jax.tasks.episodes import CROSS
 from gram_jax.tuners import Tuner
 
 # A resumed run may differ in these.
-MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks")
+MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers")
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
 RATE = {
@@ -67,8 +66,7 @@ class Config:
     regulator_settings: str = setting("{}", "settings of the regulator, a JSON object")
     learn: tuple[str, ...] = setting(
         ("prompt", "phi", "offsets"),
-        "what is learned: prompt, phi (the regulator), offsets (of a start for each kind of task), log_rates (the inner "
-        "rates)",
+        "what is learned: prompt, phi (the regulator), offsets (a start for each kind of task), log_rates (of adapt)",
     )
     temperature: float = setting(0.05, "with offsets: how softly a task is related to the themes' prototypes")
     steps: int = setting(600, "outer steps")
@@ -94,12 +92,13 @@ class Config:
     eval_every: int = setting(50, "steps between validations; 0 for none")
     eval_batches: int = setting(4, "batches of tasks in a validation")
     save_every: int = setting(50, "steps between checkpoints")
+    workers: int = setting(2, "threads that draw tasks ahead")
     mapper: str = setting("shard_map", "how tasks are mapped over devices", choices=("shard_map", "pmap"))
     devices: int = setting(0, "how many devices; 0 for all")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches"):
+        for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
         for name in ("eval_every", "max_tokens", "devices"):
@@ -235,26 +234,23 @@ def train(
         log.write(done, **found)
         return found
 
-    with (
-        runtime.Checkpoints(workdir / "checkpoints", settings, may_change=MAY_CHANGE) as checkpoints,
-        concurrent.futures.ThreadPoolExecutor(1) as drawing,
-    ):
+    with runtime.Checkpoints(workdir / "checkpoints", settings, may_change=MAY_CHANGE) as checkpoints:
         restored = checkpoints.restore(state)
         first, state = (restored.step, restored.state) if restored else (0, state)
-        ahead = {
-            index: drawing.submit(draw, config.seed, index, index / config.steps)
-            for index in range(first, min(first + AHEAD, config.steps))
-        }
         with (
+            ordered(
+                lambda index: draw(config.seed, index, index / config.steps),
+                config.steps,
+                start=first,
+                workers=config.workers,
+                prefetch=AHEAD,
+            ) as batches,
             runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
             runtime.Progress(config.steps, "meta-train", initial=first) as progress,
         ):
             if config.eval_every and not first:
                 record(log, 0, state)
-            for index in range(first, config.steps):
-                batch = ahead.pop(index).result()
-                if (later := index + AHEAD) < config.steps:
-                    ahead[later] = drawing.submit(draw, config.seed, later, later / config.steps)
+            for index, batch in enumerate(batches, first):
                 state, metrics = step(state, frozen, batch)
                 done, found = index + 1, losses(metrics)
                 if not np.all(np.isfinite(metrics["loss"])):
@@ -270,6 +266,7 @@ def train(
                 if done % config.save_every == 0 or done == config.steps:
                     checkpoints.save(done, state)
                 checkpoints.exit_if_preempted(done, state)
+        print(f"waited for tasks {100 * batches.share:.1f} % of the time", flush=True)
     learned = jax.device_get(state.meta)
     if jax.process_index() == 0:
         notes = {"settings": settings, "tasks": dict(hierarchy.about)}
