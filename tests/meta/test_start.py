@@ -132,7 +132,7 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]; give \[prototypes, context_dim\]"),
+        (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]; give some"),
         (lambda meta: with_structure(meta, np.zeros(4)), r"shape \[4\]"),
         (lambda meta: with_structure(meta, np.eye(4), 0.0), "temperature is 0.0"),
         (lambda meta: start(with_structure(meta, np.eye(4))), "pass its context"),
