@@ -191,9 +191,7 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05) -> 
     """
     prototypes = jnp.asarray(prototypes, jnp.float32)
     if prototypes.ndim != 2 or not len(prototypes):
-        raise ValueError(
-            f"prototypes have shape {list(prototypes.shape)}; give [prototypes, context_dim], one or more."
-        )
+        raise ValueError(f"prototypes have shape {list(prototypes.shape)}; give some, [prototypes, context_dim].")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature!r}; give a positive number.")
     offsets = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)
