@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments import _presets
 from experiments._launch import json_object
 from gram_jax import evaluation, meta, regulators, tuners
 from gram_jax.clip import Classes, Clip
@@ -21,25 +23,33 @@ RANDOM = ""  # the init text that stands for a random start
 # Settings that say no more than where a prompt starts and how many tokens it has, which its shapes tell.
 _START = ("init_text", "num_tokens", "num_text")
 
-Start = Callable[[jax.Array, Clip, Classes | None], Any]
+Start = Callable[[jax.Array, Clip, Classes | None, Any], Any]  # of a key, the clip, classes and the task's context
 
 
 class Candidate(NamedTuple):
-    """One setting of a method: `described` says it in JSON values, the other fields do it."""
+    """One setting of a method: `described` says it in JSON values, the other fields do it.
+
+    Where there are `epochs`, of a dataset's name and a number of shots, they stand for the number of steps.
+    """
 
     start: Start
     learning_rate: Any
     steps: int
     described: dict[str, Any]
+    epochs: Callable[[str, int], int] | None = None
 
 
 class Method(NamedTuple):
-    """A way to tune; methods of one regulator share `tuning`, and so its compiled steps."""
+    """A way to tune; methods of one regulator share `tuning`, and so its compiled steps.
+
+    The regulator may read the context of the task, and the start may be structured by it.
+    """
 
     name: str
     tuning: evaluation.Tuning
     phi: Any
     reads_context: bool
+    structured: bool
     candidates: tuple[Candidate, ...]
 
 
@@ -122,14 +132,14 @@ def starts(config: Any, tuner: Tuner, clip: Clip) -> dict[str | None, Start]:
     if "init_text" not in tuner.settings:
         if config.init_text is not None:
             raise ValueError(f"--init_text={config.init_text[0]!r}: {tuner.name} does not start from words")
-        return {None: tuner.init}
+        return {None: _without_context(tuner.init)}
     texts = config.init_text
     if texts is None:
         own = tuner.settings["init_text"]
         # Words that were given for the tuner itself stand; those of a checkpoint are where meta-learning began.
         asked = own is not None and (not config.meta or "init_text" in json.loads(config.tuner_settings))
         texts = (own if asked else PHOTO_WORDS if _fits(tuner, clip, PHOTO_WORDS) else own or RANDOM,)
-    return {text: _from_words(tuner, text).init for text in texts}
+    return {text: _without_context(_from_words(tuner, text).init) for text in texts}
 
 
 def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[str, ...], Checkpoint | None]:
@@ -152,7 +162,7 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
     words = starts(config, tuner, clip)
     some = clip.class_tokens(["a"]) if tuner.settings.get("class_specific") else None
     for text, start in words.items():
-        shape = jax.eval_shape(lambda key, start=start: start(key, clip, some), jax.random.key(0))
+        shape = jax.eval_shape(lambda key, start=start: start(key, clip, some, None), jax.random.key(0))
         for _, _, path, found in learned:
             if _shapes(found.meta.prompt) != _shapes(shape):
                 raise ValueError(
@@ -166,7 +176,12 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         key = (regulator.name, regulator.settings)
         if key not in made:
             made[key] = evaluation.make_tuning(
-                tuner, regulator, optimizer=config.optimizer, momentum=config.momentum, schedule=config.schedule
+                tuner,
+                regulator,
+                optimizer=config.optimizer,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                schedule=config.schedule,
             )
         return made[key]
 
@@ -183,18 +198,23 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
                 start,
                 rate,
                 steps,
-                {"start": "random" if label == RANDOM else label or "the tuner's", **described, "steps": steps},
+                {"start": "random" if label == RANDOM else label or "the tuner's", **described, **length},
+                epochs,
             )
-            for (label, start), (described, rate), steps in itertools.product(from_.items(), rates, config.steps)
+            for (label, start), (described, rate), (length, steps, epochs) in itertools.product(
+                from_.items(), rates, _lengths(config)
+            )
         )
-        return Method(name, tuning(regulator), phi, regulator.settings.get("context_dim") is not None, candidates)
+        reads_context = regulator.settings.get("context_dim") is not None
+        structured = found is not None and from_ is not words and found.meta.offsets is not None
+        return Method(name, tuning(regulator), phi, reads_context, structured, candidates)
 
     unregulated = plain.init(jax.random.key(0), shape)
     methods = []
     if "tuner" in wanted:
         methods.append(method(tuner.name, None, plain, unregulated, words))
     for part, suffix, _, found in learned:
-        from_meta: dict[str | None, Start] = {"meta": lambda key, clip, classes, found=found: found.meta.prompt}
+        from_meta: dict[str | None, Start] = {"meta": _learned(found)}
         name = f"{tuner.name}+gram"
         if part in wanted:
             methods.append(method(name + suffix, found, found.regulator, found.meta.phi, from_meta))
@@ -203,6 +223,20 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         if part == "gram" and "regulator_only" in wanted:
             methods.append(method(f"{name}:regulator_only", found, found.regulator, found.meta.phi, words))
     return methods, wanted, checkpoint
+
+
+def _without_context(init: Callable[..., Any]) -> Start:
+    return lambda key, clip, classes, context: init(key, clip, classes)
+
+
+def _learned(checkpoint: Checkpoint) -> Start:
+    """Where a meta checkpoint starts; without a context, its prompt for all tasks."""
+
+    def start(key: Any, clip: Clip, classes: Any, context: Any) -> Any:
+        learned = checkpoint.meta
+        return learned.prompt if context is None else jax.device_get(meta.start(learned, context))
+
+    return start
 
 
 def _rates(config: Any, checkpoint: Checkpoint | None) -> list[tuple[dict[str, float], Any]]:
@@ -215,6 +249,15 @@ def _rates(config: Any, checkpoint: Checkpoint | None) -> list[tuple[dict[str, f
         ({"rate_factor": factor}, jax.tree.map(lambda rate, factor=factor: rate * factor, learned))
         for factor in config.gram_rate_factor
     ]
+
+
+def _lengths(config: Any) -> list[tuple[dict[str, Any], int, Callable[[str, int], int] | None]]:
+    """The lengths to try: each with its description, in steps or in epochs."""
+    if config.epochs is not None:
+        return [({"epochs": count}, 0, lambda name, shots, count=count: count) for count in config.epochs]
+    if config.preset is not None:
+        return [({"epochs": f"those of {config.preset}"}, 0, functools.partial(_presets.epochs, config.preset))]
+    return [({"steps": steps}, steps, None) for steps in config.steps]
 
 
 def _header(path: str) -> dict[str, Any]:

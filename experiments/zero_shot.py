@@ -20,6 +20,7 @@ import gram_jax as gram
 from experiments._launch import launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.data import Dataset, glyphs, load_dataset
+from gram_jax.data.sources import FORMS
 
 OWN = "own"
 
@@ -30,7 +31,7 @@ class Config:
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     dataset: tuple[str, ...] = setting(
-        tuple(f"glyphs:{name}" for name in glyphs.NAMES), "datasets: glyphs:NAME or glyphs:NAME/DOMAIN"
+        tuple(f"glyphs:{name}" for name in glyphs.NAMES), f"datasets: {'; '.join(FORMS.values())}"
     )
     template: tuple[str, ...] = setting(
         (OWN, "a photo of a {}."), 'texts with one {}; "own" is the dataset\'s', repeated=True
@@ -39,7 +40,7 @@ class Config:
     split: str = setting("test", "the split that is measured", choices=("train", "val", "test"))
     batch_size: int = setting(256, "images a step")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
-    seed: int = setting(0, "seed of datasets that are drawn")
+    seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
 
     def __post_init__(self) -> None:
         if not self.dataset or not self.template:
@@ -69,7 +70,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     rows, hashes = [], {}
     for dataset in runtime.Progress.over(datasets, "zero-shot", unit="dataset"):
         positions = dataset.select(config.split)
-        features = evaluation.image_features(clip, dataset.images(positions), config.batch_size)
+        features = evaluation.image_features(clip, dataset.lazy_images(positions), config.batch_size)
         hashes[dataset.name] = dataset.content_hash
         for method, templates in classifiers(config, dataset).items():
             classes = evaluation.class_features(clip, dataset.class_names, templates)

@@ -53,8 +53,8 @@ def encode_image(
       layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
         layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
         place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
-        sequence without a prompt), and stay until others replace them. This is the hook for class-aware visual
-        prompts.
+        sequence without a prompt), and stay until others replace them. With `MaskedTokens` some of them may be as if
+        they were not there. This is the hook for class-aware visual prompts.
       has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
       normalize: divide by the Euclidean norm.
 
@@ -91,6 +91,38 @@ def encode_image(
         features, aux = vision.image_features(params, clip.config, images, prompt, functions)
         features = _finish(features, normalize)
     return (features, aux) if has_aux else features
+
+
+def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
+    """Image features, and what the vision transformer knows at each patch, in the joint space.
+
+    With the tokens x_L that leave the last layer, every one of them is read as the class token is:
+
+        f = normalize( W^T post_norm(x_L[class token]) ),    z_p = W^T post_norm(x_L[patch p]).
+
+    Args:
+      clip: the frozen clip.
+      images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
+
+    Returns:
+      Features `[images, embed_dim]`, normalised, and patches `[images, patches, embed_dim]`, not normalised, row by row
+      of the image; at least float32.
+
+    Raises:
+      ValueError: if the shape of the images does not fit.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> features, patches = encode_patches(tiny_clip(), jnp.ones((2, 12, 12, 3)))
+      >>> features.shape, patches.shape
+      ((2, 16), (2, 9, 16))
+
+    Reference:
+      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; the patches' part is our own
+      choice.
+    """
+    check_images(images, clip.config.vision)
+    return _patches(clip.params["vision"], images, config=clip.config)
 
 
 def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
@@ -222,6 +254,12 @@ def logits(image_features: Array, text_features: Array, logit_scale: Array | flo
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))
 def _image(params: Any, images: Array, prompt: VisualPrompt | None, *, config: ClipConfig, normalize: bool) -> Array:
     return _finish(vision.image_features(params, config, images, prompt)[0], normalize)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _patches(params: Any, images: Array, *, config: ClipConfig) -> tuple[Array, Array]:
+    tokens = vision.token_features(params, config, images)
+    return _finish(tokens[:, 0], normalize=True), tokens[:, 1:]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 
@@ -87,6 +89,26 @@ class VisualPrompt:
     def layers(self) -> tuple[int, ...]:
         """The layers before which deep prompts are put in."""
         return _layers(self.deep, self.deep_layers)
+
+
+class MaskedTokens(NamedTuple):
+    """Prompt tokens of a layer of which some are as if they were not there.
+
+    Attributes:
+      tokens: `[images, n, width]`, or `[n, width]` shared.
+      keep: bool `[images, n]`; nothing attends to a token where it is False.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> MaskedTokens(jnp.zeros((2, 3, 8)), jnp.array([[True, True, False]] * 2)).keep.sum().item()
+      4
+
+    Reference:
+      Our own choice.
+    """
+
+    tokens: jax.Array
+    keep: jax.Array
 
 
 def _layers(deep: jax.Array | None, deep_layers: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -98,10 +98,16 @@ def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_pr
         raise ValueError(f"Layers {both} have both a deep prompt and a function in layer_prompts; keep one of them.")
 
 
-def check_made_prompt(tokens: Any, layer: int, config: ClipConfig, images: int) -> None:
-    """Raises ValueError unless what a function in layer_prompts returned are prompt tokens."""
+def check_made_prompt(tokens: Any, keep: Any, layer: int, config: ClipConfig, images: int) -> None:
+    """Raises ValueError unless what a function in layer_prompts returned are prompt tokens, and flags for them."""
     name = f"what layer_prompts[{layer}] returns"
-    _check_image_axis(name, _check_tokens(name, tokens, config.vision.width, (2, 3))[:-2], images)
+    shape = _check_tokens(name, tokens, config.vision.width, (2, 3))
+    _check_image_axis(name, shape[:-2], images)
+    if keep is not None and (jnp.shape(keep) != (images, shape[-2]) or jnp.result_type(keep) != jnp.bool_):
+        raise ValueError(
+            f"{name} must keep tokens by bool [{images}, {shape[-2]}], found {jnp.result_type(keep)} "
+            f"{list(jnp.shape(keep))}."
+        )
 
 
 def check_features(image_features: Any, text_features: Any) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
-from gram_jax.clip.prompts import VisualPrompt
+from gram_jax.clip.prompts import MaskedTokens, VisualPrompt
 from gram_jax.clip.validation import check_made_prompt
 
 Array = jax.Array
@@ -52,7 +52,8 @@ def image_features(
       config: the clip's configuration.
       images: `[images, size, size, channels]`.
       prompt: visual prompt or None.
-      layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens.
+      layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens; the prompt tokens may
+        be `MaskedTokens`.
 
     Returns:
       Features `[images, embed_dim]`, not normalised, and the auxiliary outputs by layer.
@@ -72,27 +73,55 @@ def image_features(
     if prompt.tokens is not None and prompt.placement != "before_norm":
         x, count = _swap(x, count, prompt.tokens, after_class)
 
+    mask = None  # bool [images, 1, tokens]: what may be attended to, where that is not everything
+
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
         if deep is not None:
             x, _ = _swap(x, deep.shape[-2], deep, after_class)
-        return block.apply({"params": layer}, x)[0]
+        return block.apply({"params": layer}, x, mask)[0]
 
     aux = {}
     last = config.vision.layers - 1
     for start, stop in itertools.pairwise([*_breaks(last, prompt, layer_prompts), last + 1]):
         if start in layer_prompts:
-            tokens, aux[start] = layer_prompts[start](_remove(x, count, after_class))
-            check_made_prompt(tokens, start, config, x.shape[0])
+            made, aux[start] = layer_prompts[start](_remove(x, count, after_class))
+            tokens, keep = made if isinstance(made, MaskedTokens) else (made, None)
+            check_made_prompt(tokens, keep, start, config, x.shape[0])
+            mask = None if keep is None else _mask(x.shape[-2] - count, keep, after_class)
             x, count = _swap(x, count, tokens, after_class)
         elif start in prompt.layers:
             x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], after_class)
+            mask = None
         if start < last:
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
             # Only the class token is read, so only its query, attention row and perceptron are run.
-            x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[last], params["layers"])}, x, read=0)
+            x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[last], params["layers"])}, x, mask, read=0)
     feature = norm.apply({"params": params["post_norm"]}, x[..., 0, :])
     return project(feature, params["projection"]), aux
+
+
+def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
+    """Runs the vision transformer without a prompt and reads every token as the class token is read.
+
+    Args:
+      params: the `vision` branch of the parameters.
+      config: the clip's configuration.
+      images: `[images, size, size, channels]`.
+
+    Returns:
+      `[images, 1 + patches, embed_dim]`, the image's feature in front, not normalised.
+    """
+    block = make_block(config.vision, config.compute_dtype)
+    norm = layer_norm(config.vision.norm_eps)
+
+    def step(x: Array, layer: Any, deep: None) -> Array:
+        del deep
+        return block.apply({"params": layer}, x)[0]
+
+    x = norm.apply({"params": params["pre_norm"]}, _embed(params, config, images))
+    x = run_layers(step, x, params["layers"], 0, config.vision.layers, remat=config.remat)
+    return project(norm.apply({"params": params["post_norm"]}, x), params["projection"])
 
 
 def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
@@ -114,6 +143,13 @@ def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> lis
     if prompt.tokens is None:
         breaks.update(prompt.layers[:1])
     return sorted(breaks - {last + 1})
+
+
+def _mask(count: int, keep: Array, after_class: bool) -> Array:
+    """What may be attended to among `count` tokens of an image and its prompt tokens, bool `[images, 1, tokens]`."""
+    image = jnp.ones((keep.shape[0], count), bool)
+    parts = [image[:, :1], keep, image[:, 1:]] if after_class else [image, keep]
+    return jnp.concatenate(parts, axis=-1)[:, None]
 
 
 def _remove(x: Array, count: int, after_class: bool) -> Array:

@@ -26,6 +26,7 @@ class Dataset:
       template: a text with one "{}" for the class name.
       read: turns a reference into something that ``Clip.preprocess`` takes.
       domain: the visual domain, "" for the ordinary one.
+      seed: the seed of images that are drawn when they are read; None where they lie in files.
       about: what a report says of it, JSON values: "source", "split" (where the splits come from) and "notes" (what is
         odd about it). No part of ``content_hash``.
     """
@@ -38,6 +39,7 @@ class Dataset:
     template: str
     read: Callable[[Any], Any]
     domain: str = ""
+    seed: int | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,8 +112,11 @@ class Dataset:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over references, labels, splits, class names and template: what a result must be traced to."""
+        """SHA-256 over all but ``read`` and ``about``: what a result must be traced to."""
         content = [
+            self.name,
+            self.domain,
+            self.seed,
             list(self.references),
             self.labels.tolist(),
             self.splits.tolist(),

@@ -26,8 +26,7 @@ def feature_key(clip: Clip, source: Corpus | Dataset) -> dict[str, Any]:
     Returns:
       JSON values: "clip" (the hash of its weights), "compute_dtype", "transform" (its version), "tokenizer" (its hash;
       None for a dataset, which has no captions), "source_hash", "items", and "sample", a hash of the pixels of a few
-      images: a source hash vouches for references alone, which may lead to other images, of another seed or domain or
-      in another folder.
+      images: a source hash vouches for references, which lead to other images in another folder.
 
     Raises:
       ValueError: the clip lacks its transform or its tokenizer, or the source is empty.

@@ -1,9 +1,20 @@
 """How results are measured, summarised, stored and shown."""
 
 from gram_jax.evaluation.batching import classification_loss, pad_classes, task_context
-from gram_jax.evaluation.draws import batches, few_shot
+from gram_jax.evaluation.collapse import (
+    class_means,
+    duality,
+    equiangularity,
+    nearest_mean_agreement,
+    neural_collapse,
+    simplex_distance,
+    within_class_variability,
+)
+from gram_jax.evaluation.draws import batches, epoch_batches, few_shot, few_shot_and_val, long_tail_draw
+from gram_jax.evaluation.features import prompted_features
 from gram_jax.evaluation.metrics import (
     accuracy,
+    calibration_error,
     confusion_matrix,
     expected_calibration_error,
     macro_f1,
@@ -21,6 +32,7 @@ from gram_jax.evaluation.results import (
     validate,
     write_results,
 )
+from gram_jax.evaluation.schedules import scheduled_rate
 from gram_jax.evaluation.statistics import (
     Summary,
     harmonic_mean,
@@ -52,26 +64,38 @@ __all__ = [
     "TuningState",
     "accuracy",
     "batches",
+    "calibration_error",
     "class_features",
+    "class_means",
     "classification_loss",
     "compare",
     "confusion_matrix",
+    "duality",
     "environment",
+    "epoch_batches",
+    "equiangularity",
     "expected_calibration_error",
     "few_shot",
+    "few_shot_and_val",
     "harmonic_mean",
     "harmonic_of_means",
     "image_features",
     "linear_probe",
+    "long_tail_draw",
     "macro_f1",
     "make_tuning",
     "mean_of_harmonics",
+    "nearest_mean_agreement",
+    "neural_collapse",
     "pad_classes",
     "paired_difference",
     "per_class_accuracy",
     "pivot",
     "predict",
+    "prompted_features",
     "read_results",
+    "scheduled_rate",
+    "simplex_distance",
     "summarize",
     "task_context",
     "to_markdown",
@@ -79,5 +103,6 @@ __all__ = [
     "transpose",
     "tune",
     "validate",
+    "within_class_variability",
     "write_results",
 ]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
-from gram_jax.data import Dataset
+from gram_jax.data import Dataset, long_tail
+
+VAL_SHOTS = 4  # validation images a class, at most
+RULE = "random.Random(seed): classes as they first appear in train, a sample without replacement of each"
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> np.ndarray:
@@ -38,11 +42,93 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
       ``generate_fewshot_dataset`` of the public code of "Learning to Prompt for Vision-Language Models", on Python's
       own ``random``.
     """
+    return _few_shot(dataset, shots, random.Random(seed), split)
+
+
+def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws training images, and then, from the same generator, the few validation images that go with them.
+
+    Of val, classes again in the order in which they first appear, min(shots, 4) images of each class are drawn; of a
+    class that has fewer, all are taken.
+
+    Args:
+      dataset: the dataset.
+      shots: training images a class, at least 1.
+      seed: seed of the draw.
+
+    Returns:
+      Two int64 arrays of positions in the dataset, class after class; the first is that of ``few_shot``.
+
+    Raises:
+      ValueError: as ``few_shot``; or if the dataset has no val split.
+
+    Example:
+      >>> from gram_jax.data import glyphs
+      >>> train, val = few_shot_and_val(glyphs.labelled("chess"), shots=16, seed=1)
+      >>> len(train), len(val)
+      (192, 48)
+
+    Reference:
+      The datasets of the public code of "Learning to Prompt for Vision-Language Models", which keep both draws in one
+      file shot_K-seed_S.pkl.
+    """
+    rng = random.Random(seed)
+    train = _few_shot(dataset, shots, rng, "train")
+    val: list[int] = []
+    for members in _by_class(dataset, "val").values():
+        count = min(shots, VAL_SHOTS)
+        val += rng.sample(members, count) if len(members) >= count else members
+    return train, np.array(val, np.int64)
+
+
+def long_tail_draw(
+    dataset: Dataset, ratio: float, largest: int, seed: int, labels: Sequence[int] | None = None
+) -> np.ndarray:
+    """Draws a long tail of training images: of class k in the given order, the first n_k of its few-shot draw.
+
+    n_k = round(largest * ratio^(k / (K - 1))), at least 1. So a long tail is a part of every longer one of the same
+    seed, and ratio 1 is ``few_shot``.
+
+    Args:
+      dataset: the dataset.
+      ratio: smallest over largest class, in (0, 1].
+      largest: images of the first class; every class must have as many.
+      seed: seed of the draw.
+      labels: the K classes, the largest first; all in label order by default. Others get no image.
+
+    Returns:
+      int64 positions in the dataset, class after class, in the order of ``few_shot``.
+
+    Raises:
+      ValueError: as ``few_shot`` and ``long_tail``; or for a label that the dataset does not have.
+
+    Example:
+      >>> from gram_jax.data import glyphs
+      >>> chess = glyphs.labelled("chess")
+      >>> drawn = long_tail_draw(chess, 0.25, 16, seed=1, labels=[4, 2, 0])
+      >>> np.bincount(chess.labels[drawn]).tolist()
+      [4, 0, 8, 0, 16]
+
+    Reference:
+      Imbalanced prompt tuning (CPT, arXiv 2605.11939): exponential down-sampling, ratio in {1, 0.25, 0.06}, at most 16
+      images. Which images and which classes: our own choice.
+    """
+    count = len(dataset.class_names)
+    order = list(range(count)) if labels is None else [int(label) for label in labels]
+    if len(set(order)) < len(order) or not all(0 <= label < count for label in order):
+        raise ValueError(
+            f"labels {order} are no choice of the {count} classes of {dataset.name!r}; give each label once, from 0."
+        )
+    sizes = dict(zip(order, long_tail(len(order), ratio, largest).tolist(), strict=True))
+    drawn = few_shot(dataset, largest, seed).reshape(count, largest)  # [classes, shots], each row of one class
+    kept = [members[: sizes.get(int(dataset.labels[members[0]]), 0)] for members in drawn]
+    return np.concatenate(kept)
+
+
+def _few_shot(dataset: Dataset, shots: int, rng: random.Random, split: str) -> np.ndarray:
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
         raise ValueError(f"shots is {shots!r}; give a number of images a class, at least 1.")
-    items: dict[int, list[int]] = {}
-    for position in dataset.select(split).tolist():
-        items.setdefault(int(dataset.labels[position]), []).append(position)
+    items = _by_class(dataset, split)
     for label, name in enumerate(dataset.class_names):
         found = len(items.get(label, ()))
         if found < shots:
@@ -50,8 +136,15 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
                 f"class {name!r} of {dataset.name!r} has {found} images of split {split!r}, and {shots} shots are "
                 f"asked for; ask for at most {found}, or leave the class out."
             )
-    rng = random.Random(seed)
     return np.array([position for members in items.values() for position in rng.sample(members, shots)], np.int64)
+
+
+def _by_class(dataset: Dataset, split: str) -> dict[int, list[int]]:
+    """The positions of a split's images by label, labels in the order in which they first appear."""
+    items: dict[int, list[int]] = {}
+    for position in dataset.select(split).tolist():
+        items.setdefault(int(dataset.labels[position]), []).append(position)
+    return items
 
 
 def batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
@@ -78,7 +171,7 @@ def batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
       [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
     Reference:
-      Our own choice; public code drops the rest of an epoch instead.
+      Our own choice; public code drops the rest of an epoch instead, see ``epoch_batches``.
     """
     if count < 1 or batch_size < 1 or steps < 0:
         raise ValueError(
@@ -90,3 +183,39 @@ def batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
     order = [rng.permutation(count) for _ in range(epochs)]
     stream = np.concatenate(order) if order else np.empty(0, np.int64)
     return stream[: steps * batch_size].reshape(steps, batch_size)
+
+
+def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.ndarray:
+    """The items of every batch of whole epochs: each epoch is a permutation whose rest, too small a batch, is dropped.
+
+    Where there are fewer items than a batch has, an epoch is one batch of all of them.
+
+    Args:
+      seed: seed of the order.
+      count: number of items, at least 1.
+      batch_size: items a batch, at least 1.
+      epochs: number of epochs, 0 or more.
+
+    Returns:
+      int64 ``[epochs * max(1, count // batch_size), min(batch_size, count)]``, from 0 to ``count - 1``.
+
+    Raises:
+      ValueError: if a number is out of range.
+
+    Example:
+      >>> epoch_batches(seed=0, count=7, batch_size=3, epochs=4).shape
+      (8, 3)
+
+    Reference:
+      The loader of Dassl: shuffled, ``drop_last`` where there is at least one whole batch. Its order is PyTorch's.
+    """
+    if count < 1 or batch_size < 1 or epochs < 0:
+        raise ValueError(
+            f"{epochs} epochs in batches of {batch_size} out of {count} items cannot be drawn; give at least 1 item, 1 "
+            "item a batch, and 0 epochs or more."
+        )
+    rng = np.random.default_rng(seed)
+    size = min(batch_size, count)
+    kept = count // size * size
+    order = [rng.permutation(count)[:kept] for _ in range(epochs)]
+    return np.array(order, np.int64).reshape(-1, size)

@@ -142,11 +142,44 @@ def expected_calibration_error(
       Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
     """
     _check(probabilities, labels, mask)
+    correct = jnp.argmax(probabilities, axis=-1) == labels
+    return calibration_error(jnp.max(probabilities, axis=-1), correct, mask, bins=bins)
+
+
+def calibration_error(
+    confidence: jax.Array, correct: jax.Array, mask: jax.Array | None = None, *, bins: int = 15
+) -> jax.Array:
+    """The expected calibration error of predictions, where the other probabilities are not at hand.
+
+    Args:
+      confidence: float [N], the probability of the predicted class.
+      correct: bool [N], whether the prediction is right.
+      mask: bool or float [N]; 0 leaves a sample out. None keeps all.
+      bins: the number of bins of equal width, >= 1.
+
+    Returns:
+      float32 [], as :func:`expected_calibration_error`; NaN if nothing is left.
+
+    Raises:
+      ValueError: the shapes do not fit, or ``bins`` < 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(calibration_error(jnp.array([0.75, 0.75, 0.75, 0.75]), jnp.array([True, True, False, False])))
+      0.25
+
+    Reference:
+      See :func:`expected_calibration_error`.
+    """
     if bins < 1:
         raise ValueError(f"bins={bins}: at least one bin is needed")
-    weights = jnp.ones(labels.shape) if mask is None else mask.astype(jnp.float32)
-    confidence = jnp.max(probabilities, axis=-1)
-    correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
+    if confidence.ndim != 1 or correct.shape != confidence.shape or (mask is not None and mask.shape != correct.shape):
+        raise ValueError(
+            f"expected confidence [N], correct [N] and a mask [N] or None; found {confidence.shape}, {correct.shape} "
+            f"and {None if mask is None else mask.shape}"
+        )
+    weights = jnp.ones(correct.shape) if mask is None else mask.astype(jnp.float32)
+    confidence, correct = jnp.asarray(confidence, jnp.float32), jnp.asarray(correct, jnp.float32)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     # |B| |accuracy - confidence| = |sum of (correct - confidence)|, which needs no division by an empty bin.
     gaps = jnp.zeros(bins).at[index].add(weights * (correct - confidence))

@@ -98,16 +98,22 @@ class Results:
     schema: int = SCHEMA
 
 
-def environment(*, weights: str | None = None, splits: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Where numbers come from: versions, device, code, weights and splits.
+def environment(
+    *,
+    weights: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    draws: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Where numbers come from: versions, device, code, weights, splits and draws.
 
     Args:
       weights: the weights hash of the clip (``weights_hash(clip.params)``).
       splits: a hash for each dataset split that was used.
+      draws: a hash for each few-shot draw that was used.
 
     Returns:
       JSON values: "python", "packages", "device" (kind, count, processes), "git" (revision of the checkout that the
-      code runs from, "-dirty" appended if it was changed; None outside of one), "weights", "splits".
+      code runs from, "-dirty" appended if it was changed; None outside of one), "weights", "splits", "draws".
 
     Example:
       >>> found = environment(weights="abc")
@@ -137,6 +143,7 @@ def environment(*, weights: str | None = None, splits: Mapping[str, str] | None 
         "git": _git_revision(),
         "weights": weights,
         "splits": dict(splits or {}),
+        "draws": dict(draws or {}),
     }
 
 

@@ -14,6 +14,7 @@ import optax
 
 from gram_jax.clip import Classes, Clip
 from gram_jax.evaluation.batching import classification_loss
+from gram_jax.evaluation.schedules import SCHEDULES, scheduled_rate
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 
@@ -21,7 +22,6 @@ Array = jax.Array
 PyTree = Any
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine")
 _IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
 
 
@@ -49,7 +49,8 @@ class Tuning(NamedTuple):
 
     Attributes:
       init: `init(prompts) -> TuningState`, of prompts that are stacked on an axis of runs.
-      step: `step(state, phi, clip, batch, learning_rate, total_steps) -> (state, metrics)`, one step of every run.
+      step: `step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps) -> (state, metrics)`, one step of
+        every run.
       logits: `logits(prompts, clip, classes, images) -> [runs, images, classes]`, all runs on the same images.
 
     Example:
@@ -85,14 +86,17 @@ def make_tuning(
     *,
     optimizer: str = "sgd",
     momentum: float = 0.0,
+    weight_decay: float = 0.0,
     schedule: str = "constant",
 ) -> Tuning:
     """Builds the regulated optimiser step, for many runs at once.
 
-    With U the optimiser (SGD, with momentum or without, or Adam), phi frozen, s(k) the schedule, for each run
+    With U the optimiser (SGD, with momentum or without, or Adam), phi frozen, alpha_k the rate of the schedule
+    (`scheduled_rate`), w the weight decay, for each run
 
-        theta_{k+1} = theta_k - alpha s(k) U( R_phi(grad L(theta_k; batch_k), context) ),
-        s(k) = 1    or    (1 + cos(pi k / total_steps)) / 2.
+        theta_{k+1} = theta_k - alpha_k U( R_phi(grad L(theta_k; batch_k), context) + w theta_k ).
+
+    The decay is coupled: it passes through the optimiser with the gradient, as in PyTorch's SGD.
 
     The step is compiled once for each combination of shapes: start, phi, class names, rate and length of training
     are arguments. Methods that share a tuner and a regulator should share this object.
@@ -102,15 +106,16 @@ def make_tuning(
       regulator: R.
       optimizer: "sgd" or "adam".
       momentum: of SGD, in [0, 1).
-      schedule: "constant" or "cosine".
+      weight_decay: w, at least 0.
+      schedule: one of `schedules.SCHEDULES`.
 
     Returns:
       The `Tuning`. Its step takes: the state; phi, shared by the runs; the clip; a batch, a dictionary of "classes"
       and "valid" bool `[classes]`, shared by the runs, "images" `[runs, batch, ...]`, "labels" int `[runs, batch]` and,
       for regulators that read one, "context" `[runs, context_dim]`; a learning rate, one number or a number for each
-      leaf of a prompt; and the total number of steps. Its metrics, `[runs]` each, are "loss", "gradient_norm" |g|,
-      "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|, over all leaves together and
-      before the update; where g is 0 the last two are 1.
+      leaf of a prompt; the total number of steps; and the steps of an epoch, 1 by default. Its metrics, `[runs]` each,
+      are "loss", "gradient_norm" |g|, "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|,
+      over all leaves together and before the update; where g is 0 the last two are 1.
 
     Raises:
       ValueError: a setting has an impossible value; on a step, if a learning rate is not one of the above.
@@ -127,15 +132,19 @@ def make_tuning(
 
     Reference:
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models": the regulating function stays
-      in downstream adaptation. Cosine schedule: "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5.
+      in downstream adaptation. Momentum and weight decay as in PyTorch's `SGD`.
     """
     for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
     if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
         raise ValueError(f"momentum is {momentum!r} with {optimizer!r}; it belongs to 'sgd' and lies in [0, 1).")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay is {weight_decay!r}; give a number of at least 0.")
     plain = optax.trace(momentum) if momentum else optax.identity()
     direction = optax.scale_by_adam() if optimizer == "adam" else plain
+    if weight_decay:
+        direction = optax.chain(optax.add_decayed_weights(weight_decay), direction)
     loss = classification_loss(tuner)
 
     def init(prompts: PyTree) -> TuningState:
@@ -144,17 +153,22 @@ def make_tuning(
 
     @jax.jit
     def update(
-        state: TuningState, phi: PyTree, clip: Clip, batch: dict[str, Any], rates: PyTree, total_steps: Array
+        state: TuningState,
+        phi: PyTree,
+        clip: Clip,
+        batch: dict[str, Any],
+        rates: PyTree,
+        total_steps: Array,
+        epoch_steps: Array,
     ) -> tuple[TuningState, dict[str, Array]]:
-        done = state.step / jnp.maximum(total_steps, 1)
-        factor = 1.0 if schedule == "constant" else 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        rates = jax.tree.map(lambda rate: scheduled_rate(schedule, rate, state.step, total_steps, epoch_steps), rates)
         shared = {"classes": batch["classes"], "valid": batch["valid"]}
 
         def one(prompt: PyTree, optimizer_state: PyTree, own: dict[str, Any]) -> Any:
             value, grads = jax.value_and_grad(loss)(prompt, clip, shared | own)
             regulated = regulator.apply(phi, grads, own["context"])
             updates, optimizer_state = direction.update(regulated, optimizer_state, prompt)
-            updates = jax.tree.map(lambda rate, leaf: -factor * rate * leaf, rates, updates)
+            updates = jax.tree.map(lambda rate, leaf: -rate * leaf, rates, updates)
             metrics = {"loss": value} | _regulation(grads, regulated)
             return optax.apply_updates(prompt, updates), optimizer_state, metrics
 
@@ -169,10 +183,12 @@ def make_tuning(
         batch: dict[str, Any],
         learning_rate: PyTree,
         total_steps: int,
+        epoch_steps: int = 1,
     ) -> tuple[TuningState, dict[str, Array]]:
         rates = _per_leaf(learning_rate, state.prompts)
         batch = {"context": None} | batch
-        return update(state, phi, clip, batch, rates, jnp.asarray(total_steps, jnp.int32))
+        lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
+        return update(state, phi, clip, batch, rates, *lengths)
 
     @jax.jit
     def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
@@ -190,6 +206,7 @@ def tune(
     learning_rate: PyTree,
     *,
     total_steps: int,
+    epoch_steps: int = 1,
     report: Collection[int] = (),
 ) -> Tuned:
     """Tunes a stack of prompts on batches, one step each.
@@ -202,6 +219,7 @@ def tune(
       batches: `total_steps` batches or more, as a step of `make_tuning` takes them.
       learning_rate: alpha, one number, or a number for each leaf of a prompt.
       total_steps: how many steps to take, 0 or more.
+      epoch_steps: how many of them are an epoch, at least 1, for schedules that go by epochs.
       report: numbers of steps after which the prompts are kept; those after the last step always are.
 
     Returns:
@@ -227,6 +245,8 @@ def tune(
     Reference:
       See `make_tuning`.
     """
+    if epoch_steps < 1:
+        raise ValueError(f"epoch_steps is {epoch_steps}; an epoch has at least 1 step.")
     wanted = {*report, total_steps}
     if total_steps < 0 or not all(0 <= number <= total_steps for number in wanted):
         raise ValueError(
@@ -240,7 +260,7 @@ def tune(
         batch = next(source, None)
         if batch is None:
             raise ValueError(f"there are {done - 1} batches, and {total_steps} steps are asked for; give one a step.")
-        state, metrics = tuning.step(state, phi, clip, batch, learning_rate, total_steps)
+        state, metrics = tuning.step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps)
         found.append(metrics)
         if done in wanted:
             kept[done] = state.prompts
@@ -256,7 +276,8 @@ def predict(
     images: Any,
     *,
     batch_size: int = 4096,
-) -> np.ndarray:
+    reduce: Callable[[np.ndarray], PyTree] | None = None,
+) -> PyTree:
     """Logits of every run on the same images, batch by batch.
 
     Batches are filled up to a few sizes, so that sets of images of all lengths share compiled programs.
@@ -269,9 +290,10 @@ def predict(
       valid: as `pad_classes` returns it, bool `[classes]`.
       images: frozen image features `[images, embed_dim]`, or images; anything of a length whose slices are arrays.
       batch_size: images a step, at least 1.
+      reduce: what is kept of a batch's logits, arrays `[runs, images, ...]`; None keeps the logits.
 
     Returns:
-      `[runs, images, number of valid classes]`, on the host.
+      `[runs, images, number of valid classes]`, on the host; or what `reduce` kept, put together.
 
     Raises:
       ValueError: if there are no images, or the batch size is below 1.
@@ -300,8 +322,9 @@ def predict(
     for start in range(0, len(images), size):
         chunk = np.asarray(images[start : start + size], np.float32)
         filled = np.pad(chunk, ((0, size - len(chunk)), *((0, 0),) * (chunk.ndim - 1)))
-        parts.append(np.asarray(tuning.logits(prompts, clip, classes, filled))[:, : len(chunk), np.asarray(valid)])
-    return np.concatenate(parts, axis=1)
+        found = np.asarray(tuning.logits(prompts, clip, classes, filled))[:, : len(chunk), np.asarray(valid)]
+        parts.append(found if reduce is None else reduce(found))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
 
 def _regulation(grads: PyTree, regulated: PyTree) -> dict[str, Array]:

@@ -22,7 +22,7 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
 
     Args:
       clip: the clip, with its tokenizer.
-      names: class names.
+      names: class names; two classes may have one name, as in ImageNet.
       templates: texts with one "{}" each; several make an ensemble.
 
     Returns:
@@ -47,7 +47,7 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
 
 def _text_features(clip: Clip, names: Sequence[str], template: str) -> np.ndarray:
     """Normalised text features, computed in blocks of few shapes: many datasets share one compiled program."""
-    token_ids = np.asarray(clip.class_tokens(list(names), template).token_ids)
+    token_ids = np.asarray(clip.class_tokens(list(names), template, allow_duplicates=True).token_ids)
     classes, tokens = token_ids.shape
     width = min(-(-tokens // _TOKENS) * _TOKENS, clip.config.text.context_length)
     # What stands behind the end-of-text token cannot matter; whole rows are repeated and dropped again.

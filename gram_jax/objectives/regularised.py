@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+from gram_jax.objectives.base import Reference, Regularisers, as_reference, exclude
 from gram_jax.objectives.cross_entropy import cross_entropy
 
 if TYPE_CHECKING:
     from gram_jax.tuners import Outputs
 
-Regulariser = Callable[[Any, "Outputs", jax.Array, "Outputs | None"], jax.Array]
-Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Array = jax.Array
+
+# A pure function (outputs, labels, reference) -> scalar.
+Classification = Callable[["Outputs", Array, Reference], Array]
+Objective = Callable[..., tuple[Array, dict[str, Array]]]
 
 
-def regularised(regularisers: Mapping[str, tuple[float, Regulariser]]) -> Objective:
+def regularised(regularisers: Regularisers, *, classification: Classification | None = None) -> Objective:
     """Makes the objective  CE + sum_i w_i R_i.
 
     A regulariser is a pure function `regulariser(prompt, outputs, labels, reference) -> scalar`: of what is learned,
-    what the prompted clip says, the labels, and what the frozen clip says of the same images and classes.
+    what the prompted clip says, the labels, and what the frozen clip says of the same images and classes. Those of
+    several methods are joined with `|`: `regularised(kgcoop() | promptsrc())`.
 
     Args:
       regularisers: by name, a weight and a regulariser; may be empty.
+      classification: `classification(outputs, labels, reference) -> scalar` in place of the cross-entropy, e.g.
+        `long_tailed()`.
 
     Returns:
-      `objective(prompt, outputs, labels, reference=None) -> (loss, parts)`. `reference` are the outputs of the frozen
-      clip (`gram_jax.tuners.frozen_outputs`), computed once, or None where no regulariser reads them. `parts` holds
-      "cross_entropy" and each regulariser by name, not weighted, for logs.
+      `objective(prompt, outputs, labels, reference=None) -> (loss, parts)`. `reference` is a `Reference`, or the
+      outputs of the frozen clip (`gram_jax.tuners.frozen_outputs`), or None where no regulariser reads it; classes and
+      images that it marks as fillings count nowhere. `parts` holds "cross_entropy" and each regulariser by name, not
+      weighted, for logs.
 
     Raises:
       ValueError: a weight is no finite number, a regulariser no function, or a name is "cross_entropy". The objective
-        raises it where a regulariser does not return a scalar.
+        raises it where a regulariser does not return a scalar, or reads what the reference does not hold.
 
     Example:
       >>> from gram_jax.tuners import Outputs
@@ -51,26 +59,67 @@ def regularised(regularisers: Mapping[str, tuple[float, Regulariser]]) -> Object
       The form of "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization" (KgCoOp), section 3.2, and
       "Self-regulating Prompts: Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.2.
     """
+    if "cross_entropy" in regularisers:
+        raise ValueError('"cross_entropy" is in every objective; give the regulariser another name.')
+    penalty = weighted_sum(regularisers)
+    classify = plain if classification is None else classification
+
+    def objective(
+        prompt: Any, outputs: Outputs, labels: Array, reference: Reference | Outputs | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        reference = as_reference(reference)
+        outputs = outputs._replace(logits=exclude(outputs.logits, reference.valid))
+        loss = classify(outputs, labels, reference)
+        added, parts = penalty(prompt, outputs, labels, reference)
+        return loss + added, {"cross_entropy": loss} | parts
+
+    return objective
+
+
+def weighted_sum(regularisers: Regularisers) -> Objective:
+    """Makes the sum  sum_i w_i R_i  without a classification loss: what a reference gradient is the gradient of.
+
+    Args:
+      regularisers: as `regularised` takes them.
+
+    Returns:
+      `penalty(prompt, outputs, labels, reference=None) -> (sum, parts)`, as an objective that `regularised` makes; a
+      regulariser that reads no labels lets them be None.
+
+    Raises:
+      ValueError: as `regularised`.
+
+    Example:
+      >>> penalty = weighted_sum({"norm": (0.5, lambda prompt, *_: jnp.sum(prompt["context"] ** 2))})
+      >>> float(penalty({"context": jnp.ones(4)}, None, None)[0])
+      2.0
+
+    Reference:
+      Our own choice.
+    """
     for name, pair in regularisers.items():
-        if name == "cross_entropy":
-            raise ValueError('"cross_entropy" is in every objective; give the regulariser another name.')
         if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
             raise ValueError(f"regulariser {name!r} must be a pair (weight, function), found {pair!r}.")
         if not isinstance(pair[0], (int, float)) or isinstance(pair[0], bool) or not math.isfinite(pair[0]):
             raise ValueError(f"the weight of regulariser {name!r} must be a finite number, found {pair[0]!r}.")
     terms = dict(regularisers)  # what the caller does to theirs later is not ours to follow
 
-    def objective(
-        prompt: Any, outputs: Outputs, labels: jax.Array, reference: Outputs | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        parts = {"cross_entropy": cross_entropy(outputs, labels)}
-        loss = parts["cross_entropy"]
+    def penalty(
+        prompt: Any, outputs: Outputs, labels: Array, reference: Reference | Outputs | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        reference = as_reference(reference)
+        total, parts = jnp.zeros(()), {}
         for name, (weight, regulariser) in terms.items():
             value = regulariser(prompt, outputs, labels, reference)
             if jnp.shape(value):
                 raise ValueError(f"regulariser {name!r} must return a scalar, found shape {list(jnp.shape(value))}.")
             parts[name] = value
-            loss = loss + weight * value
-        return loss, parts
+            total = total + weight * value
+        return total, parts
 
-    return objective
+    return penalty
+
+
+def plain(outputs: Outputs, labels: Array, reference: Reference) -> Array:
+    """The cross-entropy of the images that count."""
+    return cross_entropy(outputs, labels, weights=reference.weights)

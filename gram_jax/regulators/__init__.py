@@ -5,6 +5,8 @@ from gram_jax.regulators.base import Regulator
 from gram_jax.regulators.gated_low_rank import gated_low_rank
 from gram_jax.regulators.identity import identity
 from gram_jax.regulators.mask import mask
+from gram_jax.regulators.prograd import prograd
+from gram_jax.regulators.prometar import prometar
 from gram_jax.regulators.registry import NAMES, make
 from gram_jax.regulators.transform import as_optax
 
@@ -17,4 +19,6 @@ __all__ = [
     "identity",
     "make",
     "mask",
+    "prograd",
+    "prometar",
 ]

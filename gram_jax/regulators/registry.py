@@ -11,8 +11,10 @@ from gram_jax.regulators.base import Regulator
 from gram_jax.regulators.gated_low_rank import gated_low_rank
 from gram_jax.regulators.identity import identity
 from gram_jax.regulators.mask import mask
+from gram_jax.regulators.prograd import prograd
+from gram_jax.regulators.prometar import prometar
 
-_FACTORIES = {factory.__name__: factory for factory in (affine, gated_low_rank, identity, mask)}
+_FACTORIES = {factory.__name__: factory for factory in (affine, gated_low_rank, identity, mask, prograd, prometar)}
 NAMES = tuple(sorted(_FACTORIES))
 
 

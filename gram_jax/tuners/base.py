@@ -50,10 +50,11 @@ class Tuner(NamedTuple):
       init: `init(key, clip, classes) -> prompt`, a nested dictionary of float32 arrays. `classes` may be None unless
         the prompt is per class; where they are given, it is checked that the prompt fits them.
       apply: `apply(prompt, clip, classes, images) -> Outputs`.
-      needs_pixels: False where the prompt does not touch the image side: `images` may then also be frozen image
-        features `[images, embed_dim]`, as `encode_image` makes them.
-      needs_names: False where the prompt does not touch the text side: `classes` may then also be frozen text features
-        `[classes, embed_dim]`, as `encode_classes` makes them.
+      needs_pixels: False where nothing of the image transformer but its frozen features is read: `images` may then also
+        be image features `[images, embed_dim]`, as `encode_image` makes them.
+      needs_names: False where nothing of the text transformer but its frozen features is read: `classes` may then also
+        be text features `[classes, embed_dim]`, as `encode_classes` makes them.
+      changes: whose features are not the frozen ones, "text", "image" or both.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -72,6 +73,7 @@ class Tuner(NamedTuple):
     apply: Callable[[Prompt, Clip, Classes | Array, Array], Outputs]
     needs_pixels: bool
     needs_names: bool
+    changes: frozenset[str] = frozenset({"text", "image"})
 
 
 def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outputs:
@@ -140,7 +142,7 @@ def random_vectors(key: Array, *shape: int) -> Array:
     return INIT_STD * jax.random.normal(key, shape, jnp.float32)
 
 
-def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str) -> Array:
+def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str, spare: bool = False) -> Array:
     """Token embeddings of a text, float32 `[tokens, width]`.
 
     Args:
@@ -148,17 +150,18 @@ def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str) 
       init_text: the words.
       num_tokens: how many tokens they must be; None accepts any number.
       name: the setting that says so.
+      spare: whether they may be more.
 
     Returns:
       The embeddings.
 
     Raises:
-      ValueError: if there is no tokenizer, no token, or another number of tokens than asked for.
+      ValueError: if there is no tokenizer, no token, or a wrong number of tokens.
     """
     tokens = clip.tokenize([init_text])[0, 1:-1]
     if not len(tokens):
         raise ValueError(f"init_text {init_text!r} has no tokens; give it words, or None for a random start.")
-    if num_tokens is not None and len(tokens) != num_tokens:
+    if num_tokens is not None and (len(tokens) < num_tokens or (len(tokens) > num_tokens and not spare)):
         raise ValueError(
             f"init_text {init_text!r} is {len(tokens)} tokens to this clip, but {name} is {num_tokens}; change the "
             f"words, or set {name}=None to take as many tokens as they are."

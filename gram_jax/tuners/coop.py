@@ -92,4 +92,5 @@ def coop(
         texts = encode_classes(clip, classes, TextPrompt(prompt["context"], class_position=position))
         return make_outputs(clip, features, texts)
 
-    return Tuner("coop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True)
+    changes = frozenset({"text"})
+    return Tuner("coop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=changes)

@@ -21,6 +21,7 @@ FORMAT = 1
 _KEY = "gram_jax"  # the one metadata entry: several would be written in random order, and equal files differ
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
 _PACKAGES = ("gram_jax", "jax")
+_FREE = ("chunk",)  # settings that change memory and speed, and no number
 
 
 class ArrayFileError(ValueError):
@@ -232,14 +233,17 @@ def check_kind(path: Any, header: Mapping[str, Any], kind: str) -> None:
 
 def check_described(path: Any, header: Mapping[str, Any], tuner: Tuner, clip: Clip) -> None:
     """Raises ArrayFileError unless a header is what `describe` says of this tuner and clip; versions may differ."""
-    found, settings = header["clip"], dict(tuner.settings)
+    found = header["clip"]
     if header["tuner"] != tuner.name:
         raise ArrayFileError(
             f"{path} was saved by the tuner {header['tuner']!r}, not by {tuner.name!r}; load it with that tuner."
         )
-    if header["settings"] != settings:
-        names = sorted(header["settings"].keys() | settings.keys())
-        pairs = [(name, header["settings"].get(name), settings.get(name)) for name in names]
+    theirs, ours = (
+        {name: value for name, value in settings.items() if name not in _FREE}
+        for settings in (header["settings"], tuner.settings)
+    )
+    if theirs != ours:
+        pairs = [(name, theirs.get(name), ours.get(name)) for name in sorted(theirs.keys() | ours.keys())]
         differing = "; ".join(f"{name} is {old!r} there and {new!r} here" for name, old, new in pairs if old != new)
         raise ArrayFileError(
             f"{path} was saved with other settings of {tuner.name}: {differing}. Use those of the file."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes, encode_image
+from gram_jax.clip import Classes, Clip, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
 from gram_jax.tuners.base import (
     Outputs,
@@ -15,12 +15,10 @@ from gram_jax.tuners.base import (
     check_count,
     check_depth,
     check_names,
-    check_room,
     check_words,
     make_outputs,
-    random_vectors,
-    word_vectors,
 )
+from gram_jax.tuners.text_deep import text_init, text_prompt
 from gram_jax.tuners.vpt import visual_init, visual_prompt
 
 
@@ -35,7 +33,8 @@ def ivlp(
     """Independent vision-language prompting: both transformers get deep prompts that share nothing.
 
     Layer l < D of the text transformer reads [SOS] V_l name . [EOS], layer l < D of the vision transformer [c, patches,
-    P_l]; later layers read what has become of V_{D-1} and P_{D-1}. This is the tuner under UNIGRAM and PromptSRC.
+    P_l]; later layers read what has become of V_{D-1} and P_{D-1}. This is the tuner under UNIGRAM and PromptSRC, whose
+    settings are the defaults; MaPLe's are `num_text=2, num_visual=2, depth=12`.
 
     The prompt is `{"text": {"context": [n, width], "deep": [depth - 1, n, width]}, "visual": {"tokens": [m, width],
     "deep": [depth - 1, m, width]}}`, without `"deep"` at depth 1. All but V_0 starts at N(0, 0.02^2).
@@ -44,7 +43,8 @@ def ivlp(
       num_text: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
       num_visual: m.
       depth: D, the number of layers with a prompt of their own, the first one included.
-      init_text: words whose token embeddings V_0 starts as. None: N(0, 0.02^2).
+      init_text: words whose first n token embeddings V_0 starts as; further ones stay, frozen, behind V_l. None:
+        N(0, 0.02^2).
       position: where the name stands: "end" (behind the context), "middle" or "front".
       placement: where the visual tokens stand; see `VisualPrompt`.
 
@@ -53,7 +53,7 @@ def ivlp(
 
     Raises:
       ValueError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
-        `depth`, the words are not `num_text` tokens, or context and class names do not fit the context length.
+        `depth`, the words are fewer than `num_text` tokens, or context and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -64,7 +64,8 @@ def ivlp(
 
     Reference:
       "MaPLe: Multi-modal Prompt Learning", section 4.2 ("independent V-L prompting"), and "Self-regulating Prompts:
-      Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1, whose sizes are the defaults.
+      Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1, with the words that stay frozen as in
+      the public code of the former.
     """
     check_choice("position", position, CLASS_POSITIONS)
     check_choice("placement", placement, PLACEMENTS)
@@ -83,21 +84,13 @@ def ivlp(
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})
         context_key, text_key, visual_key = jax.random.split(key, 3)
-        width = clip.config.text.width
-        if init_text is None:
-            context = random_vectors(context_key, num_text, width)
-        else:
-            context = word_vectors(clip, init_text, num_text, "num_text")
-        check_room(clip, context, classes)
-        text = {"context": context}
-        if depth > 1:
-            text["deep"] = random_vectors(text_key, depth - 1, *context.shape)
+        text = text_init(context_key, text_key, clip, classes, ("num_text", num_text), depth, init_text)
         return {"text": text, "visual": visual_init(visual_key, clip, num_visual, depth)}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
         check_names(classes)
-        text = TextPrompt(prompt["text"]["context"], prompt["text"].get("deep"), class_position=position)
-        texts = encode_classes(clip, classes, text)
-        return make_outputs(clip, encode_image(clip, images, visual_prompt(prompt["visual"], placement)), texts)
+        text = text_prompt(prompt["text"], clip, ("num_text", num_text), init_text, position)
+        features = encode_image(clip, images, visual_prompt(prompt["visual"], placement))
+        return make_outputs(clip, features, encode_classes(clip, classes, text))
 
     return Tuner("ivlp", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)

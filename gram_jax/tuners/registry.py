@@ -7,12 +7,28 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from gram_jax.tuners.adaptive import adaptive
 from gram_jax.tuners.base import Tuner
+from gram_jax.tuners.cocoop import cocoop
 from gram_jax.tuners.coop import coop
+from gram_jax.tuners.dpt import dpt
 from gram_jax.tuners.ivlp import ivlp
+from gram_jax.tuners.maple import maple
+from gram_jax.tuners.text_deep import text_deep
+from gram_jax.tuners.upt import upt
 from gram_jax.tuners.vpt import vpt
 
-_FACTORIES: dict[str, Callable[..., Tuner]] = {"coop": coop, "ivlp": ivlp, "vpt": vpt}
+_FACTORIES: dict[str, Callable[..., Tuner]] = {
+    "adaptive": adaptive,
+    "cocoop": cocoop,
+    "coop": coop,
+    "dpt": dpt,
+    "ivlp": ivlp,
+    "maple": maple,
+    "text_deep": text_deep,
+    "upt": upt,
+    "vpt": vpt,
+}
 NAMES = tuple(sorted(_FACTORIES))
 
 

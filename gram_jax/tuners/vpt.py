@@ -64,7 +64,8 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
         texts = frozen_text_features(clip, classes)
         return make_outputs(clip, encode_image(clip, images, visual_prompt(prompt, placement)), texts)
 
-    return Tuner("vpt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False)
+    changes = frozenset({"image"})
+    return Tuner("vpt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False, changes=changes)
 
 
 def visual_init(key: jax.Array, clip: Clip, num_tokens: int, depth: int) -> Prompt:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax.clip import VisualPrompt, encode_image
+from gram_jax.clip import MaskedTokens, VisualPrompt, encode_image
 from tests.clip import reference
 
 COUNT = 3
@@ -114,6 +114,21 @@ def test_prompts_made_inside_a_layer_equal_numpy(clip, images, placement, layers
     assert set(seen.values()) == {(len(images), 1 + clip.config.vision.num_patches, width)}
 
 
+@pytest.mark.parametrize("placement", ["after_norm", "after_class"])
+def test_masked_tokens_are_as_if_they_were_not_there(clip, images, placement):
+    width = clip.config.vision.width
+    start = make_prompt("shared", width, len(images), placement)
+    made = jnp.float32(np.random.default_rng(3).normal(size=(len(images), 4, width)))
+    keep = jnp.array([[True, False, True, True], [False, False, False, True]])
+    later = make_prompt("shared", width, len(images), placement, seed=1).tokens
+    # Made before layer 1, there in layers 1 and 2, and gone when layer 3 brings its own.
+    prompt = start.replace(deep=later[None], deep_layers=(3,))
+    functions = {1: lambda tokens: MaskedTokens(made, keep)}
+    features = jax.jit(lambda clip, images: encode_image(clip, images, prompt, layer_prompts=functions))(clip, images)
+    in_numpy = {1: lambda b, body: np.float64(made[b])[np.asarray(keep[b])]}
+    np.testing.assert_allclose(features, numpy_features(clip, images, prompt, in_numpy), atol=3e-6)
+
+
 def test_functions_may_return_more_than_tokens(clip, images):
     width = clip.config.vision.width
 
@@ -164,6 +179,11 @@ def zeros(*shape):
         (None, {1: 5}, r"layer_prompts\[1\] must be a function of the tokens, found 5"),
         (VisualPrompt(zeros(3), zeros(2, 3)), {2: zeros}, r"Layers \[2\] have both"),
         (None, {2: lambda tokens: tokens[..., :7]}, r"what layer_prompts\[2\] returns .* width 30"),
+        (
+            None,
+            {2: lambda tokens: MaskedTokens(tokens, jnp.ones((2, 3)))},
+            r"by bool \[2, 10\], found float32 \[2, 3\]",
+        ),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(clip, images, prompt, layer_prompts, message):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,11 +193,16 @@ def test_domains_decide_face_and_rendering(monkeypatch):
     assert all(glyphs.FACES[look.face].in_corpus and look.rendering == "print" for look in asked)
 
 
-def test_any_font_file_is_a_domain():
+def test_any_font_file_is_a_domain(tmp_path):
     path = faces.font_path(glyphs.FACES["serif-italic"])
     by_path = load_dataset(f"glyphs:greek_small/{path}")
-    assert by_path.domain == path
+    name = path.rpartition("/")[2]
+    assert (by_path.domain, by_path.name) == (name, f"glyphs:greek_small/{name}")
     image = by_path.images([0])[0]
+    shutil.copy(path, tmp_path / name)  # where a font lies changes nothing
+    moved = load_dataset(f"glyphs:greek_small/{tmp_path / name}")
+    np.testing.assert_array_equal(moved.images([0])[0], image)
+    assert moved.content_hash == by_path.content_hash
     assert np.ptp(image.astype(int)) > 100
     with pytest.raises(faces.FontError, match=r"lacks 27 of the 27 classes of 'hebrew' \(alef, bet"):
         load_dataset(f"glyphs:hebrew/{path}")

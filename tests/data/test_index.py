@@ -32,11 +32,20 @@ def test_select_and_read(toy):
         {"splits": np.array(["train", "test", "train", "test"])},
         {"class_names": ("x", "z")},
         {"template": "a {}"},
+        {"name": "toys"},
+        {"domain": "noise"},
+        {"seed": 0},
     ],
 )
 def test_content_hash_depends_on_all_that_decides_a_result(toy, change):
     assert dataclasses.replace(toy, **change).content_hash != toy.content_hash
     assert dataclasses.replace(toy, read=str.lower).content_hash == toy.content_hash
+
+
+def test_drawn_datasets_have_a_hash_for_every_domain_and_seed():
+    drawn = [glyphs.labelled("chess", domain, seed) for domain in ("", "noise") for seed in (0, 1)]
+    assert len({dataset.content_hash for dataset in drawn}) == 4
+    assert glyphs.labelled("chess", "noise", 1).content_hash == drawn[3].content_hash
 
 
 @pytest.mark.parametrize(("classes", "base"), [(2, 1), (5, 3), (37, 19), (100, 50)])

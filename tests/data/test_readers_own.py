@@ -70,7 +70,7 @@ def test_one_folder_of_classes_is_divided_by_the_published_rule(tmp_path, seed):
 
 def test_a_made_split_hangs_on_names_and_seed_alone(tmp_path):
     first = layouts.write_folder(tmp_path / "photos")
-    second = tmp_path / "again"
+    second = tmp_path / "again" / "photos"
     for image in random.Random(1).sample(IMAGES, len(IMAGES)):  # the order of the disk is another one
         (second / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(first / image, second / image)

@@ -119,8 +119,7 @@ def test_about_is_no_part_of_the_hash_and_lazy_images_read_when_asked():
         "{}",
         lambda r: reads.append(r) or r,
     )
-    # The hash of a dataset without notes is what it always was: over these five things, in this order.
-    content = [["a", "b", "c"], [0, 0, 0], ["test"] * 3, ["x"], "{}"]
+    content = ["toy", "", None, ["a", "b", "c"], [0, 0, 0], ["test"] * 3, ["x"], "{}"]
     assert dataset.content_hash == hashlib.sha256(json.dumps(content).encode()).hexdigest()
     assert dataclasses.replace(dataset, about={"notes": ["!"]}).content_hash == dataset.content_hash
     images = dataset.lazy_images(np.array([2, 0, 1]))

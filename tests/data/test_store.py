@@ -109,8 +109,10 @@ def test_a_stale_store_is_refused_and_the_field_is_named(clip, corpus, about, ar
 
 def test_the_same_references_to_other_images_are_another_source(clip):
     keys = [feature_key(clip, glyphs.labelled("chess", *where)) for where in ((), ("noise",), ("", 1))]
-    assert len({key["source_hash"] for key in keys}) == 1
-    assert len({key["sample"] for key in keys}) == 3
+    assert len({key["source_hash"] for key in keys}) == len({key["sample"] for key in keys}) == 3
+    chess = glyphs.labelled("chess")
+    repainted = feature_key(clip, dataclasses.replace(chess, read=lambda reference: 255 - chess.read(reference)))
+    assert {field for field, value in keys[0].items() if repainted[field] != value} == {"sample"}
 
 
 def test_another_store_in_the_same_folder_is_refused(clip, corpus, about, arrays, tmp_path):

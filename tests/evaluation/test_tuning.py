@@ -128,6 +128,36 @@ def test_steps_equal_numpy(clip, settings, direction, regulated):
         np.testing.assert_allclose(found.metrics["loss"][:, run], losses, rtol=1e-4)
 
 
+@pytest.mark.parametrize("regulated", [False, True])
+def test_weight_decay_goes_through_momentum_and_not_through_the_regulator(clip, regulated):
+    """PyTorch's SGD: g + w theta into the velocity, the velocity times the rate of the epoch off theta."""
+    rng, steps, epoch_steps, decay = np.random.default_rng(12), 6, 2, 0.3
+    prompts, batches = draw_prompts(rng), list(draw_batches(rng, steps))
+    regulator = regulators.affine() if regulated else regulators.identity()
+    phi = jax.tree.map(
+        lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32),
+        regulator.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], prompts)),
+    )
+    tuning = evaluation.make_tuning(linear(), regulator, momentum=0.9, weight_decay=decay, schedule="warmup_cosine")
+    found = evaluation.tune(
+        tuning, prompts, phi, clip, batches, RATES, total_steps=steps, epoch_steps=epoch_steps, report=range(steps)
+    )
+    for run in range(RUNS):
+        prompt = {name: leaf[run].astype(np.float64) for name, leaf in prompts.items()}
+        velocity = {name: np.zeros_like(leaf) for name, leaf in prompt.items()}
+        for k, batch in enumerate(batches):
+            _, gradient = numpy_gradient(prompt, batch["images"][run], batch["labels"][run])
+            for name in prompt:
+                own = numpy_affine(phi[name], gradient[name]) if regulated else gradient[name]
+                velocity[name] = 0.9 * velocity[name] + own + decay * prompt[name]
+                rate = [1e-5, RATES[name], RATES[name] * (1 + np.cos(np.pi / 3)) / 2][k // epoch_steps]
+                prompt[name] = prompt[name] - rate * velocity[name]
+            for name, leaf in prompt.items():
+                np.testing.assert_allclose(found.prompts[k + 1][name][run], leaf, rtol=2e-4, atol=2e-5)
+    with pytest.raises(ValueError, match="epoch_steps is 0; an epoch has at least 1 step"):
+        evaluation.tune(tuning, prompts, phi, clip, batches, 0.1, total_steps=6, epoch_steps=0)
+
+
 def test_regulation_is_measured_over_all_leaves(clip):
     rng = np.random.default_rng(1)
     prompts, (batch,) = draw_prompts(rng), draw_batches(rng, 1)
@@ -286,7 +316,8 @@ def test_context_reaches_the_regulator(clip):
     ("settings", "message"),
     [
         ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adam', found 'lion'"),
-        ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', found 'linear'"),
+        ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', 'warmup_cosine', found 'linear'"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),
         ({"momentum": 1.0}, "momentum is 1.0 with 'sgd'"),
         ({"optimizer": "adam", "momentum": 0.9}, "momentum is 0.9 with 'adam'"),
     ],

@@ -58,3 +58,9 @@ def test_linear_probe_refuses():
         evaluation.linear_probe(np.eye(2), np.array([0]), np.eye(2), 2)
     with pytest.raises(ValueError, match="labels run from 0 to 4"):
         evaluation.linear_probe(np.eye(2), np.array([0, 4]), np.eye(2), 2)
+
+
+def test_two_classes_may_have_one_name(clip):
+    found = evaluation.class_features(clip, ["sunglasses", "tench", "sunglasses"], ["a photo of a {}."])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.allclose(found[0], found[1])

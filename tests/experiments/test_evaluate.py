@@ -234,7 +234,7 @@ def test_resumes_where_it_was_stopped(finished, config, tmp_path, monkeypatch):
 
 def test_one_setting_is_selected_for_all_datasets_without_test_images(monkeypatch, tmp_path):
     candidates = tuple(_methods.Candidate(None, rate, 1, {"learning_rate": rate}) for rate in (0.1, 0.2, 0.3))
-    method = _methods.Method("coop", None, None, False, candidates)
+    method = _methods.Method("coop", None, None, False, False, candidates)
     datasets = {spec: load_dataset(spec) for spec in ("glyphs:chess", "glyphs:digits")}
     learnable = {name: evaluate.without_test(dataset) for name, dataset in datasets.items()}
     scores = {"glyphs:chess": [0.9, 0.5, 0.7], "glyphs:digits": [0.1, 0.5, 0.4]}
@@ -261,7 +261,7 @@ def test_scores_are_validation_accuracy_of_the_candidate_alone(config, monkeypat
     """Shorter candidates are scored after their own number of steps; runs are shared only where that is exact."""
     config = dataclasses.replace(config, schedule=schedule, steps=(1, 3), protocol=("few_shot",), domains=())
     candidates = tuple(_methods.Candidate(None, 0.1, steps, {"rate": 0.1, "steps": steps}) for steps in config.steps)
-    method = _methods.Method("coop", None, None, False, candidates)
+    method = _methods.Method("coop", None, None, False, False, candidates)
     tuned = []
 
     def tune(bench, method, candidate, dataset, protocol, shots, seeds, report):

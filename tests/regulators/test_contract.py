@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gram_jax import regulators
+from gram_jax.regulators.base import rms
 
 CONTEXT = 5
 ROWS = [
@@ -18,8 +19,10 @@ ROWS = [
     ("affine", {}),
     ("mask", {"context_dim": CONTEXT}),
     ("gated_low_rank", {"rank": 3, "context_dim": CONTEXT}),
+    ("prograd", {}),
+    ("prometar", {"rate": 5, "per": "all", "normalised": True}),
 ]
-LEARNED = [row for row in ROWS if row[0] != "identity"]
+LEARNED = [row for row in ROWS if row[0] not in ("identity", "prograd")]
 
 
 def ids(row):
@@ -60,9 +63,26 @@ def moved(phi, seed=1):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.5 * rng.normal(size=leaf.shape), leaf.dtype), phi)
 
 
+def make(name, settings):
+    """The regulator; one that reads a reference gradient is given a linear function of the context in place of it."""
+    regulator = regulators.make(name, **settings)
+    if "reference" not in regulator.settings:
+        return regulator
+
+    def reference(leaf, vector):
+        rng = np.random.default_rng(sum(leaf.shape[-2:]))
+        turn = jnp.asarray(rng.normal(size=(*leaf.shape[-2:], CONTEXT)), vector.dtype)
+        return (turn @ vector * rms(leaf, 2) * jnp.ones_like(leaf)).reshape(leaf.shape).astype(leaf.dtype)
+
+    def apply(phi, grads, vector):
+        return regulator.apply(phi, grads, jax.tree.map(lambda leaf: reference(leaf, vector), grads))
+
+    return regulator._replace(apply=apply)
+
+
 @functools.cache
 def made(name, settings):
-    regulator = regulators.make(name, **dict(settings))
+    regulator = make(name, dict(settings))
     phi = jax.jit(regulator.init)(jax.random.key(0), prompt())
     return regulator._replace(apply=jax.jit(regulator.apply)), phi
 
@@ -83,9 +103,11 @@ def assert_finite(tree):
 
 def test_is_the_identity_at_initialisation_to_the_last_bit(row):
     regulator, phi, grads = setup(row)
-    jax.tree.map(np.testing.assert_array_equal, regulator.apply(phi, grads, context()), grads)
+    # Where a gradient is compared with a reference gradient: when that is 0.
+    vector = 0 * context() if "reference" in regulator.settings else context()
+    jax.tree.map(np.testing.assert_array_equal, regulator.apply(phi, grads, vector), grads)
     with jax.disable_jit():
-        jax.tree.map(np.testing.assert_array_equal, regulator.apply(phi, grads, context()), grads)
+        jax.tree.map(np.testing.assert_array_equal, regulator.apply(phi, grads, vector), grads)
 
 
 def test_is_not_the_identity_elsewhere(learned_row):
@@ -158,7 +180,7 @@ def test_derivatives_are_finite_also_at_a_zero_gradient(row):
 
 
 def test_derivatives_equal_finite_differences(row):
-    regulator = regulators.make(row[0], **row[1])
+    regulator = make(*row)
     with jax.enable_x64(True):
         grads = jax.tree.map(lambda leaf: jnp.asarray(leaf / np.abs(leaf).max()), prompt(dtype=np.float64, seed=6))
         phi = moved(jax.jit(regulator.init)(jax.random.key(0), grads))
@@ -198,7 +220,7 @@ def test_the_scale_of_the_gradient_goes_through(row):
 
 def test_settings_make_the_same_regulator(row):
     regulator, phi, grads = setup(row)
-    again = regulators.make(regulator.name, **json.loads(json.dumps(dict(regulator.settings))))
+    again = make(regulator.name, json.loads(json.dumps(dict(regulator.settings))))
     assert (again.name, again.settings) == (regulator.name, regulator.settings)
     same = jax.jit(again.apply)(moved(phi), grads, context())
     jax.tree.map(np.testing.assert_array_equal, same, regulator.apply(moved(phi), grads, context()))

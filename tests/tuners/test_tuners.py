@@ -8,37 +8,11 @@ import numpy as np
 import pytest
 
 from gram_jax import tuners
-from gram_jax.clip import Clip, ClipConfig, TextConfig, VisionConfig, init_params
-from gram_jax.testing import tiny_clip, tiny_tokenizer
+from gram_jax.testing import tiny_clip
 from tests.clip import reference
+from tests.tuners.restated import check, class_features, full_size_clip, image_features, plain_features
 
 KEY = jax.random.key(0)
-
-
-def class_features(clip, classes, contexts, position, deep=None):
-    """Features of all classes by NumPy, one class at a time; `contexts[c]` is `[n, width]`."""
-    params, features = reference.to_numpy(clip.params["text"]), []
-    for c, context in enumerate(contexts):
-        tail = np.asarray(classes.tail_ids[c])[: int(classes.tail_eot[c]) + 1]
-        name, rest = np.split(tail, [int(classes.name_length[c])])
-        start = clip.tokenizer.bos_token_id
-        features.append(
-            reference.class_feature(params, clip.config.text, start, name, rest, np.float64(context), position, deep)
-        )
-    return reference.unit(np.stack(features))
-
-
-def image_features(clip, images, **prompt):
-    params = reference.to_numpy(clip.params["vision"])
-    rows = [reference.image_feature(params, clip.config.vision, np.float64(image), **prompt) for image in images]
-    return reference.unit(np.stack(rows))
-
-
-def check(outputs, clip, images, texts):
-    np.testing.assert_allclose(outputs.text_features, texts, atol=3e-6)
-    np.testing.assert_allclose(outputs.image_features, images, atol=3e-6)
-    scale = np.exp(np.float64(clip.params["logit_scale"]))
-    np.testing.assert_allclose(outputs.logits, scale * images @ texts.T, atol=1e-4)
 
 
 @pytest.mark.parametrize(("n", "position", "class_specific"), [(4, "end", False), (3, "middle", True)])
@@ -50,7 +24,9 @@ def test_coop_equals_numpy(clip, classes, images, n, position, class_specific):
     check(tuner.apply(prompt, clip, classes, images), clip, image_features(clip, images), texts)
 
 
-@pytest.mark.parametrize(("n", "depth", "placement"), [(8, 1, "before_norm"), (2, 3, "after_class")])
+@pytest.mark.parametrize(
+    ("n", "depth", "placement"), [(8, 1, "before_norm"), (2, 3, "after_class"), (3, 2, "after_norm")]
+)
 def test_vpt_equals_numpy(clip, classes, images, n, depth, placement):
     tuner = tuners.vpt(num_tokens=n, depth=depth, placement=placement)
     prompt = jax.tree.map(lambda leaf: 20 * leaf, tuner.init(KEY, clip, classes))
@@ -58,9 +34,7 @@ def test_vpt_equals_numpy(clip, classes, images, n, depth, placement):
     drawn = reference.to_numpy(prompt)
     deep = dict(enumerate(drawn.get("deep", []), start=1))
     found = image_features(clip, images, tokens=drawn["tokens"], placement=placement, deep=deep)
-    params = reference.to_numpy(clip.params["text"])
-    texts = [reference.plain_text_feature(params, clip.config.text, row) for row in classes.token_ids]
-    check(tuner.apply(prompt, clip, classes, images), clip, found, reference.unit(np.stack(texts)))
+    check(tuner.apply(prompt, clip, classes, images), clip, found, plain_features(clip, classes))
 
 
 def test_ivlp_equals_numpy(clip, classes, images):
@@ -97,33 +71,23 @@ def test_a_random_start_has_the_published_spread(clip):
         assert float(leaf.std()) == pytest.approx(0.02, rel=4 / (2 * count) ** 0.5)
 
 
-def full_size_clip():
-    """ViT-B/16 in shapes only, with a tokenizer of few words."""
-    tokenizer = tiny_tokenizer(77)
-    text = TextConfig(
-        vocab_size=49408,
-        width=512,
-        layers=12,
-        heads=8,
-        mlp_width=2048,
-        context_length=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = VisionConfig(width=768, layers=12, heads=12, mlp_width=3072, image_size=224, patch_size=16)
-    config = ClipConfig(text=text, vision=vision, embed_dim=512)
-    params = jax.eval_shape(lambda key: init_params(key, config), KEY)
-    return Clip(params, config, tokenizer)
-
-
 @pytest.mark.parametrize(
     ("tuner", "count"),
     [
         (tuners.ivlp(num_text=4, num_visual=4, depth=9), 46_080),
         (tuners.ivlp(), 46_080),  # the defaults are PromptSRC's
+        (tuners.ivlp(num_text=2, num_visual=2, depth=12), 2 * (512 + 768) * 12),  # MaPLe's
+        (tuners.maple(), 9 * (2 * 512 + 512 * 768 + 768)),  # 3.555 M
+        (tuners.maple(depth=3), 3 * (2 * 512 + 512 * 768 + 768)),  # across datasets and domains
+        (tuners.upt(), 566_400),
+        (tuners.adaptive(), 4 * 512 * 512),
+        # Context, eleven layers of tokens, and one class-aware layer: projection, queries, keys, values, tokens, norm.
+        (tuners.dpt(), 8_192 + 84_480 + 393_984 + 2 * 24_576 + 589_824 + 7_680 + 1_536),
+        (tuners.dpt(class_layers=0), 8_192 + 12 * 10 * 768),  # VLP
         (tuners.coop(num_tokens=16), 8_192),
         (tuners.vpt(num_tokens=8, depth=12), 8 * 768 * 12),
+        (tuners.text_deep(), 12 * 4 * 512),  # the defaults are MaPLe's "deep language prompting"
+        (tuners.cocoop(), 33_312 + 4 * 512),
     ],
 )
 def test_sizes_on_the_published_backbone(tuner, count):
@@ -145,10 +109,11 @@ def test_words_are_counted_in_the_clips_own_tokens(clip):
     assert tokens > 1  # a word that the tokenizer does not know as a whole
     assert tuners.coop(init_text="zebra").init(KEY, clip, None)["context"].shape[0] == tokens
     assert tuners.ivlp(init_text="zebra", depth=2).init(KEY, clip, None)["text"]["deep"].shape[1] == tokens
-    with pytest.raises(
-        ValueError, match=f"'zebra' is {tokens} tokens to this clip, but num_text is 1; .*num_text=None"
-    ):
-        tuners.ivlp(num_text=1, init_text="zebra", depth=2).init(KEY, clip, None)
+    for tuner, name in ((tuners.coop(1, init_text="zebra"), "num_tokens"), (tuners.ivlp(9, 1, 1, "zebra"), "num_text")):
+        with pytest.raises(
+            ValueError, match=f"'zebra' is {tokens} tokens to this clip, but {name} is .; .*{name}=None"
+        ):
+            tuner.init(KEY, clip, None)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +129,7 @@ def test_words_are_counted_in_the_clips_own_tokens(clip):
         (lambda: tuners.vpt(placement="end"), "placement must be one of 'before_norm'.* found 'end'"),
         (lambda: tuners.ivlp(num_visual=-1), "num_visual must be a positive integer, found -1"),
         (lambda: tuners.ivlp(num_text="4"), "num_text must be a positive integer, found '4'"),
-        (lambda: tuners.make("cop"), "no tuner 'cop'; did you mean 'coop'.* There are coop, ivlp, vpt"),
+        (lambda: tuners.make("cop"), "no tuner 'cop'; did you mean 'coop' or 'cocoop'.* There are adaptive, cocoop, "),
         (lambda: tuners.make("zzz"), r"no tuner 'zzz'\. There are"),
         (lambda: tuners.make("vpt", dept=2), "vpt has no setting 'dept'; did you mean 'depth'"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gram_jax.data.glyphs.datasets import catalogue
-from gram_jax.data.glyphs.world import SPLIT_SIZES, example, split_domain
+from gram_jax.data.glyphs.world import SPLIT_SIZES, domain_name, example, split_domain
 from gram_jax.data.index import Dataset
 
 
@@ -45,13 +45,15 @@ def labelled(name: str, domain: str = "", seed: int = 0) -> Dataset:
         split, label, number = reference
         return example(entry, domain, split, label, number, seed)
 
+    called = domain_name(domain)
     return Dataset(
-        name=f"glyphs:{name}" + (f"/{domain}" if domain else ""),
+        name=f"glyphs:{name}" + (f"/{called}" if called else ""),
         references=tuple(references),
         labels=np.array([label for _, label, _ in references], np.int32),
         splits=np.array([split for split, _, _ in references]),
         class_names=entry.class_names,
         template=entry.template,
         read=read,
-        domain=domain,
+        domain=called,
+        seed=seed,
     )

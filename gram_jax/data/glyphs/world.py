@@ -180,6 +180,25 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
     return face, rendering
 
 
+def domain_name(domain: str) -> str:
+    """A domain as results name it and as its draws are seeded: of a font file its name alone, wherever it lies.
+
+    Args:
+      domain: see ``split_domain``.
+
+    Returns:
+      The name.
+
+    Example:
+      >>> domain_name("/usr/share/fonts/any.ttf+noise"), domain_name("serif-italic")
+      ('any.ttf+noise', 'serif-italic')
+
+    Reference:
+      Our own choice.
+    """
+    return "+".join(part.rpartition("/")[2] for part in domain.split("+"))
+
+
 def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
     """The domains of a dataset that no corpus contains: unseen faces first, then unseen renderings.
 
@@ -224,7 +243,7 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
       Our own choice.
     """
     face, rendering = split_domain(dataset, domain)
-    rng = stream(f"{dataset.name}/{domain}/{split}/{label}", seed, number)
+    rng = stream(f"{dataset.name}/{domain_name(domain)}/{split}/{label}", seed, number)
     codes = dataset.codes[label]
     if face in faces.FACES:
         codes = tuple(code for code in codes if face in faces_of(code))

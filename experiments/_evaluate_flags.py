@@ -1,0 +1,149 @@
+"""The settings of `experiments.evaluate`, and what is wrong with them before anything is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import _methods, _presets
+from experiments._inputs import AUGMENTATIONS
+from experiments._launch import setting
+from experiments._measures import ALL, BESIDE
+from experiments._protocols import PROTOCOLS, UNSEEN
+from gram_jax import evaluation, tuners
+from gram_jax.data.sources import FORMS
+
+_SPECS = "; ".join(FORMS.values())
+_MAY_BE_EMPTY = ("domains", "controls", "targets", "metrics")
+
+
+def _preset(name: str, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A setting that a preset may give; None until the configuration is made."""
+    plain = _presets.PLAIN[name]
+    shown = ",".join(map(str, plain)) if isinstance(plain, tuple) else plain
+    return setting(None, f"{help}; default {shown}, or the preset's", choices=choices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is tuned, on what, and how it is measured."""
+
+    preset: str | None = setting(
+        None,
+        "a published recipe, for every setting that is not given; experiments/_presets.py says where it comes from",
+        choices=_presets.NAMES,
+    )
+    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    tuner: str | None = setting(None, "the tuner; default that of --meta, or coop", choices=tuners.NAMES)
+    tuner_settings: str = setting("{}", 'settings of the tuner as JSON, for example {"num_tokens": 4}')
+    meta: str = setting("", "meta checkpoint; empty for none")
+    controls: tuple[str, ...] = setting((), "further meta checkpoints, NAME=PATH", repeated=True)
+    methods: tuple[str, ...] | None = setting(None, f"some of {', '.join(_methods.PARTS)}; default all that there are")
+    dataset: tuple[str, ...] = setting(
+        ("glyphs:latin_accented", "glyphs:arabic", "glyphs:shapes"), f"datasets: {_SPECS}"
+    )
+    protocol: tuple[str, ...] | None = _preset("protocol", f"some of {', '.join(PROTOCOLS)}")
+    source: tuple[str, ...] | None = setting(
+        None, "datasets that cross_dataset and domain_generalization tune on; default those of --dataset"
+    )
+    targets: tuple[str, ...] = setting(
+        (), "datasets that cross_dataset is tested on, as those of --dataset; default the others of --dataset"
+    )
+    domains: tuple[str, ...] = setting(
+        (),
+        f'domains that few_shot is tested on as well; "{UNSEEN}" for all unseen ones of glyphs and all variants of '
+        "ImageNet, which is what domain_generalization is tested on if none is given",
+    )
+    tau: tuple[float, ...] = setting((1.0, 0.25, 0.06), "imbalanced: images of the smallest class over the largest's")
+    largest: int = setting(16, "imbalanced: labelled images of the largest class")
+    shots: tuple[int, ...] | None = _preset("shots", "labelled images a class")
+    seeds: tuple[int, ...] | None = _preset("seeds", "seeds of the draws that are reported")
+    learning_rate: tuple[float, ...] | None = _preset("learning_rate", "candidate learning rates of the tuner alone")
+    gram_learning_rate: tuple[float, ...] | None = setting(
+        None, "candidate learning rates of the meta-learned methods; default multiples of the meta-learned inner rates"
+    )
+    gram_rate_factor: tuple[float, ...] = setting((1.0,), "those multiples")
+    steps: tuple[int, ...] = setting(_presets.DEFAULT_STEPS, "candidate numbers of optimiser steps")
+    epochs: tuple[int, ...] | None = setting(
+        None, "candidate numbers of epochs, instead of --steps; the rest of an epoch, too small a batch, is dropped"
+    )
+    init_text: tuple[str, ...] | None = setting(
+        None, 'candidate words that the tuner alone starts as, empty for a random start; default "a photo of a"',
+        repeated=True,
+    )  # fmt: skip
+    batch_size: int | None = _preset("batch_size", "images a step")
+    optimizer: str | None = _preset("optimizer", "the optimiser", evaluation.tuning.OPTIMIZERS)
+    momentum: float | None = _preset("momentum", "momentum of sgd")
+    weight_decay: float | None = _preset(
+        "weight_decay", "decay of the prompts, added to their gradients before momentum"
+    )
+    schedule: str | None = _preset("schedule", "the learning rate along a run", evaluation.schedules.SCHEDULES)
+    augmentation: str | None = _preset(
+        "augmentation",
+        "random resized crops and flips of training images: a fresh one each time, or one of --views that are stored, "
+        "which spares encoding them again",
+        AUGMENTATIONS,
+    )
+    views: int = setting(8, "views of an image that are stored")
+    report_steps: tuple[int, ...] = setting((0, 1, 5), "steps that are measured beside the last one")
+    select_seeds: tuple[int, ...] = setting(
+        (101, 102, 103), "seeds of the draws that settings are selected on; as many as --seeds share compiled steps"
+    )
+    select_shots: tuple[int, ...] | None = setting(None, "shots that settings are selected on; default all of --shots")
+    metrics: tuple[str, ...] = setting(
+        (), f'what is measured beside accuracy after the last step: some of {", ".join(BESIDE)}, or "{ALL}"'
+    )
+    max_test_images: int = setting(0, "test and validation images a class; 0 for all")
+    image_batch: int = setting(64, "images that the image transformer sees at once")
+    compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
+    dataset_seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
+    save_prompts: bool = setting(False, "write the tuned prompts of the first seed to WORKDIR/prompts")
+    save_confusion: bool = setting(False, "write confusion matrices after the last step to WORKDIR/confusion")
+    save_features: bool = setting(
+        False, "write test features under the prompts of the first seed, and without one, to WORKDIR/features"
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in _presets.filled(self).items():
+            object.__setattr__(self, name, value)
+        lists = ("dataset", "protocol", "shots", "seeds", "learning_rate", "gram_rate_factor", "steps", "select_seeds")
+        lists += ("gram_learning_rate", "init_text", "select_shots", "methods", "source", "tau", "epochs")
+        for name in (*lists, *_MAY_BE_EMPTY):
+            values = getattr(self, name)
+            if values == () and name not in _MAY_BE_EMPTY:
+                raise ValueError(f"--{name} is empty; give at least one value")
+            if values is not None and len(set(values)) < len(values):
+                raise ValueError(f"--{name}={','.join(map(str, values))}: give each value once")
+        for name, least in (("shots", 1), ("select_shots", 1), ("steps", 1), ("epochs", 1), ("report_steps", 0)):
+            if any(value < least for value in getattr(self, name) or ()):
+                raise ValueError(f"--{name}={getattr(self, name)}: every value must be at least {least}")
+        for name in ("learning_rate", "gram_learning_rate", "gram_rate_factor"):
+            if any(not 0 < value < float("inf") for value in getattr(self, name) or ()):
+                raise ValueError(f"--{name}={getattr(self, name)}: every value must be a positive number")
+        if any(not 0 < value <= 1 for value in self.tau):
+            raise ValueError(f"--tau={self.tau}: every value must be above 0 and at most 1")
+        for name, least in (
+            ("batch_size", 1), ("image_batch", 1), ("max_test_images", 0), ("largest", 1), ("views", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least {least}")
+        for name, known in (("protocol", PROTOCOLS), ("methods", _methods.PARTS), ("metrics", (*BESIDE, ALL))):
+            for value in getattr(self, name) or ():
+                if value not in known:
+                    raise ValueError(f"--{name}={value}: choose among {', '.join(known)}")
+        if both := sorted(set(self.seeds) & set(self.select_seeds)):
+            raise ValueError(f"--seeds and --select_seeds share {both}; settings are selected on draws of their own")
+        self._check_protocols()
+        _methods.parse_controls(self.controls)
+
+    def _check_protocols(self) -> None:
+        """Raises ValueError for a setting of a protocol that is not asked for."""
+        for name, users in (
+            ("domains", ("few_shot", "domain_generalization")),
+            ("targets", ("cross_dataset",)),
+            ("source", ("cross_dataset", "domain_generalization")),
+        ):
+            if getattr(self, name) and not set(users) & set(self.protocol):
+                verb = "are measured under" if name == "domains" else "belongs to"
+                raise ValueError(f"--{name} {verb} {' and '.join(users)}; --protocol has none of these, add one")

@@ -1,0 +1,203 @@
+"""Published recipes by name: what `--preset` sets, and where each number was read.
+
+All of them share Dassl's optimiser: SGD with momentum 0.9 and weight decay 5e-4 on the prompts, one epoch at 1e-5, then
+a cosine by epochs that does not reach 0; fresh random resized crops and flips; the last step, three seeds. Names end in
+the backbone that they were published for, which `--clip` chooses; they run on any clip that has the layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments._launch import json_object
+from gram_jax import tuners
+
+IMAGENET = "coop:imagenet"
+PHOTO_WORDS = "a photo of a"
+
+
+class Preset(NamedTuple):
+    """A published recipe.
+
+    Attributes:
+      tuner: the tuner, and its settings.
+      learning_rate: of SGD.
+      epochs: their number, by shots where it depends on them.
+      batch_size: images a step.
+      use: what it is for: "fs" (few_shot), "b2n" (base_to_new) or "xd" (cross_dataset and domain_generalization).
+      provenance: where the numbers were read.
+      imagenet_epochs: the number on ImageNet, where it is another one.
+      needs: what belongs to the recipe and is no setting of `experiments.evaluate`; such a recipe is refused.
+    """
+
+    tuner: tuple[str, Mapping[str, Any]]
+    learning_rate: float
+    epochs: int | Mapping[int, int]
+    batch_size: int
+    use: str
+    provenance: str
+    imagenet_epochs: int | None = None
+    needs: str = ""
+
+
+DEFAULT_STEPS = (50,)
+# What is set where neither a flag nor a preset says otherwise.
+PLAIN = {
+    "protocol": ("few_shot", "base_to_new"),
+    "shots": (1, 4, 16),
+    "seeds": (1, 2, 3),
+    "learning_rate": (0.3, 1.0, 3.0),
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "augmentation": "none",
+}
+SHARED = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "warmup_cosine",
+    "augmentation": "fresh",
+    "seeds": (1, 2, 3),
+}
+USES = {
+    "fs": {"protocol": ("few_shot",), "shots": (1, 2, 4, 8, 16)},
+    "b2n": {"protocol": ("base_to_new",), "shots": (16,)},
+    "xd": {"protocol": ("cross_dataset", "domain_generalization"), "shots": (16,)},
+}
+
+_COOP = "KaiyangZhou/CoOp ff61507: configs/trainers, scripts, COOP.md"
+_MAPLE = "muzairkhattak/multimodal-prompt-learning 69bce21: configs/trainers"
+_SRC = "muzairkhattak/PromptSRC bb95c77: configs/trainers"
+_KG = "htyao89/KgCoOp c43ccc3: configs, scripts"
+_META = "mlvlab/ProMetaR c907bdb: configs/trainers"
+
+_WORDS = {"init_text": PHOTO_WORDS}
+_COOP_4 = ("coop", {"num_tokens": 4, **_WORDS})
+_COCOOP = ("cocoop", {"num_tokens": 4, **_WORDS})
+_IVLP_9 = ("ivlp", {"num_text": 4, "num_visual": 4, "depth": 9, **_WORDS})
+_IVLP_3 = ("ivlp", {"num_text": 4, "num_visual": 4, "depth": 3, **_WORDS})
+_MAPLE_9 = ("maple", {"num_tokens": 2, "depth": 9, **_WORDS})
+_MAPLE_3 = ("maple", {"num_tokens": 2, "depth": 3, **_WORDS})
+_FEW = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
+_GPA = "the regularisers promptsrc (25, 10, 1) and the Gaussian average of the prompts over epochs, mean and std "
+
+PRESETS: dict[str, Preset] = {
+    "coop_fs_vitb16": Preset(("coop", {"num_tokens": 16}), 0.002, _FEW, 32, "fs", _COOP, 50),
+    "coop_b2n_vitb16": Preset(_COOP_4, 0.002, 200, 32, "b2n", f"{_COOP} (vit_b16_ctxv1)", 50),
+    "coop_xd_vitb16": Preset(_COOP_4, 0.002, 200, 32, "xd", f"{_COOP} (vit_b16_ep50_ctxv1)", 50),
+    "cocoop_b2n_vitb16": Preset(_COCOOP, 0.002, 10, 1, "b2n", f"{_COOP} (vit_b16_c4_ep10_batch1_ctxv1)"),
+    "cocoop_xd_vitb16": Preset(_COCOOP, 0.002, 10, 1, "xd", f"{_COOP} (vit_b16_c4_ep10_batch1_ctxv1)"),
+    "vpt_b2n_vitb16": Preset(("vpt", {"num_tokens": 8, "depth": 12}), 0.0025, 5, 4, "b2n", _MAPLE),
+    "text_deep_b2n_vitb16": Preset(
+        ("text_deep", {"num_tokens": 4, "depth": 12, **_WORDS}), 0.0025, 5, 4, "b2n", _MAPLE
+    ),
+    "ivlp_b2n_vitb16": Preset(
+        ("ivlp", {"num_text": 2, "num_visual": 2, "depth": 12, **_WORDS}), 0.0035, 5, 4, "b2n", _MAPLE
+    ),
+    "ivlp_ep20_b2n_vitb16": Preset(_IVLP_9, 0.0025, 20, 4, "b2n", f"{_SRC} (IVLP, vit_b16_c2_ep20_batch4_4+4ctx)"),
+    "maple_b2n_vitb16": Preset(_MAPLE_9, 0.0035, 5, 4, "b2n", f"{_MAPLE} (vit_b16_c2_ep5_batch4_2ctx)"),
+    "maple_xd_vitb16": Preset(_MAPLE_3, 0.0026, 2, 4, "xd", f"{_MAPLE} (..._2ctx_cross_datasets)"),
+    "kgcoop_b2n_vitb16": Preset(_COOP_4, 0.002, 100, 128, "b2n", _KG, needs="the regulariser kgcoop, weight 8"),
+    "prograd_fs_rn50": Preset(
+        ("coop", {"num_tokens": 16}), 0.002, _FEW, 32, "fs", "BeierZhu/Prompt-align 1b76203: README, configs", 50,
+        needs="its rule for conflicting gradients, a ResNet-50, and a context that ends in the template's words",
+    ),
+    "promptsrc_b2n_vitb16": Preset(_IVLP_9, 0.0025, 20, 4, "b2n", _SRC, needs=f"{_GPA}15, 1"),
+    "promptsrc_xd_vitb16": Preset(_IVLP_3, 0.0025, 20, 4, "xd", _SRC, needs=f"{_GPA}6, 10"),
+    "promptsrc_fs_vitb16": Preset(
+        _IVLP_9, 0.0025, 50, 4, "fs", _SRC,
+        needs=f"{_GPA}30, 30 (Cars, Flowers, Aircraft, DTD and EuroSAT: 45, 5)",
+    ),
+    "prometar_b2n_vitb16": Preset(_IVLP_9, 0.0025, 10, 4, "b2n", _META, needs="its meta-regularisation"),
+}  # fmt: skip
+NAMES = tuple(PRESETS)
+
+
+def epochs(name: str, dataset: str, shots: int) -> int:
+    """How many epochs a recipe takes.
+
+    Args:
+      name: a preset.
+      dataset: the dataset's name, as in results.
+      shots: labelled images a class.
+
+    Returns:
+      The number; between numbers of shots that are published, that of the next smaller one.
+
+    Example:
+      >>> epochs("coop_fs_vitb16", "coop:dtd", 4), epochs("coop_fs_vitb16", "coop:imagenet", 4)
+      (100, 50)
+    """
+    preset = PRESETS[name]
+    if dataset == IMAGENET and preset.imagenet_epochs is not None:
+        return preset.imagenet_epochs
+    if isinstance(preset.epochs, int):
+        return preset.epochs
+    return preset.epochs[max((known for known in preset.epochs if known <= shots), default=min(preset.epochs))]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The settings of `experiments.evaluate` that a recipe stands for, but for the number of epochs."""
+    preset = PRESETS[name]
+    tuner, of_tuner = preset.tuner
+    # Without words, the context starts at random.
+    start = {"init_text": ("",)} if tuner == "coop" and "init_text" not in of_tuner else {}
+    return {
+        **SHARED,
+        **USES[preset.use],
+        "tuner": tuner,
+        "tuner_settings": json.dumps(of_tuner),
+        "learning_rate": (preset.learning_rate,),
+        "batch_size": preset.batch_size,
+        **start,
+    }
+
+
+def filled(config: Any) -> dict[str, Any]:
+    """What the settings that are not given (None) are: those of the preset, if there is one, or the plain ones.
+
+    Settings of the tuner that are given stand over those of the recipe. With a meta checkpoint, which brings its own,
+    the recipe's tuner is left out.
+
+    Args:
+      config: the settings of `experiments.evaluate`.
+
+    Returns:
+      Values by name.
+
+    Raises:
+      ValueError: the recipe is of another tuner than the one asked for, needs a tuner that there is not, or more than
+        settings.
+    """
+    found = dict(PLAIN)
+    if config.preset is not None:
+        found |= _recipe(config)
+    return {name: value for name, value in found.items() if name == "tuner_settings" or getattr(config, name) is None}
+
+
+def _recipe(config: Any) -> dict[str, Any]:
+    if config.preset not in PRESETS:
+        raise ValueError(f"--preset={config.preset}: choose among {', '.join(NAMES)}")
+    preset, found = PRESETS[config.preset], settings(config.preset)
+    tuner, of_tuner = preset.tuner
+    if tuner not in tuners.NAMES:
+        raise ValueError(f"--preset={config.preset} is of the tuner {tuner!r}; there are {', '.join(tuners.NAMES)}")
+    if preset.needs:
+        raise ValueError(
+            f"--preset={config.preset} needs {preset.needs}, which experiments.evaluate has no setting for; what it "
+            f"has: {found | {'epochs': preset.epochs}}"
+        )
+    if config.tuner not in (None, tuner):
+        raise ValueError(f"--preset={config.preset} is of the tuner {tuner!r}; leave --tuner={config.tuner} out")
+    if config.steps != DEFAULT_STEPS:
+        raise ValueError(f"--steps={config.steps}: a preset counts in epochs; give --epochs")
+    if config.meta:
+        del found["tuner"], found["tuner_settings"]
+    else:
+        found["tuner_settings"] = json.dumps({**of_tuner, **json_object("tuner_settings", config.tuner_settings)})
+    return found

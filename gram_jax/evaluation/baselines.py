@@ -1,0 +1,372 @@
+"""Points of comparison that learn no prompt: hand-written texts, a linear probe, and Tip-Adapter's cache.
+
+They are no tuners: some have nothing to differentiate, and the others are made of a support set. Here a method is
+fitted to a task once and then classifies frozen image features.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from gram_jax.clip import Clip, logits
+from gram_jax.data import templates as published
+from gram_jax.evaluation.tip_adapter import cached_logits, search, tune_keys
+from gram_jax.evaluation.zero_shot import class_features
+
+Array = jax.Array
+State = dict[str, Array]
+Labelled = tuple[Array, Array]
+
+_STRENGTHS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)  # CoOp's coarse grid for the linear probe
+_HALVINGS = 8
+_ALPHA, _BETA = 1.17, 1.0  # of Tip-Adapter's cache while its keys are tuned
+
+
+class Baseline(NamedTuple):
+    """A method that classifies frozen image features.
+
+    Attributes:
+      name: the method's name; `make(name, **settings)` makes it again.
+      settings: what the factory was called with, defaults filled in; JSON values.
+      fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labelled frozen image features
+        `[images, embed_dim]`, int labels `[images]`, and a pair of such features and labels to choose settings with.
+        Methods that read no labels take None for them. Not to be traced.
+      apply: `apply(state, clip, features) -> logits`, float32 `[images, classes]`; pure.
+      needs_labels: whether `fit` reads labelled features.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, baseline = tiny_clip(), hand_crafted()
+      >>> state = baseline.fit(clip, ["cat", "dog", "bird"], None, None)
+      >>> baseline.apply(state, clip, jnp.ones((5, 16)) / 4).shape
+      (5, 3)
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    fit: Callable[..., State]
+    apply: Callable[[State, Clip, Array], Array]
+    needs_labels: bool
+
+
+def hand_crafted(template: str = published.DEFAULT) -> Baseline:
+    """Zero-shot classification under one hand-written template.
+
+    logits[b, c] = exp(logit_scale) * <f_b, text(template with name c)>
+
+    Args:
+      template: a text with one "{}" for the class name, e.g. `gram_jax.data.templates.dataset_template("dtd")`.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: if the template has not one "{}".
+
+    Example:
+      >>> hand_crafted("a drawing of a {}.").settings["template"]
+      'a drawing of a {}.'
+
+    Reference:
+      "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.
+    """
+    _check_templates([template])
+    return _of_texts("hand_crafted", {"template": template}, [template])
+
+
+def ensemble(templates: str | Sequence[str] = "clip_7") -> Baseline:
+    """Zero-shot classification under the mean over many templates.
+
+    t_c = normalize( mean_j normalize( text(template_j with name c) ) )
+
+    Args:
+      templates: one of `gram_jax.data.templates.ENSEMBLES`, or texts with one "{}" each. CoOp's points of comparison
+        are "clip_7" and, on datasets other than ImageNet, the dataset's own template as an eighth.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: if there is no such list, no template, or a template has not one "{}".
+
+    Example:
+      >>> len(ensemble(["a photo of a {}.", "{}"]).settings["templates"])
+      2
+
+    Reference:
+      "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
+    """
+    texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
+    _check_templates(texts)
+    setting = templates if isinstance(templates, str) else texts
+    return _of_texts("ensemble", {"templates": setting}, texts)
+
+
+def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baseline:
+    """Multinomial logistic regression on frozen image features; no text is read.
+
+    min over W, b of  C sum_i CE(f_i W + b, y_i) + ||W||^2 / 2
+
+    Args:
+      strength: C. None chooses it on the validation features, as published: the best of 10^6, 10^4, ..., 10^-6, and
+        then eight times the better end of an interval of two decades that is halved, on a logarithmic scale.
+      max_iter: iterations of L-BFGS; it is not an error to stop there.
+
+    Returns:
+      The method. It needs validation features unless C is given.
+
+    Raises:
+      ValueError: a setting has an impossible value; `fit` raises it if validation features are missing, or a class has
+        no labelled image.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, baseline = tiny_clip(), linear_probe(strength=1.0)
+      >>> state = baseline.fit(clip, ["cat", "dog", "fish"], np.eye(3, 16, dtype=np.float32), np.arange(3))
+      >>> baseline.apply(state, clip, np.eye(3, 16)).argmax(axis=1).tolist()
+      [0, 1, 2]
+
+    Reference:
+      "Learning Transferable Visual Models From Natural Language Supervision", appendix A.3; the search as in the public
+      code of "Learning to Prompt for Vision-Language Models". There, features are not normalised.
+    """
+    if strength is not None:
+        _check_positive("strength", strength)
+    _check_count("max_iter", max_iter, least=1)
+
+    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labelled | None = None) -> State:
+        del clip
+        features, labels = _check_labelled(names, features, labels)
+        missing = sorted(set(range(len(names))) - set(labels.tolist()))
+        if missing:
+            raise ValueError(f"class {names[missing[0]]!r} has no labelled image; a linear probe needs one of each.")
+        if strength is not None:
+            return _regression(features, labels, strength, max_iter)
+        queries, answers = _check_labelled(names, *_require(validation, "linear_probe", "strength"))
+        tried: dict[float, tuple[float, State]] = {}
+
+        def score(strength: float) -> float:
+            if strength not in tried:
+                state = _regression(features, labels, strength, max_iter)
+                guesses = np.argmax(queries @ np.asarray(state["kernel"]) + np.asarray(state["bias"]), axis=1)
+                tried[strength] = float(np.mean(guesses == answers)), state
+            return tried[strength][0]
+
+        peak = max(_STRENGTHS, key=score)  # the first of the best
+        left, right = math.log10(peak) - 1, math.log10(peak) + 1
+        for _ in range(_HALVINGS):
+            best, middle = 10.0**left, (left + right) / 2
+            if score(10.0**left) < score(10.0**right):
+                best, left = 10.0**right, middle
+            else:
+                right = middle
+        return tried[best][1]
+
+    def apply(state: State, clip: Clip, features: Array) -> Array:
+        del clip
+        return jnp.matmul(jnp.asarray(features, jnp.float32), state["kernel"], precision="highest") + state["bias"]
+
+    settings = {"strength": strength, "max_iter": max_iter}
+    return Baseline("linear_probe", FrozenDict(settings), fit, apply, needs_labels=True)
+
+
+def tip_adapter(
+    alpha: float | None = None,
+    beta: float | None = None,
+    templates: str | Sequence[str] = (published.DEFAULT,),
+    epochs: int = 0,
+    learning_rate: float = 0.001,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Baseline:
+    """Tip-Adapter: the labelled features as a cache beside the zero-shot classifier.
+
+    With keys k_i, the labelled features, one-hot labels y_i, and t_c as in `ensemble`,
+
+        logits[b, c] = exp(logit_scale) * <f_b, t_c> + alpha sum_i exp( -beta (1 - <f_b, k_i>) ) y_ic.
+
+    Tip-Adapter-F then tunes the keys by cross-entropy: AdamW with decay 0.01 and epsilon 10^-4, a cosine schedule, at
+    the alpha and beta that are given, or 1.17 and 1; those that are not given are chosen afterwards. The keys of the
+    last step are used, where the public code takes the step that is best on the test split.
+
+    Args:
+      alpha: weight of the cache. None chooses it on the validation features: 20 values from 0.1 to 3.
+      beta: sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
+      templates: as in `ensemble`, or texts with one "{}" each.
+      epochs: passes over the labelled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
+      learning_rate: of AdamW.
+      batch_size: labelled features a step; the last batch of a pass may be smaller.
+      seed: of the order of the labelled features.
+
+    Returns:
+      The method. It needs validation features unless alpha and beta are given.
+
+    Raises:
+      ValueError: a setting has an impossible value; `fit` raises it if validation features are missing.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, baseline = tiny_clip(), tip_adapter(alpha=1000.0, beta=5.5)
+      >>> state = baseline.fit(clip, ["cat", "dog", "fish"], np.eye(3, 16, dtype=np.float32), np.arange(3))
+      >>> baseline.apply(state, clip, np.eye(3, 16)).argmax(axis=1).tolist()
+      [0, 1, 2]
+
+    Reference:
+      "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", section 3, equations 4 to 6; grids and
+      optimiser as in its public code.
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if value is not None:
+            _check_positive(name, value)
+    _check_positive("learning_rate", learning_rate)
+    _check_count("epochs", epochs, least=0)
+    _check_count("batch_size", batch_size, least=1)
+    _check_count("seed", seed, least=0)
+    texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
+    _check_templates(texts)
+
+    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labelled | None = None) -> State:
+        keys, labels = _check_labelled(names, features, labels)
+        queries = None
+        if alpha is None or beta is None:
+            queries, answers = _check_labelled(names, *_require(validation, "tip_adapter", "alpha and beta"))
+        state = {
+            "texts": class_features(clip, names, texts),
+            "keys": jnp.asarray(keys),
+            "values": jax.nn.one_hot(labels, len(names)),
+            "alpha": jnp.float32(_ALPHA if alpha is None else alpha),
+            "beta": jnp.float32(_BETA if beta is None else beta),
+        }
+        scale = clip.params["logit_scale"]
+        if epochs:
+            state["keys"] = tune_keys(state, scale, labels, epochs, learning_rate, batch_size, seed)
+        if queries is None:
+            return state
+        found = search(state, scale, queries, answers, alpha, beta)
+        return state | {name: jnp.float32(value) for name, value in zip(("alpha", "beta"), found, strict=True)}
+
+    def apply(state: State, clip: Clip, features: Array) -> Array:
+        return cached_logits(state, clip.params["logit_scale"], jnp.asarray(features, jnp.float32))
+
+    settings = {
+        "alpha": alpha,
+        "beta": beta,
+        "templates": templates if isinstance(templates, str) else texts,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    return Baseline("tip_adapter", FrozenDict(settings), fit, apply, needs_labels=True)
+
+
+_FACTORIES: dict[str, Callable[..., Baseline]] = {
+    "ensemble": ensemble,
+    "hand_crafted": hand_crafted,
+    "linear_probe": linear_probe,
+    "tip_adapter": tip_adapter,
+}
+NAMES = tuple(sorted(_FACTORIES))
+
+
+def make(name: str, **settings: Any) -> Baseline:
+    """Makes a point of comparison by its name.
+
+    Args:
+      name: one of `NAMES`.
+      settings: what the factory of that name takes.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: if there is no such method, or a setting has an impossible value.
+
+    Example:
+      >>> make("linear_probe", strength=0.3).settings["strength"]
+      0.3
+
+    Reference:
+      Our own choice.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(NAMES)}.")
+    return _FACTORIES[name](**settings)
+
+
+def _of_texts(name: str, settings: dict[str, Any], texts: Sequence[str]) -> Baseline:
+    def fit(
+        clip: Clip, names: Sequence[str], features: Any = None, labels: Any = None, validation: Labelled | None = None
+    ) -> State:
+        del features, labels, validation
+        return {"texts": class_features(clip, names, texts)}
+
+    def apply(state: State, clip: Clip, features: Array) -> Array:
+        return logits(jnp.asarray(features, jnp.float32), state["texts"], clip.params["logit_scale"])
+
+    return Baseline(name, FrozenDict(settings), fit, apply, needs_labels=False)
+
+
+def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_iter: int) -> State:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # weak decay on separable classes has no end
+        found = LogisticRegression(C=strength, max_iter=max_iter).fit(features, labels)
+    kernel, bias = found.coef_.T, found.intercept_
+    if kernel.shape[1] == 1:  # of two classes, one number says both
+        kernel, bias = np.concatenate([0 * kernel, kernel], axis=1), np.concatenate([0 * bias, bias])
+    return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+
+
+def _require(validation: Labelled | None, name: str, settings: str) -> Labelled:
+    if validation is None:
+        raise ValueError(
+            f"{name} chooses {settings} on validation features, and none are given; pass validation=(features, labels) "
+            f"or set {settings}."
+        )
+    return validation
+
+
+def _check_labelled(names: Sequence[str], features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    if features is None or labels is None:
+        raise ValueError("labelled image features are needed, and none are given.")
+    features, labels = np.asarray(features, np.float32), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise ValueError(
+            f"{list(features.shape)} features and {list(labels.shape)} labels: give [images, embed_dim] and one label "
+            "for each."
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(
+            f"labels must be integers from 0 to {len(names) - 1}, found {labels.dtype} from {labels.min()} to "
+            f"{labels.max()}."
+        )
+    return features, labels
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if not templates:
+        raise ValueError('no template is given; give texts with one "{}" each.')
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(f'a template is a text with one "{{}}" for the class name, found {template!r}.')
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, found {value!r}.")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}.")

@@ -1,0 +1,135 @@
+"""CPT: a simplex frame for each cluster of classes, images near their text, text near where it started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.clip.modules import at_least_float32
+from gram_jax.objectives.base import (
+    Reference,
+    Regularisers,
+    by_class,
+    mean_of_classes,
+    mean_of_images,
+    read,
+    text_of_images,
+    valid_classes,
+    weighted_mean,
+)
+from gram_jax.objectives.etf import simplex_loss
+
+Array = jax.Array
+
+_MOST, _SMALLEST = 16, 4  # clusters, and classes in one on average, where their number is left open
+
+
+def cpt(
+    weight: float = 1.0, *, simplex: float = 0.25, convergence: float = 0.15, rotation: float = 0.10
+) -> Regularisers:
+    """Cluster-aware simplex frames, class convergence and rotation stabilisation.
+
+    With M clusters of the K classes, k_m classes in cluster m, C the cosines of text features t, and t^ those of the
+    frozen clip,
+
+        simplex       (1 / M) sum_m  sum_{i != j in m} (C_ij + 1 / (k_m - 1))^2
+        convergence   (1 / K) sum_k (1 / N_k) sum_{i in k} |f_i - t_k|^2
+        rotation      (1 / K) sum_k |t_k - t^_k|_1
+
+    As published, the first also counts the diagonal of C, which adds the number of classes over M, a constant. Clusters
+    of one class add nothing; those of more than d + 1 classes, which no frame in d dimensions holds, are measured from
+    the least value that they can reach (see `npt`). In the second, a batch counts the classes that it has images of.
+    Features are the normalised ones throughout. Text features that depend on the image: the first and third term are
+    averaged over the images, the second takes each image's own.
+
+    Args:
+      weight: multiplies all three.
+      simplex: weight of the first.
+      convergence: weight of the second.
+      rotation: weight of the third.
+
+    Returns:
+      `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}` for `regularised`, without those of weight 0.
+      They read `reference.clusters` (see `class_clusters`) and `reference.text_features`.
+
+    Example:
+      >>> {name: part[0] for name, part in cpt(2.0).items()}
+      {'cpt_simplex': 0.5, 'cpt_convergence': 0.3, 'cpt_rotation': 0.2}
+
+    Reference:
+      CPT (arXiv 2605.11939), after a note on it; the three weights are the published ones.
+    """
+    parts = {
+        "cpt_simplex": (weight * simplex, _simplex),
+        "cpt_convergence": (weight * convergence, _convergence),
+        "cpt_rotation": (weight * rotation, _rotation),
+    }
+    return {name: part for name, part in parts.items() if part[0] != 0}
+
+
+def class_clusters(text_features: Array, num_clusters: int | None = None, seed: int = 0) -> np.ndarray:
+    """The clusters of classes that `cpt` gives frames to: k-means on the frozen text features, once before tuning.
+
+    Args:
+      text_features: of the frozen clip, float `[classes, embed]`, without classes that only fill up a shape.
+      num_clusters: M; None: a cluster for every 4 classes, at most 16.
+      seed: seed of the start.
+
+    Returns:
+      int32 `[classes]`, numbers from 0 to M - 1.
+
+    Raises:
+      ValueError: if there are fewer classes than clusters, or the features have another number of axes.
+
+    Example:
+      >>> class_clusters(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
+      True
+
+    Reference:
+      CPT (arXiv 2605.11939): one k-means on frozen text features; the number of clusters is our own choice.
+    """
+    features = np.asarray(text_features, np.float32)
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"class_clusters needs text features [classes, embed], found {list(features.shape)}.")
+    count = min(_MOST, max(1, len(features) // _SMALLEST)) if num_clusters is None else num_clusters
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(features):
+        raise ValueError(
+            f"num_clusters is {count!r} of {len(features)} classes; give an integer from 1 to their number."
+        )
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    # On one thread, so that the clusters hang on the seed alone.
+    with threadpool_limits(limits=1):
+        return KMeans(count, n_init=10, random_state=seed).fit_predict(features).astype(np.int32)
+
+
+def _simplex(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+    del prompt, labels
+    vectors = at_least_float32(outputs.text_features)
+    clusters = read("cpt_simplex", reference, "clusters", vectors.shape[-2:-1])
+    valid = valid_classes(reference, len(clusters))
+    groups = (clusters[:, None] == clusters[None]) & valid[:, None] & valid[None]
+    size = jnp.sum(groups, axis=-1)
+    # Each class is one k_m-th of its cluster.
+    number = jnp.sum(jnp.where(valid, 1.0 / jnp.maximum(size, 1), 0.0))
+    each = simplex_loss(vectors, groups) / jnp.maximum(number, 1.0)
+    return each if each.ndim == 0 else mean_of_images(each, reference)
+
+
+def _convergence(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
+    del prompt
+    texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
+    distance = jnp.sum((images - text_of_images(texts, labels)) ** 2, axis=-1)
+    means, present = by_class(distance, labels, texts.shape[-2], reference.weights)
+    return weighted_mean(means, present)
+
+
+def _rotation(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+    del prompt, labels
+    features = at_least_float32(outputs.text_features)
+    frozen = read("cpt_rotation", reference, "text_features", features.shape[-2:])
+    return mean_of_classes(jnp.sum(jnp.abs(features - frozen), axis=-1), reference)

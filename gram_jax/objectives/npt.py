@@ -1,0 +1,107 @@
+"""NPT: prompted text features and class means of images collapse to one simplex equiangular tight frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.clip.modules import at_least_float32
+from gram_jax.objectives.base import (
+    Reference,
+    Regularisers,
+    by_class,
+    mean_of_images,
+    normalize,
+    text_of_images,
+    valid_classes,
+    weighted_mean,
+)
+from gram_jax.objectives.etf import simplex_loss
+
+Array = jax.Array
+
+
+def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centred: bool = False) -> Regularisers:
+    """Language-modality collapse and multi-modality isomorphism.
+
+    With t_k the text features of K classes in d dimensions, and m_k = normalize(mean of f_i over the batch's images of
+    class k),
+
+        text    sum_{i != j} (<t_i, t_j> + 1 / (K - 1))^2 / (K (K - 1)) - floor(K, d)
+        image   mean over the batch's classes of |m_k - t_k|^2
+
+    The first is 0 exactly where the text features are a simplex frame; the second pulls the images' class means onto
+    the same frame. A frame exists for K <= d + 1. Beyond, `simplex_floor` is the least value that any features reach,
+    at a centred tight frame; it is subtracted, so that 0 remains the optimum (gradients do not change), and 0 up to
+    d + 1. Where classes outnumber dimensions by far, `cpt` gives each cluster of classes a frame of its own.
+
+    Text features that depend on the image: the first term is averaged over the images, the second takes the normalised
+    mean of t_k over the images of class k.
+
+    Args:
+      weight: multiplies both.
+      text: weight of the collapse of the text features.
+      image: weight of the isomorphism.
+      centred: remove the mean before norms are taken: of all classes in the first term, of the batch's classes in the
+        second. CLIP's features lie in two narrow cones, one for each modality; centring leaves the cones where they
+        are, and asks for frames around their axes.
+
+    Returns:
+      `{"npt_text": ..., "npt_image": ...}` for `regularised`, without those of weight 0. They read nothing of the
+      frozen clip.
+
+    Example:
+      >>> from gram_jax.objectives import Reference, npt, simplex_etf
+      >>> from gram_jax.tuners import Outputs
+      >>> frame = jnp.asarray(simplex_etf(4, 6, seed=0), jnp.float32)
+      >>> outputs = Outputs(None, frame[jnp.array([2, 0, 2])], frame)
+      >>> [abs(round(float(part({}, outputs, jnp.array([2, 0, 2]), Reference())), 5)) for _, part in npt().values()]
+      [0.0, 0.0]
+
+    Reference:
+      "Neural Collapse Anchored Prompt Tuning for Generalizable Vision-Language Models", whose text names the two
+      regularisers. Their formulas, the weights, the floor and `centred` are our own choices.
+    """
+    parts = {
+        "npt_text": (weight * text, _collapse(centred)),
+        "npt_image": (weight * image, _isomorphism(centred)),
+    }
+    return {name: part for name, part in parts.items() if part[0] != 0}
+
+
+def _collapse(centred: bool) -> Any:
+    def collapse(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+        del prompt, labels
+        vectors = at_least_float32(outputs.text_features)
+        valid = valid_classes(reference, vectors.shape[-2])
+        if centred:
+            vectors = center(vectors, valid)
+        count = jnp.sum(valid)
+        each = simplex_loss(vectors, valid[:, None] & valid[None]) / jnp.maximum(count * (count - 1), 1)
+        return each if each.ndim == 0 else mean_of_images(each, reference)
+
+    return collapse
+
+
+def _isomorphism(centred: bool) -> Any:
+    def isomorphism(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
+        del prompt
+        texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
+        num_classes = texts.shape[-2]
+        means, present = by_class(images, labels, num_classes, reference.weights)
+        if texts.ndim == 3:
+            texts = normalize(by_class(text_of_images(texts, labels), labels, num_classes, reference.weights)[0])
+        if centred:
+            means, texts = center(means, present), center(texts, present)
+        distance = jnp.sum((normalize(means) - texts) ** 2, axis=-1)
+        return weighted_mean(distance, present)
+
+    return isomorphism
+
+
+def center(vectors: Array, chosen: Array) -> Array:
+    """Directions `[..., classes, dim]` from the mean of the chosen classes."""
+    middle = weighted_mean(vectors, jnp.broadcast_to(chosen[:, None], vectors.shape), axis=-2)
+    return normalize(vectors - middle[..., None, :])

@@ -1,0 +1,146 @@
+"""PromptSRC: prompted features and logits stay near the frozen clip's, whose text speaks in many templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.clip.modules import at_least_float32
+from gram_jax.objectives.base import (
+    Reference,
+    Regularisers,
+    log_probabilities,
+    mean_of_classes,
+    mean_of_images,
+    normalize,
+    read,
+)
+
+Array = jax.Array
+
+
+def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, logits: float = 1.0) -> Regularisers:
+    """The three self-consistency terms of PromptSRC.
+
+    With t^, f^, p^ = softmax(z^) the frozen clip's text features, image features and probabilities, d the width of
+    features, B images and K classes,
+
+        text     sum_k |t_k - t^_k|_1 / (K d)
+        image    sum_b |f_b - f^_b|_1 / (B d)
+        logits   sum_bk p^_bk (log p^_bk - log p_bk) / (B K)
+
+    The last one is KL(p^ || p) over the number of *elements*, as in the public code: a K-th of the mean over images.
+
+    Args:
+      weight: multiplies all three.
+      text: weight of the first.
+      image: weight of the second.
+      logits: weight of the third.
+
+    Returns:
+      `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}` for `regularised`, without those of
+      weight 0. They read `reference.text_features` (see `textual_diversity`), `image_features` of the same views of the
+      same images, and `logits` of these two.
+
+    Example:
+      >>> sorted(promptsrc(2.0, image=0.0)), promptsrc(2.0)["promptsrc_text"][0]
+      (['promptsrc_logits', 'promptsrc_text'], 50.0)
+
+    Reference:
+      "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", section 3.2, mutual agreement; its
+      public code.
+    """
+    parts = {
+        "promptsrc_text": (weight * text, _text("promptsrc_text")),
+        "promptsrc_image": (weight * image, _image("promptsrc_image")),
+        "promptsrc_logits": (weight * logits, _logits),
+    }
+    return {name: part for name, part in parts.items() if part[0] != 0}
+
+
+def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) -> Regularisers:
+    """The two regularisers whose gradient ProMetaR modulates: `promptsrc`'s text and image terms, weighed otherwise.
+
+    Args:
+      weight: multiplies both.
+      text: weight of the mean absolute difference of text features.
+      image: weight of the mean absolute difference of image features.
+
+    Returns:
+      `{"prometar_text": ..., "prometar_image": ...}` for `regularised`, without those of weight 0. They read
+      `reference.text_features` (see `textual_diversity`) and `reference.image_features`.
+
+    Example:
+      >>> {name: part[0] for name, part in prometar().items()}
+      {'prometar_text': 50.0, 'prometar_image': 20.0}
+
+    Reference:
+      "Prompt Learning via Meta-Regularization", the weights of its public code.
+    """
+    parts = {
+        "prometar_text": (weight * text, _text("prometar_text")),
+        "prometar_image": (weight * image, _image("prometar_image")),
+    }
+    return {name: part for name, part in parts.items() if part[0] != 0}
+
+
+def textual_diversity(features: Array) -> Array:
+    """The frozen text features that `promptsrc` and `prometar` hold prompts to: of many templates, one feature a class.
+
+        t^_k = u_k / |u_k|,    u_k = mean_j text(template_j(name_k)),
+
+    the mean of features that are *not* normalised. (CLIP's own ensembles average normalised ones.)
+
+    Args:
+      features: float `[templates, classes, embed]`, of `encode_text(clip, token_ids, normalize=False)`.
+
+    Returns:
+      Normalised, at least float32 `[classes, embed]`.
+
+    Raises:
+      ValueError: if the features have another number of axes, or there is no template.
+
+    Example:
+      >>> mean = textual_diversity(jnp.array([[[3.0, 0.0]], [[0.0, 4.0]]]))
+      >>> bool(jnp.allclose(mean, jnp.array([[0.6, 0.8]])))
+      True
+
+    Reference:
+      "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", section 3.2, textual diversity. Its
+      60 templates are `gram_jax.data.templates.ensemble("promptsrc_60")`; mean before norm as in the public code.
+    """
+    if jnp.ndim(features) != 3 or not jnp.shape(features)[0]:
+        raise ValueError(
+            f"textual_diversity needs features [templates, classes, embed] of at least one template, found "
+            f"{list(jnp.shape(features))}."
+        )
+    return normalize(jnp.mean(at_least_float32(jnp.asarray(features)), axis=0))
+
+
+def _text(name: str) -> Any:
+    def text(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+        del prompt, labels
+        features = at_least_float32(outputs.text_features)
+        frozen = read(name, reference, "text_features", features.shape[-2:])
+        return mean_of_classes(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
+
+    return text
+
+
+def _image(name: str) -> Any:
+    def image(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+        del prompt, labels
+        features = at_least_float32(outputs.image_features)
+        frozen = read(name, reference, "image_features", features.shape)
+        return mean_of_images(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
+
+    return image
+
+
+def _logits(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+    del prompt, labels
+    own = log_probabilities(outputs.logits, reference)
+    frozen = log_probabilities(read("promptsrc_logits", reference, "logits", jnp.shape(outputs.logits)), reference)
+    return mean_of_classes(jnp.exp(frozen) * (frozen - own), reference)

@@ -1,0 +1,110 @@
+"""CoCoOp: a context that every image shifts."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from flax.core import FrozenDict
+
+from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
+from gram_jax.tuners.base import (
+    Outputs,
+    Prompt,
+    Tuner,
+    check_count,
+    check_names,
+    check_room,
+    check_words,
+    frozen_image_features,
+    make_outputs,
+    random_vectors,
+    word_vectors,
+)
+from gram_jax.tuners.networks import dense, dense_init
+
+
+def cocoop(
+    num_tokens: int | None = None,
+    init_text: str | None = "a photo of a",
+    hidden: int | None = None,
+    chunk: int = 4,
+) -> Tuner:
+    """Conditional context optimisation: a small network of the image's feature shifts all context vectors alike.
+
+    With context v_1, ..., v_n, E the frozen token embedding and f_b the normalised feature of image b,
+
+        h(f)   = W_2 relu(W_1 f + a_1) + a_2
+        t_bc   = text([SOS] v_1 + h(f_b) ... v_n + h(f_b) E(name_c) . [EOS]),
+        logits[b, c] = exp(logit_scale) * <f_b, t_bc>.
+
+    The text transformer runs for every image: `chunk` images at a time, and once more in the backward pass, so that
+    memory grows with the chunk and not with the images. The image side is untouched: `images` may be frozen image
+    features. The prompt is `{"context": [n, width], "network": {"hidden": {"kernel", "bias"}, "out": {"kernel",
+    "bias"}}}`; the network starts as PyTorch's dense layers do.
+
+    Args:
+      num_tokens: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
+      init_text: words whose token embeddings the context starts as. None: N(0, 0.02^2).
+      hidden: hidden units of the network; None takes a sixteenth of the clip's `embed_dim`.
+      chunk: images whose texts are run side by side; less takes less memory, more is faster.
+
+    Returns:
+      The tuner.
+
+    Raises:
+      ValueError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
+        context and class names do not fit the clip's context length.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(), cocoop(hidden=8)
+      >>> classes = clip.class_tokens(["cat", "dog", "bird"])
+      >>> prompt = tuner.init(jax.random.key(0), clip, classes)
+      >>> tuner.apply(prompt, clip, classes, jax.numpy.ones((2, 16)) / 4).text_features.shape
+      (2, 3, 16)
+
+    Reference:
+      "Conditional Prompt Learning for Vision-Language Models", section 3.2; the text tower's chunks are our
+      own.
+    """
+    num_tokens = check_words("num_tokens", num_tokens, init_text)
+    if hidden is not None:
+        check_count("hidden", hidden)
+    check_count("chunk", chunk)
+    settings = {"num_tokens": num_tokens, "init_text": init_text, "hidden": hidden, "chunk": chunk}
+
+    def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
+        context_key, hidden_key, out_key = jax.random.split(key, 3)
+        width, embed_dim = clip.config.text.width, clip.config.embed_dim
+        if init_text is None:
+            context = random_vectors(context_key, num_tokens, width)
+        else:
+            context = word_vectors(clip, init_text, num_tokens, "num_tokens")
+        check_room(clip, context, classes)
+        units = max(1, embed_dim // 16) if hidden is None else hidden
+        network = {"hidden": dense_init(hidden_key, embed_dim, units), "out": dense_init(out_key, units, width)}
+        return {"context": context, "network": network}
+
+    def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
+        check_names(classes)
+        features = frozen_image_features(clip, images)
+        network = prompt["network"]
+        shift = dense(network["out"], jax.nn.relu(dense(network["hidden"], features)))  # [images, width]
+        contexts = prompt["context"] + shift[:, None]  # [images, n, width]
+        return make_outputs(clip, features, _class_features(clip, classes, contexts, chunk=chunk))
+
+    changes = frozenset({"text"})
+    return Tuner("cocoop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=changes)
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _class_features(clip: Clip, classes: Classes, contexts: jax.Array, *, chunk: int) -> jax.Array:
+    """Text features `[images, classes, embed_dim]` under contexts `[images, n, width]`, a chunk of images at a time."""
+
+    # Recomputed in the backward pass; inside a scan nothing can be merged with that, so it need not be fenced off.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(context: jax.Array) -> jax.Array:
+        return encode_classes(clip, classes, TextPrompt(context))
+
+    return jax.lax.map(one, contexts, batch_size=min(chunk, len(contexts)))

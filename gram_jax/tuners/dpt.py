@@ -1,0 +1,247 @@
+"""DPT: CoOp's context, deep visual prompts, and visual prompts that each image makes of its likely classes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from gram_jax.clip import Classes, Clip, MaskedTokens, encode_classes, encode_image
+from gram_jax.clip.prompts import CLASS_POSITIONS
+from gram_jax.tuners.base import (
+    Outputs,
+    Prompt,
+    Tuner,
+    check_choice,
+    check_count,
+    check_names,
+    check_words,
+    frozen_outputs,
+    make_outputs,
+    random_vectors,
+)
+from gram_jax.tuners.networks import dense, dense_init, linear, norm, norm_init, uniform
+from gram_jax.tuners.text_deep import text_init, text_prompt
+from gram_jax.tuners.vpt import visual_init, visual_prompt
+
+Array = jax.Array
+_QUERY_WIDTH = 32  # of queries and keys
+_OWN_TOKENS = 10  # learned tokens that class prompts attend to, beside the image's
+
+
+class DptOutputs(NamedTuple):
+    """Everything that a forward pass of DPT knows; its staged loss reads all of it.
+
+    Attributes:
+      outputs: what the tuner's `apply` returns.
+      frozen: what the clip says without a prompt; None without class-aware layers.
+      selected: int `[images, c]`, the most likely classes of each image without a prompt, the most likely one first.
+      keep: bool `[images, c]`, False where there are fewer classes than that.
+      attended: `[layers, images, c, vision width]`, what each class saw in the image, by class-aware layer.
+
+    Example:
+      >>> DptOutputs(None, None, None, None, jnp.zeros((1, 2, 10, 768))).attended.shape
+      (1, 2, 10, 768)
+    """
+
+    outputs: Outputs
+    frozen: Outputs | None
+    selected: Array | None
+    keep: Array | None
+    attended: Array | None
+
+
+def dpt(
+    num_text: int | None = 16,
+    num_visual: int = 10,
+    num_classes: int = 10,
+    class_layers: int = 1,
+    init_text: str | None = None,
+    position: str = "end",
+    class_specific: bool = False,
+) -> Tuner:
+    """Dual-modality prompt tuning with class-aware visual prompts in the top layers.
+
+    The text side is CoOp's. The lower L - T of the vision transformer's L layers read [c, patches, P_l] with m learned
+    tokens each. Each of the upper T layers reads [c, patches, Q], Q made by that layer for each image: with the k
+    classes that the frozen clip finds most likely, their prompted text features t_j, not normalised, and the layer's
+    own tokens x (no gradient flows into them) and ten learned ones S,
+
+        p_j = W_p t_j + a,    A_j = W_v sum_i softmax_i( <W_q p_j, W_k z_i> / sqrt(32) ) z_i,    z = [x ; S],
+        Q_j = norm(A_j + p_j).
+
+    Class lists that were filled up by repeating their last class are read as without the repetitions; where there are
+    fewer than k classes, there are as many prompts. `dpt_loss` is the published loss in stages. With `class_layers=0`
+    this is VLP, deep visual prompts beside CoOp. It is a few-shot method: its class-aware prompts transfer badly.
+
+    The prompt is `{"text": {"context": [n, text width]}, "visual": {"tokens": [m, vision width], "deep": [L - T - 1, m,
+    vision width]}, "class_aware": {"query": {"kernel", "bias"}, "attention": {"query", "key", "value"}, "tokens",
+    "norm": {"scale", "bias"}}}`, each leaf of the last with a leading axis of T layers; a part without layers is left
+    out. Per class, it also holds `"classifier": {"norm": {"scale", "bias"}, "kernel": [T, vision width, classes]}`,
+    which only `dpt_loss` reads. Vectors start at N(0, 0.02^2), the rest as PyTorch's layers.
+
+    Args:
+      num_text: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
+      num_visual: m.
+      num_classes: k.
+      class_layers: T.
+      init_text: words whose first n token embeddings the context starts as; further ones stay, frozen, behind it. None:
+        N(0, 0.02^2).
+      position: where the name stands: "end" (behind the context), "middle" or "front".
+      class_specific: also learn the classifier of class prompts, as published. Such a prompt is trained on one class
+        list, though it can be applied to any.
+
+    Returns:
+      The tuner.
+
+    Raises:
+      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than
+        `class_layers`, the words are fewer than `num_text` tokens, or context and class names do not fit the context
+        length.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(vision_layers=3), dpt(num_visual=2)
+      >>> prompt = tuner.init(jax.random.key(0), clip, None)
+      >>> prompt["visual"]["deep"].shape[0], sorted(prompt["class_aware"])
+      (1, ['attention', 'norm', 'query', 'tokens'])
+
+    Reference:
+      "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model", section III; settings and order of operations
+      as in its public code.
+    """
+    check_choice("position", position, CLASS_POSITIONS)
+    num_text = check_words("num_text", num_text, init_text)
+    check_count("num_visual", num_visual)
+    check_count("num_classes", num_classes)
+    if isinstance(class_layers, bool) or not isinstance(class_layers, int) or class_layers < 0:
+        raise ValueError(f"class_layers must be an integer, 0 or more, found {class_layers!r}.")
+    if not isinstance(class_specific, bool):
+        raise ValueError(f"class_specific must be True or False, found {class_specific!r}.")
+    if class_specific and not class_layers:
+        raise ValueError("class_specific needs class_layers of 1 or more: without them there is nothing to classify.")
+    settings = FrozenDict(
+        {
+            "num_text": num_text,
+            "num_visual": num_visual,
+            "num_classes": num_classes,
+            "class_layers": class_layers,
+            "init_text": init_text,
+            "position": position,
+            "class_specific": class_specific,
+        }
+    )
+
+    def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
+        layers, width = clip.config.vision.layers, clip.config.vision.width
+        if class_layers > layers:
+            raise ValueError(f"class_layers is {class_layers}, but this clip has only {layers} vision layers.")
+        context_key, visual_key, aware_key, classifier_key = jax.random.split(key, 4)
+        prompt = {"text": text_init(context_key, context_key, clip, classes, ("num_text", num_text), 1, init_text)}
+        if class_layers < layers:
+            prompt["visual"] = visual_init(visual_key, clip, num_visual, layers - class_layers)
+        if class_layers:
+            prompt["class_aware"] = _class_aware_init(aware_key, class_layers, clip.config.embed_dim, width)
+        if class_specific:
+            check_names(classes)
+            kernel = uniform(classifier_key, width**-0.5, class_layers, width, len(classes.tail_ids))
+            prompt["classifier"] = {"norm": norm_init(width, class_layers), "kernel": kernel}
+        return prompt
+
+    def apply(prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> Outputs:
+        return dpt_outputs(settings, prompt, clip, classes, images).outputs
+
+    return Tuner("dpt", settings, init, apply, needs_pixels=True, needs_names=True)
+
+
+def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> DptOutputs:
+    """The forward pass of `dpt`, with all that its loss needs.
+
+    Args:
+      settings: those of the tuner.
+      prompt: its prompt.
+      clip: the frozen clip.
+      classes: as `clip.class_tokens` makes them.
+      images: `[images, size, size, channels]`.
+
+    Returns:
+      The outputs.
+
+    Raises:
+      ValueError: if a shape does not fit.
+    """
+    check_names(classes)
+    return _forward(prompt, clip, classes, images, settings=settings)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _forward(prompt: Prompt, clip: Clip, classes: Classes, images: Array, *, settings: Mapping[str, Any]) -> DptOutputs:
+    text = text_prompt(
+        prompt["text"], clip, ("num_text", settings["num_text"]), settings["init_text"], settings["position"]
+    )
+    texts = encode_classes(clip, classes, text, normalize=False)
+    unit_texts = texts / jnp.linalg.norm(texts, axis=-1, keepdims=True)
+    visual = visual_prompt(prompt["visual"], "after_norm") if "visual" in prompt else None
+    layers = clip.config.vision.layers
+    upper = range(layers - settings["class_layers"], layers)
+    if not upper:
+        return DptOutputs(make_outputs(clip, encode_image(clip, images, visual), unit_texts), None, None, None, None)
+
+    frozen = frozen_outputs(clip, classes, images)
+    scores = jnp.where(_repetitions(classes), -jnp.inf, frozen.logits)
+    best, selected = jax.lax.top_k(scores, min(settings["num_classes"], scores.shape[1]))
+    keep = best > -jnp.inf
+    likely = texts[selected]  # [images, k, embed_dim]
+
+    def make(own: Prompt, tokens: Array) -> tuple[MaskedTokens, Array]:
+        prompts, attended = _class_prompts(own, likely, tokens)
+        return MaskedTokens(prompts, keep), attended
+
+    functions = {
+        layer: functools.partial(make, jax.tree.map(lambda leaf, row=row: leaf[row], prompt["class_aware"]))
+        for row, layer in enumerate(upper)
+    }
+    features, attended = encode_image(clip, images, visual, layer_prompts=functions, has_aux=True)
+    attended = jnp.stack([attended[layer] for layer in upper])
+    return DptOutputs(make_outputs(clip, features, unit_texts), frozen, selected, keep, attended)
+
+
+def _class_prompts(own: Prompt, likely: Array, tokens: Array) -> tuple[Array, Array]:
+    """One layer's prompt tokens `[images, k, width]`, and what the classes saw, of the same shape."""
+    attention = own["attention"]
+    projected = dense(own["query"], likely)  # [images, k, width]
+    tokens = jax.lax.stop_gradient(tokens)
+    learned = jnp.broadcast_to(own["tokens"], (len(tokens), *own["tokens"].shape)).astype(tokens.dtype)
+    seen = jnp.concatenate([tokens, learned], axis=1)  # [images, tokens, width]
+    queries, keys = linear(attention["query"], projected), linear(attention["key"], seen)
+    scores = jnp.einsum("bqd,bkd->bqk", queries, keys, precision="highest") / math.sqrt(_QUERY_WIDTH)
+    mixed = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), seen, precision="highest")
+    attended = linear(attention["value"], mixed)
+    return norm(own["norm"], attended + projected), attended
+
+
+def _repetitions(classes: Classes) -> Array:
+    """Which classes only fill the list up: the repetitions of the last one at its end, bool `[classes]`."""
+    like_last = jnp.all(classes.tail_ids == classes.tail_ids[-1], axis=1)
+    of_the_end = jnp.flip(jnp.cumprod(jnp.flip(like_last))).astype(bool)
+    return of_the_end & jnp.roll(of_the_end, 1).at[0].set(False)
+
+
+def _class_aware_init(key: Array, layers: int, embed_dim: int, width: int) -> Prompt:
+    dense_key, query_key, key_key, value_key, tokens_key = jax.random.split(key, 5)
+    bound = width**-0.5
+    return {
+        "query": dense_init(dense_key, embed_dim, width, layers),
+        "attention": {
+            "query": uniform(query_key, bound, layers, width, _QUERY_WIDTH),
+            "key": uniform(key_key, bound, layers, width, _QUERY_WIDTH),
+            "value": uniform(value_key, bound, layers, width, width),
+        },
+        "tokens": random_vectors(tokens_key, layers, _OWN_TOKENS, width),
+        "norm": norm_init(width, layers),
+    }

@@ -1,0 +1,153 @@
+"""UPT: text and visual prompts that attend to each other before they are used."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from gram_jax.clip import Classes, Clip, TextPrompt, VisualPrompt, encode_classes, encode_image
+from gram_jax.clip.modules import Block
+from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
+from gram_jax.tuners.base import (
+    Outputs,
+    Prompt,
+    Tuner,
+    check_choice,
+    check_count,
+    check_depth,
+    check_names,
+    check_room,
+    make_outputs,
+    random_vectors,
+)
+from gram_jax.tuners.networks import NORM_EPS, dense, dense_init, norm_init, uniform
+
+_GROWTH = 4  # hidden units of the block's perceptron, in widths
+
+
+def upt(
+    num_text: int = 4,
+    num_visual: int = 4,
+    depth: int = 12,
+    width: int = 128,
+    position: str = "middle",
+    placement: str = "after_class",
+) -> Tuner:
+    """Unified prompt tuning: one small transformer layer turns text and visual prompts into each other's context.
+
+    With n text vectors A, m visual vectors V_l for each of the first D layers, and dense layers down_T, down_V to the
+    small width and up_T, up_V back,
+
+        U  = [down_T(A) ; down_V(V_0) ; ... ; down_V(V_{D-1})]          n + D m rows
+        U' = U + attention(norm_1(U)),    U^ = U' + mlp(norm_2(U'))     one head, no mask
+        [A^ ; V^_0 ; ...] = U^,    text prompt = up_T(A^),    visual prompt of layer l = up_V(V^_l).
+
+    There is no path around the dense layers: the start is no text's, and far from zero-shot. The text prompt stands in
+    the first layer only; visual layer l < D reads [c, up_V(V^_l), patches].
+
+    The prompt is `{"context": [n, text width], "tokens": [depth, m, vision width], "down": {"text", "visual"}, "block":
+    {"norm_1", "attention", "norm_2", "mlp"}, "up": {"text", "visual"}}`. A starts at N(0, 0.02^2), V at U(-b, b) with
+    b^2 = 6 / (3 p^2 + vision width) for patches of p pixels, the layers as PyTorch's do.
+
+    Args:
+      num_text: n.
+      num_visual: m.
+      depth: D, the number of vision layers with tokens of their own, the first one included.
+      width: width of the small layer.
+      position: where the name stands: "end" (behind the context), "middle" or "front".
+      placement: where the visual tokens stand; see `VisualPrompt`.
+
+    Returns:
+      The tuner.
+
+    Raises:
+      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`,
+        or context and class names do not fit the context length.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner = tiny_clip(vision_layers=3), upt(num_visual=2, depth=3, width=8)
+      >>> prompt = tuner.init(jax.random.key(0), clip, None)
+      >>> prompt["tokens"].shape == (3, 2, clip.config.vision.width)
+      True
+
+    Reference:
+      "Unified Vision and Language Prompt Learning", section 3; the layer, its projections and its settings as in the
+      public code of "Multitask Vision-Language Prompt Tuning", whose authors build on it.
+    """
+    check_choice("position", position, CLASS_POSITIONS)
+    check_choice("placement", placement, PLACEMENTS)
+    for name, value in (("num_text", num_text), ("num_visual", num_visual), ("depth", depth), ("width", width)):
+        check_count(name, value)
+    settings = {
+        "num_text": num_text,
+        "num_visual": num_visual,
+        "depth": depth,
+        "width": width,
+        "position": position,
+        "placement": placement,
+    }
+    block = Block(heads=1, mlp_width=_GROWTH * width, activation="quick_gelu", norm_eps=NORM_EPS)
+
+    def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
+        check_depth(depth, {"vision": clip.config.vision.layers})
+        text_width, vision = clip.config.text.width, clip.config.vision
+        context_key, tokens_key, block_key, *dense_keys = jax.random.split(key, 7)
+        context = random_vectors(context_key, num_text, text_width)
+        check_room(clip, context, classes)
+        bound = math.sqrt(6 / (3 * vision.patch_size**2 + vision.width))
+        return {
+            "context": context,
+            "tokens": uniform(tokens_key, bound, depth, num_visual, vision.width),
+            "down": {
+                "text": dense_init(dense_keys[0], text_width, width),
+                "visual": dense_init(dense_keys[1], vision.width, width),
+            },
+            "block": _block_init(block_key, width),
+            "up": {
+                "text": dense_init(dense_keys[2], width, text_width),
+                "visual": dense_init(dense_keys[3], width, vision.width),
+            },
+        }
+
+    def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
+        check_names(classes)
+        down, up = prompt["down"], prompt["up"]
+        rows = [dense(down["text"], prompt["context"]), dense(down["visual"], prompt["tokens"]).reshape(-1, width)]
+        with jax.default_matmul_precision("highest"):  # prompts are made in full precision on every device
+            mixed, _ = block.apply({"params": prompt["block"]}, jnp.concatenate(rows))
+        context = dense(up["text"], mixed[:num_text])
+        tokens = dense(up["visual"], mixed[num_text:]).reshape(prompt["tokens"].shape)
+        visual = VisualPrompt(tokens[0], tokens[1:] if depth > 1 else None, placement=placement)
+        texts = encode_classes(clip, classes, TextPrompt(context, class_position=position))
+        return make_outputs(clip, encode_image(clip, images, visual), texts)
+
+    return Tuner("upt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)
+
+
+def _block_init(key: jax.Array, width: int) -> Prompt:
+    """A layer of CLIP's transformers as PyTorch starts it."""
+    query_key, key_key, value_key, out_key, up_key, down_key = jax.random.split(key, 6)
+    # Queries, keys and values are one matrix there, [width, 3 width], by Glorot's rule.
+    bound = math.sqrt(6 / (width + 3 * width))
+
+    def attention(key: jax.Array, bound: float) -> Prompt:
+        return {"kernel": uniform(key, bound, width, width), "bias": jnp.zeros(width, jnp.float32)}
+
+    return {
+        "norm_1": norm_init(width),
+        "attention": {
+            "query": attention(query_key, bound),
+            "key": attention(key_key, bound),
+            "value": attention(value_key, bound),
+            "out": attention(out_key, width**-0.5),
+        },
+        "norm_2": norm_init(width),
+        "mlp": {
+            "up": dense_init(up_key, width, _GROWTH * width),
+            "down": dense_init(down_key, _GROWTH * width, width),
+        },
+    }
