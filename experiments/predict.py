@@ -173,6 +173,7 @@ def make_classifier(
     Raises:
       ValueError: the prompt belongs to another clip or class list, or does not fit the names.
     """
+    clip.class_tokens(names, "{}")  # a prediction by a name that two classes have would say nothing
     if not path:
         return make_scorer(_zero_shot(), {}, clip, evaluation.class_features(clip, names, [template or TEMPLATE]))
     tuner, prompt = load_prompt(path, clip, names)
