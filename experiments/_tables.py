@@ -1,18 +1,27 @@
-"""Methods side by side on the draws that all of them share: the tables of a report."""
+"""Methods side by side on the draws that all of them share: what the tables and plots of a report are made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments._protocols import THIRDS, TRANSFER, has_new, imbalance
 from gram_jax import evaluation
 from gram_jax.evaluation import Comparison, Row, Summary
 
-FAMILIES = {"coop": "CoOp", "vpt": "VPT", "ivlp": "IVLP"}
+FAMILIES = {
+    "coop": "CoOp",
+    "cocoop": "CoCoOp",
+    "vpt": "VPT",
+    "text_deep": "deep language prompts",
+    "ivlp": "IVLP",
+    "maple": "MaPLe",
+    "upt": "UPT",
+    "dpt": "DPT",
+}
 ROLES = {
     "tuner": "",
     "gram": " + GRAM",
@@ -22,30 +31,52 @@ ROLES = {
     "true_groups": " + GRAM, true groups (ceiling)",
 }
 ZERO_SHOT, CEILING = "zero_shot", "true_groups"
+TITLES = {
+    "base_to_new": "Base-to-new",
+    "few_shot": "Few-shot",
+    "cross_dataset": "Cross-dataset",
+    "domain_generalization": "Domain generalisation",
+}
 _SINGLE_MODAL, _MULTI_MODAL = ("coop+gram", "vpt+gram"), "ivlp+gram"
 
 
 class Kind(NamedTuple):
-    """What was measured: a protocol, in the domain of training or in shifted ones."""
+    """What was measured: a protocol, where prompts were tuned or elsewhere, of some parts of the classes or all."""
 
     protocol: str
     shifted: bool
+    parts: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("base", "new") if self.protocol == "base_to_new" else ("all",)
+        return self.parts or (("base", "new") if has_new(self.protocol) else ("all",))
 
     @property
     def quantity(self) -> str:
-        return "mean of H" if self.protocol == "base_to_new" else "accuracy"
+        return "mean of H" if has_new(self.protocol) else "accuracy"
 
     @property
     def title(self) -> str:
-        protocol = {"base_to_new": "Base-to-new", "few_shot": "Few-shot"}[self.protocol]
-        return protocol + (", shifted domains" if self.shifted else "")
+        tau = imbalance(self.protocol)
+        title = TITLES[self.protocol] if tau is None else f"Imbalanced, tau {tau:g}"
+        elsewhere = "targets" if self.protocol == "cross_dataset" else "shifted domains"
+        return title + f", {elsewhere}" * self.shifted
 
 
 KINDS = tuple(Kind(protocol, shifted) for protocol in ("base_to_new", "few_shot") for shifted in (False, True))
+
+
+def kinds(rows: Iterable[Row]) -> tuple[Kind, ...]:
+    """The kinds that rows may be of: those within a dataset, then transfer, then long tails, the most even first."""
+    taus = {imbalance(row.protocol): row.protocol for row in rows if imbalance(row.protocol) is not None}
+    elsewhere = [Kind(protocol, shifted) for protocol in TRANSFER for shifted in (False, True)]
+    return (*KINDS, *elsewhere, *(Kind(taus[tau], False) for tau in sorted(taus, reverse=True)))
+
+
+def thirds_of(rows: Iterable[Row], kind: Kind) -> Kind:
+    """The same of those thirds of the base classes, by the size of their class, that anything was measured on."""
+    there = {row.split for row in rows if row.protocol == kind.protocol}
+    return kind._replace(parts=tuple(third for third in THIRDS if third in there))
 
 
 def parse(method: str) -> tuple[str, str]:
@@ -77,11 +108,23 @@ def ordered(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(methods), key=place))
 
 
-def pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """What is compared: every variant of GRAM with its tuner alone, then multi-modal with single-modal GRAM."""
-    found = [(method, parse(method)[0]) for method in methods if parse(method)[1] not in ("tuner", method)]
+def tuner_of(method: str) -> str | None:
+    """The tuner alone that a variant of GRAM is compared with; None of all other methods."""
+    family, role = parse(method)
+    return family if role not in ("tuner", method) else None
+
+
+def is_multi_modal(comparison: Comparison) -> bool:
+    """Whether multi-modal GRAM is compared with single-modal GRAM."""
+    return comparison.a == _MULTI_MODAL and comparison.b in _SINGLE_MODAL
+
+
+def pairs(methods: Sequence[str], against: str | None = None) -> list[tuple[str, str]]:
+    """What is compared: variants of GRAM with their tuner alone, multi-modal with single-modal GRAM, all with one."""
+    found = [(method, tuner) for method in methods if (tuner := tuner_of(method))]
     found += [(_MULTI_MODAL, single) for single in _SINGLE_MODAL]
-    return [(a, b) for a, b in found if a in methods and b in methods]
+    found += [(method, against) for method in methods if against not in (None, method)]
+    return list(dict.fromkeys((a, b) for a, b in found if a in methods and b in methods))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,20 +167,25 @@ class Grid:
 
     def difference(self, a: str, b: str) -> Summary | None:
         """The score of `a` minus that of `b`, averaged over the items within each seed, paired over the seeds."""
-        if a not in self.values or b not in self.values or not self.items:
+        return self.difference_on(range(len(self.items)), a, b)
+
+    def difference_on(self, items: Sequence[int], a: str, b: str) -> Summary | None:
+        """The same over some of the items, given by their places."""
+        if a not in self.values or b not in self.values or not items:
             return None
-        return evaluation.paired_difference(self.score(a).mean(axis=0), self.score(b).mean(axis=0))
+        draws = slice(1) if {a, b} <= self.constant else slice(None)  # repeated values are no further evidence
+        return evaluation.paired_difference(*(self.score(each)[list(items), draws].mean(axis=0) for each in (a, b)))
 
 
-def shots_of(rows: Iterable[Row], kind: Kind) -> list[int | None]:
+def shots_of(rows: Iterable[Row], kind: Kind, metric: str = "accuracy") -> list[int | None]:
     """The numbers of shots at which something was trained; [None] where there is zero-shot only."""
-    found = {row.shots for row in rows if _is_of(row, kind)}
+    found = {row.shots for row in rows if _is_of(row, kind, metric)}
     return sorted(found - {None}) or list(found)
 
 
 def default_shots(rows: Sequence[Row]) -> int | None:
     """The largest number of shots of the first protocol that was measured."""
-    return next((shots_of(rows, kind)[-1] for kind in KINDS if shots_of(rows, kind)), None)
+    return next((shots_of(rows, kind)[-1] for kind in kinds(rows) if shots_of(rows, kind)), None)
 
 
 def common_steps(rows: Iterable[Row], kind: Kind, shots: int | None) -> list[int]:
@@ -149,7 +197,9 @@ def common_steps(rows: Iterable[Row], kind: Kind, shots: int | None) -> list[int
     return sorted(set.intersection(*steps.values())) if steps else []
 
 
-def measure(rows: Iterable[Row], kind: Kind, shots: int | None, step: int | None = None) -> Grid:
+def measure(
+    rows: Iterable[Row], kind: Kind, shots: int | None, step: int | None = None, metric: str = "accuracy"
+) -> Grid:
     """Puts methods side by side, on the draws that all of them share.
 
     Args:
@@ -157,11 +207,12 @@ def measure(rows: Iterable[Row], kind: Kind, shots: int | None, step: int | None
       kind: which of them.
       shots: labelled images a class; what was not trained is measured at any.
       step: the gradient step; None is the last of each method.
+      metric: what was measured.
 
     Returns:
       The grid; without items where the methods share no draw.
     """
-    rows = [row for row in rows if _is_of(row, kind) and row.shots in (None, shots)]
+    rows = [row for row in rows if _is_of(row, kind, metric) and row.shots in (None, shots)]
     last: dict[str, int | None] = {}
     for row in rows:
         last[row.method] = max((s for s in (last.get(row.method), row.step) if s is not None), default=None)
@@ -171,11 +222,12 @@ def measure(rows: Iterable[Row], kind: Kind, shots: int | None, step: int | None
         if row.step == steps[row.method] and row.split in kind.splits:
             found[row.method].setdefault(((row.dataset, row.domain), row.seed), {})[row.split] = row.value
     draws = {m: {draw: parts for draw, parts in d.items() if len(parts) == len(kind.splits)} for m, d in found.items()}
-    constant = {m for m in draws if last[m] is None and {seed for _, seed in draws[m]} == {None}}
-    seeds = {seed for method, d in draws.items() if method not in constant for _, seed in d} or {None}
-    for method in constant:
-        draws[method] = {(item, seed): parts for (item, _), parts in draws[method].items() for seed in seeds}
-    every = dict.fromkeys(draw for d in draws.values() for draw in d)
+    constant = {m for m, d in found.items() if last[m] is None and {seed for _, seed in d} == {None}}
+    seeds = {seed for method, d in found.items() if method not in constant for _, seed in d} or {None}
+    for held in (draws, found):
+        for method in constant:
+            held[method] = {(item, seed): parts for (item, _), parts in held[method].items() for seed in seeds}
+    every = dict.fromkeys(draw for d in found.values() for draw in d)
     shared = set.intersection(*(set(d) for d in draws.values())) if draws else set()
     kept_items, kept_seeds = rectangle(shared)
     items = tuple(dict.fromkeys(item for item, _ in every if item in kept_items))
@@ -189,8 +241,8 @@ def measure(rows: Iterable[Row], kind: Kind, shots: int | None, step: int | None
     return Grid(kind, shots, items, columns, values, frozenset(constant), steps, lacking, left_out)
 
 
-def _is_of(row: Row, kind: Kind) -> bool:
-    return row.metric == "accuracy" and row.protocol == kind.protocol and (row.domain is not None) == kind.shifted
+def _is_of(row: Row, kind: Kind, metric: str = "accuracy") -> bool:
+    return row.metric == metric and row.protocol == kind.protocol and (row.domain is not None) == kind.shifted
 
 
 def rectangle(draws: set[tuple]) -> tuple[set, set]:
@@ -210,51 +262,20 @@ def rectangle(draws: set[tuple]) -> tuple[set, set]:
         lines[drop[0]].discard(drop[1])
 
 
-class Cell(NamedTuple):
-    """A number of a table: a level, or a difference, which shows its sign and whole interval."""
-
-    summary: Summary | None
-    signed: bool = False
-
-    def __str__(self) -> str:
-        if self.summary is None:
-            return "-"
-        mean, (low, high) = 100 * self.summary.mean, (100 * bound for bound in self.summary.ci95)
-        if self.signed:
-            return f"{mean:+.1f}" + ("" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
-        return f"{mean:.1f}" + ("" if math.isnan(low) else f" ±{(high - low) / 2:.1f}")
-
-
-class Sheet(NamedTuple):
-    """A table of numbers with its title; `names` are what `labels` stand for in files."""
-
-    title: str
-    header: tuple[str, ...]
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def table(self) -> evaluation.Table:
-        lines = [(name, *map(str, cells)) for name, cells in zip(self.labels, self.rows, strict=True)]
-        return evaluation.Table(self.header, tuple(lines))
-
-
-def comparisons(rows: Iterable[Row]) -> tuple[Comparison, ...]:
-    """Paired comparisons of every variant of GRAM with its tuner, and of multi-modal with single-modal GRAM.
+def comparisons(rows: Iterable[Row], against: str | None = None) -> tuple[Comparison, ...]:
+    """Paired comparisons of every variant of GRAM with its tuner, of multi-modal with single-modal GRAM, and of every
+    method with the one that is named.
 
     Pairs are seeds: values are averaged over the datasets (and domains) within each seed first. The metric names what
     is compared, the protocol and the number of shots.
     """
     rows, found = list(rows), []
-    for kind in KINDS:
+    for kind in kinds(rows):
         for shots in shots_of(rows, kind):
             grid = measure(rows, kind, shots)
-            for a, b in pairs(list(grid.values)):
+            for a, b in pairs(list(grid.values), against):
                 if (difference := grid.difference(a, b)) is not None:
-                    ci95 = difference.ci95 if difference.n > 1 else None
-                    found.append(
-                        Comparison(a, b, metric_name(kind, shots), "seed", difference.mean, ci95, difference.n)
-                    )
+                    found.append(evaluation.comparison(a, b, metric_name(kind, shots), "seed", difference))
     return tuple(found)
 
 
@@ -266,96 +287,3 @@ def metric_name(kind: Kind, shots: int | None) -> str:
 def in_shots(shots: int | None) -> str:
     """ "1 shot", "4 shots"."""
     return "no shots" if shots is None else f"{shots} shot" + "s" * (shots != 1)
-
-
-def sheets(rows: Sequence[Row], shots: int | None) -> Iterator[Sheet]:
-    """All tables of a report; those along adaptation and by dataset at one number of shots."""
-    for kind in KINDS:
-        counts = shots_of(rows, kind)
-        if kind.protocol == "base_to_new":
-            yield from (_base_to_new(measure(rows, kind, count)) for count in counts)
-        elif counts:
-            yield _few_shot(kind, [measure(rows, kind, count) for count in counts])
-    for kind in KINDS:
-        steps = common_steps(rows, kind, shots)
-        if len(steps) > 1:
-            yield _adaptation(kind, shots, steps, [measure(rows, kind, shots, step) for step in steps])
-    kind = next((kind for kind in KINDS if shots in shots_of(rows, kind)), None)
-    if kind is not None:
-        grid = measure(rows, kind, shots)
-        families = dict.fromkeys(family for family, _ in map(parse, grid.values) if family)
-        for family in families or [""]:
-            yield _by_dataset(grid, [method for method in grid.values if parse(method)[0] in ("", family)])
-    found = [comparison for comparison in comparisons(rows) if comparison.a == _MULTI_MODAL]
-    found = [comparison for comparison in found if comparison.b in _SINGLE_MODAL]
-    if found:
-        yield _multi_modal(found)
-
-
-def _to_tuner(grid: Grid, method: str) -> Cell:
-    base = next((b for a, b in pairs(list(grid.values)) if a == method), "")
-    return Cell(grid.difference(method, base), signed=True)
-
-
-def _base_to_new(grid: Grid) -> Sheet:
-    header = ("method", "base", "new", "H of means", "mean of H", "mean of H, difference to the tuner")
-    body = []
-    for method, parts in grid.values.items():
-        base, new = parts["base"], parts["new"]
-        cells = [Cell(grid.summary(method, base)), Cell(grid.summary(method, new)), Cell(None)]
-        if grid.items:
-            overall = evaluation.harmonic_of_means(base, new)
-            cells[2] = Cell(Summary(overall, math.nan, (math.nan, math.nan), cells[0].summary.n))
-        body.append((*cells, Cell(grid.summary(method, grid.score(method))), _to_tuner(grid, method)))
-    return _sheet(f"{grid.kind.title}, {in_shots(grid.shots)}", header, tuple(grid.values), body)
-
-
-def _few_shot(kind: Kind, grids: Sequence[Grid]) -> Sheet:
-    methods = ordered(method for grid in grids for method in grid.values)
-    names = [in_shots(grid.shots) for grid in grids]
-    body = []
-    for method in methods:
-        levels = [_score(grid, method) for grid in grids]
-        body.append((*levels, *(_to_tuner(grid, method) for grid in grids)))
-    header = ("method", *names, *(f"{name}, difference to the tuner" for name in names))
-    return _sheet(f"Accuracy: {kind.title.lower()}", header, methods, body)
-
-
-def _adaptation(kind: Kind, shots: int | None, steps: Sequence[int], grids: Sequence[Grid]) -> Sheet:
-    methods = ordered(method for grid in grids for method in grid.values)
-    body = [tuple(_score(grid, method) for grid in grids) for method in methods]
-    header = ("method", *(f"{step} step" + "s" * (step != 1) for step in steps))
-    return _sheet(f"Along adaptation: {metric_name(kind, shots)}", header, methods, body)
-
-
-def _by_dataset(grid: Grid, methods: Sequence[str]) -> Sheet:
-    body = []
-    for index in range(len(grid.items)):
-        part = [(method, grid.score(method)[index : index + 1]) for method in methods]
-        body.append(tuple(Cell(grid.summary(method, values)) for method, values in part))
-    body.append(tuple(_score(grid, method) for method in methods))
-    names = [dataset if domain is None else f"{dataset}/{domain}" for dataset, domain in grid.items] + ["mean"]
-    quantity = "H" if grid.kind.protocol == "base_to_new" else "Accuracy"
-    title = f"{quantity} by dataset: {grid.kind.title.lower()}, {in_shots(grid.shots)}"
-    return Sheet(title, ("dataset", *map(label, methods)), tuple(names), tuple(names), tuple(body))
-
-
-def _multi_modal(found: Sequence[Comparison]) -> Sheet:
-    columns = dict.fromkeys((comparison.a, comparison.b) for comparison in found)
-    metrics = tuple(dict.fromkeys(comparison.metric for comparison in found))
-    cells = {(c.a, c.b, c.metric): Cell(_summary(c), signed=True) for c in found}
-    body = tuple(tuple(cells.get((*pair, metric), Cell(None)) for pair in columns) for metric in metrics)
-    header = ("difference", *(f"{label(a)} against {label(b)}" for a, b in columns))
-    return Sheet("Multi-modal against single-modal GRAM", header, metrics, metrics, body)
-
-
-def _summary(comparison: Comparison) -> Summary:
-    return Summary(comparison.mean_difference, math.nan, comparison.ci95 or (math.nan, math.nan), comparison.n)
-
-
-def _score(grid: Grid, method: str) -> Cell:
-    return Cell(grid.summary(method, grid.score(method)) if method in grid.values else None)
-
-
-def _sheet(title: str, header: tuple[str, ...], methods: Sequence[str], body: Sequence[tuple[Cell, ...]]) -> Sheet:
-    return Sheet(title, header, tuple(methods), tuple(map(label, methods)), tuple(body))

@@ -1,9 +1,13 @@
 """Tables and plots from the result files of any number of experiments.
 
     python -m experiments.report --results=runs/coop/results.json,runs/ivlp/results.json --workdir=runs/report
+    python -m experiments.report --results=runs/coop/results.json,runs/maple/results.json --against=coop
 
 Reads the rows that ``experiments.evaluate`` writes and puts methods side by side: base-to-new, few-shot in the domain
-of training and in shifted ones, accuracy along adaptation, and each dataset, with paired differences to the tuner.
+of training and in shifted ones, cross-dataset, domain generalisation, long tails by head, middle and tail, accuracy
+along adaptation, each dataset, and the other metrics that were measured. Differences to the tuner, and to the method
+that --against names, are paired over seeds and tested. Published numbers, marked as such, stand beside measurements of
+the same datasets under the same protocol, and beside no others.
 Means are only ever taken over the draws that all methods of a table share; what is left out, and in what the files
 differ, stands below the tables. Writes ``table.md``, ``table.csv`` and plots to the workdir and prints the tables, in a
 few seconds; memory does not matter.
@@ -23,8 +27,10 @@ from typing import Any
 
 from etils import epath
 
-from experiments import _plots, _tables
+from experiments import _plots, _published, _sheets, _tables
 from experiments._launch import launch, setting
+from experiments._measures import BESIDE
+from experiments._protocols import PROTOCOLS, has_new, imbalance
 from experiments._tables import comparisons
 from gram_jax import evaluation
 from gram_jax.evaluation import Results, Row
@@ -43,6 +49,7 @@ class Config:
 
     results: tuple[str, ...] = setting((), "result files (results.json)")
     methods: tuple[str, ...] = setting((), "the methods that are compared; all of the files if none is given")
+    against: str | None = setting(None, "a method that every other one is compared with as well")
     shots: int | None = setting(None, "shots of the tables by step and by dataset; the largest number by default")
 
     def __post_init__(self) -> None:
@@ -56,16 +63,19 @@ class Config:
 def run(config: Config, workdir: Any) -> None:
     """Reads the files, writes tables and plots, prints the tables."""
     found = [evaluation.read_results(file) for file in config.results]
+    known = _tables.ordered(row.method for results in found for row in results.rows)
+    for flag, named in (("methods", config.methods), ("against", (config.against,))):
+        for method in named:
+            if method not in (None, *known):
+                raise ValueError(f"--{flag} names {method!r}, which no file holds; they hold {', '.join(known)}")
     if config.methods:
-        known = _tables.ordered(row.method for results in found for row in results.rows)
-        for method in config.methods:
-            if method not in known:
-                raise ValueError(f"--methods names {method!r}, which no file holds; they hold {', '.join(known)}")
+        if config.against not in (None, *config.methods):
+            raise ValueError(f"--against={config.against} is not among --methods; add it there")
         found = [
             dataclasses.replace(results, rows=tuple(row for row in results.rows if row.method in config.methods))
             for results in found
         ]
-    write(found, workdir, names=config.results, shots=config.shots, show=print)
+    write(found, workdir, names=config.results, shots=config.shots, against=config.against, show=print)
 
 
 def write(
@@ -74,6 +84,7 @@ def write(
     *,
     names: Sequence[str] | None = None,
     shots: int | None = None,
+    against: str | None = None,
     show: Callable[[str], Any] | None = None,
 ) -> str:
     """Writes ``table.md``, ``table.csv`` and the plots that the rows allow.
@@ -83,6 +94,7 @@ def write(
       workdir: where to write.
       names: what the results are called, usually their files.
       shots: labelled images a class in the tables by step and by dataset; the largest number by default.
+      against: a method that every other one is compared with as well.
       show: called with the tables as aligned text.
 
     Returns:
@@ -94,16 +106,18 @@ def write(
     """
     names = list(names or (f"results {i + 1}" for i in range(len(results))))
     rows = merge(results, names)
-    kinds = [kind for kind in _tables.KINDS if _tables.shots_of(rows, kind)]
+    kinds = [kind for kind in _tables.kinds(rows) if _tables.shots_of(rows, kind)]
     if not kinds:
         protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
-        raise ValueError(f"no accuracy of base_to_new or few_shot in {', '.join(names)}; found {protocols}")
+        raise ValueError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
     measured = sorted({n for kind in kinds for n in _tables.shots_of(rows, kind) if n is not None})
     if shots is not None and shots not in measured:
         raise ValueError(f"--shots={shots} was not measured; the files hold {', '.join(map(str, measured)) or 'none'}")
     shots = _tables.default_shots(rows) if shots is None else shots
-    sheets = list(_tables.sheets(rows, shots))
-    footer = [*_reading(rows), *_notes(rows), *_unshown(rows), *_provenance(results, names)]
+    unlike = {dataset: why for found in results for dataset, why in _published.unlike(found).items()}
+    sheets = list(_sheets.sheets(rows, shots, against, unlike))
+    footer = [*_reading(rows, sheets), *_beside(sheets, unlike), *_notes(rows), *_unshown(rows)]
+    footer += _provenance(results, names)
     markdown = _render(sheets, footer, "## ", "- ", evaluation.to_markdown)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -141,36 +155,70 @@ def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
     return [row for row, _ in merged.values()]
 
 
-def _reading(rows: Sequence[Row]) -> Iterator[str]:
+def _reading(rows: Sequence[Row], sheets: Sequence[_sheets.Sheet]) -> Iterator[str]:
     """How the numbers are to be read."""
     yield (
-        "Accuracies in %: mean ± half the 95 % interval (Student's t) over seeds, datasets averaged within each seed. "
-        "Differences: in points, paired over seeds, with their whole interval."
+        "Accuracies and other metrics in %: mean ± half the 95 % interval (Student's t) over seeds, datasets averaged "
+        "within each seed. Differences: in points, paired over seeds, with their whole interval."
     )
-    if any(row.protocol == "base_to_new" for row in rows):
+    if any(sheet.title == _sheets.DIFFERENCES for sheet in sheets):
+        yield (
+            "p: how likely so large a difference is if there were none (paired t-test, two-sided); not corrected for "
+            "the number of differences that are looked at."
+        )
+    if any(has_new(row.protocol) for row in rows):
         yield (
             "H of means is the harmonic mean of the base and new accuracies of its line, as the published tables print "
             "it; mean of H is taken within each dataset and draw first."
+        )
+    if any(imbalance(row.protocol) is not None for row in rows):
+        yield (
+            "Imbalanced: tau is the number of images of the smallest base class over that of the largest; head, middle "
+            "and tail are thirds of the base classes, whose images are classified among all of them."
         )
     if any(_tables.parse(row.method)[1] == _tables.CEILING for row in rows):
         yield "Ceiling: meta-learned on the true groups of the corpus, which no method knows."
 
 
+def _beside(sheets: Sequence[_sheets.Sheet], unlike: Mapping[str, str]) -> Iterator[str]:
+    """What published rows are, and where they were left out."""
+    if any(name.startswith(_sheets.PUBLISHED) for sheet in sheets for name in sheet.names):
+        yield (
+            "Published: CLIP ViT-B/16, as printed by the source that is named, not measured here; of fewer datasets "
+            "than the source's, averages are computed from its numbers for each."
+        )
+    if unlike:
+        found = ", ".join(f"{dataset} ({why})" for dataset, why in unlike.items())
+        yield f"No published numbers stand beside datasets that are not as published: {found}."
+
+
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
     """What a reader must know about the averages: over which draws, after how many steps, without what."""
-    for kind in _tables.KINDS:
+    kinds = _tables.kinds(rows)
+    for kind in kinds:
         found: dict[str, list[str]] = {}  # numbers of shots about which the same is to be said
         for shots in _tables.shots_of(rows, kind):
             found.setdefault(_note(_tables.measure(rows, kind, shots)), []).append(_tables.in_shots(shots))
         for text, counts in found.items():
             yield f"{kind.title}, {', '.join(counts)}: {text}."
+    # Of the rest only what is left out: otherwise it is as with accuracy.
+    rest = [(f"{kind.title}, {metric.replace('_', ' ')}", kind, metric) for kind in kinds for metric in BESIDE]
+    tails = [_tables.thirds_of(rows, kind) for kind in kinds if imbalance(kind.protocol) is not None]
+    rest += [(f"{kind.title}, {', '.join(kind.parts)}", kind, "accuracy") for kind in tails if kind.parts]
+    for title, kind, metric in rest:
+        for shots in _tables.shots_of(rows, kind, metric):
+            grid = _tables.measure(rows, kind, shots, metric=metric)
+            if grid.left_out:
+                yield f"{title}, {_tables.in_shots(shots)}: {_note(grid)}."
 
 
 def _note(grid: _tables.Grid) -> str:
     if not grid.items:
         return f"no mean is shown, since the methods share no draw ({_lacking(grid)})"
     datasets, domains = ({item[i] for item in grid.items} for i in (0, 1))
-    over = [_count(len(datasets), "dataset"), *([_count(len(domains), "domain")] if grid.kind.shifted else [])]
+    over = [_count(len(datasets), "dataset")]
+    if grid.kind.shifted:
+        over.append(_count(len(domains), "target" if grid.kind.protocol == "cross_dataset" else "domain"))
     over += [] if grid.seeds == (None,) else [_count(len(grid.seeds), "seed")]
     text = f"means over {' x '.join(over)}{_after(grid)}"
     if grid.left_out:
@@ -196,7 +244,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _unshown(rows: Sequence[Row]) -> Iterator[str]:
-    shown = {kind.protocol for kind in _tables.KINDS} | {"regulation"}
+    shown = {kind.protocol for kind in _tables.kinds(rows)} | {"regulation"}
     for protocol, count in Counter(row.protocol for row in rows if row.protocol not in shown).items():
         yield f"Not shown: {_count(count, 'row')} of the protocol {protocol}."
 
@@ -228,7 +276,7 @@ def _json(value: Any) -> str:
 
 
 def _render(
-    sheets: Sequence[_tables.Sheet],
+    sheets: Sequence[_sheets.Sheet],
     footer: Sequence[str],
     heading: str,
     bullet: str,
@@ -238,18 +286,19 @@ def _render(
     return "\n".join([*parts, "".join(f"{bullet}{line}\n" for line in footer)])
 
 
-def _to_csv(sheets: Sequence[_tables.Sheet]) -> str:
-    """All cells in long form, with all their digits; empty where a cell or its interval does not exist."""
+def _to_csv(sheets: Sequence[_sheets.Sheet]) -> str:
+    """All numbers in long form, with all their digits; empty where there is no interval, no test, no draw of ours."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["table", "row", "column", "percent", "ci95_low", "ci95_high", "n"])
+    writer.writerow(["table", "row", "column", "percent", "ci95_low", "ci95_high", "n", "p_value"])
     for sheet in sheets:
         for name, cells in zip(sheet.names, sheet.rows, strict=True):
             for column, cell in zip(sheet.header[1:], cells, strict=True):
                 if cell.summary is not None:
                     numbers = (cell.summary.mean, *cell.summary.ci95)
                     percent = [repr(100 * number) if number == number else "" for number in numbers]
-                    writer.writerow([sheet.title, name, column, *percent, cell.summary.n])
+                    p_value = "" if cell.p_value is None else repr(cell.p_value)
+                    writer.writerow([sheet.title, name, column, *percent, cell.summary.n or "", p_value])
     return stream.getvalue()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from gram_jax.evaluation.statistics import paired_difference
+from gram_jax.evaluation.statistics import Summary, p_value, paired_difference
 
 SCHEMA = 1
 
@@ -41,7 +41,7 @@ class Row:
       domain: the visual domain, where the dataset has several.
       shots: labelled images a class; None where nothing was trained.
       seed: the seed of the draw.
-      split: the classes: "all", "base" or "new".
+      split: the classes: "all", "base" or "new"; of long tails also "head", "middle" and "tail" of the base classes.
       step: the step of training; None where nothing was trained.
     """
 
@@ -68,6 +68,8 @@ class Comparison:
       mean_difference: the mean of a - b.
       ci95: (low, high) of its 95 % confidence interval; None for one pair.
       n: the number of pairs.
+      p_value: of the paired t-test that the true difference is zero, not corrected for the number of comparisons; None
+        for one pair, and for pairs that all differ by the same.
     """
 
     a: str
@@ -77,6 +79,7 @@ class Comparison:
     mean_difference: float
     ci95: tuple[float, float] | None
     n: int
+    p_value: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +209,32 @@ def compare(
         extra = sorted(set(varying) - set(over))
         raise ValueError(f"the rows also vary in {', '.join(extra)}: filter them, or name these fields in `over`")
     difference = paired_difference([draws[a][draw] for draw in pairs], [draws[b][draw] for draw in pairs])
-    ci95 = difference.ci95 if difference.n > 1 else None
-    return Comparison(a, b, metric, ", ".join(varying), difference.mean, ci95, difference.n)
+    return comparison(a, b, metric, ", ".join(varying), difference)
+
+
+def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> Comparison:
+    """A comparison of a paired difference.
+
+    Args:
+      a: a method.
+      b: the method it is compared with.
+      metric: what is compared.
+      over: the fields whose values vary between the pairs.
+      difference: of a - b, from :func:`gram_jax.evaluation.paired_difference`.
+
+    Returns:
+      The :class:`Comparison`, with an interval where there are several pairs, and a p-value where they vary.
+
+    Example:
+      >>> from gram_jax.evaluation import paired_difference
+      >>> comparison("gram", "coop", "accuracy", "seed", paired_difference([0.6], [0.5])).p_value is None
+      True
+
+    Reference:
+      See :func:`gram_jax.evaluation.p_value`.
+    """
+    ci95, p = difference.ci95 if difference.n > 1 else None, p_value(difference)
+    return Comparison(a, b, metric, over, difference.mean, ci95, difference.n, None if math.isnan(p) else p)
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:

@@ -31,7 +31,7 @@ RESULTS = Results(
         Row("coop", "base_to_new", "toy", "accuracy", 0.625, "serif", 16, 1, "new", 50),
     ),
     comparisons=(
-        Comparison("coop", "zero_shot", "accuracy", "seed", 0.125, (0.1, 0.15), 3),
+        Comparison("coop", "zero_shot", "accuracy", "seed", 0.125, (0.1, 0.15), 3, 0.002),
         Comparison("coop", "zero_shot", "accuracy", "", 0.125, None, 1),
     ),
 )
@@ -48,6 +48,7 @@ def test_the_file_is_plain_json_in_long_form(tmp_path):
         "domain": "serif", "shots": 16, "seed": 1, "split": "new", "step": 50,
     }  # fmt: skip
     assert document["comparisons"][0]["ci95"] == [0.1, 0.15]
+    assert [comparison["p_value"] for comparison in document["comparisons"]] == [0.002, None]
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
@@ -61,6 +62,18 @@ def test_fields_with_defaults_may_be_left_out():
     assert validate({"schema": 1, "config": {}, "environment": {}, "rows": [row]}).rows == (
         Row("a", "b", "c", "accuracy", 1.0),
     )
+
+
+def test_files_from_before_there_were_p_values_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, RESULTS)
+    document = json.loads(path.read_text())
+    for comparison in document["comparisons"]:
+        del comparison["p_value"]
+    path.write_text(json.dumps(document))
+    found = read_results(path)
+    assert found.rows == RESULTS.rows
+    assert found.comparisons == tuple(dataclasses.replace(each, p_value=None) for each in RESULTS.comparisons)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -106,6 +119,10 @@ GOOD_ROW = {"method": "a", "protocol": "b", "dataset": "c", "metric": "accuracy"
             change(comparisons=[dataclasses.asdict(RESULTS.comparisons[0]) | {"ci95": [1]}]),
             r"comparisons\[0\].ci95: expected a list of 2",
         ),
+        (
+            change(comparisons=[dataclasses.asdict(RESULTS.comparisons[0]) | {"p_value": "0.01"}]),
+            r"comparisons\[0\].p_value: expected a finite number, found '0.01'",
+        ),
     ],
 )  # fmt: skip
 def test_what_breaks_the_schema_is_named(document, message, tmp_path):
@@ -132,15 +149,23 @@ def test_comparison_pairs_by_draw():
     shuffled = dict(reversed(b.items()))
     other = [Row("a", "few_shot", "x", "macro_f1", 0.1, shots=4, seed=0)]
     comparison = compare(few_shot("a", a) + few_shot("b", shuffled) + other, "a", "b")
-    expected = stats.ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
+    test = stats.ttest_rel(list(a.values()), list(b.values()))
+    expected = test.confidence_interval(0.95)
     assert comparison.mean_difference == pytest.approx(np.mean([a[d] - b[d] for d in draws]))
     assert comparison.ci95 == pytest.approx((expected.low, expected.high))
+    assert comparison.p_value == pytest.approx(test.pvalue)
     assert (comparison.n, comparison.over) == (6, "dataset, seed")
 
 
 def test_one_pair_has_no_interval():
     comparison = compare(few_shot("a", {("x", 0): 0.5}) + few_shot("b", {("x", 0): 0.25}), "a", "b")
     assert comparison == Comparison("a", "b", "accuracy", "", 0.25, None, 1)
+
+
+def test_pairs_that_differ_by_the_same_have_no_p_value():
+    draws = [("x", 0), ("x", 1)]
+    comparison = compare(few_shot("a", dict.fromkeys(draws, 0.5)) + few_shot("b", dict.fromkeys(draws, 0.25)), "a", "b")
+    assert comparison == Comparison("a", "b", "accuracy", "seed", 0.25, (0.25, 0.25), 2)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from gram_jax.evaluation import (
     harmonic_mean,
     harmonic_of_means,
     mean_of_harmonics,
+    p_value,
     paired_difference,
     summarize,
 )
@@ -51,6 +52,39 @@ def test_paired_difference_equals_scipy():
     interval = expected.confidence_interval(0.95)
     assert difference.ci95 == pytest.approx((interval.low, interval.high))
     assert (difference.ci95[0] > 0) == (expected.pvalue < 0.05)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 40])
+@pytest.mark.parametrize("shift", [0.0, 0.01, -0.05, 0.5])
+def test_p_value_equals_scipy(n, shift):
+    generator = np.random.default_rng(n)
+    b = generator.normal(0.5, 0.2, n)
+    a = b + generator.normal(shift, 0.02, n)
+    difference = paired_difference(a, b)
+    assert p_value(difference) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-6)
+    assert p_value(paired_difference(b, a)) == p_value(difference)  # two-sided
+    low, high = difference.ci95
+    assert (p_value(difference) < 0.05) == (not low <= 0 <= high)
+
+
+def test_p_value_is_uniform_where_nothing_differs():
+    draws = np.random.default_rng(0).normal(0.0, 1.0, (4000, 3))
+    found = np.array([p_value(summarize(row)) for row in draws])
+    for level in (0.05, 0.5, 0.95):
+        assert np.mean(found < level) == pytest.approx(level, abs=3.5 * math.sqrt(level * (1 - level) / 4000))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([0.5], [0.3]),
+        ([0.5, 0.6], [0.5, 0.6]),
+        ([0.6, 0.7], [0.5, 0.6]),
+        ([0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3]),  # which differ in their last bit
+    ],
+)
+def test_without_spread_there_is_no_p_value(a, b):
+    assert math.isnan(p_value(paired_difference(a, b)))
 
 
 @given(st.floats(1e-3, 100), st.floats(1e-3, 100))

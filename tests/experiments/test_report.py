@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from experiments import _plots, _tables, report
 from gram_jax import evaluation
@@ -155,7 +156,12 @@ def test_csv_holds_all_digits(written):
     mean, half = spread(per_seed("coop+gram", "base").mean(axis=1))
     numbers = [float(line[column]) for column in ("percent", "ci95_low", "ci95_high")]
     np.testing.assert_allclose(numbers, [mean, mean - half, mean + half], rtol=1e-9)
-    assert line["n"] == "3"
+    assert (line["n"], line["p_value"]) == ("3", "")
+    p = stats.ttest_rel(*(harmonic(method).mean(axis=1) for method in ("coop+gram", "coop"))).pvalue
+    line = found["Base-to-new, 4 shots", "coop+gram", "mean of H, difference to the tuner"]
+    np.testing.assert_allclose(float(line["p_value"]), p)
+    name = "coop+gram against coop: mean of H (base-to-new, 4 shots)"
+    assert found["Paired differences over seeds", name, "points, 95 % interval"]["p_value"] == line["p_value"]
     line = found["Base-to-new, 4 shots", "zero_shot", "new"]
     assert (line["percent"], line["ci95_low"], line["n"]) == ("50.0", "", "1")
 
@@ -224,7 +230,9 @@ def test_comparisons_are_paired_over_seeds(tmp_path):
     np.testing.assert_allclose(
         [100 * first.mean_difference, *(100 * np.array(first.ci95))], [mean, mean - half, mean + half]
     )
-    assert (last.metric, last.ci95, last.n) == ("accuracy (few-shot, 4 shots)", None, 1)
+    p = stats.ttest_rel(*(harmonic(method).mean(axis=1) for method in ("ivlp+gram", "coop+gram"))).pvalue
+    np.testing.assert_allclose(first.p_value, p)
+    assert (last.metric, last.ci95, last.p_value, last.n) == ("accuracy (few-shot, 4 shots)", None, None, 1)
     evaluation.write_results(tmp_path / "results.json", dataclasses.replace(results(rows), comparisons=found))
     text = report.write([results(rows)], tmp_path)
     shown = cell(
@@ -232,6 +240,14 @@ def test_comparisons_are_paired_over_seeds(tmp_path):
         "IVLP + GRAM against CoOp + GRAM",
     )  # fmt: skip
     assert shown == f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    title, row = "Paired differences over seeds", "IVLP + GRAM against CoOp + GRAM: "
+    assert cell(text, title, row + first.metric, "points, 95 % interval") == shown
+    assert cell(text, title, row + first.metric, "p (paired t-test)") == f"{p:.3f}"
+    assert cell(text, title, row + first.metric, "seeds") == "3"
+    assert cell(text, title, row + "accuracy (few-shot, 4 shots)", "p (paired t-test)") == "-"
+    # Without its tuner alone, a method has no difference to the tuner: multi-modal to single-modal is another one.
+    text = report.write([results([row for row in rows if row.method != "ivlp"])], tmp_path)
+    assert cell(text, "Base-to-new, 4 shots", "IVLP + GRAM", "mean of H, difference to the tuner") == "-"
 
 
 def test_equal_draws_are_merged_and_different_ones_refused():
@@ -268,7 +284,7 @@ def test_what_cannot_be_shown_is_said(tmp_path):
     text = report.write([results([*zero_shot("few_shot"), other])], tmp_path)
     assert cell(text, "Accuracy: few-shot", "zero-shot", "no shots") == "50.0"
     assert "Not shown: 1 row of the protocol zero_shot." in text
-    with pytest.raises(ValueError, match=r"no accuracy of base_to_new or few_shot in z\.json; found zero_shot"):
+    with pytest.raises(ValueError, match=r"no accuracy of few_shot, .* in z\.json; found zero_shot"):
         report.write([results([other])], tmp_path, names=["z.json"])
     with pytest.raises(ValueError, match="--shots=3 was not measured; the files hold 4"):
         report.write([results(tuned("coop", "few_shot"))], tmp_path, shots=3)
@@ -325,6 +341,31 @@ def test_a_subset_of_methods(tmp_path, capsys):
     assert "random" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="--methods names 'cop', which no file holds; they hold coop, coop"):
         report.run(report.Config(results=(str(file),), methods=("cop",)), tmp_path)
+
+
+def test_every_method_against_one(tmp_path):
+    file = tmp_path / "results.json"
+    rows = tuned("coop", "few_shot") + tuned("maple", "few_shot") + tuned("coop+gram", "few_shot")
+    rows += zero_shot("few_shot") + zero_shot("few_shot", method="zero_shot:own", value=0.75)
+    evaluation.write_results(file, results(rows))
+    report.run(report.Config(results=(str(file),), against="zero_shot"), tmp_path)
+    title, metric = "Paired differences over seeds", "accuracy (few-shot, 4 shots)"
+    text = (tmp_path / "table.md").read_text()
+    values = per_seed("maple", "all").mean(axis=1) - 0.5
+    mean, half = spread(values)
+    row = f"MaPLe against zero-shot: {metric}"
+    assert cell(text, title, row, "points, 95 % interval") == f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    assert cell(text, title, row, "p (paired t-test)") == f"{stats.ttest_1samp(values, 0).pvalue:.3f}"
+    row = f"zero-shot, own template against zero-shot: {metric}"  # neither knows seeds: one number, no test
+    assert [cell(text, title, row, column) for column in ("points, 95 % interval", "seeds")] == ["+25.0", "1"]
+    found = [(each.a, each.b) for each in report.comparisons(rows, "coop")]
+    assert found == [("coop+gram", "coop"), ("zero_shot", "coop"), ("zero_shot:own", "coop"), ("maple", "coop")]
+    for settings, message in (
+        ({"against": "cop"}, "--against names 'cop', which no file holds; they hold zero_shot, zero_shot:own, coop"),
+        ({"against": "coop", "methods": ("maple",)}, "--against=coop is not among --methods; add it there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report.run(report.Config(results=(str(file),), **settings), tmp_path)
 
 
 def test_as_a_program(tmp_path):
