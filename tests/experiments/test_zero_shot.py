@@ -52,8 +52,6 @@ def test_ensemble_is_one_classifier(folder, tmp_path):
     ("flags", "message"),
     [
         (["--dataset=glyphs:klingon"], "there is no glyph dataset 'klingon'; the catalogue holds latin_small"),
-        (["--template=a photo"], "must be \"own\" or hold exactly one {}"),
-        (["--clip=/nowhere/at/all"], "/nowhere/at/all"),
         (["--datasett=glyphs:chess"], "dataset"),
     ],
 )  # fmt: skip
@@ -63,3 +61,15 @@ def test_mistakes_end_in_one_line(folder, tmp_path, flags, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"template": ("a photo",)}, ValueError, 'must be "own" or hold exactly one {}'),
+        ({"clip": "/nowhere/at/all"}, FileNotFoundError, "/nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        zero_shot.run(zero_shot.Config(**settings), epath.Path(tmp_path))

@@ -134,10 +134,10 @@ def test_adapting_equals_the_regulator_chained_with_sgd(small_clip):
 
 
 def test_memory_does_not_grow_with_the_inner_steps():
-    clip = tiny_clip(text_layers=1, vision_layers=6)
+    clip = tiny_clip(text_layers=1, vision_layers=3)
     regulator = regulators.affine()
     meta = make_meta(clip, regulator, np.random.default_rng(6), sides=["vision"])
-    batch = make_batch(np.random.default_rng(7), clip, 24)
+    batch = make_batch(np.random.default_rng(7), clip, 48)
 
     def temporary_bytes(steps):
         def value(meta, clip, batch):

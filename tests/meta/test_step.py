@@ -146,7 +146,7 @@ print(json.dumps(results))
 
 
 def test_the_result_does_not_depend_on_devices_or_mapper():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", DEVICES_PROGRAM], env=environment, capture_output=True, text=True
