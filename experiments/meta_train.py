@@ -85,7 +85,7 @@ class Config:
     gradient: str = setting("first_order", "exact, first_order, or how many of the last inner steps are differentiated")
     learning_rate: float = setting(2e-3, "peak learning rate of the start")
     offsets_learning_rate: float = setting(5e-3, "peak learning rate of the offsets")
-    phi_learning_rate: float = setting(3e-4, "peak learning rate of the regulator")
+    phi_learning_rate: float = setting(3e-3, "peak learning rate of the regulator")
     rates_learning_rate: float = setting(1e-2, "peak learning rate of the logarithm of the inner rates")
     clip_norm: float = setting(10.0, "largest norm of the outer gradient")
     seed: int = setting(0, "seed of the start, the regulator and the tasks")
