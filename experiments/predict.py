@@ -2,9 +2,11 @@
 
     python -m experiments.predict --images=photos --classes="cat,dog"
     python -m experiments.predict --images=photos --classes_file=names.txt --prompt=tuned.safetensors --top=5
+    python -m experiments.predict --images=photos --classes_from=folder:labelled --prompt=tuned.safetensors
     python -m experiments.predict --images=photos --classes="cat,dog" --clip=openai/clip-vit-base-patch16
 
-A prompt is what ``gram_jax.tuners.save_prompt`` wrote; of a meta checkpoint, the learned start is used. Writes one row
+A prompt is what ``gram_jax.tuners.save_prompt`` wrote, as ``experiments.evaluate --save_prompts`` does; of a meta
+checkpoint, the learned start is used. ``--classes_from`` names the dataset that the prompt was tuned on. Writes one row
 an image, in the order of their names: file, predicted class, its probability, the most probable classes, and an error
 for images that cannot be read. The table appears complete or not at all. The shipped mini CLIP classifies about
 600 small images a second on two cores; images are read batch by batch, so that memory does not grow with
@@ -31,11 +33,14 @@ import gram_jax as gram
 from experiments._launch import launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tuners
 from gram_jax.clip.images import ImageError
+from gram_jax.data import load_dataset
+from gram_jax.data.files import SUFFIXES
+from gram_jax.data.sources import FORMS
 from gram_jax.tuners import ArrayFileError, Tuner
 from gram_jax.tuners.base import Prompt
 
 TEMPLATE = "a photo of a {}."
-SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+NAMED_BY = ("classes", "classes_file", "classes_from")
 _NAMED = 10  # broken images that the warning names
 
 logger = logging.getLogger(__name__)
@@ -48,6 +53,7 @@ class Config:
     images: str = setting("", "a folder of images; folders within it are read too")
     classes: tuple[str, ...] = setting((), 'class names, e.g. "cat,dog"; quotes protect commas, as in CSV')
     classes_file: str = setting("", "a text file of class names, one a line, in place of --classes")
+    classes_from: str = setting("", f"a dataset with these classes, in place of --classes: {'; '.join(FORMS.values())}")
     prompt: str = setting("", "a tuned prompt or a meta checkpoint (.safetensors); zero-shot without")
     template: str | None = setting(None, f'text with one {{}} for the class name; "{TEMPLATE}" by default')
     output: str = setting("", "the table (CSV); WORKDIR/predictions.csv by default")
@@ -59,8 +65,10 @@ class Config:
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError("--images is empty: name the folder of images to classify")
-        if bool(self.classes) == bool(self.classes_file):
-            raise ValueError("give the class names either by --classes or by --classes_file")
+        given = [f"--{name}" for name in NAMED_BY if getattr(self, name)]
+        if len(given) != 1:
+            ways = ", ".join(f"--{name}" for name in NAMED_BY)
+            raise ValueError(f"give the class names by one of {ways}; given: {' and '.join(given) or 'none'}")
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError(f"--template={self.template!r}: it must hold exactly one {{}} for the class name")
         for name in ("top", "batch_size"):
@@ -76,7 +84,7 @@ def run(config: Config, workdir: Any) -> None:
         raise FileNotFoundError(f"--images={config.images}: there is no such folder")
     total = sum(1 for _ in image_files(folder))
     if not total:
-        raise ValueError(f"--images={config.images}: no file in it ends in one of {' '.join(SUFFIXES)}")
+        raise ValueError(f"--images={config.images}: no file in it ends in one of {' '.join(sorted(SUFFIXES))}")
     output = epath.Path(config.output).expanduser() if config.output else workdir / "predictions.csv"
     if output.is_dir():
         raise IsADirectoryError(f"--output={config.output} is a folder; name the file to write, e.g. predictions.csv")
@@ -107,8 +115,10 @@ def run(config: Config, workdir: Any) -> None:
 
 
 def class_names(config: Config) -> list[str]:
-    """The class names, from the flag or the file."""
+    """The class names, from the flag, the file or the dataset."""
     source, names = "--classes", list(config.classes)
+    if config.classes_from:
+        source, names = f"--classes_from={config.classes_from}", list(load_dataset(config.classes_from).class_names)
     if config.classes_file:
         source = f"--classes_file={config.classes_file}"
         try:

@@ -72,12 +72,30 @@ def _find(root: Path, what: str) -> tuple[Roles, dict[str, dict[str, list[str]]]
             f"{what}: folders train, val and test are splits where nothing is beside them, and {root} also holds "
             f"{examples(beside)}; move it away"
         )
+    if splits == [""]:
+        _check_depth(root, top, what)
     roles = assign_roles(splits if splits != [""] else ["train"], what)
     classes, notes = {}, []
     for split in splits:
         classes[split], skipped = class_images(root, split, what)
         notes += [f"files that are no images: {examples(skipped)}"] if skipped else []
+        loose = [f"{split}/{image}" if split else image for image in list_folder(root / split).images]
+        notes += [f"images that lie in no class folder and are left out: {examples(loose)}"] if loose else []
     return roles, classes, notes
+
+
+def _check_depth(root: Path, top: list[str], what: str) -> None:
+    """Raises ValueError where the class folders lie one folder below: folders of folders, and no images in any."""
+    inside = [list_folder(root / each) for each in top]
+    if any(each.images for each in inside) or not any(each.folders for each in inside):
+        return
+    if {each.lower() for each in top} <= ROLES.keys():
+        raise ValueError(f"{what}: folders of splits are called train, val and test, and not {examples(top)}; rename")
+    deeper = next(name for name, each in zip(top, inside, strict=True) if each.folders)
+    raise ValueError(
+        f"{what}: the folders in it, {examples(top)}, hold folders and no images; if those are the classes, give "
+        f"folder:{root / deeper}"
+    )
 
 
 def _names(root: Path, folders: list[str], what: str) -> tuple[list[str], str]:

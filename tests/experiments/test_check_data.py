@@ -137,14 +137,29 @@ def test_broken_images_are_named(tmp_path):
     for path in broken:
         path.write_bytes(b"no image")
     spec = f"folder:{root}"
-    on_the_sheet = run(tmp_path, spec, images=2)
+    on_the_sheet = run(tmp_path, spec, images=2, read_all=False)
     assert str(broken[0]) in on_the_sheet
     assert str(broken[1]) not in on_the_sheet
-    assert run(tmp_path, spec, images=0) == ""
+    assert run(tmp_path, spec, images=0, read_all=False) == ""
     whole = run(tmp_path, spec, images=0, read_all=True).splitlines()
     assert [line.split(" is no image")[0] for line in whole] == [
         "missing or wrong: 2", *(f"  {spec}: {path}" for path in broken),
     ]  # fmt: skip
+
+
+def test_few_images_in_files_are_all_read_without_being_asked_for(tmp_path, monkeypatch, capsys):
+    root = layouts.write_folder(tmp_path / "photos", sizes={"train": 9, "test": 9})
+    broken = [root / "train" / "dog" / f"{number:03d}.jpg" for number in (0, 8)]
+    for path in broken:
+        path.write_bytes(b"no image")
+    found = run(tmp_path, f"folder:{root}", images=2).splitlines()
+    assert found[0] == "missing or wrong: 2"  # the one that is on the sheet as well is named once
+    assert all(str(path) in line for path, line in zip(broken, found[1:], strict=True))
+    assert "not every image was read" not in capsys.readouterr().out
+    monkeypatch.setattr(check_data, "_FEW", 35)
+    assert run(tmp_path, f"folder:{root}", images=0) == ""
+    assert run(tmp_path, "glyphs:chess", images=0) == ""  # drawn, so that none can be broken
+    assert capsys.readouterr().out.count("not every image was read; --read_all does") == 1
 
 
 def test_many_broken_images_are_counted(tmp_path):

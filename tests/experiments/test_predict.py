@@ -14,6 +14,7 @@ import gram_jax as gram
 from experiments import predict
 from gram_jax import meta, regulators, tuners
 from gram_jax.testing import tiny_clip
+from tests.data import layouts
 
 NAMES = ("cat", 'green, "large" frog', "dog")
 FILES = ["a.png", "b.JPG", "c/d.png", "c/e.bmp", "z.png"]
@@ -201,6 +202,18 @@ def test_class_names_of_a_file(folder, tmp_path):
         predict.class_names(configure(folder, classes=(), classes_file=str(file)))
 
 
+def test_class_names_of_a_dataset(folder, tmp_path):
+    root = layouts.write_folder(tmp_path / "labelled", ["n02", "n01"])
+    (root / "classnames.txt").write_text("n01 great_white shark\nn02 tench\n")
+    of_folder = configure(folder, classes=(), classes_from=f"folder:{root}")
+    assert predict.class_names(of_folder) == ["great white shark", "tench"]
+    (root / "classnames.txt").write_text("n01 tench\nn02 tench\n")
+    with pytest.raises(ValueError, match=r"--classes_from=folder:.*labelled: 'tench' is both class 1 and class 2"):
+        predict.class_names(of_folder)
+    with pytest.raises(ValueError, match=r"there is no folder /nowhere"):
+        predict.class_names(configure(folder, classes=(), classes_from="folder:/nowhere"))
+
+
 def save_foreign(path, clip):
     other = tiny_clip(seed=5)
     tuners.save_prompt(path, tuners.coop().init(jax.random.key(0), other, None), tuners.coop(), other)
@@ -282,8 +295,8 @@ def test_mistakes_are_named(folder, tmp_path, settings, error, message):
     ("settings", "message"),
     [
         ({"images": ""}, "--images is empty"),
-        ({"classes_file": "names.txt"}, "either by --classes or by --classes_file"),
-        ({"classes": ()}, "either by --classes or by --classes_file"),
+        ({"classes_file": "names.txt"}, "--classes_from; given: --classes and --classes_file"),
+        ({"classes": ()}, "by one of --classes, --classes_file, --classes_from; given: none"),
         ({"template": "a photo"}, "must hold exactly one {}"),
         ({"top": 0}, "--top=0: it must be at least 1"),
         ({"batch_size": 0}, "--batch_size=0: it must be at least 1"),
