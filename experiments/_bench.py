@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from experiments import _methods
-from experiments._inputs import Pixels, run_inputs, stacked
+from experiments._inputs import Pixels, class_counts, class_reference, diverse_texts, run_pairs, stacked
 from experiments._measures import Outcome, key, outcome
 from experiments._protocols import Part, counts, measured_parts, selected_on, support
-from gram_jax import evaluation, tuners
+from gram_jax import evaluation, objectives, tuners
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset
 
@@ -81,6 +81,12 @@ class Bench:
             self._texts[names, template] = np.asarray(evaluation.class_features(self.clip, names, [template]))
         return self._texts[names, template]
 
+    def diverse_texts(self, names: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray:
+        """Frozen text features of classes under many templates at once, `[classes, embed_dim]`."""
+        if (names, templates) not in self._texts:
+            self._texts[names, templates] = diverse_texts(self.clip, names, templates)
+        return self._texts[names, templates]
+
     def classes(self, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
         """Classes as the tuner takes them, filled up to a shape that other class lists share."""
         if names not in self._classes:
@@ -116,19 +122,32 @@ def tune(
     ]
     prompts = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
     size, count = bench.config.batch_size, len(supports[0])
+    weights = None
     if candidate.epochs is None:
         orders = [evaluation.batches(seed, count, size, candidate.steps) for seed in seeds]
     else:
         epochs = candidate.epochs(learnable.name, shots)
         orders = [evaluation.epoch_batches(seed, count, size, epochs) for seed in seeds]
-    shared = jax.device_put({"classes": classes, "valid": valid, "context": context if method.reads_context else None})
+        if (bell := _methods.aggregation(bench.config, learnable.name)) is not None:
+            weights = objectives.gaussian_weights(epochs, *bell)
+    shared = {"classes": classes, "valid": valid, "context": context if method.reads_context else None}
+    own_reference, loss = {}, method.loss
+    if loss is not None:
+        shared["reference"] = class_reference(bench, supports[0], loss)
+        if "counts" in loss.reads:
+            own_reference["counts"] = np.stack([class_counts(own, len(valid)) for own in supports])
+    shared, own_reference = jax.device_put((shared, own_reference))
+    frozen = loss is not None and bool(loss.reads & {"image_features", "logits"})
 
     def batches() -> Iterator[dict[str, Any]]:
-        runs = [run_inputs(bench, *run) for run in zip(supports, orders, seeds, strict=True)]
-        for positions, *images in zip(zip(*orders, strict=True), *runs, strict=True):
+        runs = [run_pairs(bench, *run, frozen) for run in zip(supports, orders, seeds, strict=True)]
+        for positions, *pairs in zip(zip(*orders, strict=True), *runs, strict=True):
+            images, features = zip(*pairs, strict=True)
+            known = {} if features[0] is None else {"image_features": stacked(features)}
             yield shared | {
                 "images": stacked(images),
                 "labels": np.stack([own.labels[at] for own, at in zip(supports, positions, strict=True)]),
+                "run_reference": own_reference | known,
             }
 
     return evaluation.tune(
@@ -141,6 +160,7 @@ def tune(
         total_steps=len(orders[0]),
         epoch_steps=max(1, count // size),
         report=[step for step in report if step <= len(orders[0])],
+        epoch_weights=weights,
     )
 
 

@@ -11,11 +11,11 @@ from experiments._inputs import AUGMENTATIONS
 from experiments._launch import setting
 from experiments._measures import ALL, BESIDE
 from experiments._protocols import PROTOCOLS, UNSEEN
-from gram_jax import evaluation, tuners
+from gram_jax import evaluation, objectives, regulators, tuners
 from gram_jax.data.sources import FORMS
 
 _SPECS = "; ".join(FORMS.values())
-_MAY_BE_EMPTY = ("domains", "controls", "targets", "metrics")
+_MAY_BE_EMPTY = ("domains", "controls", "targets", "metrics", "regularizers")
 
 
 def _preset(name: str, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -37,6 +37,21 @@ class Config:
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     tuner: str | None = setting(None, "the tuner; default that of --meta, or coop", choices=tuners.NAMES)
     tuner_settings: str = setting("{}", 'settings of the tuner as JSON, for example {"num_tokens": 4}')
+    regularizers: tuple[str, ...] | None = setting(
+        None,
+        f"added to the loss, NAME:WEIGHT, or NAME for the published weight; some of {', '.join(objectives.NAMES)}; "
+        "default none, or the preset's",
+    )
+    regularizer_settings: str | None = setting(None, 'their settings as JSON, e.g. {"npt": {"centred": true}}')
+    regulator: str | None = setting(
+        None, "what holds gradients against a second one, without learning: prograd", choices=regulators.NAMES
+    )
+    regulator_settings: str | None = setting(None, 'its settings as JSON, e.g. {"strength": 0.8}')
+    aggregation: tuple[float, ...] | None = setting(
+        None,
+        "mean and width, in epochs, of a bell by which the prompts of all epochs are averaged; default the last "
+        "prompts, or the preset's",
+    )
     meta: str = setting("", "meta checkpoint; empty for none")
     controls: tuple[str, ...] = setting((), "further meta checkpoints, NAME=PATH", repeated=True)
     methods: tuple[str, ...] | None = setting(None, f"some of {', '.join(_methods.PARTS)}; default all that there are")
@@ -135,6 +150,7 @@ class Config:
         if both := sorted(set(self.seeds) & set(self.select_seeds)):
             raise ValueError(f"--seeds and --select_seeds share {both}; settings are selected on draws of their own")
         self._check_protocols()
+        self._check_composition()
         _methods.parse_controls(self.controls)
 
     def _check_protocols(self) -> None:
@@ -147,3 +163,21 @@ class Config:
             if getattr(self, name) and not set(users) & set(self.protocol):
                 verb = "are measured under" if name == "domains" else "belongs to"
                 raise ValueError(f"--{name} {verb} {' and '.join(users)}; --protocol has none of these, add one")
+
+    def _check_composition(self) -> None:
+        """Raises ValueError for regularisers, a regulator or an average that cannot be, or would change nothing."""
+        named = objectives.positive_weights(_methods.composed_of(self)[0])
+        for name in objectives.CLASSIFICATION:
+            if name in named and "imbalanced" not in self.protocol:
+                raise ValueError(
+                    f"--regularizers={name}: every class has as many images under {', '.join(self.protocol)}, so it "
+                    "changes nothing; drop it, or add --protocol=imbalanced"
+                )
+        _methods.chosen_regulator(self)
+        if self.aggregation:
+            if len(self.aggregation) != 2 or not all(abs(value) < float("inf") for value in self.aggregation):
+                raise ValueError(f"--aggregation={self.aggregation}: give two numbers, mean and width in epochs")
+            if self.aggregation[1] <= 0:
+                raise ValueError(f"--aggregation={self.aggregation}: the width must be above 0")
+            if self.epochs is None and self.preset is None:
+                raise ValueError(f"--aggregation={self.aggregation} is over epochs; give --epochs instead of --steps")

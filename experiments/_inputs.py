@@ -1,4 +1,4 @@
-"""The images of every step of a run: as they are, as fresh augmented views, or as views that are kept."""
+"""The images of every step of a run, as they are or as augmented views, and what a loss holds prompts against."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 import gram_jax as gram
-from gram_jax.data import Dataset, view
+from gram_jax import evaluation, objectives
+from gram_jax.clip import Clip
+from gram_jax.data import Dataset, templates, view
 
 if TYPE_CHECKING:
     from experiments._bench import Bench
 
 AUGMENTATIONS = ("none", "fresh", "stored")
 STORED_SEED = 0  # of views that are kept: the runs of all seeds share them
+# The regularisers that hold text features to the mean of many templates; all others to the dataset's own template,
+# but where their public code has another one for a dataset.
+_ENSEMBLES = {"promptsrc": "promptsrc_60", "prometar": "promptsrc_60"}
+_TEMPLATES = {
+    ("kgcoop", "coop:dtd"): "a photo of a {}, a type of texture.",
+    ("distillation", "coop:dtd"): "a texture of {}.",
+    ("distillation", "coop:food101"): "a type of food, a photo of {}.",
+}
+_TEXTS, _TOKENS = 256, 8  # texts run in blocks of so many, padded to a multiple of so many tokens
 
 
 class Pixels:
@@ -92,6 +103,82 @@ def run_inputs(bench: Bench, support: Dataset, order: np.ndarray, seed: int) -> 
         shown = [(item, STORED_SEED if kept else seed, number) for item, number in zip(items, views, strict=True)]
         pixels = _views(bench, support, shown, keep=bool(kept))
         yield pixels if bench.tuner.needs_pixels else gram.encode_image(bench.clip, pixels)
+
+
+def run_pairs(bench: Bench, support: Dataset, order: np.ndarray, seed: int, frozen: bool) -> Iterator[Any]:
+    """What `run_inputs` yields, each with the frozen features of the same images, ``[batch, embed_dim]``.
+
+    Args:
+      bench: what reads and encodes images.
+      support: the labelled images of the run.
+      order: the items of every batch ``[steps, batch]``.
+      seed: the seed of the run.
+      frozen: whether features are wanted; None stands for them if not, and where the images are features already.
+
+    Yields:
+      Pairs, step after step.
+    """
+    kept = {"none": None, "fresh": 0, "stored": bench.config.views}[bench.config.augmentation]
+    frozen = frozen and bench.tuner.needs_pixels
+    bank = None
+    if frozen and kept is None:
+        bank = bench.features(support)[:, None]
+        numbers = np.zeros_like(order)
+    elif frozen and kept:
+        bank = _stored_features(bench, support, kept)
+        numbers = view_numbers(seed, order, len(support), kept)
+    for step, images in enumerate(run_inputs(bench, support, order, seed)):
+        if bank is not None:
+            yield images, bank[order[step], numbers[step]]
+        else:
+            yield images, gram.encode_image(bench.clip, images) if frozen else None
+
+
+def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
+    """The templates whose text a regulariser holds the classes of a dataset to."""
+    if name in _ENSEMBLES:
+        return templates.ensemble(_ENSEMBLES[name])
+    return (_TEMPLATES.get((name, dataset.name), dataset.template),)
+
+
+def class_reference(bench: Bench, dataset: Dataset, loss: objectives.BatchLoss) -> dict[str, Any]:
+    """What a loss reads of the classes of a dataset, filled up to the shape that other class lists share.
+
+    Args:
+      bench: what encodes texts, each once.
+      dataset: the labelled images; their classes are those that are tuned on.
+      loss: the loss.
+
+    Returns:
+      "text_features" by regulariser and "clusters", as far as they are read.
+    """
+    names = dataset.class_names
+    texts = {}
+    for name in loss.texts:
+        own = templates_of(name, dataset)
+        texts[name] = bench.texts(names, own[0]) if len(own) == 1 else bench.diverse_texts(names, own)
+    found: dict[str, Any] = {"text_features": {n: evaluation.pad_classes(bench.clip, t)[0] for n, t in texts.items()}}
+    if "clusters" in loss.reads:
+        clusters = objectives.class_clusters(bench.texts(names, dataset.template))
+        found["clusters"] = evaluation.pad_classes(bench.clip, clusters)[0]
+    return found
+
+
+def class_counts(support: Dataset, size: int) -> np.ndarray:
+    """The labelled images of each class, ``[size]``; 0 for classes that only fill up the shape."""
+    return np.bincount(support.labels, minlength=size).astype(np.float32)
+
+
+def diverse_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """The features of classes under many templates, averaged before they are normalised, ``[classes, embed_dim]``."""
+    found = [clip.class_tokens(list(names), each, allow_duplicates=True).token_ids for each in templates]
+    width = min(-(-max(ids.shape[1] for ids in found) // _TOKENS) * _TOKENS, clip.config.text.context_length)
+    eos = clip.tokenizer.eos_token_id  # what stands behind it cannot matter
+    rows = np.concatenate([np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=eos) for ids in found])
+    filled = np.pad(rows, ((0, -len(rows) % _TEXTS), (0, 0)), mode="edge")
+    blocks = [gram.encode_text(clip, filled[at : at + _TEXTS], normalize=False) for at in range(0, len(filled), _TEXTS)]
+    features = np.concatenate([np.asarray(block) for block in blocks])[: len(rows)]
+    return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))
 
 
 def _views(bench: Bench, support: Dataset, shown: Sequence[tuple[int, int, int]], keep: bool) -> np.ndarray:

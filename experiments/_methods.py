@@ -12,7 +12,7 @@ import jax
 
 from experiments import _presets
 from experiments._launch import json_object
-from gram_jax import evaluation, meta, regulators, tuners
+from gram_jax import evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import Classes, Clip
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
@@ -42,7 +42,8 @@ class Candidate(NamedTuple):
 class Method(NamedTuple):
     """A way to tune; methods of one regulator share `tuning`, and so its compiled steps.
 
-    The regulator may read the context of the task, and the start may be structured by it.
+    The regulator may read the context of the task, and the start may be structured by it. The loss is the
+    cross-entropy where it is None.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method(NamedTuple):
     reads_context: bool
     structured: bool
     candidates: tuple[Candidate, ...]
+    loss: objectives.BatchLoss | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -81,6 +83,79 @@ def choose_tuner(config: Any) -> Tuner:
                 f"{value!r}; leave it out"
             )
     return tuner
+
+
+def composed_of(config: Any) -> tuple[str, dict[str, Any]]:
+    """The regularisers that the flags name, as `objectives.make` reads them, and their settings.
+
+    Raises:
+      ValueError: a name or setting is unknown, named twice or malformed, or a weight is not a positive number.
+    """
+    spec = ",".join(config.regularizers or ())
+    settings = json_object("regularizer_settings", config.regularizer_settings or "{}")
+    for name, value in settings.items():
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"--regularizer_settings has {value!r} for {name!r}; give an object, as in "
+                '{"npt": {"centred": true}}'
+            )
+    try:
+        objectives.positive_weights(spec)
+        objectives.make(spec, **settings)
+    except ValueError as error:
+        raise ValueError(f"--regularizers={spec}: {error}") from error
+    return spec, settings
+
+
+def chosen_regulator(config: Any) -> Regulator:
+    """The regulator that the flags ask for, which needs no learning; without one, the identity.
+
+    Raises:
+      ValueError: it is unknown, has to be learned, or stands beside a meta checkpoint.
+    """
+    settings = json_object("regulator_settings", config.regulator_settings or "{}")
+    if config.regulator is None:
+        if settings:
+            raise ValueError(f"--regulator_settings={config.regulator_settings} is given without --regulator; name one")
+        return regulators.identity()
+    if config.meta:
+        raise ValueError(
+            f"--regulator={config.regulator} and --meta={config.meta} both say what becomes of a gradient, and which "
+            "comes first is nowhere defined; drop one of them, and put two evaluations side by side with "
+            "experiments.report"
+        )
+    try:
+        regulator = regulators.make(config.regulator, **settings)
+    except ValueError as error:
+        raise ValueError(f"--regulator={config.regulator}: {error}") from error
+    if regulator.name == "identity":
+        raise ValueError("--regulator=identity changes nothing; leave it out")
+    some = {"context": jax.ShapeDtypeStruct((1, 8), jax.numpy.float32)}
+    if jax.tree.leaves(jax.eval_shape(lambda: regulator.init(jax.random.key(0), some))):
+        remedy = "learn it with experiments.meta_train, and give the checkpoint as --meta"
+        if "reference" in regulator.settings:
+            remedy = f"--regularizers={regulator.settings['reference']} adds what it modulates as it is"
+        raise ValueError(
+            f"--regulator={config.regulator} has parameters that must be learned, and nothing is known of them here; "
+            f"{remedy}, and --regulator=prograd needs no learning"
+        )
+    return regulator
+
+
+def aggregation(config: Any, dataset: str) -> tuple[float, float] | None:
+    """Mean and width, in epochs, of the bell over the prompts of a dataset; None where the last ones are taken."""
+    if config.aggregation is not None or config.preset is None:
+        return config.aggregation or None
+    return _presets.aggregation(config.preset, dataset)
+
+
+def composed_name(config: Any, tuner: Tuner) -> str:
+    """What is tuned, in rows: "coop+kgcoop", with the weight where it is not the published one, "coop+kgcoop:2"."""
+    parts = [tuner.name]
+    for name, weight in objectives.positive_weights(composed_of(config)[0]).items():
+        parts.append(name if weight == objectives.positive_weights(name)[name] else f"{name}:{weight:g}")
+    parts += [config.regulator] * (config.regulator is not None) + ["gpa"] * (aggregation(config, "") is not None)
+    return "+".join(parts)
 
 
 def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> Checkpoint:
@@ -170,24 +245,31 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
                     f"init_text {text!r}, one of {_shapes(shape)}; give words of as many tokens, or --init_text= for "
                     "a random start"
                 )
-    made: dict[Any, evaluation.Tuning] = {}
+    spec, of_regularisers = composed_of(config)
+    made: dict[Any, tuple[evaluation.Tuning, objectives.BatchLoss | None]] = {}
 
-    def tuning(regulator: Regulator) -> evaluation.Tuning:
+    def tuning(regulator: Regulator) -> tuple[evaluation.Tuning, objectives.BatchLoss | None]:
         key = (regulator.name, regulator.settings)
         if key not in made:
-            made[key] = evaluation.make_tuning(
+            held = regulator.settings.get("reference", "")
+            loss = None
+            if spec or held:
+                loss = objectives.batch_loss(tuner, spec, settings=of_regularisers, reference=held)
+            compiled = evaluation.make_tuning(
                 tuner,
                 regulator,
+                loss=None if loss is None else loss.loss,
                 optimizer=config.optimizer,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 schedule=config.schedule,
             )
+            made[key] = compiled, loss
         return made[key]
 
     # Where a regulator was learned, it stands in for "none" as it is initialised, which is exactly the identity: so all
     # methods run in the same compiled steps.
-    plain = checkpoint.regulator if checkpoint is not None else regulators.identity()
+    plain = checkpoint.regulator if checkpoint is not None else chosen_regulator(config)
 
     def method(
         name: str, found: Checkpoint | None, regulator: Regulator, phi: Any, from_: dict[str | None, Start]
@@ -207,15 +289,17 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         )
         reads_context = regulator.settings.get("context_dim") is not None
         structured = found is not None and from_ is not words and found.meta.offsets is not None
-        return Method(name, tuning(regulator), phi, reads_context, structured, candidates)
+        compiled, loss = tuning(regulator)
+        return Method(name, compiled, phi, reads_context, structured, candidates, loss)
 
+    family = composed_name(config, tuner)
     unregulated = plain.init(jax.random.key(0), shape)
     methods = []
     if "tuner" in wanted:
-        methods.append(method(tuner.name, None, plain, unregulated, words))
+        methods.append(method(family, None, plain, unregulated, words))
     for part, suffix, _, found in learned:
         from_meta: dict[str | None, Start] = {"meta": _learned(found)}
-        name = f"{tuner.name}+gram"
+        name = f"{family}+gram"
         if part in wanted:
             methods.append(method(name + suffix, found, found.regulator, found.meta.phi, from_meta))
         if part == "gram" and "init_only" in wanted:

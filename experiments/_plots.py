@@ -195,7 +195,7 @@ def _curves(
                     _curve(axis, at + shift, grids, method, _name(method, several))
                 axis.set_title(f"{kind.title}\n{kind.quantity}, %")
                 _ticks(axis, places[kind], at)
-            line[0].set_ylabel(_tables.FAMILIES.get(family, family) if several else "")
+            line[0].set_ylabel(_tables.family_label(family) if several else "")
         for axis in axes[-1]:
             axis.set_xlabel(name)
         _legend(figure, axes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments._launch import json_object
@@ -29,6 +30,9 @@ class Preset(NamedTuple):
       use: what it is for: "fs" (few_shot), "b2n" (base_to_new) or "xd" (cross_dataset and domain_generalization).
       provenance: where the numbers were read.
       imagenet_epochs: the number on ImageNet, where it is another one.
+      regularizers: their names and weights, as `--regularizers` takes them.
+      regulator: as `--regulator` takes it.
+      aggregation: mean and width, in epochs, of the bell over the prompts of all epochs, by dataset; "" is any other.
       needs: what belongs to the recipe and is no setting of `experiments.evaluate`; such a recipe is refused.
     """
 
@@ -39,6 +43,9 @@ class Preset(NamedTuple):
     use: str
     provenance: str
     imagenet_epochs: int | None = None
+    regularizers: tuple[str, ...] = ()
+    regulator: str | None = None
+    aggregation: Mapping[str, tuple[float, float]] = MappingProxyType({})
     needs: str = ""
 
 
@@ -84,7 +91,8 @@ _IVLP_3 = ("ivlp", {"num_text": 4, "num_visual": 4, "depth": 3, **_WORDS})
 _MAPLE_9 = ("maple", {"num_tokens": 2, "depth": 9, **_WORDS})
 _MAPLE_3 = ("maple", {"num_tokens": 2, "depth": 3, **_WORDS})
 _FEW = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
-_GPA = "the regularisers promptsrc (25, 10, 1) and the Gaussian average of the prompts over epochs, mean and std "
+_PROMPTSRC = ("promptsrc:1",)  # (25, 10, 1), its own weights
+_LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")  # a later bell on few shots
 
 PRESETS: dict[str, Preset] = {
     "coop_fs_vitb16": Preset(("coop", {"num_tokens": 16}), 0.002, _FEW, 32, "fs", _COOP, 50),
@@ -102,16 +110,20 @@ PRESETS: dict[str, Preset] = {
     "ivlp_ep20_b2n_vitb16": Preset(_IVLP_9, 0.0025, 20, 4, "b2n", f"{_SRC} (IVLP, vit_b16_c2_ep20_batch4_4+4ctx)"),
     "maple_b2n_vitb16": Preset(_MAPLE_9, 0.0035, 5, 4, "b2n", f"{_MAPLE} (vit_b16_c2_ep5_batch4_2ctx)"),
     "maple_xd_vitb16": Preset(_MAPLE_3, 0.0026, 2, 4, "xd", f"{_MAPLE} (..._2ctx_cross_datasets)"),
-    "kgcoop_b2n_vitb16": Preset(_COOP_4, 0.002, 100, 128, "b2n", _KG, needs="the regulariser kgcoop, weight 8"),
+    "kgcoop_b2n_vitb16": Preset(_COOP_4, 0.002, 100, 128, "b2n", _KG, regularizers=("kgcoop:8",)),
     "prograd_fs_rn50": Preset(
         ("coop", {"num_tokens": 16}), 0.002, _FEW, 32, "fs", "BeierZhu/Prompt-align 1b76203: README, configs", 50,
-        needs="its rule for conflicting gradients, a ResNet-50, and a context that ends in the template's words",
+        regulator="prograd", needs="a ResNet-50, and a context that ends in the template's words",
     ),
-    "promptsrc_b2n_vitb16": Preset(_IVLP_9, 0.0025, 20, 4, "b2n", _SRC, needs=f"{_GPA}15, 1"),
-    "promptsrc_xd_vitb16": Preset(_IVLP_3, 0.0025, 20, 4, "xd", _SRC, needs=f"{_GPA}6, 10"),
+    "promptsrc_b2n_vitb16": Preset(
+        _IVLP_9, 0.0025, 20, 4, "b2n", _SRC, regularizers=_PROMPTSRC, aggregation={"": (15, 1)}
+    ),
+    "promptsrc_xd_vitb16": Preset(
+        _IVLP_3, 0.0025, 20, 4, "xd", _SRC, regularizers=_PROMPTSRC, aggregation={"": (6, 10)}
+    ),
     "promptsrc_fs_vitb16": Preset(
-        _IVLP_9, 0.0025, 50, 4, "fs", _SRC,
-        needs=f"{_GPA}30, 30 (Cars, Flowers, Aircraft, DTD and EuroSAT: 45, 5)",
+        _IVLP_9, 0.0025, 50, 4, "fs", _SRC, regularizers=_PROMPTSRC,
+        aggregation={"": (30, 30)} | {f"coop:{name}": (45, 5) for name in _LATE},
     ),
     "prometar_b2n_vitb16": Preset(_IVLP_9, 0.0025, 10, 4, "b2n", _META, needs="its meta-regularisation"),
 }  # fmt: skip
@@ -141,6 +153,24 @@ def epochs(name: str, dataset: str, shots: int) -> int:
     return preset.epochs[max((known for known in preset.epochs if known <= shots), default=min(preset.epochs))]
 
 
+def aggregation(name: str, dataset: str) -> tuple[float, float] | None:
+    """The mean and the width, in epochs, of a recipe's bell over the prompts of all epochs.
+
+    Args:
+      name: a preset.
+      dataset: the dataset's name, as in results.
+
+    Returns:
+      Both, or None where the recipe takes the last prompts.
+
+    Example:
+      >>> aggregation("promptsrc_fs_vitb16", "coop:dtd"), aggregation("promptsrc_fs_vitb16", "coop:food101")
+      ((45, 5), (30, 30))
+    """
+    found = PRESETS[name].aggregation
+    return found.get(dataset, found.get(""))
+
+
 def settings(name: str) -> dict[str, Any]:
     """The settings of `experiments.evaluate` that a recipe stands for, but for the number of epochs."""
     preset = PRESETS[name]
@@ -154,6 +184,8 @@ def settings(name: str) -> dict[str, Any]:
         "tuner_settings": json.dumps(of_tuner),
         "learning_rate": (preset.learning_rate,),
         "batch_size": preset.batch_size,
+        "regularizers": preset.regularizers or None,
+        "regulator": preset.regulator,
         **start,
     }
 
@@ -197,7 +229,7 @@ def _recipe(config: Any) -> dict[str, Any]:
     if config.steps != DEFAULT_STEPS:
         raise ValueError(f"--steps={config.steps}: a preset counts in epochs; give --epochs")
     if config.meta:
-        del found["tuner"], found["tuner_settings"]
+        del found["tuner"], found["tuner_settings"], found["regulator"]
     else:
         found["tuner_settings"] = json.dumps({**of_tuner, **json_object("tuner_settings", config.tuner_settings)})
     return found

@@ -22,6 +22,19 @@ FAMILIES = {
     "upt": "UPT",
     "dpt": "DPT",
 }
+# What stands behind a tuner's name, "+" before each, with its weight behind ":" where that is not the published one.
+PARTS = {
+    "class_weights": "class weights",
+    "cpt": "CPT",
+    "distillation": "distillation",
+    "gpa": "GPA",
+    "kgcoop": "KgCoOp",
+    "logit_adjustment": "logit adjustment",
+    "npt": "NPT",
+    "prograd": "ProGrad",
+    "prometar": "ProMetaR",
+    "promptsrc": "PromptSRC",
+}
 ROLES = {
     "tuner": "",
     "gram": " + GRAM",
@@ -80,7 +93,7 @@ def thirds_of(rows: Iterable[Row], kind: Kind) -> Kind:
 
 
 def parse(method: str) -> tuple[str, str]:
-    """The tuner and the role of a method: "coop+gram:init_only" is ("coop", "init_only")."""
+    """What is tuned and its role: "coop+kgcoop+gram:init_only" is ("coop+kgcoop", "init_only")."""
     if method.partition(":")[0] == ZERO_SHOT:
         return "", method
     family, plus, variant = method.partition("+gram")
@@ -93,23 +106,34 @@ def label(method: str) -> str:
     if not family:
         template = method.partition(":")[2]
         return "zero-shot" + {"": "", "own": ", own template"}.get(template, f", {template}")
-    return FAMILIES.get(family, family) + ROLES.get(role, f" + GRAM, {role}")
+    return family_label(family) + ROLES.get(role, f" + GRAM, {role}")
+
+
+def family_label(family: str) -> str:
+    """The name for people of what is tuned: a tuner, and what it is composed with."""
+    tuner, *parts = family.split("+")
+    names = [FAMILIES.get(tuner, tuner)]
+    for name, _, weight in (part.partition(":") for part in parts):
+        names.append(PARTS.get(name, name) + f" (weight {weight})" * bool(weight))
+    return " + ".join(names)
 
 
 def ordered(methods: Iterable[str]) -> tuple[str, ...]:
-    """Methods in the order of all tables and plots; the ceiling stands last of its tuner."""
+    """Methods in the order of all tables and plots: a tuner alone, then what it is composed with; ceilings last."""
     families, roles = list(FAMILIES), [*(role for role in ROLES if role != CEILING), "", CEILING]
 
     def place(method: str) -> tuple:
         family, role = parse(method)
-        nth = families.index(family) if family in families else len(families)
-        return (bool(family), nth, family, roles.index(role if role in roles else ""), role)
+        tuner, _, composed = family.partition("+")
+        nth = families.index(tuner) if tuner in families else len(families)
+        nth_role = roles.index(role if role in roles else "")
+        return (bool(family), nth, tuner, composed.count("+"), composed, nth_role, role)
 
     return tuple(sorted(set(methods), key=place))
 
 
 def tuner_of(method: str) -> str | None:
-    """The tuner alone that a variant of GRAM is compared with; None of all other methods."""
+    """The same without GRAM, that a variant of GRAM is compared with; None of all other methods."""
     family, role = parse(method)
     return family if role not in ("tuner", method) else None
 

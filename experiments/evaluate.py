@@ -2,12 +2,14 @@
 
     python -m experiments.evaluate --tuner=coop --dataset=glyphs:arabic,glyphs:shapes --shots=1,4,16 --seeds=1,2,3
     python -m experiments.evaluate --meta=runs/meta_train/meta.safetensors --protocol=base_to_new
+    python -m experiments.evaluate --tuner=ivlp --regularizers=npt:1.0,kgcoop:8 --meta=META
     python -m experiments.evaluate --meta=META --controls=random_tasks=OTHER_META --learning_rate=0.1,0.3 --steps=50,200
 
 Every method is tuned on the same draws, all seeds side by side. With --meta, four methods stand beside each other: the
 tuner alone, "+gram" (the learned start and the learned regulator, frozen), "+gram:init_only" and
-"+gram:regulator_only". Where a method has several candidate settings, one of them is chosen for all datasets on the
-validation split, under seeds of its own; the selection is never given a test image.
+"+gram:regulator_only". What --regularizers and --regulator add stands in the names of all, as in "coop+kgcoop+gram";
+docs/composing.md says what goes with what. Where a method has several candidate settings, one of them is chosen for all
+datasets on the validation split, under seeds of its own; the selection is never given a test image.
 
 Writes WORKDIR/results.json and, as experiments.report does, prints and writes tables and plots. Every finished unit,
 all seeds of a method on a dataset, is kept in WORKDIR/rows.jsonl: the same command goes on where it was stopped.
@@ -32,18 +34,19 @@ import gram_jax as gram
 from experiments import _measures, _methods, _presets, _protocols, report
 from experiments._bench import PHOTO, Bench, outcomes, part_features, score_candidates, tune
 from experiments._evaluate_flags import Config
+from experiments._inputs import templates_of
 from experiments._launch import launch
 from experiments._methods import Candidate, Method
 from experiments._protocols import Opened, Part, without_test
 from experiments._units import Units
-from gram_jax import evaluation, runtime, tuners
+from gram_jax import evaluation, objectives, runtime, tuners
 from gram_jax.data import Dataset
 from gram_jax.evaluation import Row
 
 REGULATION_STEPS = 12  # how many steps of a run regulation is reported at
 
 
-def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened]) -> None:
+def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened], wanted: Sequence[str]) -> None:
     """Raises ValueError, before anything is measured, where a dataset does not fit a method or a number of shots."""
     config = bench.config
     beyond = [name for name in config.protocol if name != "few_shot"]
@@ -54,17 +57,41 @@ def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened])
         )
     for dataset, others in opened.values():
         if any(len(method.candidates) > 1 for method in methods):
-            dataset.select("val")  # what settings are selected on
+            try:
+                dataset.select("val")
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; settings are selected on val: add it, or give one value of each setting, such as "
+                    "--learning_rate=1"
+                ) from error
         for protocol in others:
+            _check_classes(bench, methods, dataset, protocol)
             for shots in dict.fromkeys((*_protocols.counts(config, protocol), *(config.select_shots or ()))):
                 _protocols.support(dataset, protocol, shots, config.seeds[0])
     for dataset in _protocols.all_datasets(opened):
         dataset.select("test")
+        for template in (PHOTO, dataset.template) if "zero_shot" in wanted else ():
+            try:
+                bench.clip.class_tokens(list(dataset.class_names), template, allow_duplicates=True)
+            except ValueError as error:
+                raise ValueError(f"zero-shot on {dataset.name}, template {template!r}: {error}") from error
         for start in {candidate.start for method in methods for candidate in method.candidates}:
             try:
                 start(jax.random.key(0), bench.clip, bench.classes(dataset.class_names)[0], None)
             except ValueError as error:
                 raise ValueError(f"{bench.tuner.name} on {dataset.name}: {error}") from error
+
+
+def _check_classes(bench: Bench, methods: Sequence[Method], dataset: Dataset, protocol: str) -> None:
+    """Raises ValueError where the classes that are tuned on do not fit what the loss holds prompts to."""
+    names = [dataset.class_names[label] for label in next(iter(_protocols.class_splits(protocol, dataset).values()))]
+    for loss in {method.loss for method in methods} - {None}:
+        for name in loss.texts:
+            for template in templates_of(name, dataset):
+                try:
+                    bench.clip.class_tokens(names, template, allow_duplicates=True)
+                except ValueError as error:
+                    raise ValueError(f"{name} on {dataset.name}, template {template!r}: {error}") from error
 
 
 def zero_shot_rows(bench: Bench, name: str, protocol: str, parts: Sequence[Part]) -> list[Row]:
@@ -134,7 +161,9 @@ def tuned_rows(
         _measures.save_confusion(workdir / "confusion" / f"{file}.npz", found)
     prompt = jax.tree.map(lambda leaf: leaf[0], tuned.prompts[last])
     if config.save_prompts:
-        tuners.save_prompt(workdir / "prompts" / f"{file}.safetensors", prompt, bench.tuner, bench.clip)
+        path = workdir / "prompts" / f"{file}.safetensors"
+        tuners.save_prompt(path, prompt, bench.tuner, bench.clip)
+        print(f"prompt in {path}", flush=True)
     if config.save_features:
         _measures.save_arrays(workdir / "features" / f"{file}.npz", part_features(bench, prompt, parts))
     return rows
@@ -170,7 +199,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     methods, wanted, checkpoint = _methods.build(config, tuner, clip)
     opened = _protocols.open_datasets(config)
     bench = Bench(config, clip, tuner)
-    check(bench, methods, opened)
+    check(bench, methods, opened, wanted)
     weights = gram.weights_hash(clip.params)
     paths = [path for path in (config.meta, *_methods.parse_controls(config.controls).values()) if path]
     files = {path: hashlib.sha256(epath.Path(path).read_bytes()).hexdigest() for path in paths}
@@ -210,7 +239,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
                         unit = (method.name, name, protocol, shots)
                         if unit not in units:
                             start = time.monotonic()
-                            regulation = first and method.name == f"{tuner.name}+gram"
+                            regulation = first and method.name.endswith("+gram")
                             found = tuned_rows(
                                 bench, workdir, method, chosen[method.name], dataset, protocol, shots, parts, regulation
                             )
@@ -222,11 +251,24 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     notes = {} if checkpoint is None else {"meta_notes": checkpoint.notes}
     environment = evaluation.environment(weights=weights, splits=hashes, draws=_protocols.draws(config, opened))
     settings = dataclasses.asdict(config) | {"tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
+    settings |= _composition(config, opened)
     settings |= {"selected": selected, "files": files, "datasets": _protocols.about(opened)} | notes
     settings |= {} if config.preset is None else {"preset_from": _presets.PRESETS[config.preset].provenance}
     results = evaluation.Results(settings, environment, tuple(rows), report.comparisons(rows))
     report.write([results], workdir, names=["this evaluation"], show=print)
     return results
+
+
+def _composition(config: Config, opened: Mapping[str, Opened]) -> dict[str, Any]:
+    """What results tell of regularisers, regulator and average, defaults filled in."""
+    spec, settings = _methods.composed_of(config)
+    regulator = _methods.chosen_regulator(config)
+    return {
+        "regularizers": objectives.positive_weights(spec),
+        "regularizer_settings": settings,
+        "regulator_settings": dict(regulator.settings),
+        "aggregation": {name: _methods.aggregation(config, name) for name in opened},
+    }
 
 
 def _line(unit: tuple, rows: Sequence[Row], seconds: float) -> str:

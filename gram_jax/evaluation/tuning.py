@@ -15,6 +15,7 @@ import optax
 from gram_jax.clip import Classes, Clip
 from gram_jax.evaluation.batching import classification_loss
 from gram_jax.evaluation.schedules import SCHEDULES, scheduled_rate
+from gram_jax.objectives import batch_loss
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 
@@ -22,6 +23,7 @@ Array = jax.Array
 PyTree = Any
 
 OPTIMIZERS = ("sgd", "adam")
+_OWN = ("images", "labels", "context", "run_reference")  # what each run has its own of in a batch
 _IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
 
 
@@ -84,6 +86,7 @@ def make_tuning(
     tuner: Tuner,
     regulator: Regulator,
     *,
+    loss: Callable[[PyTree, Clip, dict[str, Any]], Any] | None = None,
     optimizer: str = "sgd",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -96,14 +99,18 @@ def make_tuning(
 
         theta_{k+1} = theta_k - alpha_k U( R_phi(grad L(theta_k; batch_k), context) + w theta_k ).
 
-    The decay is coupled: it passes through the optimiser with the gradient, as in PyTorch's SGD.
+    The decay is coupled: it passes through the optimiser with the gradient, as in PyTorch's SGD. Where R holds the
+    gradient against a second one, that of its setting "reference" at the same prompt and batch is the context.
 
     The step is compiled once for each combination of shapes: start, phi, class names, rate and length of training
-    are arguments. Methods that share a tuner and a regulator should share this object.
+    are arguments. Methods that share a tuner, a regulator and a loss should share this object.
 
     Args:
       tuner: the tuner.
       regulator: R.
+      loss: L, `loss(prompt, clip, batch) -> scalar`, e.g. `objectives.batch_loss(tuner, "kgcoop:8").loss`; for a
+        regulator with a reference gradient `-> (scalar, scalar)`, L and what that is the gradient of. None: the
+        cross-entropy, and what the regulator names.
       optimizer: "sgd" or "adam".
       momentum: of SGD, in [0, 1).
       weight_decay: w, at least 0.
@@ -111,8 +118,9 @@ def make_tuning(
 
     Returns:
       The `Tuning`. Its step takes: the state; phi, shared by the runs; the clip; a batch, a dictionary of "classes"
-      and "valid" bool `[classes]`, shared by the runs, "images" `[runs, batch, ...]`, "labels" int `[runs, batch]` and,
-      for regulators that read one, "context" `[runs, context_dim]`; a learning rate, one number or a number for each
+      and "valid" bool `[classes]`, shared by the runs, "images" `[runs, batch, ...]`, "labels" int `[runs, batch]`,
+      for regulators that read one, "context" `[runs, context_dim]`, and what the loss reads beside these, shared by
+      the runs but for "run_reference", `[runs, ...]` each leaf; a learning rate, one number or a number for each
       leaf of a prompt; the total number of steps; and the steps of an epoch, 1 by default. Its metrics, `[runs]` each,
       are "loss", "gradient_norm" |g|, "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|,
       over all leaves together and before the update; where g is 0 the last two are 1.
@@ -145,7 +153,9 @@ def make_tuning(
     direction = optax.scale_by_adam() if optimizer == "adam" else plain
     if weight_decay:
         direction = optax.chain(optax.add_decayed_weights(weight_decay), direction)
-    loss = classification_loss(tuner)
+    held = regulator.settings.get("reference", "")
+    if loss is None:
+        loss = batch_loss(tuner, reference=held).loss if held else classification_loss(tuner)
 
     def init(prompts: PyTree) -> TuningState:
         prompts = jax.tree.map(jnp.asarray, prompts)
@@ -162,17 +172,23 @@ def make_tuning(
         epoch_steps: Array,
     ) -> tuple[TuningState, dict[str, Array]]:
         rates = jax.tree.map(lambda rate: scheduled_rate(schedule, rate, state.step, total_steps, epoch_steps), rates)
-        shared = {"classes": batch["classes"], "valid": batch["valid"]}
+        shared = {name: value for name, value in batch.items() if name not in _OWN}
 
         def one(prompt: PyTree, optimizer_state: PyTree, own: dict[str, Any]) -> Any:
-            value, grads = jax.value_and_grad(loss)(prompt, clip, shared | own)
-            regulated = regulator.apply(phi, grads, own["context"])
+            if held:  # both gradients of one forward pass
+                (value, other), pull = jax.vjp(lambda prompt: loss(prompt, clip, shared | own), prompt)
+                (grads,) = pull((jnp.ones_like(value), jnp.zeros_like(other)))
+                (context,) = pull((jnp.zeros_like(value), jnp.ones_like(other)))
+            else:
+                value, grads = jax.value_and_grad(loss)(prompt, clip, shared | own)
+                context = own.get("context")
+            regulated = regulator.apply(phi, grads, context)
             updates, optimizer_state = direction.update(regulated, optimizer_state, prompt)
             updates = jax.tree.map(lambda rate, leaf: -rate * leaf, rates, updates)
             metrics = {"loss": value} | _regulation(grads, regulated)
             return optax.apply_updates(prompt, updates), optimizer_state, metrics
 
-        own = {"images": batch["images"], "labels": batch["labels"], "context": batch["context"]}
+        own = {name: batch[name] for name in _OWN if name in batch}
         prompts, optimizer_state, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, own)
         return TuningState(prompts, optimizer_state, state.step + 1), metrics
 
@@ -186,7 +202,6 @@ def make_tuning(
         epoch_steps: int = 1,
     ) -> tuple[TuningState, dict[str, Array]]:
         rates = _per_leaf(learning_rate, state.prompts)
-        batch = {"context": None} | batch
         lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
         return update(state, phi, clip, batch, rates, *lengths)
 
@@ -208,6 +223,7 @@ def tune(
     total_steps: int,
     epoch_steps: int = 1,
     report: Collection[int] = (),
+    epoch_weights: np.ndarray | None = None,
 ) -> Tuned:
     """Tunes a stack of prompts on batches, one step each.
 
@@ -221,12 +237,15 @@ def tune(
       total_steps: how many steps to take, 0 or more.
       epoch_steps: how many of them are an epoch, at least 1, for schedules that go by epochs.
       report: numbers of steps after which the prompts are kept; those after the last step always are.
+      epoch_weights: of the prompts after each epoch, `[epochs]`, e.g. `objectives.gaussian_weights(20, 15, 1)`: their
+        weighted sum is what the last step leaves. None: the last prompts.
 
     Returns:
       The prompts, by number of steps, and the metrics of every step.
 
     Raises:
-      ValueError: if there are too few batches, or a number of steps in `report` is never reached.
+      ValueError: if there are too few batches, a number of steps in `report` is never reached, or there is not one
+        weight an epoch.
 
     Example:
       >>> from gram_jax import regulators, tuners
@@ -252,7 +271,13 @@ def tune(
         raise ValueError(
             f"prompts after {sorted(wanted)} steps are asked for in {total_steps} steps; ask for 0 to {total_steps}."
         )
+    if epoch_weights is not None and len(epoch_weights) * epoch_steps != total_steps:
+        raise ValueError(
+            f"there are {len(epoch_weights)} epoch_weights for {total_steps} steps in epochs of {epoch_steps}; give "
+            "one an epoch."
+        )
     state = tuning.init(prompts)
+    mean = jax.tree.map(jnp.zeros_like, state.prompts)
     kept = {0: state.prompts} if 0 in wanted else {}
     found = []
     source = iter(batches)
@@ -264,6 +289,10 @@ def tune(
         found.append(metrics)
         if done in wanted:
             kept[done] = state.prompts
+        if epoch_weights is not None and done % epoch_steps == 0:
+            weight = float(epoch_weights[done // epoch_steps - 1])
+            mean = jax.tree.map(lambda total, leaf, weight=weight: total + weight * leaf, mean, state.prompts)
+            kept |= {done: mean} if done == total_steps else {}
     return Tuned(kept, {name: np.stack([metrics[name] for metrics in found]) for name in (found[0] if found else ())})
 
 

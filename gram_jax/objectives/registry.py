@@ -30,8 +30,8 @@ _FACTORIES: dict[str, Callable[..., Regularisers]] = {
     "promptsrc": promptsrc,
 }
 # These change the classification loss itself; their number is a setting of it, here with its default.
-_CLASSIFICATION = {"logit_adjustment": ("adjustment", 1.0), "class_weights": ("exponent", 1.0)}
-NAMES = tuple(sorted(_FACTORIES | _CLASSIFICATION))
+CLASSIFICATION = {"logit_adjustment": ("adjustment", 1.0), "class_weights": ("exponent", 1.0)}
+NAMES = tuple(sorted(_FACTORIES | CLASSIFICATION))
 
 # Of every regulariser that these make: the sides of the clip that it reaches, the fields of the reference it reads.
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -100,7 +100,7 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
     Reference:
       Our own choice.
     """
-    parsed = _parse(spec)
+    parsed = parse(spec)
     for name in settings:
         if name not in parsed:
             raise ValueError(f"settings for {name!r} are given, but {spec!r} does not name it; add it, or drop them.")
@@ -108,9 +108,9 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
     tail: dict[str, float] = {}
     for name, number in parsed.items():
         given = settings.get(name, {})
-        if name in _CLASSIFICATION:
+        if name in CLASSIFICATION:
             _check_settings(name, given, [])
-            setting, default = _CLASSIFICATION[name]
+            setting, default = CLASSIFICATION[name]
             tail[setting] = default if number is None else number
         else:
             made = _call(name, number, given)
@@ -123,8 +123,8 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
     return Combined(loss, weighted_sum(found), weights, frozenset(reads))
 
 
-def _parse(spec: str) -> dict[str, float | None]:
-    """Names and weights, None where none is given."""
+def parse(spec: str) -> dict[str, float | None]:
+    """Names and weights of a text as `make` reads it, None where no weight is given."""
     parsed: dict[str, float | None] = {}
     for item in spec.split(",") if spec.strip() else []:
         name, colon, number = (part.strip() for part in item.partition(":"))
@@ -139,6 +139,13 @@ def _parse(spec: str) -> dict[str, float | None]:
         except ValueError:
             raise ValueError(f"the weight of {name!r} is {number!r}; give a number, as in {name}:1.0.") from None
     return parsed
+
+
+def default_weight(name: str) -> float:
+    """The weight, or number, of what is named without one."""
+    if name in CLASSIFICATION:
+        return CLASSIFICATION[name][1]
+    return inspect.signature(_FACTORIES[name]).parameters["weight"].default
 
 
 def _call(name: str, weight: float | None, settings: Mapping[str, Any]) -> Regularisers:
@@ -156,8 +163,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], known: list[str]) ->
 
 def _check_reach(name: str, made: Regularisers, tuner: Tuner) -> None:
     reached = {side for part in made for side in _PARTS[part][0].split()}
-    learned = {"text": tuner.needs_names, "image": tuner.needs_pixels}
-    if reached and not any(learned[side] for side in reached):
+    if reached and not reached & tuner.changes:
         sides = " and ".join(sorted(reached, reverse=True))
         raise ValueError(
             f"{name} acts on {sides} features, which no prompt of the tuner {tuner.name!r} changes: its gradient is 0. "
