@@ -192,6 +192,7 @@ def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str) -
     if first:
         width = max(map(len, settings), default=0)
         print(f"{name} in {folder}", *(f"  {k:<{width}}  {v!r}" for k, v in settings.items()), sep="\n", flush=True)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is as it should be
     found = evaluation.environment()
     versions = ", ".join(f"{package} {version}" for package, version in found["packages"].items())
     logger.info("%s on %d x %s", versions, found["device"]["count"], found["device"]["kind"])
