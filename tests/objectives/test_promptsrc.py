@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from gram_jax.objectives import (
     Reference,
@@ -21,6 +19,14 @@ from gram_jax.objectives import (
     textual_diversity,
 )
 from gram_jax.tuners import Outputs
+
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="the reference is written in PyTorch, which is not installed")
 
 IMAGES, CLASSES, EMBED = 6, 4, 9
 SCALE = 20.0
@@ -70,6 +76,7 @@ def torch_prometar(own, frozen):
     return {"prometar_text": found["promptsrc_text"], "prometar_image": found["promptsrc_image"]}
 
 
+@needs_torch
 @pytest.mark.parametrize(
     ("factory", "restated", "weights"),
     [
@@ -115,6 +122,7 @@ def test_features_that_are_held_cost_nothing():
     assert {name for name, value in parts.items() if abs(float(value)) > 1e-6} == {"cross_entropy"}
 
 
+@needs_torch
 def test_the_mean_over_templates_comes_before_the_norm():
     features = 10.0 ** np.array([-1, 0, 1])[:, None, None] * np.random.default_rng(1).normal(size=(3, CLASSES, EMBED))
     expected = torch.tensor(features).mean(dim=0)
