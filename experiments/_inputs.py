@@ -87,7 +87,7 @@ def run_inputs(bench: Bench, support: Dataset, order: np.ndarray, seed: int) -> 
     Yields:
       ``[batch, ...]``, features or pixels, step after step.
     """
-    kept = {"none": None, "fresh": 0, "stored": bench.config.views}[bench.config.augmentation]
+    kept = _kept_views(bench)
     if kept is None:
         whole = bench.inputs(support)
         for items in order:
@@ -118,7 +118,7 @@ def run_pairs(bench: Bench, support: Dataset, order: np.ndarray, seed: int, froz
     Yields:
       Pairs, step after step.
     """
-    kept = {"none": None, "fresh": 0, "stored": bench.config.views}[bench.config.augmentation]
+    kept = _kept_views(bench)
     frozen = frozen and bench.tuner.needs_pixels
     bank = None
     if frozen and kept is None:
@@ -179,6 +179,11 @@ def diverse_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) ->
     blocks = [gram.encode_text(clip, filled[at : at + _TEXTS], normalize=False) for at in range(0, len(filled), _TEXTS)]
     features = np.concatenate([np.asarray(block) for block in blocks])[: len(rows)]
     return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))
+
+
+def _kept_views(bench: Bench) -> int | None:
+    """How many views of an image are kept: 0 where each is fresh, None without augmentation."""
+    return {"none": None, "fresh": 0, "stored": bench.config.views}[bench.config.augmentation]
 
 
 def _views(bench: Bench, support: Dataset, shown: Sequence[tuple[int, int, int]], keep: bool) -> np.ndarray:

@@ -71,10 +71,7 @@ def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened],
     for dataset in _protocols.all_datasets(opened):
         dataset.select("test")
         for template in (PHOTO, dataset.template) if "zero_shot" in wanted else ():
-            try:
-                bench.clip.class_tokens(list(dataset.class_names), template, allow_duplicates=True)
-            except ValueError as error:
-                raise ValueError(f"zero-shot on {dataset.name}, template {template!r}: {error}") from error
+            _check_texts(bench, "zero-shot", dataset, list(dataset.class_names), template)
         for start in {candidate.start for method in methods for candidate in method.candidates}:
             try:
                 start(jax.random.key(0), bench.clip, bench.classes(dataset.class_names)[0], None)
@@ -88,10 +85,15 @@ def _check_classes(bench: Bench, methods: Sequence[Method], dataset: Dataset, pr
     for loss in {method.loss for method in methods} - {None}:
         for name in loss.texts:
             for template in templates_of(name, dataset):
-                try:
-                    bench.clip.class_tokens(names, template, allow_duplicates=True)
-                except ValueError as error:
-                    raise ValueError(f"{name} on {dataset.name}, template {template!r}: {error}") from error
+                _check_texts(bench, name, dataset, names, template)
+
+
+def _check_texts(bench: Bench, reader: str, dataset: Dataset, names: list[str], template: str) -> None:
+    """Raises ValueError where the clip cannot read class names under a template; the message says what reads them."""
+    try:
+        bench.clip.class_tokens(names, template, allow_duplicates=True)
+    except ValueError as error:
+        raise ValueError(f"{reader} on {dataset.name}, template {template!r}: {error}") from error
 
 
 def zero_shot_rows(bench: Bench, name: str, protocol: str, parts: Sequence[Part]) -> list[Row]:

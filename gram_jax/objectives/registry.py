@@ -131,7 +131,7 @@ def parse(spec: str) -> dict[str, float | None]:
         if not name:
             raise ValueError(f'{spec!r} has an empty entry; write "NAME:WEIGHT,NAME:WEIGHT".')
         if name not in NAMES:
-            raise ValueError(f"there is no objective {name!r}{_nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
+            raise ValueError(f"there is no objective {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
         if name in parsed:
             raise ValueError(f"{spec!r} names {name!r} twice; give each once.")
         try:
@@ -158,7 +158,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], known: list[str]) ->
     for setting in settings:
         if setting not in known:
             listed = f"known: {', '.join(known)}" if known else "it has none besides its number"
-            raise ValueError(f"{name} has no setting {setting!r}{_nearest(setting, known)}; {listed}.")
+            raise ValueError(f"{name} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
 
 
 def _check_reach(name: str, made: Regularisers, tuner: Tuner) -> None:
@@ -171,6 +171,7 @@ def _check_reach(name: str, made: Regularisers, tuner: Tuner) -> None:
         )
 
 
-def _nearest(word: str, words: Any) -> str:
+def nearest(word: str, words: Any) -> str:
+    """The known word that an unknown one may stand for, as the end of a message; "" where none is near."""
     found = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -86,11 +86,7 @@ def leafwise(
         return jax.tree_util.tree_unflatten(structure, leaves)
 
     def apply(phi: PyTree, grads: PyTree, context: Any = None) -> PyTree:
-        paths, structure = jax.tree_util.tree_flatten_with_path(grads)
-        try:
-            parameters = structure.flatten_up_to(phi)
-        except ValueError as error:
-            raise ValueError(f"phi of {name} was made for a prompt of another structure: {error}") from error
+        paths, parameters, structure = by_leaf(name, phi, grads)
         leaves = []
         for (path, leaf), own in zip(paths, parameters, strict=True):
             _check_parameters(name, jax.tree_util.keystr(path), own, expected(_shape(leaf), _dtype(leaf)))
@@ -99,6 +95,15 @@ def leafwise(
         return jax.tree_util.tree_unflatten(structure, leaves)
 
     return Regulator(name, FrozenDict(settings), init, apply)
+
+
+def by_leaf(name: str, phi: PyTree, grads: PyTree) -> tuple[list[tuple[Any, Array]], list[Any], Any]:
+    """The leaves of a gradient with their paths, the parameters of each, and the structure; checks that they match."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(grads)
+    try:
+        return paths, structure.flatten_up_to(phi), structure
+    except ValueError as error:
+        raise ValueError(f"phi of {name} was made for a prompt of another structure: {error}") from error
 
 
 def rms(values: Array, axes: int) -> Array:

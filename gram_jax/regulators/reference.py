@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import objectives
-from gram_jax.regulators.base import Regulator, leafwise
+from gram_jax.regulators.base import Regulator, by_leaf, leafwise
 
 Array = jax.Array
 PyTree = Any
@@ -52,11 +52,7 @@ def with_reference(
     alone = leafwise(name, settings, init_leaf, regulate)
 
     def apply(phi: PyTree, grads: PyTree, context: PyTree = None) -> PyTree:
-        paths, structure = jax.tree_util.tree_flatten_with_path(grads)
-        try:
-            parameters = structure.flatten_up_to(phi)
-        except ValueError as error:
-            raise ValueError(f"phi of {name} was made for a prompt of another structure: {error}") from error
+        paths, parameters, structure = by_leaf(name, phi, grads)
         leaves = []
         for (path, leaf), own, reference in zip(paths, parameters, _references(name, grads, context), strict=True):
             label = jax.tree_util.keystr(path, simple=True, separator="/")

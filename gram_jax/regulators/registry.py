@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
+from gram_jax.objectives.registry import nearest
 from gram_jax.regulators.affine import affine
 from gram_jax.regulators.base import Regulator
 from gram_jax.regulators.gated_low_rank import gated_low_rank
@@ -41,15 +41,10 @@ def make(name: str, **settings: Any) -> Regulator:
       Our own choice.
     """
     if name not in _FACTORIES:
-        raise ValueError(f"there is no regulator {name!r}{_nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
+        raise ValueError(f"there is no regulator {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
     known = list(inspect.signature(_FACTORIES[name]).parameters)
     for setting in settings:
         if setting not in known:
             listed = f"known: {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"regulator {name!r} has no setting {setting!r}{_nearest(setting, known)}; {listed}.")
+            raise ValueError(f"regulator {name!r} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
     return _FACTORIES[name](**settings)
-
-
-def _nearest(word: str, words: Any) -> str:
-    found = difflib.get_close_matches(word, words, n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
