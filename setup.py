@@ -29,6 +29,7 @@ setup(
         "etils[epath]>=1.9",
         "flax>=0.12",
         "fonttools>=4.50",
+        "grain>=0.2.10",  # draws episodes ahead, in threads or processes
         "huggingface_hub>=1.31",
         "importlib_resources>=6",  # tensorflow-datasets needs it to build a dataset, and does not say so
         "jax>=0.10",

@@ -43,7 +43,7 @@ from gram_jax.tasks.episodes import CROSS
 from gram_jax.tuners import Tuner
 
 # A resumed run may differ in these.
-MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers")
+MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers", "worker_processes")
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
 RATE = {
@@ -93,6 +93,7 @@ class Config:
     eval_batches: int = setting(4, "batches of tasks in a validation")
     save_every: int = setting(50, "steps between checkpoints")
     workers: int = setting(2, "threads that draw tasks ahead")
+    worker_processes: int = setting(0, "processes that draw tasks instead; they pay where images are read from disk")
     mapper: str = setting("shard_map", "how tasks are mapped over devices", choices=("shard_map", "pmap"))
     devices: int = setting(0, "how many devices; 0 for all")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
@@ -101,7 +102,7 @@ class Config:
         for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("eval_every", "max_tokens", "devices"):
+        for name in ("eval_every", "max_tokens", "devices", "worker_processes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
         for name in (*RATE.values(), "inner_rate", "clip_norm", "temperature"):
@@ -155,8 +156,10 @@ def reader(hierarchy: tasks.Hierarchy, tuner: Tuner, clip: Clip, corpus: Corpus 
             f"{corpus.content_hash[:12]}; build the tasks again"
         )
 
+    transform = clip.transform
+
     def pixels(rows: np.ndarray) -> np.ndarray:
-        images = clip.preprocess(corpus.images(hierarchy.members[rows.ravel()].tolist()))
+        images = transform(corpus.images(hierarchy.members[rows.ravel()].tolist()))
         return images.reshape(*rows.shape, *images.shape[1:])
 
     return pixels
@@ -244,6 +247,7 @@ def train(
                 start=first,
                 workers=config.workers,
                 prefetch=AHEAD,
+                processes=config.worker_processes,
             ) as batches,
             runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
             runtime.Progress(config.steps, "meta-train", initial=first) as progress,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
+import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -22,20 +21,8 @@ class Ordered(Generic[T]):
       elapsed: seconds since the first result was given.
     """
 
-    def __init__(
-        self,
-        map_function: Callable[[int], T],
-        indices: range,
-        workers: int,
-        prefetch: int,
-        executor: Executor | None,
-        clock: Callable[[], float],
-    ):
-        self._function, self._indices, self._clock = map_function, iter(indices), clock
-        self._executor = executor or ThreadPoolExecutor(workers, thread_name_prefix="ordered")
-        self._owned = executor is None
-        self._ahead: collections.deque[Future[T]] = collections.deque()
-        self._size = prefetch + 1
+    def __init__(self, source: Any, clock: Callable[[], float]):
+        self._source, self._clock = source, clock
         self._first: float | None = None
         self.waited = self.elapsed = 0.0
 
@@ -43,13 +30,11 @@ class Ordered(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        self._fill()
-        if not self._ahead:
-            self.close()
+        if self._source is None:
             raise StopIteration
         asked = self._clock()
         try:
-            result = self._ahead.popleft().result()
+            (result,) = next(self._source)
         except BaseException:
             self.close()
             raise
@@ -61,10 +46,6 @@ class Ordered(Generic[T]):
         self.elapsed = given - self._first
         return result
 
-    def _fill(self) -> None:
-        while len(self._ahead) < self._size and (index := next(self._indices, None)) is not None:
-            self._ahead.append(self._executor.submit(self._function, index))
-
     @property
     def share(self) -> float:
         """The share of the time that the consumer spent waiting: near 0 where input is never late, 1 where it is all.
@@ -75,11 +56,9 @@ class Ordered(Generic[T]):
 
     def close(self) -> None:
         """Ends the work that is under way; what was not given is lost."""
-        self._indices = iter(())
-        while self._ahead:
-            self._ahead.popleft().cancel()
-        if self._owned:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     def __enter__(self) -> Ordered[T]:
         return self
@@ -95,23 +74,24 @@ def ordered(
     start: int = 0,
     workers: int = 2,
     prefetch: int = 4,
-    executor: Executor | None = None,
+    processes: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ordered[T]:
-    """Computes a pure function of an index ahead of its consumer, in parallel, in order.
+    """Computes a pure function of an index ahead of its consumer, in parallel, in order, through Grain.
 
     The function is all the state there is, so a run that was stopped resumes from its step alone. Threads are enough
-    for images: Pillow decodes and resizes, NumPy copies and TFDS reads without Python's lock. For a function that holds
-    the lock (drawing, tokenising), pass a process pool; the function and its results are pickled then.
+    for images: Pillow decodes and resizes, NumPy copies and TFDS reads without Python's lock. A function that holds
+    the lock (drawing, tokenising) goes faster in processes; the function and its results are pickled then, and
+    processes take seconds to start.
 
     Args:
       map_function: a pure function of an index, for example
-        ``lambda index: draw(seed, index, index / steps)``; called from several threads at a time.
+        ``lambda index: draw(seed, index, index / steps)``; called from several threads, or processes, at a time.
       count: the number of all indices, those before ``start`` included.
       start: the first index.
-      workers: threads.
+      workers: threads, where there are no processes.
       prefetch: results, finished or under way, beside the one that is waited for: what memory must hold.
-      executor: computes instead of threads of our own, and is left open.
+      processes: processes that compute instead; JAX runs on the CPU in them.
       clock: seconds as a float; for tests.
 
     Returns:
@@ -126,11 +106,42 @@ def ordered(
       [9, 16, 25]
 
     Reference:
-      The semantics of Grain's ``MapDataset.to_iter_dataset`` (random access, deterministic, resumable by position),
-      github.com/google/grain, on the standard library's executors.
+      Grain's ``MapDataset`` (random access, deterministic, resumable by position), github.com/google/grain.
     """
     if not 0 <= start <= count:
         raise ValueError(f"start is {start}; it must lie between 0 and count, {count}")
-    if workers < 1 or prefetch < 0:
-        raise ValueError(f"workers is {workers} and prefetch {prefetch}; give at least 1 worker, and 0 or more ahead")
-    return Ordered(map_function, range(start, count), workers, prefetch, executor, clock)
+    if workers < 1 or prefetch < 0 or processes < 0:
+        raise ValueError(
+            f"workers is {workers}, prefetch {prefetch} and processes {processes}; give at least 1 worker, and 0 or "
+            "more of the others"
+        )
+    if start == count:
+        return Ordered(None, clock)
+    import grain
+
+    # In a tuple, because Grain leaves out results that are None.
+    dataset = grain.MapDataset.range(start, count).map(lambda index: (map_function(int(index)),))
+    threads, ahead = (1, 1) if processes else (min(workers, prefetch + 1), prefetch)
+    found = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    if processes:
+        _parse_flags()
+        each = math.ceil((prefetch + 1) / processes)
+        options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=each)
+        found = found.mp_prefetch(options, worker_init_fn=_on_cpu)
+    return Ordered(iter(found), clock)
+
+
+def _parse_flags() -> None:
+    """Grain reads flags of its own before it starts processes; outside of a program nobody parsed them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _on_cpu(worker: int, workers: int) -> None:
+    """Keeps a process off the accelerator that its parent holds."""
+    del worker, workers
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")

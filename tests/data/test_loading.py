@@ -1,6 +1,6 @@
 """Results computed ahead: their order, their number, their errors, and the time that somebody waited for them."""
 
-import concurrent.futures
+import os
 import threading
 import time
 
@@ -56,58 +56,56 @@ def test_an_error_comes_at_its_turn():
     assert given == [0, 1, 2, 3]
 
 
-class Inline(concurrent.futures.Executor):
-    """Computes when it is asked to, at the cost of so many seconds of a clock that only it moves."""
-
-    def __init__(self, now):
-        self.now, self.closed = now, False
-
-    def submit(self, function, *arguments):
-        future = concurrent.futures.Future()
-        original = future.result
-
-        def result(timeout=None):
-            self.now[0] += 2.0
-            return original(timeout)
-
-        future.result = result
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, wait=True, *, cancel_futures=False):
-        self.closed = True
-
-
 def test_the_share_of_waiting_leaves_out_the_first_result():
     now = [100.0]
-    executor = Inline(now)
-    with ordered(lambda index: index, 5, executor=executor, clock=lambda: now[0]) as results:
+
+    def clock():  # every second look at it, when a result was given, is 2 seconds after the first
+        now.append(now[-1] + 2.0 * (len(now) % 2 == 0))
+        return now[-1]
+
+    with ordered(lambda index: index, 5, clock=clock) as results:
         assert results.share == 0.0
         assert next(results) == 0
         assert (results.waited, results.elapsed, results.share) == (0.0, 0.0, 0.0)
         for _ in range(3):
-            now[0] += 6.0  # a step of the consumer
+            now[-1] += 6.0  # a step of the consumer
             next(results)
     assert (results.waited, results.elapsed) == (6.0, 24.0)
     assert results.share == 0.25
-    assert not executor.closed  # it is its owner's
 
 
-def test_an_executor_of_the_callers_own_stays_open():
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        assert list(ordered(abs, 4, start=1, executor=executor)) == [1, 2, 3]
-        assert executor.submit(abs, -5).result() == 5
+def test_none_is_a_result():
+    with ordered(lambda index: None, 3) as results:
+        assert list(results) == [None] * 3
+
+
+def square_in(index):
+    if index == 7:
+        raise ValueError("image 7 is broken")
+    return index * index, os.getpid()
+
+
+def test_processes_compute_the_same_in_order():
+    given = []
+    with pytest.raises(ValueError, match="image 7 is broken"), ordered(square_in, 9, start=2, processes=2) as results:
+        given.extend(results)
+    assert [square for square, _ in given] == [4, 9, 16, 25, 36]
+    assert len({process for _, process in given} - {os.getpid()}) == 2
 
 
 def test_leaving_early_ends_the_work():
     before = threading.active_count()
     with ordered(lambda index: index, 10**9, workers=4) as results:
         assert next(results) == 0
-    assert threading.active_count() == before
+    for _ in range(200):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() <= before
     assert list(results) == []
 
 
-@pytest.mark.parametrize("settings", [{"start": 6}, {"start": -1}, {"workers": 0}, {"prefetch": -1}])
+@pytest.mark.parametrize("settings", [{"start": 6}, {"start": -1}, {"workers": 0}, {"prefetch": -1}, {"processes": -1}])
 def test_impossible_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         ordered(abs, 5, **settings)
