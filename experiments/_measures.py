@@ -63,13 +63,23 @@ METRICS: dict[str, Callable[..., float]] = {
     "expected_calibration_error": _calibration,
 }
 
-ALL = "all"
+ALL, COST = "all", "cost"
 BESIDE = tuple(name for name in METRICS if name != "accuracy")
+CHOICES = (*BESIDE, COST, ALL)
+SECONDS, BYTES = COSTS = ("tuning_seconds", "step_bytes")  # the metrics of rows that tell a cost
 
 
 def asked_for(names: Sequence[str]) -> list[str]:
-    """The metrics that a list of names stands for; accuracy is always one of them."""
-    return ["accuracy", *(BESIDE if ALL in names else names)]
+    """The metrics of predictions that a list of names stands for; accuracy is always one of them."""
+    return ["accuracy", *(name for name in BESIDE if name in names or ALL in names)]
+
+
+def cost_rows(
+    method: str, protocol: str, name: str, cost: evaluation.Cost, shots: int, runs: int, split: str, step: int
+) -> Iterator[Row]:
+    """What tuning cost: the time of a run, its share of all side by side, and the memory of a step of all."""
+    for metric, value in zip(COSTS, (cost.seconds * step / runs, float(cost.bytes)), strict=True):
+        yield Row(method, protocol, name, metric, value, None, shots, None, split, step)
 
 
 def rows(

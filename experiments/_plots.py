@@ -32,7 +32,9 @@ class Style(NamedTuple):
 STYLES = {
     "tuner": Style("#0072B2", "o"),
     "gram": Style("#D55E00", "s"),
+    "following": Style("#882255", "X"),
     "init_only": Style("#E69F00", "^"),
+    "init_only:following": Style("#999933", "<"),
     "regulator_only": Style("#009E73", "D"),
     "random_tasks": Style("#CC79A7", "v"),
     "true_groups": Style("#000000", "*", ":"),
@@ -88,7 +90,7 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
     if not grid.items:
         return False
     methods = list(grid.values)
-    with _figure(0.9 + 0.36 * len(methods), 1, 3, sharey=True) as (figure, axes):
+    with drawing(0.9 + 0.36 * len(methods), 1, 3, sharey=True) as (figure, axes):
         quantities: dict[str, Callable[[str], np.ndarray]] = {
             "base classes": lambda method: grid.values[method]["base"],
             "new classes": lambda method: grid.values[method]["new"],
@@ -96,8 +98,8 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
         }
         for axis, (title, quantity) in zip(axes[0], quantities.items(), strict=True):
             for place, method in enumerate(methods):
-                mean, half = _percent(grid.summary(method, quantity(method)))
-                style = _style(method)
+                mean, half = percent(grid.summary(method, quantity(method)))
+                style = style_of(method)
                 axis.errorbar(mean, place, xerr=half, color=style.colour, marker=style.marker or "|", capsize=2.5)
                 axis.annotate(
                     f"{mean:.1f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=8.5,
@@ -111,7 +113,7 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
         axes[0][0].set_yticks(range(len(methods)), [_tables.label(method) for method in methods])
         axes[0][0].set_ylim(len(methods) - 0.5, -0.65)
         figure.suptitle(f"{kind.title}, {_tables.in_shots(grid.shots)}{_over(grid)}", fontsize=10)
-        _save(figure, path)
+        save(figure, path)
     return True
 
 
@@ -126,16 +128,16 @@ def regulation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
     if not found:
         return False
     titles = {RATIO: "length of the regulated gradient, |R(g)| / |g|", COSINE: "cosine of R(g) and g"}
-    with _figure(0.5 + 2.7 * len(found), len(found), 2) as (figure, axes):
+    with drawing(0.5 + 2.7 * len(found), len(found), 2) as (figure, axes):
         for line, (method, panels) in zip(axes, found.items(), strict=True):
             for axis, metric in zip(line, (RATIO, COSINE), strict=True):
                 steps, values = panels[metric]
-                _regulation_panel(axis, steps, values, _style(method).colour)
+                _regulation_panel(axis, steps, values, style_of(method).colour)
                 axis.set_title(titles[metric])
                 axis.set_xlabel("gradient step, log scale")
             line[0].set_ylabel(_tables.label(method))
-        _legend(figure, axes)
-        _save(figure, path)
+        legend(figure, axes)
+        save(figure, path)
     return True
 
 
@@ -181,7 +183,7 @@ def _curves(
     several = len(families) > 1
     if not families:
         return False
-    with _figure(0.9 + 2.9 * len(families), len(families), len(curves), sharey="col") as (figure, axes):
+    with drawing(0.9 + 2.9 * len(families), len(families), len(curves), sharey="col") as (figure, axes):
         for line, family in zip(axes, families, strict=True):
             references = [method for method in methods if not _tables.parse(method)[0]]
             tuned = [method for method in methods if _tables.parse(method)[0] == family]
@@ -198,8 +200,8 @@ def _curves(
             line[0].set_ylabel(_tables.family_label(family) if several else "")
         for axis in axes[-1]:
             axis.set_xlabel(name)
-        _legend(figure, axes)
-        _save(figure, path)
+        legend(figure, axes)
+        save(figure, path)
     return True
 
 
@@ -212,8 +214,8 @@ def _name(method: str, several: bool) -> str:
 
 
 def _curve(axis: Any, at: np.ndarray, grids: Sequence[Grid], method: str, name: str) -> None:
-    style = _style(method)
-    means, halves = np.array([_percent(grid.summary(method, _score(grid, method))) for grid in grids]).T
+    style = style_of(method)
+    means, halves = np.array([percent(grid.summary(method, _score(grid, method))) for grid in grids]).T
     line, width = style.line, 2.2 if _tables.parse(method)[1] in ("gram", "tuner") else 1.3
     if method != _tables.ZERO_SHOT and not _tables.parse(method)[0]:
         line = ":"  # another template than that of "zero_shot"
@@ -227,7 +229,7 @@ def _score(grid: Grid, method: str) -> np.ndarray:
     return grid.score(method) if method in grid.values else np.zeros((0, 0))
 
 
-def _percent(summary: evaluation.Summary | None) -> tuple[float, float]:
+def percent(summary: evaluation.Summary | None) -> tuple[float, float]:
     """Mean and half the 95 % interval in %; 0 where there is no interval, NaN where there is no mean."""
     if summary is None:
         return math.nan, 0.0
@@ -235,9 +237,9 @@ def _percent(summary: evaluation.Summary | None) -> tuple[float, float]:
     return 100 * summary.mean, 0.0 if math.isnan(half) else 100 * half
 
 
-def _style(method: str) -> Style:
-    role = _tables.parse(method)[1].partition(":")[0]
-    return STYLES.get(role, _OTHER)
+def style_of(method: str) -> Style:
+    role = _tables.parse(method)[1]
+    return STYLES.get(role) or STYLES.get(role.partition(":")[0], _OTHER)
 
 
 def _over(grid: Grid) -> str:
@@ -254,7 +256,7 @@ def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
     axis.set_xticks([at[i] for i in chosen], [str(names[i]) for i in chosen])
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def legend(figure: Any, axes: Any) -> None:
     """One legend for all panels."""
     found = {}
     for axis in axes.flat:
@@ -264,7 +266,7 @@ def _legend(figure: Any, axes: Any) -> None:
 
 
 @contextmanager
-def _figure(height: float, lines: int, columns: int, **shared: Any) -> Iterator[tuple[Any, Any]]:
+def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes ``[lines, columns]``, without pyplot's global state."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -274,7 +276,7 @@ def _figure(height: float, lines: int, columns: int, **shared: Any) -> Iterator[
         yield figure, figure.subplots(lines, columns, squeeze=False, **shared)
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI)
     path = epath.Path(path)

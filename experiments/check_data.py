@@ -61,23 +61,13 @@ class Config:
 def run(config: Config, workdir: Any) -> None:
     """Checks every dataset; raises ValueError, all problems in its message, if there are any."""
     problems = []
-    for spec in expand(config.dataset):
+    for spec in coop.expand(config.dataset, coop.NAMES):
         print(f"\n{spec}")
         found = check(config, spec, workdir)
         print(f"  missing or wrong: {len(found)}" if found else "  all is well")
         problems += [f"{spec}: {problem}" for problem in found]
     if problems:
         raise ValueError("\n  ".join([f"missing or wrong: {len(problems)}", *problems]))
-
-
-def expand(specs: Sequence[str]) -> list[str]:
-    """Every ``coop:ROOT`` without a name becomes the fifteen datasets below that root."""
-    found: list[str] = []
-    for spec in specs:
-        prefix, _, rest = spec.partition(":")
-        whole = prefix == "coop" and rest and ":" not in rest
-        found += [f"{spec}:{name}" for name in coop.NAMES] if whole else [spec]
-    return found
 
 
 def check(config: Config, spec: str, workdir: Any) -> list[str]:

@@ -27,9 +27,9 @@ from typing import Any
 
 from etils import epath
 
-from experiments import _plots, _published, _sheets, _tables
+from experiments import _plots, _plots_protocols, _published, _sheets, _tables
 from experiments._launch import launch, setting
-from experiments._measures import BESIDE
+from experiments._measures import BESIDE, COSTS
 from experiments._protocols import PROTOCOLS, has_new, imbalance
 from experiments._tables import comparisons
 from gram_jax import evaluation
@@ -37,7 +37,14 @@ from gram_jax.evaluation import Results, Row
 
 __all__ = ["Config", "comparisons", "merge", "run", "write"]
 
-PLOTS = ("accuracy_against_shots", "base_new_h", "adaptation", "regulation")
+PLOTS = {
+    "accuracy_against_shots": _plots.accuracy_against_shots,
+    "base_new_h": _plots.base_new_h,
+    "adaptation": _plots.adaptation,
+    "regulation": _plots.regulation,
+    "transfer": _plots_protocols.transfer,
+    "long_tails": _plots_protocols.long_tails,
+}
 _SHOWN = 60  # characters of a setting's value
 
 logger = logging.getLogger(__name__)
@@ -123,9 +130,9 @@ def write(
     workdir.mkdir(parents=True, exist_ok=True)
     _replace(workdir / "table.md", markdown)
     _replace(workdir / "table.csv", _to_csv(sheets))
-    for name in PLOTS:
+    for name, plot in PLOTS.items():
         path = workdir / f"{name}.png"
-        if not getattr(_plots, name)(rows, path, shots=shots):
+        if not plot(rows, path, shots=shots):
             path.unlink(missing_ok=True)  # of an earlier report, which the tables no longer belong to
     if show is not None:
         show("\n" + _render(sheets, footer, "", "* ", evaluation.to_text))
@@ -134,7 +141,7 @@ def write(
 
 
 def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
-    """The rows of all results, each draw once.
+    """The rows of all results, each draw once; of costs, which differ from run to run, the first.
 
     Raises:
       ValueError: a draw was measured twice with different values; the message names the files.
@@ -144,7 +151,7 @@ def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
         for row in found.rows:
             draw = dataclasses.replace(row, value=0.0)
             first, where = merged.setdefault(draw, (row, name))
-            if first.value != row.value:
+            if first.value != row.value and row.metric not in COSTS:
                 fields = dataclasses.asdict(row).items()
                 text = ", ".join(f"{field}={value!r}" for field, value in fields if value is not None)
                 text = text.replace(f", value={row.value!r}", "")
@@ -175,6 +182,11 @@ def _reading(rows: Sequence[Row], sheets: Sequence[_sheets.Sheet]) -> Iterator[s
         yield (
             "Imbalanced: tau is the number of images of the smallest base class over that of the largest; head, middle "
             "and tail are thirds of the base classes, whose images are classified among all of them."
+        )
+    if any(sheet.title == _sheets.COST for sheet in sheets):
+        yield (
+            "Time and memory: of one run, its share of the time of all seeds side by side, compilation left out; of a "
+            "step of all seeds together; from the least to the most of any dataset and protocol."
         )
     if any(_tables.parse(row.method)[1] == _tables.CEILING for row in rows):
         yield "Ceiling: meta-learned on the true groups of the corpus, which no method knows."

@@ -7,6 +7,7 @@ import functools
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,11 @@ from gram_jax.data.index import SPLITS, Dataset
 from gram_jax.data.splits import build
 from gram_jax.data.templates import dataset_template
 
-__all__ = ["NAMES", "VARIANTS", "Part", "differences", "labelled", "split_spec", "survey"]
+__all__ = ["ELEVEN", "NAMES", "VARIANTS", "Part", "differences", "expand", "labelled", "split_spec", "survey"]
+
+
+ELEVEN = tuple(name for name in NAMES if name not in VARIANTS)
+_OF_FOLDER = {layout.folder: name for name, layout in LAYOUTS.items()}
 
 
 class Part(NamedTuple):
@@ -32,7 +37,7 @@ class Part(NamedTuple):
 
 
 def split_spec(rest: str) -> tuple[str, str]:
-    """The root and the name in "ROOT:NAME".
+    """The root and the name in "ROOT:NAME", or in the path of a dataset's own folder.
 
     Args:
       rest: what follows "coop:" in a specification.
@@ -44,19 +49,47 @@ def split_spec(rest: str) -> tuple[str, str]:
       ValueError: where a part is missing or the name is none of ``NAMES``.
 
     Example:
-      >>> split_spec("/data:oxford_pets")
-      ('/data', 'oxford_pets')
+      >>> split_spec("/data:oxford_pets"), split_spec("/data/caltech-101")
+      (('/data', 'oxford_pets'), ('/data', 'caltech101'))
 
     Reference:
       Our own choice.
     """
     root, _, name = rest.rpartition(":")
-    if not root or name not in NAMES:
-        raise ValueError(
-            f"'coop:{rest}' is no coop:ROOT:NAME, such as coop:/data:caltech101, ROOT being the folder that holds "
-            f"caltech-101, oxford_pets and so on; the names are {', '.join(NAMES)}"
-        )
-    return root, name
+    if root and name in NAMES:
+        return root, name
+    above, _, folder = rest.rstrip("/").rpartition("/")
+    if folder in _OF_FOLDER:
+        return above or ("/" if rest.startswith("/") else "."), _OF_FOLDER[folder]
+    raise ValueError(
+        f"'coop:{rest}' is no coop:ROOT:NAME, such as coop:/data:caltech101, ROOT being the folder that holds "
+        f"{', '.join(_OF_FOLDER)}; the names are {', '.join(NAMES)}"
+    )
+
+
+def expand(specs: Sequence[str], names: Sequence[str] = ELEVEN) -> tuple[str, ...]:
+    """Specifications of datasets, "coop:ROOT" alone standing for many.
+
+    Args:
+      specs: specifications, of any reader.
+      names: what "coop:ROOT" stands for.
+
+    Returns:
+      The specifications, each of one dataset.
+
+    Example:
+      >>> len(expand(["coop:/data", "glyphs:chess"])), expand(["coop:/data/dtd"])
+      (12, ('coop:/data/dtd',))
+
+    Reference:
+      Our own choice.
+    """
+    found: list[str] = []
+    for spec in specs:
+        prefix, _, rest = spec.partition(":")
+        whole = prefix == "coop" and rest and ":" not in rest and rest.rstrip("/").rpartition("/")[2] not in _OF_FOLDER
+        found += [f"{spec}:{name}" for name in names] if whole else [spec]
+    return tuple(found)
 
 
 def labelled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:

@@ -9,7 +9,7 @@ from gram_jax.data.index import Dataset
 
 FORMS = {
     "glyphs": "glyphs:NAME or glyphs:NAME/DOMAIN",
-    "coop": "coop:ROOT:NAME",
+    "coop": "coop:ROOT:NAME or coop:ROOT/FOLDER",
     "tfds": "tfds:NAME or tfds:FOLDER:NAME, either with :SPLIT",
     "folder": "folder:PATH",
     "csv": "csv:PATH",
@@ -21,7 +21,8 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
 
     * "glyphs:NAME" or "glyphs:NAME/DOMAIN", the embedded world; DOMAIN is a typeface, a rendering, face+rendering, or
       the path of a font file ("glyphs:greek_small//path/to/any.ttf").
-    * "coop:ROOT:NAME", one of the fifteen datasets of ``coop.NAMES`` in the folders of CoOp's DATASETS.md below ROOT.
+    * "coop:ROOT:NAME", one of the fifteen datasets of ``coop.NAMES`` in the folders of CoOp's DATASETS.md below ROOT;
+      "coop:ROOT/FOLDER", such as coop:/data/dtd, is the same.
     * "tfds:NAME" or "tfds:NAME:SPLIT", a dataset that TFDS has prepared as array_record, in ``TFDS_DATA_DIR`` or
       ~/tensorflow_datasets; "tfds:FOLDER:NAME" or "tfds:FOLDER:NAME:SPLIT" for another folder, such as /data/tfds.
     * "folder:PATH", class folders, or folders train, val and test of class folders.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ PyTree = Any
 
 OPTIMIZERS = ("sgd", "adam")
 _OWN = ("images", "labels", "context", "run_reference")  # what each run has its own of in a batch
-_IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
 
 
 @flax.struct.dataclass
@@ -54,16 +54,34 @@ class Tuning(NamedTuple):
       step: `step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps) -> (state, metrics)`, one step of
         every run.
       logits: `logits(prompts, clip, classes, images) -> [runs, images, classes]`, all runs on the same images.
+      lower: of the arguments of `step`, its `jax.stages.Lowered`, for analyses of memory and operations.
 
     Example:
       >>> from gram_jax import regulators, tuners
       >>> make_tuning(tuners.coop(), regulators.identity())._fields
-      ('init', 'step', 'logits')
+      ('init', 'step', 'logits', 'lower')
     """
 
     init: Callable[[PyTree], TuningState]
     step: Callable[..., tuple[TuningState, dict[str, Array]]]
     logits: Callable[[PyTree, Clip, Any, Array], Array]
+    lower: Callable[..., jax.stages.Lowered]
+
+
+class Cost(NamedTuple):
+    """What a step of tuning takes, all runs together.
+
+    Attributes:
+      seconds: of time, the input and all but the first step, which is compiled, included.
+      bytes: of memory of the device: arguments, results and what is between them.
+
+    Example:
+      >>> Cost(0.01, 2**20).bytes
+      1048576
+    """
+
+    seconds: float
+    bytes: int
 
 
 class Tuned(NamedTuple):
@@ -72,6 +90,7 @@ class Tuned(NamedTuple):
     Attributes:
       prompts: by number of steps done, the prompts `[runs, ...]`.
       metrics: by name, `[steps, runs]`, those of `make_tuning`.
+      cost: of a step; None where it was not measured.
 
     Example:
       >>> Tuned({0: {"context": jnp.zeros((3, 4, 8))}}, {}).prompts[0]["context"].shape
@@ -80,6 +99,7 @@ class Tuned(NamedTuple):
 
     prompts: dict[int, PyTree]
     metrics: dict[str, np.ndarray]
+    cost: Cost | None = None
 
 
 def make_tuning(
@@ -192,6 +212,18 @@ def make_tuning(
         prompts, optimizer_state, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, own)
         return TuningState(prompts, optimizer_state, state.step + 1), metrics
 
+    def arguments(
+        state: TuningState,
+        phi: PyTree,
+        clip: Clip,
+        batch: dict[str, Any],
+        learning_rate: PyTree,
+        total_steps: int,
+        epoch_steps: int = 1,
+    ) -> tuple[Any, ...]:
+        lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
+        return state, phi, clip, batch, per_leaf(learning_rate, state.prompts), *lengths
+
     def step(
         state: TuningState,
         phi: PyTree,
@@ -201,15 +233,13 @@ def make_tuning(
         total_steps: int,
         epoch_steps: int = 1,
     ) -> tuple[TuningState, dict[str, Array]]:
-        rates = _per_leaf(learning_rate, state.prompts)
-        lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
-        return update(state, phi, clip, batch, rates, *lengths)
+        return update(*arguments(state, phi, clip, batch, learning_rate, total_steps, epoch_steps))
 
     @jax.jit
     def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
         return jax.vmap(lambda prompt: tuner.apply(prompt, clip, classes, images).logits)(prompts)
 
-    return Tuning(init, step, logits)
+    return Tuning(init, step, logits, lambda *given: update.lower(*arguments(*given)))
 
 
 def tune(
@@ -224,6 +254,7 @@ def tune(
     epoch_steps: int = 1,
     report: Collection[int] = (),
     epoch_weights: np.ndarray | None = None,
+    measure_cost: bool = False,
 ) -> Tuned:
     """Tunes a stack of prompts on batches, one step each.
 
@@ -239,9 +270,11 @@ def tune(
       report: numbers of steps after which the prompts are kept; those after the last step always are.
       epoch_weights: of the prompts after each epoch, `[epochs]`, e.g. `objectives.gaussian_weights(20, 15, 1)`: their
         weighted sum is what the last step leaves. None: the last prompts.
+      measure_cost: measures time and memory of a step, where there are two or more; compiles the step once more, or
+        takes it from the compilation cache.
 
     Returns:
-      The prompts, by number of steps, and the metrics of every step.
+      The prompts, by number of steps, the metrics of every step, and what a step cost.
 
     Raises:
       ValueError: if there are too few batches, a number of steps in `report` is never reached, or there is not one
@@ -279,81 +312,55 @@ def tune(
     state = tuning.init(prompts)
     mean = jax.tree.map(jnp.zeros_like, state.prompts)
     kept = {0: state.prompts} if 0 in wanted else {}
-    found = []
-    source = iter(batches)
+    found: list[dict[str, Array]] = []
+    begun, source = 0.0, iter(batches)
     for done in range(1, total_steps + 1):
         batch = next(source, None)
         if batch is None:
             raise ValueError(f"there are {done - 1} batches, and {total_steps} steps are asked for; give one a step.")
         state, metrics = tuning.step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps)
         found.append(metrics)
+        if measure_cost and done == 1:
+            jax.block_until_ready(state)
+            begun = time.monotonic()
         if done in wanted:
             kept[done] = state.prompts
         if epoch_weights is not None and done % epoch_steps == 0:
             weight = float(epoch_weights[done // epoch_steps - 1])
             mean = jax.tree.map(lambda total, leaf, weight=weight: total + weight * leaf, mean, state.prompts)
             kept |= {done: mean} if done == total_steps else {}
-    return Tuned(kept, {name: np.stack([metrics[name] for metrics in found]) for name in (found[0] if found else ())})
+    cost = None
+    if measure_cost and total_steps > 1:
+        jax.block_until_ready(state)
+        seconds = (time.monotonic() - begun) / (total_steps - 1)
+        lowered = tuning.lower(state, phi, clip, batch, learning_rate, total_steps, epoch_steps)
+        cost = Cost(seconds, memory_bytes(lowered.compile()))
+    return Tuned(
+        kept, {name: np.stack([metrics[name] for metrics in found]) for name in (found[0] if found else ())}, cost
+    )
 
 
-def predict(
-    tuning: Tuning,
-    prompts: PyTree,
-    clip: Clip,
-    classes: Classes | Array,
-    valid: np.ndarray,
-    images: Any,
-    *,
-    batch_size: int = 4096,
-    reduce: Callable[[np.ndarray], PyTree] | None = None,
-) -> PyTree:
-    """Logits of every run on the same images, batch by batch.
-
-    Batches are filled up to a few sizes, so that sets of images of all lengths share compiled programs.
+def memory_bytes(compiled: jax.stages.Compiled) -> int:
+    """The memory of a device that a compiled program takes.
 
     Args:
-      tuning: as `make_tuning` builds it.
-      prompts: the runs' prompts `[runs, ...]`.
-      clip: the frozen clip.
-      classes: as `pad_classes` returns them.
-      valid: as `pad_classes` returns it, bool `[classes]`.
-      images: frozen image features `[images, embed_dim]`, or images; anything of a length whose slices are arrays.
-      batch_size: images a step, at least 1.
-      reduce: what is kept of a batch's logits, arrays `[runs, images, ...]`; None keeps the logits.
+      compiled: as `jitted.lower(...).compile()` returns it.
 
     Returns:
-      `[runs, images, number of valid classes]`, on the host; or what `reduce` kept, put together.
-
-    Raises:
-      ValueError: if there are no images, or the batch size is below 1.
+      Bytes of arguments, of results that share no memory with them, and between; 0 where the compiler says nothing.
 
     Example:
-      >>> from gram_jax import regulators, tuners
-      >>> from gram_jax.evaluation import pad_classes
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
-      >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
-      >>> prompts = jax.tree.map(lambda leaf: leaf[None], tuner.init(jax.random.key(0), clip, None))
-      >>> tuning = make_tuning(tuner, regulators.identity())
-      >>> predict(tuning, prompts, clip, classes, valid, np.ones((5, 16)) / 4).shape
-      (1, 5, 2)
+      >>> memory_bytes(jax.jit(lambda x: x + 1).lower(jnp.zeros(256)).compile())
+      2048
 
     Reference:
-      Our own choice.
+      Our own choice; `jax.stages.Compiled.memory_analysis`.
     """
-    if batch_size < 1 or not len(images):
-        raise ValueError(
-            f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
-        )
-    # The smallest of 256, 512, 1024, ... that holds all images.
-    size = min(batch_size, _IMAGES * 2 ** max(0, math.ceil(math.log2(len(images) / _IMAGES))))
-    parts = []
-    for start in range(0, len(images), size):
-        chunk = np.asarray(images[start : start + size], np.float32)
-        filled = np.pad(chunk, ((0, size - len(chunk)), *((0, 0),) * (chunk.ndim - 1)))
-        found = np.asarray(tuning.logits(prompts, clip, classes, filled))[:, : len(chunk), np.asarray(valid)]
-        parts.append(found if reduce is None else reduce(found))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0
+    parts = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
+    return sum(parts) - found.alias_size_in_bytes
 
 
 def _regulation(grads: PyTree, regulated: PyTree) -> dict[str, Array]:
@@ -366,7 +373,8 @@ def _regulation(grads: PyTree, regulated: PyTree) -> dict[str, Array]:
     return {"gradient_norm": norm, "gradient_norm_ratio": ratio, "gradient_cosine": cosine}
 
 
-def _per_leaf(learning_rate: PyTree, prompts: PyTree) -> PyTree:
+def per_leaf(learning_rate: PyTree, prompts: PyTree) -> PyTree:
+    """A rate, float32, for each leaf of a prompt, of one number or of a number for each."""
     structure = jax.tree.structure(prompts)
     if jax.tree.structure(learning_rate) != structure:
         if jax.tree.structure(learning_rate) != jax.tree.structure(0.0) or jnp.ndim(learning_rate):

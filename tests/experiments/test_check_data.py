@@ -9,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from experiments import check_data
+from gram_jax.data import coop
 from tests.data import layouts
 
 
@@ -172,9 +173,27 @@ def test_many_broken_images_are_counted(tmp_path):
 
 
 def test_a_root_stands_for_all_fifteen():
-    assert check_data.expand(["coop:/data", "coop:/data:dtd", "csv:/a.csv"]) == [
-        *(f"coop:/data:{name}" for name in layouts.NAMES), "coop:/data:dtd", "csv:/a.csv",
+    found = coop.expand(["coop:/data", "coop:/data:dtd", "coop:/x/eurosat/", "csv:/a.csv"], coop.NAMES)
+    named = tuple(f"coop:/data:{name}" for name in layouts.NAMES)
+    assert found == (*named, "coop:/data:dtd", "coop:/x/eurosat/", "csv:/a.csv")
+    assert [spec.rpartition(":")[2] for spec in coop.expand(["coop:/data"])] == [
+        "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
+        "dtd", "eurosat", "ucf101",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ("/data:dtd", ("/data", "dtd")),
+        ("/data/food-101", ("/data", "food101")),
+        ("data/imagenet-adversarial/", ("data", "imagenet_a")),
+        ("sun397", (".", "sun397")),
+        ("/dtd", ("/", "dtd")),
+    ],
+)
+def test_two_ways_to_name_a_dataset(rest, expected):
+    assert coop.split_spec(rest) == expected
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 40])

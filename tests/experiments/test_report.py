@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import _plots, _tables, report
+from experiments import _plots, _plots_protocols, _tables, report
 from gram_jax import evaluation
 from gram_jax.evaluation import Results, Row
 
@@ -206,8 +206,8 @@ def test_methods_without_a_shared_draw_have_no_mean(tmp_path):
     rows = tuned("coop", "base_to_new", seeds=(1, 2)) + tuned("coop+gram", "base_to_new", seeds=(3, 4))
     text = report.write([results(rows)], tmp_path)
     title = "Base-to-new, 4 shots"
-    columns = ("base", "H of means", "mean of H", "mean of H, difference to the tuner")
-    assert {cell(text, title, "CoOp + GRAM", column) for column in columns} == {"-"}
+    assert {cell(text, title, "CoOp + GRAM", column) for column in ("base", "H of means", "mean of H")} == {"-"}
+    assert "difference to the tuner" not in text
     assert "no mean is shown, since the methods share no draw (CoOp lacks 4, CoOp + GRAM lacks 4)" in text
     assert not (tmp_path / "base_new_h.png").exists()
 
@@ -292,15 +292,60 @@ def test_what_cannot_be_shown_is_said(tmp_path):
 
 def test_plots_are_pictures(written):
     workdir, _ = written
-    for name in report.PLOTS:
+    drawn = {path.stem for path in workdir.glob("*.png")}
+    assert drawn == {"accuracy_against_shots", "adaptation", "base_new_h", "regulation"}
+    for name in drawn:
         with Image.open(workdir / f"{name}.png") as picture:
             assert picture.width == 1350
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50
 
 
+def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(_plots, "save", lambda figure, path: figures.append(figure))
+    rows = [
+        Row(method, "cross_dataset", "glyphs:chess", "accuracy", 0.1 * seed + gain, domain, 4, seed, "all", 5)
+        for method, gain in (("coop", 0.1), ("coop+gram", 0.2))
+        for domain, seed in itertools.product((None, "glyphs:digits", "glyphs:arrows"), (1, 2, 3))
+    ]
+    assert _plots_protocols.transfer(rows, tmp_path / "a.png")
+    (panel,) = figures[0].axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["digits", "arrows", "mean"]
+    line, _, (bars,) = panel.containers[1].lines
+    np.testing.assert_allclose(line.get_ydata(), [40.0] * 3)  # 30, 40 and 50
+    half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
+    np.testing.assert_allclose(bars.get_segments()[2][:, 1], [40 - half, 40 + half])
+
+    values = {"base": 0.5, "new": 0.3, "head": 0.7, "tail": 0.2}
+    rows = [
+        Row("coop", f"imbalanced:{tau}", "toy", "accuracy", value * tau, None, 16, 1, split, 5)
+        for tau in (1, 0.25)
+        for split, value in values.items()
+    ]
+    assert _plots_protocols.long_tails(rows, tmp_path / "b.png")
+    shown = [axis.containers[0].lines[0].get_ydata() for axis in figures[1].axes]
+    np.testing.assert_allclose(shown[0], [37.5, 37.5 / 4])  # H of 50 and 30
+    np.testing.assert_allclose([shown[1], shown[2]], [[50, 12.5], [30, 7.5]])
+    np.testing.assert_allclose(shown[3], [17.5, 5.0])  # head and tail at tau 0.25
+    assert not _plots_protocols.long_tails(rows[:4], tmp_path / "c.png")
+    assert not _plots_protocols.transfer(rows, tmp_path / "d.png")
+
+
+def test_costs_are_shown_and_may_differ_between_files(tmp_path):
+    def cost(metric, dataset, value, method="coop"):
+        return Row(method, "few_shot", dataset, metric, value, None, 4, None, "all", 5)
+
+    rows = [*tuned("coop", "few_shot"), cost("tuning_seconds", "a", 0.25), cost("tuning_seconds", "b", 1.5)]
+    rows += [cost("step_bytes", "a", 3 * 2.0**20)]
+    text = report.write([results(rows), results([cost("tuning_seconds", "a", 0.5)])], tmp_path)
+    title = "Time and memory of tuning"
+    assert cell(text, title, "CoOp", "seconds a run, 4 shots") == "0.25 to 1.5"
+    assert cell(text, title, "CoOp", "MiB a step, 4 shots") == "3"
+
+
 def test_plots_show_the_numbers(rows, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(_plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(_plots, "save", lambda figure, path: figures.append(figure))
     assert _plots.accuracy_against_shots(rows, tmp_path / "a.png")
     assert _plots.regulation(rows, tmp_path / "b.png")
     assert _plots.base_new_h(rows, tmp_path / "c.png")

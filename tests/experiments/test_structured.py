@@ -99,3 +99,45 @@ def test_predict_asks_for_the_kind_that_the_names_tell(made):
     center = np.asarray(learned.structure.prototypes).mean(0)
     vector = np.concatenate([center[:width], context(clip, dataset, 1)[width:]])
     np.testing.assert_allclose(prompt["context"], begin(learned, vector), rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_follow_class_names_to_another_dataset(made, tmp_path):
+    folder, clip, dataset, learned = made
+    config = evaluate.Config(
+        meta=str(folder / "meta.safetensors"),
+        methods=("gram",),
+        dataset=("glyphs:arabic",),
+        targets=("glyphs:hebrew",),
+        protocol=("cross_dataset",),
+        follow_classes=True,
+        shots=(1,),
+        seeds=SEEDS,
+        steps=(1,),
+        gram_learning_rate=(1e-12,),  # the start is the tuned prompt
+        report_steps=(),
+        max_test_images=8,
+    )
+    results = evaluate.run(config, epath.Path(tmp_path))
+
+    def found(method, domain):
+        return [row.value for row in results.rows if (row.method, row.domain, row.step) == (method, domain, 1)]
+
+    hebrew = load_dataset("glyphs:hebrew")
+    test = np.concatenate([[p for p in hebrew.select("test") if hebrew.labels[p] == label][:8] for label in range(27)])
+    images = gram.encode_image(clip, clip.preprocess(hebrew.images(test)))
+    names = np.mean(
+        gram.encode_text(clip, clip.tokenize([f"a photo of a {name}." for name in hebrew.class_names])), axis=0
+    )
+    expected = []
+    for seed in SEEDS:
+        here = context(clip, dataset, seed)
+        there = np.concatenate([here[: len(names)], names])  # the images of the source, the class names of the target
+        texts = gram.encode_classes(
+            clip, clip.class_tokens(hebrew.class_names), TextPrompt(np.float32(begin(learned, there)))
+        )
+        expected.append(float(np.mean(np.argmax(images @ texts.T, -1) == hebrew.labels[test])))
+    assert found("coop+gram:following", "glyphs:hebrew") == pytest.approx(expected, abs=1e-6)
+    assert found("coop+gram", "glyphs:hebrew") != found("coop+gram:following", "glyphs:hebrew")
+    assert found("coop+gram", None) == found("coop+gram:following", None)
+    with pytest.raises(ValueError, match="--follow_classes belongs to cross_dataset"):
+        evaluate.Config(follow_classes=True)
