@@ -82,14 +82,21 @@ def plan(config: Config, workdir: Path) -> int:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
     path = workdir / STATE
     if path.exists():
-        state = json.loads(path.read_text())
-        for name, value in settings.items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"{workdir} was begun with --{name}={state['settings'].get(name)!r}, this run has {value!r}; give "
-                    "the same settings, or another --workdir"
-                )
-        return state["units"]
+        try:
+            state = json.loads(path.read_text())
+            begun, units = dict(state["settings"]), int(state["units"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); give another --workdir") from error
+        differing = [
+            f"--{name}={begun.get(name)!r}, this run has {value!r}"
+            for name, value in settings.items()
+            if begun.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{workdir} was begun with {'; with '.join(differing)}; give the same settings, or another --workdir"
+            )
+        return units
     reading = Reading(
         image_column=config.image_column,
         caption_column=config.caption_column,
@@ -118,7 +125,7 @@ def write_shards(config: Config, workdir: Path, units: int) -> None:
     folder.mkdir(exist_ok=True)
     for left in folder.glob("*.part"):
         left.unlink()
-    done = [number for number in range(units) if (folder / f"{number:05d}.json").exists()]
+    done = [number for number in range(units) if pair_shards.read_shard(folder / f"{number:05d}") is not None]
     workers = min(config.workers or os.cpu_count() or 1, max(1, units - len(done)))
     totals = Counter()
     for number in done:

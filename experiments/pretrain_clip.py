@@ -32,6 +32,7 @@ import numpy as np
 import optax
 
 import gram_jax as gram
+from experiments import _nans
 from experiments._launch import launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
@@ -43,7 +44,7 @@ from gram_jax.objectives import contrastive_loss
 
 PHOTO = "a photo of a {}."
 # A resumed run may differ in these: the first steps do not depend on them.
-MAY_CHANGE = ("steps", "save_every", "eval_every", "eval_images", "probe_images", "datasets")
+MAY_CHANGE = ("steps", "save_every", "eval_every", "eval_images", "probe_images", "datasets", "debug_nans")
 LENGTH_STEP = 8  # captions are padded to a multiple of this, so that few lengths are compiled
 
 
@@ -74,6 +75,9 @@ class Config:
     eval_images: int = setting(2, "validation images a class in those")
     probe_images: int = setting(32, "training images a class for the linear probe")
     datasets: tuple[str, ...] = setting(glyphs.NAMES, "labelled datasets to evaluate on")
+    debug_nans: bool = setting(
+        False, "look at the loss of every step, and do one that is not finite again, with checks that tell where"
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -204,6 +208,10 @@ def train(config: Config, workdir: Any) -> Clip:
     state = {"params": clip.params, "optimizer": optimizer.init(clip.params)}
     bare = clip.replace(params=None)
     settings = dataclasses.asdict(config)
+
+    def again(state: dict[str, Any], images: np.ndarray, tokens: np.ndarray) -> Any:
+        return train_step(state, bare, images, tokens, optimizer)
+
     with (
         runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints,
         concurrent.futures.ThreadPoolExecutor(1) as drawing,
@@ -223,11 +231,20 @@ def train(config: Config, workdir: Any) -> Clip:
                 images, tokens = ahead.pop(step).result()
                 if step + 4 < config.steps:
                     ahead[step + 4] = drawing.submit(make_batch, config, clip.tokenizer, step + 4)
+                before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
                 state, metrics = train_step(state, bare, images, tokens, optimizer)
                 done = step + 1
+                saved = done % config.save_every == 0 or done == config.steps
+                looked_at = saved or done % 25 == 0 or config.debug_nans
+                if looked_at and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
+                    where = _nans.HINT
+                    if before is not None:
+                        where = _nans.explain(again, state=before, images=images, tokens=tokens)
+                    raise FloatingPointError(
+                        f"the loss or the gradient of step {step} is not finite; {checkpoints.last_good()}. {where}. "
+                        "Lower --learning_rate"
+                    )
                 if done % 25 == 0 or done == config.steps:
-                    if not np.isfinite(metrics["loss"]):
-                        raise FloatingPointError(f"the loss of step {step} is not finite; lower --learning_rate")
                     log.write(done, **metrics)
                     progress.update(done - progress.done, loss=metrics["loss"])
                 if done % config.eval_every == 0:
@@ -236,7 +253,7 @@ def train(config: Config, workdir: Any) -> Clip:
                     each = {f"{title}/{name}": values[title] for name, values in found.items() for title in means}
                     log.write(done, **means, **each)
                     progress.update(0, **means)
-                if done % config.save_every == 0 or done == config.steps:
+                if saved:
                     checkpoints.save(done, state)
                 checkpoints.exit_if_preempted(done, state)
     return clip.replace(params=state["params"])

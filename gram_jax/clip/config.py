@@ -10,6 +10,9 @@ from typing import Any
 from gram_jax.clip.modules import ACTIVATIONS
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# No CLIP comes near these; what is beyond them is a damaged file, and would fill the memory before it failed.
+MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+_LIMITS = {"layers": MAX_LAYERS, "image_size": 1 << 14, "patch_size": 1 << 14, "channels": 1 << 10}
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -17,6 +20,8 @@ def _require_positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, found {value!r}.")
+        if value > (limit := _LIMITS.get(name, MAX_SIZE)):
+            raise ValueError(f"{type(config).__name__}.{name} must be at most {limit}, found {value}.")
 
 
 def _require_transformer(config: TextConfig | VisionConfig) -> None:
@@ -26,9 +31,9 @@ def _require_transformer(config: TextConfig | VisionConfig) -> None:
         raise ValueError(
             f"{kind}.width must be a multiple of {kind}.heads, found width {config.width} and {config.heads} heads."
         )
-    if config.activation not in ACTIVATIONS:
+    if not isinstance(config.activation, str) or config.activation not in ACTIVATIONS:
         raise ValueError(f"{kind}.activation must be one of {sorted(ACTIVATIONS)}, found {config.activation!r}.")
-    if not config.norm_eps > 0:
+    if isinstance(config.norm_eps, bool) or not isinstance(config.norm_eps, int | float) or not config.norm_eps > 0:
         raise ValueError(f"{kind}.norm_eps must be positive, found {config.norm_eps!r}.")
 
 
@@ -183,13 +188,19 @@ class ClipConfig:
             raise ValueError(
                 f"Only CLIP models are supported: model_type in config.json must be 'clip', found {model_type!r}."
             )
+        for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+            if not isinstance(config.get(name) or {}, Mapping):
+                raise ValueError(f"{name} in config.json must be an object, found {config[name]!r}.")
+        scale = _default(config, "logit_scale_init_value", 2.6592)
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise ValueError(f"logit_scale_init_value in config.json must be a number, found {scale!r}.")
         text = _tower(config, "text", _TEXT_KEYS, TextConfig)
         vision = _tower(config, "vision", _VISION_KEYS, VisionConfig)
         return cls(
             text=TextConfig(**{**text, "eos_token_id": _single_id(text["eos_token_id"])}),
             vision=VisionConfig(**{**vision, **{name: _side(name, vision[name]) for name in _SIDES}}),
             embed_dim=_default(config, "projection_dim", 512),
-            logit_scale_init=float(_default(config, "logit_scale_init_value", 2.6592)),
+            logit_scale_init=float(scale),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def _single_id(value: Any) -> Any:
 
 def _side(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        if len(set(value)) != 1:
+        if not value or any(side != value[0] for side in value):
             raise ValueError(f"vision_config.{name} must be square, found {value!r}.")
         return value[0]
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 EXIF_ORIENTATION = 0x0112
+MAX_SIDE = 1 << 14  # of a transformed image
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF's orientation to Pillow's transposition
 
 
@@ -66,6 +68,10 @@ class ImageTransform:
             sides = () if value is None else value if isinstance(value, tuple) else (value,)
             if not all(isinstance(side, int) and side > 0 for side in sides) or (name == "crop" and len(sides) == 1):
                 raise ValueError(f"ImageTransform.{name} is {value!r}; it must be in whole pixels, above 0")
+            if any(side > MAX_SIDE for side in sides):
+                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be at most {MAX_SIDE} pixels")
+        if not (self.rescale_factor is None or _is_finite(self.rescale_factor)):
+            raise ValueError(f"ImageTransform.rescale_factor is {self.rescale_factor!r}; it must be a number, or None")
         if self.resample not in range(6):
             raise ValueError(
                 f"ImageTransform.resample is {self.resample!r}; it must be one of Pillow's filters, 0 to 5"
@@ -76,6 +82,8 @@ class ImageTransform:
                 raise ValueError(
                     f"ImageTransform.{name} is {value!r}; mean and std must be three numbers each, or None"
                 )
+            if not all(_is_finite(number) and (number or name == "mean") for number in value or ()):
+                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be of finite numbers, a std not 0")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
@@ -262,6 +270,10 @@ class ImageTransform:
         if width <= height:
             return int(self.size * height / width), self.size
         return self.size, int(self.size * width / height)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_size(size: Any, square: bool) -> int | tuple[int, int]:

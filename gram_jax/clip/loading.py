@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ HUB_FILES = [
     *(CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCAB, MERGES, TOKENIZER_CONFIG, *OLD_TOKENIZER_FILES),
     *(WEIGHTS, INDEX, "model-*-of-*.safetensors"),
 ]
+MAX_JSON = 256 << 20  # bytes of a JSON file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -68,7 +70,7 @@ def load_clip(
       The format is that of Wolf et al., Transformers: State-of-the-Art Natural Language Processing, EMNLP 2020.
     """
     folder = _find(name_or_path, revision)
-    config = ClipConfig.from_hf(_read_json(folder / CONFIG))
+    config = _parsed(ClipConfig.from_hf, folder / CONFIG, _read_json(folder / CONFIG))
     config = dataclasses.replace(config, compute_dtype=compute_dtype)
     tokenizer = _read_tokenizer(folder, config)
     transform = _read_transform(folder, config)
@@ -163,14 +165,24 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_JSON:
+            raise ValueError(f"{size} bytes, the limit is {MAX_JSON}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing; check that the folder is a clip's, completely copied") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON ({error}); download or write it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must be a JSON object")
     return content
+
+
+def _parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[str, Any]) -> Any:
+    """What a parser makes of a file's content; its errors name the file."""
+    try:
+        return parse(content)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
@@ -225,9 +237,9 @@ def _read_transform(folder: Path, config: ClipConfig) -> ImageTransform:
     if (folder / PROCESSOR).is_file():
         nested = _read_json(folder / PROCESSOR).get("image_processor")
         if isinstance(nested, dict):
-            return ImageTransform.from_hf(nested)
+            return _parsed(ImageTransform.from_hf, folder / PROCESSOR, nested)
     if (folder / PREPROCESSOR).is_file():
-        return ImageTransform.from_hf(_read_json(folder / PREPROCESSOR))
+        return _parsed(ImageTransform.from_hf, folder / PREPROCESSOR, _read_json(folder / PREPROCESSOR))
     return _default_transform(config)
 
 

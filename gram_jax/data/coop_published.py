@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gram_jax.data.coop_layouts import Layout
-from gram_jax.data.files import examples, read_json, read_lines
+from gram_jax.data.files import read_json, read_lines
 from gram_jax.data.index import SPLITS
 from gram_jax.data.splits import Item
+
+_DIGITS = 9  # of a label, at most
 
 
 class Found(NamedTuple):
@@ -47,9 +49,10 @@ def names_of_labels(pairs: Iterable[tuple[int, str]], what: str) -> list[str]:
     for label, name in pairs:
         if names.setdefault(label, name) != name:
             raise ValueError(f"{what}: label {label} is called {names[label]!r} and {name!r}; get the file again")
-    lost = sorted(set(range(max(names, default=0) + 1)) - set(names))
-    if lost:
-        raise ValueError(f"{what}: no image has the label {examples(lost)}, which is left without a name")
+    if len(names) <= max(names, default=0):
+        # Looked for among as many labels as there are, and one: the largest may be any number.
+        first = next(label for label in range(len(names) + 1) if label not in names)
+        raise ValueError(f"{what}: no image has the label {first}, which is left without a name")
     return [names[label] for label in range(len(names))]
 
 
@@ -111,8 +114,8 @@ def _entry(entry: Any, where: str) -> tuple[str, int, str]:
     if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[2], str)):
         raise ValueError(f"{where} is {entry!r}; expected [path, label, class name]")
     image, label, name = entry
-    if isinstance(label, bool) or not str(label).isdecimal():
-        raise ValueError(f"{where} has the label {label!r}; expected a number from 0")
+    if isinstance(label, bool) or not str(label).isdecimal() or len(str(label)) > _DIGITS:
+        raise ValueError(f"{where} has the label {str(label)[:40]!r}; expected a number from 0")
     if image.startswith("/") or ".." in image.split("/"):
         raise ValueError(f"{where} has the path {image!r}, which leads out of the dataset's folder")
     if not name.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"]
 )
+MAX_TEXT = 1 << 30  # bytes of a text file; the longest split file has 100 MB
 _SHOWN = 3  # examples that a message names
 
 
@@ -148,7 +150,11 @@ def missing(root: Path, paths: Iterable[str]) -> list[str]:
         if parent not in listed:
             try:
                 listed[parent] = set(os.listdir(root / parent))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name that a folder can have
+                listed[parent] = set()
+            except OSError as error:
+                if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                    raise
                 listed[parent] = set()
         if name not in listed[parent]:
             lost.append(path)
@@ -166,10 +172,12 @@ def read_text(path: Path, what: str) -> str:
       Its text, without a byte order mark.
 
     Raises:
-      ValueError: where the file is missing or is no UTF-8 text.
+      ValueError: where the file is missing, is no UTF-8 text or has more than 1 GiB.
     """
     if not path.is_file():
         raise ValueError(f"{what}: there is no file {path}{_nearest(path)}")
+    if (size := path.stat().st_size) > MAX_TEXT:
+        raise ValueError(f"{what}: {path} has {size} bytes, the limit of a text file is {MAX_TEXT}; get it again")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -212,7 +220,7 @@ def read_json(path: Path, what: str) -> Any:
     text = read_text(path, what)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {path} is no JSON ({error}); get it again, it may be cut off") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import lzma
@@ -29,6 +30,13 @@ from gram_jax.data.pairs import (
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _TEXTS = (".txt", ".json")
+MAX_HEADER = 1 << 20  # bytes of a header that says more of the member behind it
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_CHUNK = 1 << 16
+_MAX_GLOBAL = 1000  # entries of headers that hold for all members
 
 
 def plan(kind: str, pattern: str, reading: Reading) -> Iterator[dict[str, Any]]:
@@ -127,7 +135,11 @@ def _split(name: str) -> tuple[str, str]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that does not pass for the end of the archive when it is damaged."""
+    """A header that does not pass for the end of the archive when it is damaged, and takes no more memory than it may.
+
+    tarfile reads extended headers whole, whatever their size, and the maps of sparse members, which are refused anyway;
+    and where it parses them, numbers that are none end in any error.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -135,11 +147,45 @@ class _Header(tarfile.TarInfo):
             return super().fromtarfile(archive)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(str(error)) from error
+        except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise tarfile.ReadError(f"a header cannot be read: {error!r}") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a member of {self.size} bytes")
+        if self.type in _EXTENDED and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes, the limit is {MAX_HEADER}")
+        if len(archive.pax_headers) > _MAX_GLOBAL:
+            raise tarfile.ReadError(f"more than {_MAX_GLOBAL} entries in headers for all members")
+        return super()._proc_member(archive)
+
+    def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        more = self._sparse_structs[1]
+        while more:  # blocks of the map, each of which says whether there is another
+            more = bool(archive.fileobj.read(tarfile.BLOCKSIZE)[504])
+        self.sparse, self.offset_data = [], archive.fileobj.tell()
+        archive.offset = self.offset_data + self._block(self.size)
+        return self
+
+    def _proc_gnusparse_00(self, member: tarfile.TarInfo, *_: Any) -> None:
+        member.sparse = []  # enough to be refused
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
+
+
+def _skip(stream: Any, position: int) -> int:
+    """Reads on to a position; the stream's own way would go on behind the end for as long as a header claims."""
+    if position < stream.tell():
+        raise tarfile.StreamError("a member of a size that is no size")
+    while stream.tell() < position and stream.read(min(_CHUNK, position - stream.tell())):
+        pass
+    return stream.tell()
 
 
 def _members(path: str, shown: str, max_bytes: int) -> Iterator[tuple[str, bytes | Skipped]]:
     """The images and texts of an archive, read from its stream."""
     with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
+        archive.fileobj.seek = functools.partial(_skip, archive.fileobj)
         for member in archive:
             archive.members = []  # tarfile would keep every header
             suffix = os.path.splitext(member.name)[1].lower()
@@ -159,6 +205,6 @@ def _problem(member: tarfile.TarInfo, limit: int) -> str:
         return "a link or a special file"
     if member.name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.name):
         return "its name leads out of the archive"
-    if member.size > limit:
+    if not 0 <= member.size <= limit:
         return f"{member.size} bytes, the limit is {limit}"
     return ""

@@ -186,8 +186,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another version")
-        return Manifest(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest(**content)
+        if type(manifest.pairs) is not int or manifest.pairs < 1 or not isinstance(manifest.content_hash, str):
+            raise ValueError(f"it counts {manifest.pairs!r} pairs")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used ({error}); prepare the corpus again") from error
 
 
@@ -208,8 +211,10 @@ def read_captions(folder: str | os.PathLike[str], pairs: int) -> tuple[str, ...]
     try:
         with open(path, encoding="utf-8", newline="\n") as lines:
             captions = tuple(json.loads(line) for line in itertools.islice(lines, pairs))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}); prepare the corpus again") from error
+    if not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{path} holds lines that are no texts; prepare the corpus again")
     if len(captions) != pairs:
         raise ValueError(f"{path} holds {len(captions)} captions of {pairs}; prepare the corpus again")
     return captions

@@ -142,7 +142,10 @@ def write_shard(stem: str | os.PathLike[str], unit: dict[str, Any], max_pixels: 
 def read_shard(stem: str | os.PathLike[str]) -> Shard | None:
     """What a shard holds, or None where it is not whole."""
     path = _with_suffix(Path(stem), "json")
-    return Shard(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        return Shard(**json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError):
+        return None
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> int:

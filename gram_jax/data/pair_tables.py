@@ -23,6 +23,7 @@ from gram_jax.data.pairs import (
 )
 
 PATH_NAMES = ("path", "filepath", "file_path", "image", "image_path", "file", "filename", "file_name")
+MAX_LINE = 16 << 20  # bytes of a line of a table
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -42,7 +43,7 @@ def plan(kind: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
 def _plan(kind: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
     state = file_state(path)
     with open(path, "rb") as file:
-        lines = _Lines(file)
+        lines = _Lines(file, path)
         rows = _rows(lines, kind, path)
         header = next(rows, None)
         if header is None:
@@ -76,7 +77,7 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     image_column, caption_column = unit["columns"]
     with open(table, "rb") as file:
         file.seek(unit["offset"])
-        rows = _rows(_Lines(file), unit["kind"], str(table))
+        rows = _rows(_Lines(file, str(table)), unit["kind"], str(table))
         for number in range(unit["first"], unit["first"] + unit["count"]):
             row, name = next(rows), f"{table.name}:{number}"
             if len(row) <= max(unit["columns"]):
@@ -92,6 +93,8 @@ def _image(table: Path, entry: str, name: str, limit: int) -> bytes | Skipped:
         return Skipped(name, NO_IMAGE, "its path is empty")
     if _URL.match(entry):
         return Skipped(name, NO_IMAGE, f"{entry} is a URL; download it first")
+    if "\0" in entry:  # it ends the names of users, too
+        return Skipped(name, NO_IMAGE, f"{entry!r} is no path")
     return read_file(os.path.join(table.parent, os.path.expanduser(entry)), name, limit, NO_IMAGE)
 
 
@@ -101,16 +104,18 @@ class _Lines:
     Bytes that are no UTF-8 become surrogates: in a path they still name the file, in a caption they are noticed.
     """
 
-    def __init__(self, file: BinaryIO):
-        self._file, self.consumed = file, file.tell()
+    def __init__(self, file: BinaryIO, path: str):
+        self._file, self._path, self.consumed = file, path, file.tell()
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._file.readline()
+        line = self._file.readline(MAX_LINE + 1)
         if not line:
             raise StopIteration
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{self._path}: the line at byte {self.consumed} has more than {MAX_LINE} bytes; no table")
         self.consumed += len(line)
         return line.decode("utf-8", "surrogateescape")
 

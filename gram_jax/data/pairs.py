@@ -203,7 +203,7 @@ def caption_from_json(name: str, content: bytes, key: str) -> str | Skipped:
     """The caption in a JSON object beside an image."""
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Skipped(name, NO_CAPTION, f"its .json cannot be read ({error})")
     keys = (key,) if key else CAPTION_KEYS
     texts = [found[each] for each in keys if isinstance(found.get(each), str)] if isinstance(found, dict) else []
@@ -224,7 +224,10 @@ def read_file(path: str, name: str, limit: int, reason: str) -> bytes | Skipped:
         if status.st_size > limit:
             return Skipped(name, REFUSED, f"{path} has {status.st_size} bytes, the limit is {limit}")
         with open(path, "rb") as file:
-            return file.read()
+            content = file.read(status.st_size + 1)
+        if len(content) > status.st_size:  # it grows, or is none of a disk's files
+            return Skipped(name, REFUSED, f"{path} has more than the {status.st_size} bytes that it claims")
+        return content
     except ValueError as error:  # a path with a null byte
         return Skipped(name, reason, f"{path!r}: {error}")
     except OSError as error:

@@ -195,6 +195,9 @@ def build(
     Returns:
       A ``Dataset``.
 
+    Raises:
+      ValueError: for a name or template that is no Unicode text, as "\\ud800" in JSON makes it.
+
     Example:
       >>> build("toy", {"test": [Item("a.jpg", 0)]}, ["big_cat"], "{}", str, {}).class_names
       ('big cat',)
@@ -203,6 +206,9 @@ def build(
       Our own choice.
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
+    for text in (*readable, template):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{name}: {text!r} is no text, it holds half of a Unicode pair; correct the file")
     flat = [(item, split) for split in SPLITS for item in items.get(split, ())]
     trained = {item.label for item in items.get("train", ())}
     notes = list(about.get("notes", ()))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 ABOUT = "store.json"
 DTYPES = ("float16", "float32")
+MAX_SHARDS = 1_000_000
 _REMEDY = "write it anew with experiments.embed_corpus, in another --workdir"
 
 
@@ -119,6 +120,10 @@ def describe_store(
         raise ValueError(f"dtype is {dtype!r}; a store holds {' or '.join(DTYPES)}")
     if num_views < 0 or shard_rows < 1:
         raise ValueError(f"num_views is {num_views} and shard_rows {shard_rows}; give at least 0 and 1")
+    if len(source) > MAX_SHARDS * shard_rows:
+        raise ValueError(
+            f"shard_rows is {shard_rows}: {len(source)} items would be more than {MAX_SHARDS} shards; give more"
+        )
     parts = {"images": [clip.config.embed_dim]}
     if isinstance(source, Corpus):
         parts["texts"] = [clip.config.embed_dim]
@@ -283,8 +288,8 @@ def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
 def _map(folder: Path, about: Mapping[str, Any], name: str, number: int, shape: list[int]) -> np.ndarray:
     path = _file(folder, about, name, number)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # never a pickle or an archive, which np.load would open
+    except Exception as error:  # its header is read by Python's own parser, which fails in every way there is
         raise StoreError(
             f"{path} cannot be read ({error}); delete it and run experiments.embed_corpus again"
         ) from error
@@ -325,10 +330,13 @@ def _read_about(folder: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"it is of version {about['format']}, not {FORMAT}")
-        sizes = about["items"], about["shard_rows"]
-        if about["dtype"] not in DTYPES or min(sizes) < 1 or "images" not in about["parts"]:
+        shapes = about["parts"]
+        sizes = [about["items"], about["shard_rows"], *(size for shape in shapes.values() for size in shape)]
+        if any(type(size) is not int or size < 1 for size in sizes) or _count(about) > MAX_SHARDS:
+            raise ValueError(f"it has sizes {sizes}")
+        if about["dtype"] not in DTYPES or "images" not in shapes or not set(shapes) <= {"images", "texts", "views"}:
             raise ValueError("it is no description of a store")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be used ({error}); {_REMEDY}") from error
     return about
 

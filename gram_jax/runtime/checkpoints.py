@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from gram_jax.runtime.devices import is_loss
 from gram_jax.runtime.paths import absolute
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """No checkpoint of a folder can be read, or it holds another kind of state."""
+    """A checkpoint cannot be read or written, or it holds another kind of state."""
 
 
 class ConfigMismatchError(CheckpointError):
@@ -106,6 +110,8 @@ class Checkpoints:
             best_mode=best or "max",
             cleanup_tmp_directories=True,
         )
+        if best is not None and jax.process_index() == 0:
+            _drop_damaged_scores(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._terminated = threading.Event()
         self._previous_handler: Any = None
@@ -120,16 +126,20 @@ class Checkpoints:
           state: a pytree of JAX and NumPy arrays, typed keys and Python numbers, none changed in place afterwards.
           extra: a small JSON object, e.g. of counters.
           score: what ``best`` compares; a checkpoint without one is never the best.
+
+        Raises:
+          CheckpointError: this checkpoint, or the one before, cannot be written, for example to a full disk.
         """
         if step in self._manager.all_steps():
             return
         meta = {"config": self._config, "leaves": _describe(state, with_data=True), "extra": dict(extra or {})}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-            metrics=None if score is None else {"score": float(score)},
-            force=True,  # by default a save is skipped while the previous one is still being written
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                metrics=None if score is None else {"score": float(score)},
+                force=True,  # by default a save is skipped while the previous one is still being written
+            )
 
     def restore(self, target: Any, *, best: bool = False) -> Restored | None:
         """Reads the latest good checkpoint.
@@ -148,7 +158,7 @@ class Checkpoints:
           ConfigMismatchError: it was written under another configuration; every differing field is named.
           CheckpointError: the target has other leaves, shapes or types; or every checkpoint is damaged.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         if best:
             best_step = self._manager.best_step()
@@ -157,12 +167,14 @@ class Checkpoints:
         for step in steps:
             try:
                 meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-                config, leaves, extra = meta["config"], meta["leaves"], meta["extra"]
+                config, leaves, extra = _parts(meta)
             except Exception as error:  # whatever the storage raises on a damaged file
                 failures.append(self._set_aside(step, error))
                 continue
             self._check_config(step, config)
-            _check_leaves(step, leaves, _describe(target, with_data=False))
+            _check_leaves(
+                f"the checkpoint of step {step} in {self._folder}", leaves, _describe(target, with_data=False)
+            )
             abstract = jax.tree.map(_abstract, target)
             try:
                 state = self._manager.restore(
@@ -195,12 +207,30 @@ class Checkpoints:
             return
         logger.warning("asked to stop: saving step %d to %s", step, self._folder)
         self.save(step, state, extra, **save)
-        self._manager.wait_until_finished()
+        self.wait()
         raise SystemExit(0)
 
     def wait(self) -> None:
-        """Waits until everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything that was saved is on disk.
+
+        Raises:
+          CheckpointError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def last_good(self) -> str:
+        """Says, for messages, which checkpoint is the latest that is complete; waits for the one being written.
+
+        Returns:
+          A clause, such as "the last good checkpoint is step 50 in /runs/a/checkpoints".
+        """
+        with contextlib.suppress(CheckpointError):  # there is a worse error to tell of
+            self.wait()
+        self._manager.reload()
+        step = self._manager.latest_step()
+        found = "there is no checkpoint" if step is None else f"the last good checkpoint is step {step}"
+        return f"{found} in {self._folder}"
 
     def __enter__(self) -> Checkpoints:
         # With several processes JAX's preemption service owns the signal; handlers need Python's main thread.
@@ -211,7 +241,29 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)
-        self._manager.close()
+        if isinstance(exception[1], Exception) and is_loss(exception[1]):
+            return  # what is being saved waits for a process that is gone
+        try:
+            with self._writing():
+                self._manager.close()
+        except CheckpointError as error:
+            if exception[0] is None:
+                raise
+            logger.error("%s", error)  # the error that ended the run is the one to raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What Orbax and its threads raise where storage fails, as one kind of error."""
+        try:
+            yield
+        except Exception as error:
+            if not (isinstance(error, OSError) or _STORAGE in str(error)):
+                raise
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise CheckpointError(
+                f"a checkpoint cannot be written to {self._folder} ({reason}); those before it are kept: once that is "
+                "mended, the same command continues"
+            ) from error
 
     def _check_config(self, step: int, stored: Mapping[str, Any]) -> None:
         before, now = _flat(stored), _flat(self._config)
@@ -232,7 +284,9 @@ class Checkpoints:
         reason = f"step {step}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         logger.warning("damaged checkpoint in %s, trying the one before: %s", self._folder, reason)
         if jax.process_index() == 0:
-            (self._folder / str(step)).replace(self._folder / f"damaged-{step}")
+            names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{count}" for count in itertools.count(2)))
+            aside = next(path for path in (self._folder / name for name in names) if not path.exists())
+            (self._folder / str(step)).replace(aside)
         if jax.process_count() > 1:
             ocp.multihost.sync_global_processes(f"damaged-{step}")
         self._manager.reload()
@@ -240,10 +294,32 @@ class Checkpoints:
 
 
 _MISSING = object()
+_STORAGE = "os_error_code"  # in what TensorStore says when the operating system refuses
 
 
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics["score"]
+
+
+def _parts(meta: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], dict[str, Any]]:
+    """Configuration, leaves and extra of a checkpoint's header; anything raised means that it is damaged."""
+    config, leaves, extra = meta["config"], meta["leaves"], meta["extra"]
+    if not all(isinstance(part, Mapping) for part in (config, leaves, extra)):
+        raise CheckpointError("its header is no description of a state")
+    for name, (shape, dtype, checksum) in leaves.items():
+        if not (isinstance(shape, list) and isinstance(dtype, str) and isinstance(checksum, int | None)):
+            raise CheckpointError(f"its header does not describe {name}")
+    return config, leaves, extra
+
+
+def _drop_damaged_scores(folder: epath.Path) -> None:
+    """Puts aside scores that cannot be read, which Orbax reads before anything else; the states stay."""
+    for path in folder.glob("*/metrics/metrics") if folder.exists() else ():
+        try:
+            float(json.loads(path.read_text())["score"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            logger.warning("the score in %s is damaged (%s), it counts as none", path, error)
+            path.replace(path.parent / "damaged")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -290,7 +366,7 @@ def _checksum(leaf: Any) -> int | None:
     return zlib.crc32(np.asarray(leaf).tobytes())
 
 
-def _check_leaves(step: int, stored: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def _check_leaves(what: str, stored: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     differing = [
         f"state{name}: the checkpoint has {_kind(stored.get(name))}, this run has {_kind(target.get(name))}"
         for name in sorted(stored.keys() | target.keys())
@@ -298,7 +374,7 @@ def _check_leaves(step: int, stored: Mapping[str, Any], target: Mapping[str, Any
     ]
     if differing:
         raise CheckpointError(
-            f"the checkpoint of step {step} holds another kind of state:\n  " + "\n  ".join(differing) + "\n"
+            f"{what} holds another kind of state:\n  " + "\n  ".join(differing) + "\n"
             "Use the version of the program that wrote it, or choose another workdir to start anew."
         )
 

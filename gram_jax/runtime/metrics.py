@@ -35,7 +35,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Reference:
       Our own choice.
     """
-    text = epath.Path(path).read_text()
+    try:
+        text = epath.Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); remove it, or give the run another workdir.") from error
     records = []
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
@@ -44,7 +47,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["step"] = int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
+            _line(record)  # what cannot be written again was not written here
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected a JSON object with an integer 'step', found {line[:80]!r}. "
                 "Remove the line, or give the run another workdir."

@@ -82,6 +82,7 @@ class Hierarchy:
 
 _PER_MEMBER = ("members", "classes", "domains", "image_features")
 _ARRAYS = (*_PER_MEMBER, "themes", "centroids")
+_FLOATS = ("image_features", "centroids", "token_rows")
 
 
 def save_hierarchy(path: str | os.PathLike[str], hierarchy: Hierarchy) -> None:
@@ -151,7 +152,9 @@ def load_hierarchy(path: str | os.PathLike[str], *, clip: Clip | None = None) ->
         raise ArrayFileError(
             f"{path} holds {header.get('kind')!r}, not a hierarchy; give a file that experiments.build_tasks wrote."
         )
-    about = header["about"]
+    about = header.get("about")
+    if not isinstance(about, dict):
+        raise ArrayFileError(f"{path} does not say what it was built from; build it again.")
     if clip is not None:
         found, expected = str(about.get("clip")), weights_hash(clip.params)
         if found != expected:
@@ -159,11 +162,17 @@ def load_hierarchy(path: str | os.PathLike[str], *, clip: Clip | None = None) ->
                 f"{path} was built with the features of another clip: weights hash {found[:12]}..., this clip's is "
                 f"{expected[:12]}... Load that clip, or build the tasks again with this one."
             )
-    tree["image_features"] = tree["image_features"].astype(np.float32)
-    texts, theme_texts = tuple(header["texts"]), tuple(header["theme_texts"])
     try:
+        for name, array in tree.items():
+            kinds, axes = ("f", 2) if name in _FLOATS else ("iu", 1)
+            if array.dtype.kind not in kinds or array.ndim != axes:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+        tree["image_features"] = tree["image_features"].astype(np.float32)
+        texts, theme_texts = tuple(header["texts"]), tuple(header["theme_texts"])
+        if not all(isinstance(text, str) for text in (*texts, *theme_texts)):
+            raise ValueError("a text of it is none")
         return Hierarchy(**tree, texts=texts, theme_texts=theme_texts, about=about)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArrayFileError(f"{path} holds no whole hierarchy ({error}); build it again.") from error
 
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         leaves = load(data)
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArrayFileError(f"{path} is no whole safetensors file ({error}); save it again.") from error
     if _KEY not in metadata:
         raise ArrayFileError(f"{path} is a safetensors file without gram_jax's header; it was not saved by gram_jax.")
@@ -119,20 +119,13 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         digest = content.pop("digest")
         if content["format"] == FORMAT and digest != _digest(content, leaves):
             raise ValueError("its contents do not have the digest that was written")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if content["format"] == FORMAT:
+            return _unflatten(leaves, content["empty"]), dict(content["header"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArrayFileError(f"{path} is damaged ({error}); save it again.") from error
-    if content["format"] != FORMAT:
-        raise ArrayFileError(
-            f"{path} has format {content['format']}, this release reads {FORMAT}; use the one that wrote it."
-        )
-    tree: dict[str, Any] = {}
-    for name, leaf in [*leaves.items(), *((name, {}) for name in content["empty"])]:
-        *parents, last = name.split("/")
-        branch = tree
-        for key in parents:
-            branch = branch.setdefault(key, {})
-        branch[last] = leaf
-    return tree, content["header"]
+    raise ArrayFileError(
+        f"{path} has format {content['format']}, this release reads {FORMAT}; use the one that wrote it."
+    )
 
 
 def save_prompt(path: str | os.PathLike[str], prompt: Prompt, tuner: Tuner, clip: Clip) -> None:
@@ -233,7 +226,10 @@ def check_kind(path: Any, header: Mapping[str, Any], kind: str) -> None:
 
 def check_described(path: Any, header: Mapping[str, Any], tuner: Tuner, clip: Clip) -> None:
     """Raises ArrayFileError unless a header is what `describe` says of this tuner and clip; versions may differ."""
-    found = header["clip"]
+    found = header.get("clip")
+    whole = isinstance(header.get("settings"), dict) and isinstance(found, dict) and "tuner" in header
+    if not whole or not {*_clip_sizes(clip), "weights_hash"} <= found.keys():
+        raise ArrayFileError(f"{path} does not say which tuner, settings and clip it belongs to; save it again.")
     if header["tuner"] != tuner.name:
         raise ArrayFileError(
             f"{path} was saved by the tuner {header['tuner']!r}, not by {tuner.name!r}; load it with that tuner."
@@ -255,9 +251,9 @@ def check_described(path: Any, header: Mapping[str, Any], tuner: Tuner, clip: Cl
                 "Load the clip that it was tuned on."
             )
     digest = weights_hash(clip.params)
-    if found["weights_hash"] != digest:
+    if (other := str(found["weights_hash"])) != digest:
         raise ArrayFileError(
-            f"{path} was tuned on a clip of the same sizes with other weights: hash {found['weights_hash'][:12]}..., "
+            f"{path} was tuned on a clip of the same sizes with other weights: hash {other[:12]}..., "
             f"this clip's is {digest[:12]}... Load the clip that it was tuned on."
         )
 
@@ -308,6 +304,22 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
             found = getattr(value, "dtype", type(value).__name__)
             raise ValueError(f"{name} must be an array of {', '.join(_DTYPES)}, found {found}.")
         yield name, np.array(value, order="C")
+
+
+def _unflatten(leaves: Mapping[str, np.ndarray], empty: Sequence[str]) -> dict[str, Any]:
+    """The tree of leaves and empty dictionaries under their names."""
+    tree: dict[str, Any] = {}
+    for name, leaf in [*leaves.items(), *((name, {}) for name in empty)]:
+        *parents, last = name.split("/")
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{name} lies below an array")
+        if last in branch:
+            raise ValueError(f"{name} is there twice")
+        branch[last] = leaf
+    return tree
 
 
 def _digest(content: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str:

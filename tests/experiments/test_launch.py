@@ -51,6 +51,14 @@ def run(config, workdir):
         case "type": None + 1
         case "exit": raise SystemExit(0)
         case "interrupt": raise KeyboardInterrupt
+        case "full": raise OSError(28, "No space left on device")
+        case "diverged": raise FloatingPointError("the loss of step 3 is not finite")
+        case "term":
+            try:
+                __import__("os").kill(__import__("os").getpid(), 15)
+                __import__("time").sleep(60)
+            finally:
+                (workdir / "tidied").write_text("")
         case "none": return None
     row = evaluation.Row("toy", "toy", "toy", "accuracy", 0.5, seed=config.seed)
     return evaluation.Results(dataclasses.asdict(config), evaluation.environment(), (row,))
@@ -129,6 +137,8 @@ def test_usage_errors(folder, argument, message):
         ("own", "dataset 'toys': the datasets are a, b"),
         ("traced", "images must be square, found (3, 4): crop them"),
         ("file", "missing.json"),
+        ("full", "No space left on device; what is finished is kept: once that is mended, the same command continues"),
+        ("diverged", "the loss of step 3 is not finite"),
     ],
 )
 def test_errors_that_the_user_can_mend(folder, trouble, message):
@@ -154,11 +164,23 @@ def test_traceback_on_request(folder):
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize(("trouble", "status"), [("exit", 0), ("interrupt", 130)])
+@pytest.mark.parametrize(("trouble", "status"), [("exit", 0), ("interrupt", 130), ("term", 0)])
 def test_exit_codes(folder, trouble, status):
     done = start(folder, f"--trouble={trouble}")
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
+    assert ("asked to stop; the same command continues" in done.stderr) == (trouble == "term")
+    assert (folder / "runs" / "toy" / "tidied").exists() or trouble != "term"
+    assert not (folder / "runs" / "toy" / "running.lock").exists()
+
+
+def test_a_work_directory_that_cannot_be_one_is_named(folder):
+    done = start(folder, f"--workdir={folder / 'toy.py' / 'below'}")
+    assert done.returncode == 2, done.stderr
+    below = folder / "toy.py" / "below"
+    assert f"error: the work directory {below} cannot be written to (Not a directory)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "toy.py").read_text() == TOY
 
 
 def test_help_lists_the_settings(folder):

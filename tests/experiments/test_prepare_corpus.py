@@ -109,8 +109,16 @@ def test_the_same_command_does_nothing_and_other_settings_are_refused(config, da
     prepare(dataclasses.replace(config, workers=1, max_broken=0.5), dataset.parent)
     assert "is there already" in capsys.readouterr().out
     assert files(dataset) == before
-    with pytest.raises(ValueError, match=r"was begun with --shard_pairs=4, this run has 5"):
-        prepare(dataclasses.replace(config, shard_pairs=5), dataset.parent)
+    several = r"was begun with --name='pairs', this run has 'others'; with --shard_pairs=4, this run has 5"
+    with pytest.raises(ValueError, match=several):
+        prepare(dataclasses.replace(config, shard_pairs=5, name="others"), dataset.parent)
+    assert files(dataset) == before
+    state = dataset.parent / "prepare.json"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:40])
+    with pytest.raises(ValueError, match=r"prepare\.json is damaged"):
+        prepare(config, dataset.parent)
+    state.write_bytes(whole)
 
 
 def test_what_is_broken_is_skipped_counted_and_listed(pairs, tmp_path, capsys):

@@ -198,6 +198,63 @@ def test_a_saved_step_is_left_as_it_is(tmp_path):
         assert_states_equal(checkpoints.restore(make_state(0)).state, make_state(1))
 
 
+FULL_DISK = """
+    import resource, sys
+    import numpy as np
+    from gram_jax.runtime import CheckpointError, Checkpoints
+    from tests.runtime.test_checkpoints import CONFIG, assert_states_equal, make_state
+    folder, large = sys.argv[1], make_state(2) | {"weights": np.random.default_rng(0).normal(size=(500, 64))}
+    for when in ("wait", "next save", "end"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+        try:
+            with Checkpoints(folder, CONFIG) as checkpoints:
+                checkpoints.save(2, large)
+                if when == "wait":
+                    checkpoints.wait()
+                if when == "next save":
+                    checkpoints.save(3, large)
+        except CheckpointError as error:
+            print(when, error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with Checkpoints(folder, CONFIG) as checkpoints:  # there is room again
+        assert_states_equal(checkpoints.restore(make_state(0)).state, make_state(1))
+        checkpoints.save(2, make_state(2))
+    with Checkpoints(folder, CONFIG) as checkpoints:
+        print(checkpoints.last_good())
+"""
+
+
+def test_a_full_disk_is_told_and_the_checkpoints_before_stay(tmp_path):
+    write(tmp_path, [1])
+    done = run_python(FULL_DISK, str(tmp_path), PYTHONPATH=str(Path(__file__).parents[2]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    *told, last = done.stdout.splitlines()
+    assert [line.partition(" a checkpoint cannot be written to ")[0] for line in told] == ["wait", "next save", "end"]
+    assert all("File too large" in line and "those before it are kept" in line for line in told)
+    assert last == f"the last good checkpoint is step 2 in {tmp_path}"
+
+
+def test_a_damaged_score_costs_the_score_alone(tmp_path, caplog):
+    with Checkpoints(tmp_path, CONFIG, best="max") as checkpoints:
+        for step, score in [(1, 0.1), (2, 0.9)]:
+            checkpoints.save(step, make_state(step), score=score)
+    (tmp_path / "2" / "metrics" / "metrics").write_text('{"sco')
+    with Checkpoints(tmp_path, CONFIG, best="max") as checkpoints:
+        assert "the score in" in caplog.text
+        assert checkpoints.restore(make_state(0)).step == 2
+        assert checkpoints.restore(make_state(0), best=True).step == 1
+
+
+def test_a_step_may_be_damaged_twice(tmp_path):
+    write(tmp_path, [1])
+    for name in ("damaged-2", "damaged-2-2"):
+        write(tmp_path, [2])
+        truncate_meta(tmp_path / "2")
+        with Checkpoints(tmp_path, CONFIG) as checkpoints:
+            assert checkpoints.restore(make_state(0)).step == 1
+        assert (tmp_path / name / "meta").is_dir()
+
+
 @pytest.mark.parametrize("settings", [{"keep": 0}, {"best": "largest"}])
 def test_bad_settings(tmp_path, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
