@@ -11,26 +11,35 @@ An experiment module holds a frozen dataclass of settings, a function ``run(conf
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import dis
+import errno
 import json
 import logging
 import os
 import pathlib
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+
+from experiments import _processes
 
 logger = logging.getLogger(__name__)
 
 _LIBRARY = tuple(
     str(pathlib.Path(__file__).resolve().parent.parent / name) + os.sep for name in ("gram_jax", "experiments")
 )
+# Errors of the disk that the user can mend.
+_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_KEPT = "; what is finished is kept: once that is mended, the same command continues"
 
 
 def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False) -> Any:
@@ -71,18 +80,26 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     return found
 
 
-def launch(run: Callable[[Any, Any], Any], config_class: type, *, argv: Sequence[str] | None = None) -> None:
+def launch(
+    run: Callable[[Any, Any], Any],
+    config_class: type,
+    *,
+    argv: Sequence[str] | None = None,
+    distributed: str | None = None,
+) -> None:
     """Parses flags into a config, runs the experiment, writes its results, and exits.
 
-    One flag for each field, and ``--workdir``. The exit status is 0 on success (and after a preemption), 2 when the
-    user can mend it: an unknown flag, a bad value, a missing file, a setting that the config's ``__post_init__`` or the
-    library refuses. These end as a message without a traceback (which ``--verbosity=1`` shows). Anything else is a
-    bug and keeps its traceback.
+    One flag for each field, and ``--workdir``, which no other run may be at work in. The exit status is 0 on success
+    (and after a preemption or SIGTERM), 2 when the user can mend it: an unknown flag, a bad value, a missing file, a
+    full disk, a setting that the config's ``__post_init__`` or the library refuses. These end as a message without a
+    traceback (which ``--verbosity=1`` shows). Anything else is a bug and keeps its traceback.
 
     Args:
       run: ``run(config, workdir) -> Results | None``; ``workdir`` is an absolute ``epath.Path`` that exists.
       config_class: a frozen dataclass whose fields all have defaults, see :func:`setting`.
       argv: the command line; ``sys.argv`` by default.
+      distributed: how several processes share the experiment, if they can, see :data:`_processes.KINDS`;
+        ``--distributed`` and its settings are flags then.
 
     Raises:
       SystemExit: always.
@@ -95,19 +112,25 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, argv: Sequence
     flags.DEFINE_string("workdir", f"runs/{name}", "Folder of checkpoints, metrics and results; local or gs://.")
     for field in dataclasses.fields(config_class):
         _define(field, typing.get_type_hints(config_class)[field.name])
+    if distributed:
+        _processes.define()
 
     def main(config: Any) -> int:
         try:
-            _run(run, config, flags.FLAGS.workdir, name)
+            with _processes.joined(distributed):
+                _run(run, config, flags.FLAGS.workdir, name, distributed)
         except Exception as error:
             if not _is_users(error, run):
-                raise
+                if (status := _processes.failed(error)) is None:
+                    raise
+                return _processes.leave(status)
             logger.debug("traceback of the error below", exc_info=True)
-            _complain(str(error))
-            return 2
+            kept = isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY
+            _complain(f"{error}{_KEPT if kept else ''}")
+            return _processes.leave(2)
         except KeyboardInterrupt:
             _complain("interrupted; the same command continues from the last checkpoint, if it keeps any")
-            return 130
+            return _processes.leave(130)
         return 0
 
     app.run(main, argv=list(sys.argv if argv is None else argv), flags_parser=lambda args: _parse(args, config_class))
@@ -175,14 +198,21 @@ def _parse(argv: Sequence[str], config_class: type) -> Any:
         raise SystemExit(2) from None
 
 
-def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str) -> None:
+def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str, distributed: str | None) -> None:
     # Imported here, so that --help and flag errors answer at once.
+    from gram_jax import runtime
+
+    with runtime.claim(workdir) as folder, _stopped_by_sigterm(distributed):
+        _processes.agree(dataclasses.asdict(config) | {"workdir": os.fspath(folder)})
+        _run_in(folder, run, config, name)
+
+
+def _run_in(folder: Any, run: Callable[[Any, Any], Any], config: Any, name: str) -> None:
+    """Runs in a folder that no other run is in."""
     import jax
 
     from gram_jax import evaluation, runtime
 
-    folder = runtime.absolute(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     # Orbax reports every file it touches at the level of our own messages.
     if not flags.FLAGS["verbosity"].present:
         absl_logging.get_absl_logger().setLevel(logging.WARNING)
@@ -202,11 +232,39 @@ def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str) -
         print(f"results in {folder / 'results.json'}", flush=True)
 
 
+@contextlib.contextmanager
+def _stopped_by_sigterm(distributed: str | None) -> Iterator[None]:
+    """SIGTERM, which schedulers send before they kill, ends the program with status 0: what is finished is on disk.
+
+    :class:`gram_jax.runtime.Checkpoints` takes the signal over, to save first. With several processes in step JAX's
+    preemption service owns it.
+    """
+    import jax
+
+    in_step = distributed == "steps" and jax.process_count() > 1
+    if in_step or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
+        os.write(2, b"asked to stop; the same command continues\n")  # print is not allowed in a handler
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _is_users(error: Exception, run: Callable) -> bool:
     """Whether an error reports bad input: a missing or forbidden file, or a check that raised on purpose."""
     if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
-    if not isinstance(error, ValueError):
+    if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
+        return True
+    if not isinstance(error, (ValueError, FloatingPointError)):
         return False
     # A ValueError may also come out of NumPy, JAX or int(): only a `raise` statement of the library or of the
     # experiment is a check.

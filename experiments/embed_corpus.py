@@ -9,9 +9,9 @@ Writes WORKDIR/store: image features, text features of the captions (of a corpus
 image (random resized crop and flip). The store belongs to one clip, one image transform, one source: opened with
 others, it is refused (`gram_jax.data.open_store`).
 
-Images are read and transformed by --workers threads while the devices of this host compute. On several hosts each
-process writes its own shards into the common --workdir. The program may be killed at any moment: the same command
-continues behind the last finished shard, to the same bytes.
+Images are read and transformed by --workers threads while the devices of this host compute. With --distributed each
+process writes its own shards into the common --workdir (docs/launching.md). The program may be killed at any moment:
+the same command continues behind the last finished shard, to the same bytes.
 
 Reading and transforming an image of 512 x 384 pixels (to 224) takes 5 ms of a core, a view the same; threads share the
 work, since Python's lock is held for less than a tenth of it. 20,000 glyph pairs under the mini CLIP take 48 s on two
@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
 from experiments._launch import launch, setting
@@ -144,7 +144,7 @@ def embed(config: Config, folder: Path, clip: Clip, source: Corpus | Dataset) ->
     )
     missing = store.begin_store(folder, about)
     mine = [number for number in missing if number % jax.process_count() == jax.process_index()]
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = runtime.make_mesh("batch", jax.local_devices())
     frozen = jax.device_put(clip, NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec("batch"))
     # All devices get the same number of images; more than a shard's are never together.
@@ -189,7 +189,8 @@ def run(config: Config, workdir: Any) -> None:
         source = load_dataset(config.dataset, seed=config.seed)
     folder = Path(workdir) / STORE
     waiting = embed(config, folder, clip, source)
-    if jax.process_index() == 0:
+    runtime.barrier("embedded")
+    if runtime.is_main():
         size = sum(file.stat().st_size for file in folder.glob("*.npy"))
         print(
             f"{len(source):,} items of {source.name} in {folder}: {size / len(source):,.0f} bytes each; "
@@ -198,4 +199,4 @@ def run(config: Config, workdir: Any) -> None:
 
 
 if __name__ == "__main__":
-    launch(run, Config)
+    launch(run, Config, distributed="units")

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gram_jax.meta.adapt import check_steps
 from gram_jax.meta.objective import Task, check_cross, meta_objective
@@ -52,6 +53,7 @@ class MetaStep(NamedTuple):
       place: `place(frozen)` puts what is frozen on every device, once, so that no step has to.
       update: the jitted step itself, for `update.lower(state, frozen, tasks).compile().memory_analysis()`.
       devices: how many devices share the tasks; their number must be a multiple of it.
+      sharding: how tasks lie on the devices; where these are of several hosts, arrays must be placed so already.
 
     Example:
       >>> from gram_jax.meta import make_meta_step
@@ -64,6 +66,7 @@ class MetaStep(NamedTuple):
     place: Callable[[PyTree], PyTree]
     update: Callable[[MetaState, PyTree, Task], tuple[MetaState, dict[str, Array]]]
     devices: int
+    sharding: NamedSharding
 
     def __call__(self, state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
         """Checks the tasks and runs the step; the state given is used up (its buffers are donated)."""
@@ -92,11 +95,13 @@ def make_meta_step(
     learn: Sequence[str] = ("prompt", "phi"),
     mapper: str = "shard_map",
     devices: Sequence[jax.Device] | None = None,
+    tasks_at_once: int | None = None,
 ) -> MetaStep:
     """Builds the outer step: a gradient of the meta objective, averaged over tasks and devices, and an update.
 
-    One program runs on every device, vmapped over that device's tasks; gradients are averaged over devices, so the
-    result does not depend on their number. It is compiled once for all calls of the same shapes.
+    One program runs on every device, vmapped over that device's tasks, or over groups of them, one after the other;
+    gradients are averaged over groups and devices, so the result does not depend on their number. It is compiled once
+    for all calls of the same shapes.
 
     Args:
       loss: `loss(prompt, frozen, batch) -> scalar`; `frozen` is the clip, or a pytree that holds it.
@@ -108,8 +113,10 @@ def make_meta_step(
       cross_weight: as in `meta_objective`.
       learn: which of "prompt", "phi", "log_rates" (the inner step sizes) and "offsets" (of a start that
         `with_structure` made) are learned; the others stay as they are.
-      mapper: "shard_map" or "pmap"; both run the same program.
+      mapper: "shard_map" or "pmap"; both run the same program, pmap on the devices of one process only.
       devices: default all, of all hosts.
+      tasks_at_once: how many of its tasks a device runs side by side, which memory grows with; the number of a device's
+        tasks must be a multiple of it. None: all of them.
 
     Returns:
       The step: `state = step.init(meta)`, then `state, metrics = step(state, frozen, tasks)`. Metrics are those of
@@ -145,9 +152,13 @@ def make_meta_step(
     devices = list(jax.devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices is empty; give at least one, or None for all.")
+    if mapper == "pmap" and len({device.process_index for device in devices}) > 1:
+        raise ValueError("mapper is 'pmap', which maps over the devices of one process; give 'shard_map' on several.")
+    if tasks_at_once is not None and (isinstance(tasks_at_once, bool) or tasks_at_once < 1):
+        raise ValueError(f"tasks_at_once is {tasks_at_once!r}; give a number of at least 1, or None for all.")
 
     def body(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
-        def objective(learned: dict[str, PyTree]) -> tuple[Array, dict[str, Array]]:
+        def objective(learned: dict[str, PyTree], tasks: Task) -> tuple[Array, dict[str, Array]]:
             return meta_objective(
                 lambda prompt, batch: loss(prompt, frozen, batch),
                 state.meta.replace(**learned),
@@ -159,7 +170,7 @@ def make_meta_step(
             )
 
         learned = _learned(state.meta, learn)
-        grads, metrics = jax.grad(objective, has_aux=True)(learned)
+        grads, metrics = _by_groups(jax.grad(objective, has_aux=True), learned, tasks, tasks_at_once)
         grads = jax.lax.pmean(grads, AXIS)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, learned)
         meta = state.meta.replace(**optax.apply_updates(learned, updates))
@@ -168,8 +179,9 @@ def make_meta_step(
         metrics |= {f"{part}_gradient_norm": optax.tree.norm(grads[part]) for part in learn}
         return MetaState(meta, optimizer_state, state.step + 1), metrics
 
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    replicated = NamedSharding(mesh, PartitionSpec())
+    # Not `jax.make_mesh`, which may change the order that the caller chose.
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    replicated, sharding = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     if mapper == "shard_map":
         # Unchecked, because with the check a gradient of replicated values is summed over devices on its own, and the
         # same program could not run under pmap.
@@ -189,7 +201,7 @@ def make_meta_step(
 
     update = jax.jit(
         mapped,
-        in_shardings=(replicated, replicated, NamedSharding(mesh, PartitionSpec(AXIS))),
+        in_shardings=(replicated, replicated, sharding),
         out_shardings=replicated,
         donate_argnums=0,
     )
@@ -200,9 +212,42 @@ def make_meta_step(
         state = MetaState(meta, optimizer.init(_learned(meta, learn)), jnp.zeros((), jnp.int32))
         # Copied, because a step donates its state; with a plain dtype, because a weak one would compile a second time.
         state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)
-        return jax.device_put(state, replicated)
+        return _replicate(state, replicated)
 
-    return MetaStep(init, lambda frozen: jax.device_put(frozen, replicated), update, len(devices))
+    return MetaStep(init, lambda frozen: _replicate(frozen, replicated), update, len(devices), sharding)
+
+
+def _replicate(tree: PyTree, replicated: NamedSharding) -> PyTree:
+    """A tree on every device; each host copies its own, equal leaves to its devices."""
+    if replicated.is_fully_addressable:
+        return jax.device_put(tree, replicated)
+
+    def place(leaf: Any) -> Array:
+        if isinstance(leaf, Array) and leaf.sharding == replicated:
+            return leaf
+        return jax.make_array_from_process_local_data(replicated, np.asarray(leaf))
+
+    return jax.tree.map(place, tree)
+
+
+def _by_groups(
+    gradient: Callable[[PyTree, Task], tuple[PyTree, dict[str, Array]]], learned: PyTree, tasks: Task, size: int | None
+) -> tuple[PyTree, dict[str, Array]]:
+    """The mean gradient over tasks, a group of so many after the other, and the metrics of all tasks in their order."""
+    count = jax.tree.leaves(tasks)[0].shape[0]
+    if size is None or size >= count:
+        return gradient(learned, tasks)
+    if count % size:
+        raise ValueError(f"a device has {count} tasks, which is no multiple of tasks_at_once={size}; change either.")
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count // size, size, *leaf.shape[1:]), tasks)
+
+    def add(total: PyTree, group: Task) -> tuple[PyTree, dict[str, Array]]:
+        grads, metrics = gradient(learned, group)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), groups)
+    metrics = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), metrics)
+    return jax.tree.map(lambda leaf: leaf * (size / count), total), metrics
 
 
 def _learned(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:

@@ -1,10 +1,25 @@
-"""What a running experiment needs around the mathematics: checkpoints, a metrics log, progress, a compilation cache.
+"""What a running experiment needs around the mathematics: processes and devices, checkpoints, a metrics log,
+progress, a compilation cache, a lock on its folder.
 
 Only programs in ``experiments`` import this package; the library never does.
 """
 
 from gram_jax.runtime.cache import enable_compilation_cache
 from gram_jax.runtime.checkpoints import CheckpointError, Checkpoints, ConfigMismatchError, Restored
+from gram_jax.runtime.devices import (
+    DistributedError,
+    all_devices,
+    barrier,
+    check_processes,
+    connect,
+    gather,
+    global_arrays,
+    is_loss,
+    is_main,
+    make_mesh,
+    own_rows,
+)
+from gram_jax.runtime.lock import WorkdirError, claim
 from gram_jax.runtime.metrics import MetricsLog, read_metrics
 from gram_jax.runtime.paths import absolute
 from gram_jax.runtime.progress import Progress
@@ -13,10 +28,23 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "ConfigMismatchError",
+    "DistributedError",
     "MetricsLog",
     "Progress",
     "Restored",
+    "WorkdirError",
     "absolute",
+    "all_devices",
+    "barrier",
+    "check_processes",
+    "claim",
+    "connect",
     "enable_compilation_cache",
+    "gather",
+    "global_arrays",
+    "is_loss",
+    "is_main",
+    "make_mesh",
+    "own_rows",
     "read_metrics",
 ]

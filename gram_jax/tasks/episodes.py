@@ -115,7 +115,15 @@ class Episodes:
         support, same = drawn[:, :shots], drawn[:, shots : shots + queries]
         return Episode(classes, support.ravel(), same.ravel(), cross_classes, cross.ravel())
 
-    def batch(self, seed: int, index: int, count: int, progress: float, images: Callable[[np.ndarray], Any]) -> Task:
+    def batch(
+        self,
+        seed: int,
+        index: int,
+        count: int,
+        progress: float,
+        images: Callable[[np.ndarray], Any],
+        rows: range | None = None,
+    ) -> Task:
         """A meta batch: the episodes `index * count` to `index * count + count - 1`, stacked.
 
         Args:
@@ -125,19 +133,21 @@ class Episodes:
           progress: as in `draw`.
           images: turns members int `[tasks, images]` into what the tuner takes, `[tasks, images, ...]`:
             `lambda rows: hierarchy.image_features[rows]`, or a function that reads pixels.
+          rows: which of these episodes are drawn, those of one host; default all.
 
         Returns:
           A `Task` of batches {"classes": `Classes` `[tasks, ways, ...]`, "images", "labels": int32
           `[tasks, images]`}, and with the setting `context`, the tasks' contexts float32 `[tasks, 2 * embed_dim]`.
         """
-        drawn = [self.draw(seed, number, progress) for number in range(index * count, (index + 1) * count)]
+        rows = range(count) if rows is None else rows
+        drawn = [self.draw(seed, index * count + row, progress) for row in rows]
         stacked = Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
 
-        def part(classes: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        def part(classes: np.ndarray, members: np.ndarray) -> dict[str, Any]:
             ways = classes.shape[1]
-            labels = np.repeat(np.arange(ways, dtype=np.int32), rows.shape[1] // ways)
+            labels = np.repeat(np.arange(ways, dtype=np.int32), members.shape[1] // ways)
             table = jax.tree.map(lambda array: array[classes], self.table)
-            return {"classes": table, "images": images(rows), "labels": np.tile(labels, (count, 1))}
+            return {"classes": table, "images": images(members), "labels": np.tile(labels, (len(drawn), 1))}
 
         context = None
         if self.settings["context"]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,29 @@ def test_a_step_is_a_gradient_step_on_the_mean_over_tasks():
     by_scale = np.mean(residual * -3 * RATE * frozen**2 * shrink**2 * (start - support / frozen))
     np.testing.assert_allclose(state.meta.phi["x"]["scale"], [-0.1 * by_scale], rtol=1e-4)
     assert state.step == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_groups_of_tasks_make_the_same_step(size):
+    ends = []
+    for tasks_at_once in (None, size):
+        step = toy_step(tasks_at_once=tasks_at_once, learn=("prompt", "phi", "log_rates"))
+        ends.append(step(step.init(toy_meta()), jnp.float32(1.5), toy_tasks()))
+    chex.assert_trees_all_close(*ends, rtol=1e-5)
+    assert ends[1][1]["support"].shape == (6, 3)
+
+
+def test_a_group_of_tasks_takes_less_memory(small_clip):
+    regulator = regulators.affine()
+    tasks = make_tasks(small_clip, 16, 4)
+
+    def scratch(tasks_at_once):
+        settings = {"steps": 2, "devices": jax.devices()[:1], "tasks_at_once": tasks_at_once}
+        step = make_meta_step(clip_loss, regulator, optax.sgd(0.1), **settings)
+        state = step.init(make_meta(small_clip, regulator, np.random.default_rng(0), sides=["vision"]))
+        return step.update.lower(state, small_clip, tasks).compile().memory_analysis().temp_size_in_bytes
+
+    assert scratch(1) < scratch(None) / 4
 
 
 @pytest.mark.parametrize("learn", [("prompt",), ("phi",), ("prompt", "phi", "log_rates")])
@@ -169,11 +193,18 @@ def test_the_result_does_not_depend_on_devices_or_mapper():
         ({"cross_weight": -1}, "cross_weight is -1"),
         ({"gradient": 4}, "gradient is 4 at steps=3"),
         ({"devices": []}, "devices is empty"),
+        ({"tasks_at_once": 0}, "tasks_at_once is 0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         toy_step(**settings)
+
+
+def test_groups_that_do_not_divide_the_tasks_are_refused():
+    step = toy_step(tasks_at_once=4)
+    with pytest.raises(ValueError, match="a device has 6 tasks, which is no multiple of tasks_at_once=4"):
+        step(step.init(toy_meta()), jnp.float32(1.5), toy_tasks())
 
 
 def test_tasks_that_cannot_be_shared_out_are_refused():

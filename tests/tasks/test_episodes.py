@@ -171,6 +171,15 @@ def test_batch_stacks_the_episodes_it_should(many, small_clip):
     assert make_episodes(many, small_clip, ways=3).batch(0, 0, 1, 1.0, lambda rows: rows).context is None
 
 
+def test_hosts_draw_their_own_rows_of_a_batch(many, small_clip):
+    episodes = make_episodes(many, small_clip, ways=3, cross="both", context=True)
+    whole = episodes.batch(5, 2, 4, 1.0, lambda rows: many.image_features[rows])
+    for own in (range(0, 1), range(1, 4)):
+        found = episodes.batch(5, 2, 4, 1.0, lambda rows: many.image_features[rows], own)
+        expected = jax.tree.map(lambda array, own=own: np.asarray(array)[own.start : own.stop], whole)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_batch_is_what_the_meta_objective_takes(many, small_clip):
     tuner, regulator = coop(num_tokens=2), identity()
     prompt = tuner.init(jax.random.key(0), small_clip, None)
