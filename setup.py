@@ -49,7 +49,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "torch": ["torch==2.13.0"],  # the reference that tests compare with
+        "torch": ["torch==2.13.0"],  # the reference that tests and experiments.benchmark compare with
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],
     },

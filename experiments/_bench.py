@@ -14,7 +14,7 @@ from experiments import _methods
 from experiments._inputs import Pixels, class_counts, class_reference, diverse_texts, run_pairs, stacked
 from experiments._measures import Outcome, key, outcome
 from experiments._protocols import Part, counts, measured_parts, selected_on, support
-from gram_jax import evaluation, objectives, tuners
+from gram_jax import evaluation, meta, objectives, tuners
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset
 
@@ -107,6 +107,7 @@ def tune(
     shots: int,
     seeds: Sequence[int],
     report: Sequence[int],
+    measure_cost: bool = False,
 ) -> evaluation.Tuned:
     """Tunes one prompt for each seed, side by side, on its own draw from the training split."""
     supports = [support(learnable, protocol, shots, seed) for seed in seeds]
@@ -114,8 +115,7 @@ def tune(
     classes, valid = bench.classes(names)
     context = None
     if method.reads_context or method.structured:
-        text = bench.texts(names, PHOTO)
-        context = np.stack([evaluation.task_context(bench.clip, bench.features(s), text) for s in supports])
+        context = task_contexts(bench, supports)
     own = context if method.structured else [None] * len(seeds)
     starts = [
         candidate.start(jax.random.key(seed), bench.clip, classes, each) for seed, each in zip(seeds, own, strict=True)
@@ -130,7 +130,7 @@ def tune(
         orders = [evaluation.epoch_batches(seed, count, size, epochs) for seed in seeds]
         if (bell := _methods.aggregation(bench.config, learnable.name)) is not None:
             weights = objectives.gaussian_weights(epochs, *bell)
-    shared = {"classes": classes, "valid": valid, "context": context if method.reads_context else None}
+    shared = {"classes": classes, "valid": valid, "context": regulator_contexts(method, context)}
     own_reference, loss = {}, method.loss
     if loss is not None:
         shared["reference"] = class_reference(bench, supports[0], loss)
@@ -161,7 +161,42 @@ def tune(
         epoch_steps=max(1, count // size),
         report=[step for step in report if step <= len(orders[0])],
         epoch_weights=weights,
+        measure_cost=measure_cost,
     )
+
+
+def task_contexts(bench: Bench, supports: Sequence[Dataset]) -> np.ndarray:
+    """What is known of tasks that share their classes, `[tasks, context_dim]`."""
+    text = bench.texts(supports[0].class_names, PHOTO)
+    return np.stack([evaluation.task_context(bench.clip, bench.features(each), text) for each in supports])
+
+
+def followed(
+    bench: Bench,
+    candidate: _methods.Candidate,
+    supports: Sequence[Dataset],
+    prompts: Any,
+    names: tuple[str, ...],
+) -> Any:
+    """Tuned prompts, moved as their structured start moves when it is told other class names; no image is seen."""
+    here = task_contexts(bench, supports)
+    there = here.copy()
+    there[:, here.shape[1] // 2 :] = bench.texts(names, PHOTO).mean(0)
+
+    def starts(contexts: np.ndarray) -> Any:
+        each = [candidate.start(jax.random.key(0), bench.clip, None, context) for context in contexts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+    return jax.tree.map(lambda prompt, new, old: prompt + (new - old), prompts, starts(there), starts(here))
+
+
+def regulator_contexts(method: _methods.Method, contexts: np.ndarray | None) -> np.ndarray | None:
+    """What a method's regulator reads of tasks whose contexts are `[tasks, context_dim]`; None if it reads nothing."""
+    if not method.reads_context:
+        return None
+    if method.related is None:
+        return contexts
+    return np.stack([meta.relation(method.related, context) for context in contexts])
 
 
 def outcomes(bench: Bench, tuning: evaluation.Tuning, prompts: Any, parts: Sequence[Part]) -> list[Outcome]:

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import _methods, _presets
+from experiments import _methods, _presets, _test_time
 from experiments._inputs import AUGMENTATIONS
 from experiments._launch import setting
-from experiments._measures import ALL, BESIDE
-from experiments._protocols import PROTOCOLS, UNSEEN
+from experiments._measures import CHOICES
+from experiments._protocols import PROTOCOLS, TEST_TIME, UNSEEN
 from gram_jax import evaluation, objectives, regulators, tuners
 from gram_jax.data.sources import FORMS
 
@@ -65,10 +65,15 @@ class Config:
     targets: tuple[str, ...] = setting(
         (), "datasets that cross_dataset is tested on, as those of --dataset; default the others of --dataset"
     )
+    follow_classes: bool = setting(
+        False,
+        "cross_dataset: structured starts also measured with prompts that move, on other class names, as the start "
+        "would; no image of the target is seen",
+    )
     domains: tuple[str, ...] = setting(
         (),
-        f'domains that few_shot is tested on as well; "{UNSEEN}" for all unseen ones of glyphs and all variants of '
-        "ImageNet, which is what domain_generalization is tested on if none is given",
+        f'domains that few_shot and test_time are tested on as well; "{UNSEEN}" for all unseen ones of glyphs and all '
+        "variants of ImageNet, which is what domain_generalization is tested on if none is given",
     )
     tau: tuple[float, ...] = setting((1.0, 0.25, 0.06), "imbalanced: images of the smallest class over the largest's")
     largest: int = setting(16, "imbalanced: labelled images of the largest class")
@@ -79,7 +84,7 @@ class Config:
         None, "candidate learning rates of the meta-learned methods; default multiples of the meta-learned inner rates"
     )
     gram_rate_factor: tuple[float, ...] = setting((1.0,), "those multiples")
-    steps: tuple[int, ...] = setting(_presets.DEFAULT_STEPS, "candidate numbers of optimiser steps")
+    steps: tuple[int, ...] | None = _preset("steps", "candidate numbers of optimiser steps")
     epochs: tuple[int, ...] | None = setting(
         None, "candidate numbers of epochs, instead of --steps; the rest of an epoch, too small a batch, is dropped"
     )
@@ -88,7 +93,9 @@ class Config:
         repeated=True,
     )  # fmt: skip
     batch_size: int | None = _preset("batch_size", "images a step")
-    optimizer: str | None = _preset("optimizer", "the optimiser", evaluation.tuning.OPTIMIZERS)
+    optimizer: str | None = _preset(
+        "optimizer", "the optimiser; adamw for test_time", (*evaluation.tuning.OPTIMIZERS, "adamw")
+    )
     momentum: float | None = _preset("momentum", "momentum of sgd")
     weight_decay: float | None = _preset(
         "weight_decay", "decay of the prompts, added to their gradients before momentum"
@@ -101,13 +108,16 @@ class Config:
         AUGMENTATIONS,
     )
     views: int = setting(8, "views of an image that are stored")
+    test_time_views: int = setting(64, "test_time: views of a test image, the image as it is among them")
+    test_time_share: float = setting(0.1, "test_time: share of the views that are tuned on, the surest")
+    test_time_batch: int = setting(16, "test_time: images that are tuned on side by side")
     report_steps: tuple[int, ...] = setting((0, 1, 5), "steps that are measured beside the last one")
     select_seeds: tuple[int, ...] = setting(
         (101, 102, 103), "seeds of the draws that settings are selected on; as many as --seeds share compiled steps"
     )
     select_shots: tuple[int, ...] | None = setting(None, "shots that settings are selected on; default all of --shots")
     metrics: tuple[str, ...] = setting(
-        (), f'what is measured beside accuracy after the last step: some of {", ".join(BESIDE)}, or "{ALL}"'
+        (), f"what is measured beside accuracy after the last step: some of {', '.join(CHOICES)}"
     )
     max_test_images: int = setting(0, "test and validation images a class; 0 for all")
     image_batch: int = setting(64, "images that the image transformer sees at once")
@@ -140,24 +150,27 @@ class Config:
             raise ValueError(f"--tau={self.tau}: every value must be above 0 and at most 1")
         for name, least in (
             ("batch_size", 1), ("image_batch", 1), ("max_test_images", 0), ("largest", 1), ("views", 1),
+            ("test_time_views", 1), ("test_time_batch", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least {least}")
-        for name, known in (("protocol", PROTOCOLS), ("methods", _methods.PARTS), ("metrics", (*BESIDE, ALL))):
+        for name, known in (("protocol", PROTOCOLS), ("methods", _methods.PARTS), ("metrics", CHOICES)):
             for value in getattr(self, name) or ():
                 if value not in known:
                     raise ValueError(f"--{name}={value}: choose among {', '.join(known)}")
         if both := sorted(set(self.seeds) & set(self.select_seeds)):
             raise ValueError(f"--seeds and --select_seeds share {both}; settings are selected on draws of their own")
         self._check_protocols()
+        _test_time.check(self)
         self._check_composition()
         _methods.parse_controls(self.controls)
 
     def _check_protocols(self) -> None:
         """Raises ValueError for a setting of a protocol that is not asked for."""
         for name, users in (
-            ("domains", ("few_shot", "domain_generalization")),
+            ("domains", ("few_shot", "domain_generalization", TEST_TIME)),
             ("targets", ("cross_dataset",)),
+            ("follow_classes", ("cross_dataset",)),
             ("source", ("cross_dataset", "domain_generalization")),
         ):
             if getattr(self, name) and not set(users) & set(self.protocol):

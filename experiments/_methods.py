@@ -12,6 +12,7 @@ import jax
 
 from experiments import _presets
 from experiments._launch import json_object
+from experiments._protocols import TEST_TIME
 from gram_jax import evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import Classes, Clip
 from gram_jax.regulators import Regulator
@@ -42,8 +43,8 @@ class Candidate(NamedTuple):
 class Method(NamedTuple):
     """A way to tune; methods of one regulator share `tuning`, and so its compiled steps.
 
-    The regulator may read the context of the task, and the start may be structured by it. The loss is the
-    cross-entropy where it is None.
+    The regulator may read the context of the task, or the task's relation to the prototypes `related`, and the start
+    may be structured by it. The loss is the cross-entropy where it is None. At test time `tuning` is `make_episodic`'s.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method(NamedTuple):
     structured: bool
     candidates: tuple[Candidate, ...]
     loss: objectives.BatchLoss | None = None
+    related: meta.Structure | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -124,8 +126,10 @@ def chosen_regulator(config: Any) -> Regulator:
             "comes first is nowhere defined; drop one of them, and put two evaluations side by side with "
             "experiments.report"
         )
+    # Any number of prototypes will do to see that they are learned.
+    known = {"prototypes": 1} if config.regulator == "structured" else {}
     try:
-        regulator = regulators.make(config.regulator, **settings)
+        regulator = regulators.make(config.regulator, **{**known, **settings})
     except ValueError as error:
         raise ValueError(f"--regulator={config.regulator}: {error}") from error
     if regulator.name == "identity":
@@ -154,6 +158,7 @@ def composed_name(config: Any, tuner: Tuner) -> str:
     parts = [tuner.name]
     for name, weight in objectives.positive_weights(composed_of(config)[0]).items():
         parts.append(name if weight == objectives.positive_weights(name)[name] else f"{name}:{weight:g}")
+    parts += ["tpt"] * (config.protocol == (TEST_TIME,))
     parts += [config.regulator] * (config.regulator is not None) + ["gpa"] * (aggregation(config, "") is not None)
     return "+".join(parts)
 
@@ -250,6 +255,8 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
 
     def tuning(regulator: Regulator) -> tuple[evaluation.Tuning, objectives.BatchLoss | None]:
         key = (regulator.name, regulator.settings)
+        if key not in made and config.protocol == (TEST_TIME,):
+            made[key] = _episodic(config, tuner, regulator), None
         if key not in made:
             held = regulator.settings.get("reference", "")
             loss = None
@@ -287,10 +294,13 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
                 from_.items(), rates, _lengths(config)
             )
         )
-        reads_context = regulator.settings.get("context_dim") is not None
+        related = None
+        if "prototypes" in regulator.settings:
+            related = (checkpoint if found is None else found).meta.structure
+        reads_context = regulator.settings.get("context_dim") is not None or related is not None
         structured = found is not None and from_ is not words and found.meta.offsets is not None
         compiled, loss = tuning(regulator)
-        return Method(name, compiled, phi, reads_context, structured, candidates, loss)
+        return Method(name, compiled, phi, reads_context, structured, candidates, loss, related)
 
     family = composed_name(config, tuner)
     unregulated = plain.init(jax.random.key(0), shape)
@@ -307,6 +317,18 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         if part == "gram" and "regulator_only" in wanted:
             methods.append(method(f"{name}:regulator_only", found, found.regulator, found.meta.phi, words))
     return methods, wanted, checkpoint
+
+
+def _episodic(config: Any, tuner: Tuner, regulator: Regulator) -> Callable[..., evaluation.Episodic]:
+    """Test-time tuning as the flags ask for it."""
+    return evaluation.make_episodic(
+        tuner,
+        regulator,
+        share=config.test_time_share,
+        steps=config.steps[0],
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _without_context(init: Callable[..., Any]) -> Start:

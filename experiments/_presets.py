@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments._launch import json_object
+from experiments._protocols import TEST_TIME
 from gram_jax import tuners
 
 IMAGENET = "coop:imagenet"
@@ -56,6 +57,7 @@ PLAIN = {
     "shots": (1, 4, 16),
     "seeds": (1, 2, 3),
     "learning_rate": (0.3, 1.0, 3.0),
+    "steps": DEFAULT_STEPS,
     "batch_size": 32,
     "optimizer": "sgd",
     "momentum": 0.0,
@@ -63,6 +65,8 @@ PLAIN = {
     "schedule": "cosine",
     "augmentation": "none",
 }
+# The same where each test image is tuned on alone: TPT.
+UNLABELED = {"learning_rate": (0.005,), "steps": (1,), "optimizer": "adamw"}
 SHARED = {
     "optimizer": "sgd",
     "momentum": 0.9,
@@ -207,9 +211,19 @@ def filled(config: Any) -> dict[str, Any]:
         settings.
     """
     found = dict(PLAIN)
+    if config.protocol == (TEST_TIME,):
+        found |= _unlabeled(config)
     if config.preset is not None:
         found |= _recipe(config)
     return {name: value for name, value in found.items() if name == "tuner_settings" or getattr(config, name) is None}
+
+
+def _unlabeled(config: Any) -> dict[str, Any]:
+    """What test-time tuning takes: PyTorch's AdamW, at one rate for all methods; learned rates are those of SGD."""
+    if config.optimizer not in (None, "adamw"):
+        return UNLABELED
+    rates = config.learning_rate or UNLABELED["learning_rate"]
+    return UNLABELED | {"weight_decay": 0.01, "gram_learning_rate": rates}
 
 
 def _recipe(config: Any) -> dict[str, Any]:
@@ -226,7 +240,7 @@ def _recipe(config: Any) -> dict[str, Any]:
         )
     if config.tuner not in (None, tuner):
         raise ValueError(f"--preset={config.preset} is of the tuner {tuner!r}; leave --tuner={config.tuner} out")
-    if config.steps != DEFAULT_STEPS:
+    if config.steps not in (None, DEFAULT_STEPS):
         raise ValueError(f"--steps={config.steps}: a preset counts in epochs; give --epochs")
     if config.meta:
         del found["tuner"], found["tuner_settings"], found["regulator"]

@@ -4,6 +4,8 @@
 * base_to_new: tuned on the first half of the classes; tested on each half, among its own classes.
 * cross_dataset: all classes of a source; tested on all classes of other datasets as well.
 * domain_generalization: all classes of a source; tested on its shifted versions as well, each with its own classes.
+* test_time: nothing is learned from labelled images; each test image, here or in the shifted domains that are asked
+  for, is tuned on alone and then classified.
 * imbalanced: as base_to_new, from a long tail of base classes: "imbalanced:0.25" is that of tau = 0.25.
 """
 
@@ -19,8 +21,11 @@ import numpy as np
 from gram_jax import evaluation
 from gram_jax.data import Dataset, base_and_new, coop, glyphs, load_dataset, restrict
 from gram_jax.data.sources import FORMS
+from gram_jax.data.views import VERSION as VIEWS
 
-PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization", "imbalanced")
+LABELLED = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization", "imbalanced")
+TEST_TIME = "test_time"
+PROTOCOLS = (*LABELLED, TEST_TIME)
 TRANSFER = ("cross_dataset", "domain_generalization")
 UNSEEN = "unseen"
 THIRDS = ("head", "middle", "tail")
@@ -51,7 +56,13 @@ def expand(config: Any) -> tuple[str, ...]:
 
 def imbalance(protocol: str) -> float | None:
     """The tau of an imbalanced protocol, None of the others."""
-    return float(protocol.partition(":")[2]) if protocol.startswith("imbalanced:") else None
+    name, _, tau = protocol.partition(":")
+    if name != "imbalanced":
+        return None
+    try:
+        return float(tau)
+    except ValueError:
+        raise ValueError(f"protocol {protocol!r}: rows name a long tail by its tau, as imbalanced:0.25") from None
 
 
 def has_new(protocol: str) -> bool:
@@ -59,8 +70,10 @@ def has_new(protocol: str) -> bool:
     return protocol == "base_to_new" or imbalance(protocol) is not None
 
 
-def counts(config: Any, protocol: str, select: bool = False) -> tuple[int, ...]:
-    """The numbers of labelled images a class that a protocol is run, or selected, with."""
+def counts(config: Any, protocol: str, select: bool = False) -> tuple[int | None, ...]:
+    """The numbers of labelled images a class that a protocol is run, or selected, with; None where there are none."""
+    if protocol == TEST_TIME:
+        return (None,)
     if imbalance(protocol) is not None:
         return (config.largest,)
     return (config.select_shots if select else None) or config.shots
@@ -145,12 +158,13 @@ def open_datasets(config: Any) -> dict[str, Opened]:
                 raise ValueError(f"{other!r} and {spec!r} are both called {found.name!r} in results; rename one")
         return loaded[spec]
 
-    sources = config.dataset if config.source is None else config.source
+    datasets = coop.expand(config.dataset)
+    sources = datasets if config.source is None else coop.expand(config.source)
     opened = {}
-    for spec in dict.fromkeys((*config.dataset, *sources)):
+    for spec in dict.fromkeys((*datasets, *sources)):
         others: dict[str, dict[str, Dataset]] = {}
         for protocol in expand(config):
-            if spec in (sources if protocol in TRANSFER else config.dataset):
+            if spec in (sources if protocol in TRANSFER else datasets):
                 others[protocol] = _by_domain(protocol, [load(each) for each in _others(config, spec, protocol)])
         if others:
             opened[load(spec).name] = Opened(load(spec), others)
@@ -160,11 +174,11 @@ def open_datasets(config: Any) -> dict[str, Opened]:
 def _others(config: Any, spec: str, protocol: str) -> list[str]:
     """The specifications of what a protocol is tested on beside the dataset."""
     if protocol == "cross_dataset":
-        targets = [target for target in config.targets or config.dataset if target != spec]
+        targets = [target for target in coop.expand(config.targets or config.dataset) if target != spec]
         if not targets:
             raise ValueError(f"--protocol=cross_dataset tunes on {spec!r}; name datasets to test on with --targets")
         return targets
-    if protocol not in ("few_shot", "domain_generalization"):
+    if protocol not in ("few_shot", "domain_generalization", TEST_TIME):
         return []
     wanted = config.domains or ((UNSEEN,) if protocol == "domain_generalization" else ())
     found = [each for domain in wanted for each in shifted(spec, domain)]
@@ -222,7 +236,9 @@ def about(opened: Mapping[str, Opened]) -> dict[str, Any]:
 
 
 def draws(config: Any, opened: Mapping[str, Opened]) -> dict[str, str]:
-    """A hash of the references that each run is tuned on, and the rule by which they are drawn."""
+    """A hash of the references that each run is tuned on, and the rule by which they, or views, are drawn."""
+    if TEST_TIME in config.protocol:
+        return {"rule": VIEWS}
     found = {"rule": evaluation.draws.RULE}
     for name, (dataset, others) in opened.items():
         for protocol in others:

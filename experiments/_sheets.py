@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from experiments import _published
-from experiments._measures import BESIDE
-from experiments._protocols import TRANSFER, imbalance
+from experiments._measures import BESIDE, BYTES, SECONDS
+from experiments._protocols import TEST_TIME, TRANSFER, imbalance
 from experiments._published import Published
 from experiments._tables import (
     KINDS,
@@ -32,6 +33,8 @@ from gram_jax import evaluation
 from gram_jax.evaluation import Comparison, Row, Summary
 
 DIFFERENCES = "Paired differences over seeds"
+COST = "Time and memory of tuning"
+TO_TUNER = "difference to the tuner"  # ends the names of columns that stand only where a tuner is there to differ from
 PUBLISHED = "published:"  # begins the name of a row that is no measurement of ours
 
 
@@ -101,14 +104,18 @@ def sheets(
         steps = common_steps(rows, kind, shots)
         if len(steps) > 1 and (kind.shifted or kind.protocol not in TRANSFER):
             yield _adaptation(kind, shots, steps, [measure(rows, kind, shots, step) for step in steps])
-    within = (kind for kind in measured if kind.protocol not in TRANSFER)
-    if (kind := next((kind for kind in within if shots in shots_of(rows, kind)), None)) is not None:
-        grid = measure(rows, kind, shots)
+    within = [kind for kind in measured if kind.protocol not in TRANSFER and shots in shots_of(rows, kind)]
+    usual = [kind for kind in within if not kind.shifted and imbalance(kind.protocol) is None]
+    grids = [measure(rows, kind, shots) for kind in usual or within[:1]]
+    if (unlabeled := Kind(TEST_TIME, False)) not in within and shots_of(rows, unlabeled):
+        grids.append(measure(rows, unlabeled, None))
+    for grid in grids:
         families = dict.fromkeys(family for family, _ in map(parse, grid.values) if family)
         for family in families or [""]:
             yield _by_dataset(grid, [method for method in grid.values if parse(method)[0] in ("", family)])
     for kind in measured:
         yield from _other_metrics(rows, kind, shots)
+    yield from _costs(rows)
     found = comparisons(rows, against)
     if multi_modal := [each for each in found if is_multi_modal(each)]:
         yield _multi_modal(multi_modal)
@@ -117,7 +124,7 @@ def sheets(
 
 
 def _base_to_new(grid: Grid, unlike: Collection[str]) -> Sheet:
-    header = ("method", "base", "new", "H of means", "mean of H", "mean of H, difference to the tuner")
+    header = ("method", "base", "new", "H of means", "mean of H", f"mean of H, {TO_TUNER}")
     body = []
     for method, parts in grid.values.items():
         base, new = parts["base"], parts["new"]
@@ -141,7 +148,7 @@ def _few_shot(kind: Kind, grids: Sequence[Grid], unlike: Collection[str]) -> She
     for method in methods:
         levels = [_score(grid, method) for grid in grids]
         body.append((*levels, *(_to_tuner(grid, method) for grid in grids)))
-    header = ("method", *names, *(f"{name}, difference to the tuner" for name in names))
+    header = ("method", *names, *(f"{name}, {TO_TUNER}" for name in names))
     sheet = _sheet(f"Accuracy: {kind.title.lower()}", header, methods, body)
     if kind.shifted:
         return sheet
@@ -163,12 +170,22 @@ def _transfer(here: Grid, elsewhere: Grid, unlike: Collection[str]) -> Iterator[
             parts = [_part(elsewhere, method, [i]) for i in every]
             summed = [_part(elsewhere, method, every), _to_tuner(elsewhere, method, every)]
             body.append((_part(here, method, own), *parts, *summed))
-        header = ("method", source, *others, mean, f"{mean}, difference to the tuner")
+        shown = _shortened((source, *others) if crossing else tuple(others))
+        header = ("method", shown.get(source, source), *(shown[other] for other in others), mean, f"{mean}, {TO_TUNER}")
         sheet = _sheet(f"{here.kind.title} from {source}, {in_shots(elsewhere.shots)}", header, methods, body)
         names = {source, *(other if crossing else f"{_published.PREFIX}{other}" for other in others)}
         same = elsewhere.shots == _published.SHOTS and names.isdisjoint(unlike)
         published = _published.transfer(elsewhere.kind.protocol, source, list(others)) if same else []
-        yield _beside(sheet, published, {name: name for name in (source, *others)} | {mean: "mean"})
+        columns = {shown.get(name, name): name for name in (source, *others)}
+        yield _beside(sheet, published, columns | {mean: "mean"})
+
+
+def _shortened(names: Sequence[str]) -> dict[str, str]:
+    """Names without the reader, "glyphs:" or "coop:", where all have the same."""
+    readers = {name.partition(":")[0] for name in names if ":" in name}
+    common = len(readers) == 1 and all(":" in name for name in names)
+    short = {name: name.partition(":")[2].rpartition(":")[2] if common else name for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def _thirds(grid: Grid) -> Sheet:
@@ -199,6 +216,32 @@ def _other_metrics(rows: Sequence[Row], kind: Kind, shots: int | None) -> Iterat
     }
     title = f"Other metrics: {kind.title.lower()}, {in_shots(count)}"
     yield _sheet(title, ("method", *columns.values()), tuple(body), tuple(body.values()))
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[Sheet]:
+    """What tuning cost, from the cheapest to the dearest dataset and protocol."""
+    found = {(row.method, row.metric, row.shots): [] for row in rows if row.metric in (SECONDS, BYTES)}
+    for row in rows:
+        if row.metric in (SECONDS, BYTES):
+            found[row.method, row.metric, row.shots].append(row.value)
+    if not found:
+        return
+    counts = sorted({shots for _, _, shots in found})
+    columns = {f"seconds a run, {in_shots(shots)}": (SECONDS, shots, 1.0) for shots in counts}
+    columns |= {f"MiB a step, {in_shots(shots)}": (BYTES, shots, 2.0**-20) for shots in counts}
+    methods = ordered(method for method, _, _ in found)
+    body = [
+        tuple(_span(found.get((method, metric, shots)), unit) for metric, shots, unit in columns.values())
+        for method in methods
+    ]
+    yield _sheet(COST, ("method", *columns), methods, body)
+
+
+def _span(values: Sequence[float] | None, unit: float) -> Cell:
+    if not values:
+        return Cell(None)
+    low, high = (f"{unit * end(values):.3g}" for end in (min, max))
+    return Cell(None, text=low if low == high else f"{low} to {high}")
 
 
 def _adaptation(kind: Kind, shots: int | None, steps: Sequence[int], grids: Sequence[Grid]) -> Sheet:
@@ -294,4 +337,11 @@ def _beside(sheet: Sheet, published: Sequence[Published], columns: Mapping[str, 
 
 
 def _sheet(title: str, header: tuple[str, ...], methods: Sequence[str], body: Sequence[tuple[Cell, ...]]) -> Sheet:
-    return Sheet(title, header, tuple(methods), tuple(map(label, methods)), tuple(body))
+    """A table of methods, without the columns of differences where nothing is there to differ from."""
+    there = [
+        not name.endswith(TO_TUNER) or any(cells[i].summary is not None for cells in body)
+        for i, name in enumerate(header[1:])
+    ]
+    header = (header[0], *itertools.compress(header[1:], there))
+    kept = tuple(tuple(itertools.compress(cells, there)) for cells in body)
+    return Sheet(title, header, tuple(methods), tuple(map(label, methods)), kept)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._protocols import THIRDS, TRANSFER, has_new, imbalance
+from experiments._protocols import TEST_TIME, THIRDS, TRANSFER, has_new, imbalance
 from gram_jax import evaluation
 from gram_jax.evaluation import Comparison, Row, Summary
 
@@ -34,11 +34,14 @@ PARTS = {
     "prograd": "ProGrad",
     "prometar": "ProMetaR",
     "promptsrc": "PromptSRC",
+    "tpt": "TPT",
 }
 ROLES = {
     "tuner": "",
     "gram": " + GRAM",
+    "following": " + GRAM, following class names",
     "init_only": " + GRAM, initialisation only",
+    "init_only:following": " + GRAM, initialisation only, following class names",
     "regulator_only": " + GRAM, regulator only",
     "random_tasks": " + GRAM, random tasks",
     "true_groups": " + GRAM, true groups (ceiling)",
@@ -49,6 +52,7 @@ TITLES = {
     "few_shot": "Few-shot",
     "cross_dataset": "Cross-dataset",
     "domain_generalization": "Domain generalisation",
+    TEST_TIME: "Test-time",
 }
 _SINGLE_MODAL, _MULTI_MODAL = ("coop+gram", "vpt+gram"), "ivlp+gram"
 
@@ -76,7 +80,9 @@ class Kind(NamedTuple):
         return title + f", {elsewhere}" * self.shifted
 
 
-KINDS = tuple(Kind(protocol, shifted) for protocol in ("base_to_new", "few_shot") for shifted in (False, True))
+KINDS = tuple(
+    Kind(protocol, shifted) for protocol in ("base_to_new", "few_shot", TEST_TIME) for shifted in (False, True)
+)
 
 
 def kinds(rows: Iterable[Row]) -> tuple[Kind, ...]:

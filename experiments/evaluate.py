@@ -4,6 +4,7 @@
     python -m experiments.evaluate --meta=runs/meta_train/meta.safetensors --protocol=base_to_new
     python -m experiments.evaluate --tuner=ivlp --regularizers=npt:1.0,kgcoop:8 --meta=META
     python -m experiments.evaluate --meta=META --controls=random_tasks=OTHER_META --learning_rate=0.1,0.3 --steps=50,200
+    python -m experiments.evaluate --meta=META --protocol=test_time --domains=unseen
 
 Every method is tuned on the same draws, all seeds side by side. With --meta, four methods stand beside each other: the
 tuner alone, "+gram" (the learned start and the learned regulator, frozen), "+gram:init_only" and
@@ -12,7 +13,8 @@ docs/composing.md says what goes with what. Where a method has several candidate
 datasets on the validation split, under seeds of its own; the selection is never given a test image.
 
 Writes WORKDIR/results.json and, as experiments.report does, prints and writes tables and plots. Every finished unit,
-all seeds of a method on a dataset, is kept in WORKDIR/rows.jsonl: the same command goes on where it was stopped.
+all seeds of a method on a dataset, is kept in WORKDIR/rows.jsonl: the same command goes on where it was stopped. With
+--distributed the units are shared among processes, and process i keeps its own in rows-i.jsonl (docs/launching.md).
 
 With no flags: CoOp on three datasets of 29 to 99 classes, three rates to choose from, under 4 minutes on two cores and
 2 GiB. glyphs:greek_small alone takes half a minute, a third of it compilation, which the work directory keeps.
@@ -31,25 +33,26 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from experiments import _measures, _methods, _presets, _protocols, report
-from experiments._bench import PHOTO, Bench, outcomes, part_features, score_candidates, tune
+from experiments import _measures, _methods, _presets, _protocols, _test_time, report
+from experiments._bench import PHOTO, Bench, followed, outcomes, part_features, score_candidates, tune
 from experiments._evaluate_flags import Config
+from experiments._hosts import SharedUnits
 from experiments._inputs import templates_of
 from experiments._launch import launch
 from experiments._methods import Candidate, Method
 from experiments._protocols import Opened, Part, without_test
-from experiments._units import Units
 from gram_jax import evaluation, objectives, runtime, tuners
 from gram_jax.data import Dataset
 from gram_jax.evaluation import Row
 
+FOLLOWING = "following"  # ends the name of a method whose prompts follow the class names they meet
 REGULATION_STEPS = 12  # how many steps of a run regulation is reported at
 
 
 def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened], wanted: Sequence[str]) -> None:
     """Raises ValueError, before anything is measured, where a dataset does not fit a method or a number of shots."""
     config = bench.config
-    beyond = [name for name in config.protocol if name != "few_shot"]
+    beyond = [name for name in config.protocol if name not in ("few_shot", _protocols.TEST_TIME)]
     if bench.tuner.settings.get("class_specific") and beyond:
         raise ValueError(
             f"a class-specific prompt of {bench.tuner.name} knows no new class, which {beyond[0]} is about; give "
@@ -66,7 +69,8 @@ def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened],
                 ) from error
         for protocol in others:
             _check_classes(bench, methods, dataset, protocol)
-            for shots in dict.fromkeys((*_protocols.counts(config, protocol), *(config.select_shots or ()))):
+            counts = (*_protocols.counts(config, protocol), *(config.select_shots or ()))
+            for shots in dict.fromkeys(counts) if protocol != _protocols.TEST_TIME else ():
                 _protocols.support(dataset, protocol, shots, config.seeds[0])
     for dataset in _protocols.all_datasets(opened):
         dataset.select("test")
@@ -118,7 +122,8 @@ def tuned_prompts(
         return bench.tuned[key]
     config = bench.config
     learnable = without_test(dataset)
-    tuned = tune(bench, method, candidate, learnable, protocol, shots, config.seeds, config.report_steps)
+    costly = not {_measures.COST, _measures.ALL}.isdisjoint(config.metrics)
+    tuned = tune(bench, method, candidate, learnable, protocol, shots, config.seeds, config.report_steps, costly)
     for step, losses in enumerate(tuned.metrics["loss"]):
         if not np.all(np.isfinite(losses)):
             seed = config.seeds[int(np.argmin(np.isfinite(losses)))]
@@ -143,6 +148,8 @@ def tuned_rows(
 ) -> list[Row]:
     """The rows of one unit; writes the files that are asked for."""
     config, name = bench.config, dataset.name
+    if protocol == _protocols.TEST_TIME:
+        return _test_time.rows(bench, workdir, method, candidate, dataset, parts)
     tuned = tuned_prompts(bench, method, candidate, dataset, protocol, shots)
     rows: list[Row] = []
     last = max(tuned.prompts)
@@ -150,8 +157,15 @@ def tuned_rows(
         found = list(zip(parts, outcomes(bench, method.tuning, prompts, parts), strict=True))
         metrics = _measures.asked_for(config.metrics if step == last else ())
         rows += _measures.rows(method.name, protocol, name, found, metrics, shots, config.seeds, step)
+    if config.follow_classes and method.structured and protocol == "cross_dataset":
+        elsewhere = following(bench, method, candidate, dataset, protocol, shots, tuned.prompts[last], parts)
+        name_of = f"{method.name}:{FOLLOWING}"
+        rows += _measures.rows(name_of, protocol, name, elsewhere, metrics, shots, config.seeds, last)
+    split = parts[0].split
+    if tuned.cost is not None:
+        runs = len(config.seeds)
+        rows += _measures.cost_rows(method.name, protocol, name, tuned.cost, shots, runs, split, last)
     if regulation:
-        split = parts[0].split
         for step in sorted({int(step) for step in np.linspace(1, last, REGULATION_STEPS)}):
             for metric in ("gradient_norm_ratio", "gradient_cosine"):
                 rows += [
@@ -171,21 +185,50 @@ def tuned_rows(
     return rows
 
 
-def select(
+def following(
     bench: Bench,
     method: Method,
-    learnable: dict[str, Dataset],
-    units: Units,
+    candidate: Candidate,
+    dataset: Dataset,
+    protocol: str,
+    shots: int,
+    prompts: Any,
+    parts: Sequence[Part],
+) -> list[tuple[Part, _measures.Outcome]]:
+    """What is predicted on each part when prompts follow its class names."""
+    supports = [_protocols.support(without_test(dataset), protocol, shots, seed) for seed in bench.config.seeds]
+    found = []
+    for part in parts:
+        moved = followed(bench, candidate, supports, prompts, part.dataset.class_names)
+        found += zip([part], outcomes(bench, method.tuning, moved, [part]), strict=True)
+    return found
+
+
+def score(
+    bench: Bench,
+    methods: Sequence[Method],
+    learnable: Mapping[str, Dataset],
+    units: SharedUnits,
     progress: runtime.Progress,
+) -> None:
+    """Measures the candidates of all methods on validation images; the datasets given hold no test image."""
+    for method in methods:
+        for name, dataset in learnable.items() if len(method.candidates) > 1 else ():
+            unit = ("select", method.name, name)
+            if units.is_mine(unit, unit):
+                # Test-time tuning is one function; all other tuning is several.
+                measured = _test_time.score_candidates if callable(method.tuning) else score_candidates
+                units.add(unit, measured(bench, method, dataset))
+                progress.update()
+    progress.update(units.exchange())
+
+
+def select(
+    method: Method, learnable: Mapping[str, Dataset], units: SharedUnits
 ) -> tuple[Candidate, dict[str, Any] | None]:
-    """One candidate for all datasets, by its mean validation score; the datasets given hold no test image."""
+    """One candidate for all datasets, by its mean validation score."""
     if len(method.candidates) == 1:
         return method.candidates[0], None
-    for name, dataset in learnable.items():
-        unit = ("select", method.name, name)
-        if unit not in units:
-            units.add(unit, score_candidates(bench, method, dataset))
-            progress.update()
     scores = np.mean([units["select", method.name, name] for name in learnable], axis=0)
     best = int(np.argmax(scores))
     described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
@@ -207,18 +250,18 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     files = {path: hashlib.sha256(epath.Path(path).read_bytes()).hexdigest() for path in paths}
     hashes = {dataset.name: dataset.content_hash for dataset in _protocols.all_datasets(opened)}
     identity = dataclasses.asdict(config) | {"weights": weights, "files": files, "splits": hashes}
-    units = Units(workdir / "rows.jsonl", identity)
+    units = SharedUnits(workdir, identity)
     learnable = {name: without_test(each.dataset) for name, each in opened.items()}
     for method in methods:
         print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
     total = sum(len(method.candidates) > 1 for method in methods) * len(opened)
     for protocol in (protocol for each in opened.values() for protocol in each.others):
         total += len(_protocols.counts(config, protocol)) * len(methods) + ("zero_shot" in wanted)
-    rows: list[Row] = []
-    chosen, selected = {}, {}
+    chosen, selected, asked = {}, {}, []
     with runtime.Progress(total, "evaluate", initial=len(units), unit="unit") as progress:
+        score(bench, methods, learnable, units, progress)
         for method in methods:
-            chosen[method.name], found = select(bench, method, learnable, units, progress)
+            chosen[method.name], found = select(method, learnable, units)
             if found is not None:
                 selected[method.name] = found
                 print(f"{method.name}: {found['chosen']} of {len(method.candidates)} on the validation split")
@@ -228,18 +271,18 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             for protocol, elsewhere in others.items():
                 parts = _protocols.measured_parts(config, protocol, dataset, "test", elsewhere)
                 if "zero_shot" in wanted:
-                    if (unit := ("zero_shot", name, protocol)) not in units:
+                    asked.append(unit := ("zero_shot", name, protocol))
+                    if units.is_mine(unit, unit):
                         zero = zero_shot_rows(bench, name, protocol, parts)
                         if config.save_features:
                             file = workdir / "features" / f"{_measures.file_name(unit)}.npz"
                             _measures.save_arrays(file, part_features(bench, None, parts))
                         units.add(unit, [dataclasses.asdict(row) for row in zero])
                         progress.update()
-                    rows += [Row(**row) for row in units[unit]]
                 for shots in _protocols.counts(config, protocol):
                     for method in methods:
-                        unit = (method.name, name, protocol, shots)
-                        if unit not in units:
+                        asked.append(unit := (method.name, name, protocol, shots))
+                        if units.is_mine(unit, (method.name, name, _protocols.same_tuning(protocol, shots))):
                             start = time.monotonic()
                             regulation = first and method.name.endswith("+gram")
                             found = tuned_rows(
@@ -248,16 +291,19 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
                             units.add(unit, [dataclasses.asdict(row) for row in found])
                             print(_line(unit, found, time.monotonic() - start), flush=True)
                             progress.update()
-                        rows += [Row(**row) for row in units[unit]]
                     first = False
+        progress.update(units.exchange())
+    rows = [Row(**row) for unit in asked for row in units[unit]]
     notes = {} if checkpoint is None else {"meta_notes": checkpoint.notes}
     environment = evaluation.environment(weights=weights, splits=hashes, draws=_protocols.draws(config, opened))
     settings = dataclasses.asdict(config) | {"tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
     settings |= _composition(config, opened)
     settings |= {"selected": selected, "files": files, "datasets": _protocols.about(opened)} | notes
     settings |= {} if config.preset is None else {"preset_from": _presets.PRESETS[config.preset].provenance}
-    results = evaluation.Results(settings, environment, tuple(rows), report.comparisons(rows))
-    report.write([results], workdir, names=["this evaluation"], show=print)
+    against = "zero_shot" if "zero_shot" in wanted and not (config.meta or config.controls) else None
+    results = evaluation.Results(settings, environment, tuple(rows), report.comparisons(rows, against))
+    if runtime.is_main():
+        report.write([results], workdir, names=["this evaluation"], against=against, show=print)
     return results
 
 
@@ -282,8 +328,9 @@ def _line(unit: tuple, rows: Sequence[Row], seconds: float) -> str:
         if row.metric == "accuracy" and row.step == last:
             means.setdefault(row.split if row.domain is None else "elsewhere", []).append(100 * row.value)
     found = ", ".join(f"{split} {np.mean(values):.1f}" for split, values in means.items())
-    return f"{dataset}, {protocol}, {shots}-shot, {method}: {found} ({seconds:.1f} s)"
+    tuned_on = protocol if shots is None else f"{protocol}, {shots}-shot"
+    return f"{dataset}, {tuned_on}, {method}: {found} ({seconds:.1f} s)"
 
 
 if __name__ == "__main__":
-    launch(run, Config)
+    launch(run, Config, distributed="units")

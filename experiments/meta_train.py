@@ -8,7 +8,9 @@ Each step draws tasks from a hierarchy that experiments.build_tasks wrote, adapt
 regulated gradient steps on its support, and moves the start and the regulator against the loss that is left on
 queries: on other pairs of the same classes, and across a shift (--cross). The start has an offset for each theme of
 the hierarchy, and a task begins at the themes that it is like; --learn=prompt,phi keeps to one start for all tasks.
-Tasks are shared by all devices.
+--regulator=structured regulates each task as the themes that it is like ask for.
+Tasks are shared by all devices, with --distributed by those of all hosts: each draws its own share of them
+(docs/launching.md).
 
 With the default flags on the mini CLIP a step takes 0.16 s on two cores, after 25 s of compilation, in under 2 GiB: two
 minutes in all; --gradient=exact takes several times as long. A tuner that needs pixels (ivlp, vpt) runs the image
@@ -33,6 +35,7 @@ import numpy as np
 import optax
 
 import gram_jax as gram
+from experiments import _nans
 from experiments._launch import json_object, launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
 from gram_jax.clip import Clip
@@ -43,7 +46,10 @@ from gram_jax.tasks.episodes import CROSS
 from gram_jax.tuners import Tuner
 
 # A resumed run may differ in these.
-MAY_CHANGE = ("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers", "worker_processes")
+MAY_CHANGE = (
+    *("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers", "worker_processes"),
+    "debug_nans",
+)
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
 RATE = {
@@ -68,7 +74,9 @@ class Config:
         ("prompt", "phi", "offsets"),
         "what is learned: prompt, phi (the regulator), offsets (a start for each kind of task), log_rates (of adapt)",
     )
-    temperature: float = setting(0.05, "with offsets: how softly a task is related to the themes' prototypes")
+    temperature: float = setting(
+        0.05, "with offsets or --regulator=structured: how softly a task is related to the themes' prototypes"
+    )
     steps: int = setting(600, "outer steps")
     batch_size: int = setting(8, "tasks a step, a multiple of the number of devices")
     ways: int = setting(16, "classes of a task")
@@ -94,9 +102,12 @@ class Config:
     save_every: int = setting(50, "steps between checkpoints")
     workers: int = setting(2, "threads that draw tasks ahead")
     worker_processes: int = setting(0, "processes that draw tasks instead; they pay where images are read from disk")
-    mapper: str = setting("shard_map", "how tasks are mapped over devices", choices=("shard_map", "pmap"))
+    mapper: str = setting(
+        "shard_map", "how tasks are mapped over devices; pmap in one process only", choices=("shard_map", "pmap")
+    )
     devices: int = setting(0, "how many devices; 0 for all")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
+    debug_nans: bool = setting(False, "do a step whose loss is not finite again, with checks that tell where it begins")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers"):
@@ -125,9 +136,19 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(parts, labels))
 
 
+def make_regulator(config: Config, prototypes: int = 1) -> Regulator:
+    """The regulator that is asked for; one that reads prototypes has as many as the episodes have themes."""
+    settings = json_object("regulator_settings", config.regulator_settings)
+    if config.regulator == "structured":
+        settings = {"prototypes": prototypes, **settings}
+    return regulators.make(config.regulator, **settings)
+
+
 def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
     """The outer step over the devices that are asked for."""
-    devices = jax.devices()
+    devices = runtime.all_devices()
+    if config.devices and jax.process_count() > 1:
+        raise ValueError(f"--devices={config.devices}: processes share tasks over all devices of each; leave it out")
     if config.devices > len(devices):
         raise ValueError(f"--devices={config.devices}: there are {len(devices)}")
     return meta.make_meta_step(
@@ -197,10 +218,11 @@ def train(
     """Meta-trains, or goes on; writes and returns what was learned, and the validation losses."""
     workdir = runtime.absolute(workdir)
     tuner = tuners.make(config.tuner, **json_object("tuner_settings", config.tuner_settings))
-    regulator = regulators.make(config.regulator, **json_object("regulator_settings", config.regulator_settings))
+    regulator = make_regulator(config)
     step = make_step(config, tuner, regulator)
     if config.batch_size % step.devices:
         raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
+    related = "prototypes" in regulator.settings
     # Classes that are called by their centroid have tokens of their own, which belong to these tasks alone.
     task_clip = clip if hierarchy.token_rows is None else tasks.centroid_clip(clip, hierarchy)
     episodes = tasks.make_episodes(
@@ -214,26 +236,35 @@ def train(
         cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,
         max_tokens=config.max_tokens or None,
         curriculum=config.curriculum,
-        context=regulator.settings.get("context_dim") is not None or "offsets" in config.learn,
+        context=related or regulator.settings.get("context_dim") is not None or "offsets" in config.learn,
     )
+    if related:
+        regulator = make_regulator(config, len(episodes.themes))
+        step = make_step(config, tuner, regulator)
     prompt = tuner.init(jax.random.key(config.seed), clip, None)
     phi = regulator.init(jax.random.key(config.seed + 1), prompt)
     start = meta.init_meta(prompt, phi, config.inner_rate)
-    if "offsets" in config.learn:
-        start = meta.with_structure(start, episodes.prototypes(), config.temperature)
+    if related or "offsets" in config.learn:
+        prototypes, offsets = episodes.prototypes(), "offsets" in config.learn
+        start = meta.with_structure(start, prototypes, config.temperature, offsets=offsets)
     state = step.init(start)
     frozen = step.place(task_clip.replace(tokenizer=None, transform=None))
     images = reader(hierarchy, tuner, clip, corpus)
     usable = sum(map(len, episodes.themes))
     print(f"tasks: {len(episodes.themes)} themes, {usable} classes; left out: {episodes.left_out}", flush=True)
 
+    own = runtime.own_rows(step.sharding, config.batch_size)
+
     def draw(seed: int, index: int, progress: float) -> Any:
-        return episodes.batch(seed, index, config.batch_size, progress, images)
+        return episodes.batch(seed, index, config.batch_size, progress, images, own)
+
+    def place(batch: Any) -> Any:
+        return runtime.global_arrays(step.sharding, batch, config.batch_size)
 
     settings = dataclasses.asdict(config) | {"hierarchy": content_hash(hierarchy)}
 
     def record(log: runtime.MetricsLog, done: int, state: MetaState) -> dict[str, float]:
-        found = validate(config, step, state, frozen, draw)
+        found = validate(config, step, state, frozen, lambda *drawn: place(draw(*drawn)))
         log.write(done, **found)
         return found
 
@@ -255,15 +286,22 @@ def train(
             if config.eval_every and not first:
                 record(log, 0, state)
             for index, batch in enumerate(batches, first):
+                batch = place(batch)
+                before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
                 state, metrics = step(state, frozen, batch)
                 done, found = index + 1, losses(metrics)
-                if not np.all(np.isfinite(metrics["loss"])):
+                norms = {name: value for name, value in metrics.items() if name.endswith("norm")}
+                if not _nans.all_finite(metrics["loss"], *norms.values()):
                     bad = np.flatnonzero(~np.isfinite(metrics["loss"])) + index * config.batch_size
+                    what = f"loss of step {index} is not finite in tasks {bad.tolist()}"
+                    what = what if len(bad) else f"gradient of step {index} is not finite, its loss is"
+                    where = _nans.HINT
+                    if before is not None:
+                        where = _nans.explain(step.update, state=before, frozen=frozen, tasks=batch)
                     raise FloatingPointError(
-                        f"the loss of step {index} is not finite in tasks {bad.tolist()}; lower --inner_rate or "
-                        f"--learning_rate. {workdir / 'checkpoints'} holds the steps before"
+                        f"the {what}; {checkpoints.last_good()}. {where}. Lower --inner_rate or --learning_rate"
                     )
-                log.write(done, **found, **{name: v for name, v in metrics.items() if name.endswith("norm")})
+                log.write(done, **found, **norms)
                 progress.update(**found)
                 if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                     progress.update(0, **record(log, done, state))
@@ -272,12 +310,13 @@ def train(
                 checkpoints.exit_if_preempted(done, state)
         print(f"waited for tasks {100 * batches.share:.1f} % of the time", flush=True)
     learned = jax.device_get(state.meta)
-    if jax.process_index() == 0:
+    if runtime.is_main():
         notes = {"settings": settings, "tasks": dict(hierarchy.about)}
         meta.save_meta(workdir / "meta.safetensors", learned, tuner, regulator, clip, notes=notes)
+    log = runtime.read_metrics(workdir / "metrics.jsonl") if runtime.is_main() else ()
     rows = [
         evaluation.Row(f"{tuner.name}+gram", "meta_train", "corpus", name, value, step=found["step"])
-        for found in runtime.read_metrics(workdir / "metrics.jsonl")
+        for found in log
         for name, value in found.items()
         if name.startswith("val_")
     ]
@@ -295,4 +334,4 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 
 if __name__ == "__main__":
-    launch(run, Config)
+    launch(run, Config, distributed="steps")

@@ -8,7 +8,7 @@ from gram_jax.data.pairs import Pair, Reading, Skipped, plan_units, read_pairs, 
 from gram_jax.data.sources import load_dataset
 from gram_jax.data.store import Store, StoreError, open_store
 from gram_jax.data.store_key import feature_key
-from gram_jax.data.views import view
+from gram_jax.data.views import view, view_stack
 
 __all__ = [
     "Corpus",
@@ -35,4 +35,5 @@ __all__ = [
     "restrict",
     "templates",
     "view",
+    "view_stack",
 ]

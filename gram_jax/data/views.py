@@ -104,3 +104,37 @@ def view(transform: ImageTransform, image: Any, seed: int, item: int, number: in
     part = Image.fromarray(pixels[top : top + height, left : left + width])
     resized = np.asarray(part.resize(transform.output_size[::-1], BICUBIC))
     return np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+
+
+def view_stack(transform: ImageTransform, image: Any, seed: int, item: int, count: int, name: str = "the image") -> Any:
+    """An image as it is and augmented views of it, as test-time tuning takes them; the image is decoded once.
+
+    Args:
+      transform: the clip's transform.
+      image: whatever the transform takes.
+      seed: the seed of the views.
+      item: the number of the image in its dataset.
+      count: how many, at least 1; the first is the image as the transform makes it, number n of the others is `view` n.
+      name: what errors call the image.
+
+    Returns:
+      uint8 `[count, height, width, 3]`, for `transform.normalize`.
+
+    Raises:
+      ImageError: the image cannot be read.
+      ValueError: the transform has no output size, or the count is below 1.
+
+    Example:
+      >>> transform = ImageTransform(size=8, crop=(8, 8))
+      >>> view_stack(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, count=64).shape
+      (64, 8, 8, 3)
+
+    Reference:
+      ``AugMixAugmenter`` of the public code of "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
+      Models", without its mixing; its crops are bilinear.
+    """
+    if count < 1:
+        raise ValueError(f"{count} views of {name} are asked for; ask for at least 1.")
+    pixels = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
+    augmented = [view(transform, pixels, seed, item, number, name) for number in range(1, count)]
+    return np.stack([transform.pixels(pixels, name), *augmented])

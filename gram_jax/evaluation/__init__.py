@@ -11,6 +11,7 @@ from gram_jax.evaluation.collapse import (
     within_class_variability,
 )
 from gram_jax.evaluation.draws import batches, epoch_batches, few_shot, few_shot_and_val, long_tail_draw
+from gram_jax.evaluation.episodic import Episodic, kept_views, make_episodic, predict_episodic
 from gram_jax.evaluation.features import prompted_features
 from gram_jax.evaluation.metrics import (
     accuracy,
@@ -20,6 +21,7 @@ from gram_jax.evaluation.metrics import (
     macro_f1,
     per_class_accuracy,
 )
+from gram_jax.evaluation.prediction import predict
 from gram_jax.evaluation.probe import linear_probe
 from gram_jax.evaluation.results import (
     Comparison,
@@ -45,17 +47,20 @@ from gram_jax.evaluation.statistics import (
 )
 from gram_jax.evaluation.tables import Table, pivot, to_markdown, to_text, transpose
 from gram_jax.evaluation.tuning import (
+    Cost,
     Tuned,
     Tuning,
     TuningState,
     make_tuning,
-    predict,
+    memory_bytes,
     tune,
 )
 from gram_jax.evaluation.zero_shot import class_features, image_features
 
 __all__ = [
     "Comparison",
+    "Cost",
+    "Episodic",
     "Results",
     "ResultsError",
     "Row",
@@ -83,11 +88,14 @@ __all__ = [
     "harmonic_mean",
     "harmonic_of_means",
     "image_features",
+    "kept_views",
     "linear_probe",
     "long_tail_draw",
     "macro_f1",
+    "make_episodic",
     "make_tuning",
     "mean_of_harmonics",
+    "memory_bytes",
     "nearest_mean_agreement",
     "neural_collapse",
     "p_value",
@@ -96,6 +104,7 @@ __all__ = [
     "per_class_accuracy",
     "pivot",
     "predict",
+    "predict_episodic",
     "prompted_features",
     "read_results",
     "scheduled_rate",

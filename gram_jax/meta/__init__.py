@@ -3,7 +3,7 @@
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.files import load_meta, save_meta
 from gram_jax.meta.objective import Task, meta_objective
-from gram_jax.meta.start import Meta, Structure, init_meta, relation, start, with_structure
+from gram_jax.meta.start import Meta, Structure, init_meta, regulator_context, relation, start, with_structure
 from gram_jax.meta.step import MetaState, MetaStep, make_meta_step
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "load_meta",
     "make_meta_step",
     "meta_objective",
+    "regulator_context",
     "relation",
     "save_meta",
     "start",

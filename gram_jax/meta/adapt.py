@@ -34,8 +34,8 @@ def adapt(
 
         theta_{k+1} = theta_k - alpha R_phi(grad L(theta_k; support), context),    k = 0, ..., K - 1
 
-    All of theta_0, phi, alpha, context and the support may be differentiated. A step is recomputed when it is (its
-    activations are not kept), so memory grows by one prompt for each step.
+    All of theta_0, phi, alpha, context and the support may be differentiated. Of several steps each is recomputed when
+    it is (its activations are not kept), so memory grows by one prompt for each step.
 
     Args:
       loss: `loss(prompt, batch) -> scalar`; what is frozen may be closed over where this is called inside `jit`.
@@ -45,7 +45,7 @@ def adapt(
       regulator: R.
       steps: K, >= 0.
       learning_rate: alpha, one number, or a pytree like the prompt with a number for each leaf.
-      context: what the regulator reads about the task.
+      context: what the regulator reads about the task, as `regulator_context` makes it.
       gradient: how the result is differentiated. "exact": through everything, second derivatives of the loss
         included. "first_order": every raw gradient is a constant, so that d theta_K / d theta_0 = 1, while phi and
         alpha are differentiated as they act on these constants. A number k from 1 to K: exact through the last k
@@ -86,8 +86,10 @@ def adapt(
 
     def run(theta: PyTree, phi: PyTree, rates: PyTree, length: int) -> tuple[PyTree, Array]:
         # Inside a scan nothing can be merged with the recomputation, so it need not be fenced off. First-order keeps
-        # no activations of the loss, and would only compute its gradient a second time.
-        body = step if gradient == "first_order" else jax.checkpoint(step, prevent_cse=False)
+        # no activations of the loss, and would only compute its gradient a second time; of a single step they are kept
+        # as briefly as they would be recomputed.
+        once = gradient == "first_order" or length == 1
+        body = step if once else jax.checkpoint(step, prevent_cse=False)
         return jax.lax.scan(lambda theta, _: body(theta, (phi, rates)), theta, length=length)
 
     early = []

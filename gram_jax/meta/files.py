@@ -75,7 +75,9 @@ def save_meta(
     }
     tree = {"prompt": meta.prompt, "phi": meta.phi, "log_rates": meta.log_rates}
     if meta.offsets is not None:
-        tree |= {"offsets": meta.offsets, "structure": dataclasses.asdict(meta.structure)}
+        tree["offsets"] = meta.offsets
+    if meta.structure is not None:
+        tree["structure"] = dataclasses.asdict(meta.structure)
     write_arrays(path, tree, header)
 
 
@@ -120,20 +122,23 @@ def load_meta(path: str | os.PathLike[str], tuner: Tuner, regulator: Regulator, 
     tree, header = read_arrays(path)
     check_kind(path, header, KIND)
     check_described(path, header, tuner, clip)
-    if header["regulator"] != regulator.name:
+    if header.get("regulator") != regulator.name:
         raise ArrayFileError(
-            f"{path} was learned with the regulator {header['regulator']!r}, not with {regulator.name!r}; load it with "
-            "that one."
+            f"{path} was learned with the regulator {header.get('regulator')!r}, not with {regulator.name!r}; load it "
+            "with that one."
         )
-    if header["regulator_settings"] != dict(regulator.settings):
+    if header.get("regulator_settings") != dict(regulator.settings):
         raise ArrayFileError(
-            f"{path} was learned with the settings {header['regulator_settings']} of {regulator.name}, not with "
+            f"{path} was learned with the settings {header.get('regulator_settings')} of {regulator.name}, not with "
             f"{dict(regulator.settings)}; use those of the file."
         )
     tree = jax.tree.map(jnp.asarray, tree)
-    if "structure" in tree:
-        tree["structure"] = Structure(**tree["structure"])
-    meta = Meta(**tree)
+    try:
+        if "structure" in tree:
+            tree["structure"] = Structure(**tree["structure"])
+        meta = Meta(**tree)
+    except TypeError as error:
+        raise ArrayFileError(f"{path} does not hold what meta-learning learned ({error}); save it again.") from error
     _check(str(path), meta, tuner, regulator, clip)
     return meta
 
@@ -144,9 +149,17 @@ def _check(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip: Clip
         "phi": jax.eval_shape(regulator.init, jax.random.key(0), meta.prompt),
         "log_rates": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), meta.prompt),
     }
-    if meta.offsets is not None:
+    reads = regulator.settings.get("prototypes")
+    if meta.structure is None and (meta.offsets is not None or reads is not None):
+        raise ArrayFileError(f"{what} has no prototypes, which its offsets or its regulator are about.")
+    if meta.structure is not None:
+        if getattr(meta.structure.prototypes, "ndim", None) != 2:
+            raise ArrayFileError(f"the prototypes of {what} are no table; save it again.")
         count, width = meta.structure.prototypes.shape
-        expected["offsets"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), meta.prompt)
+        if reads not in (None, count):
+            raise ArrayFileError(f"{what} has {count} prototypes, and {regulator.name} is one for {reads}.")
+        if meta.offsets is not None:
+            expected["offsets"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), meta.prompt)
         vector = jax.ShapeDtypeStruct((width,), jnp.float32)
         expected["structure"] = Structure(
             jax.ShapeDtypeStruct((count, width), jnp.float32), vector, jax.ShapeDtypeStruct((), jnp.float32)

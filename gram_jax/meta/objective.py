@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.meta.adapt import adapt
-from gram_jax.meta.start import Meta, start
+from gram_jax.meta.start import Meta, regulator_context, start
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -56,7 +56,8 @@ def meta_objective(
 
         mean over tasks of   L(theta_K; same) + lambda L(theta_K; cross),    theta_K = adapt(theta_0(c); support)
 
-    theta_0 is theta, or what `start` makes of it where the start is structured.
+    theta_0 is theta, or what `start` makes of it where the start is structured; a regulator with prototypes reads the
+    task's relation to them, as `regulator_context` makes it.
 
     Args:
       loss: `loss(prompt, batch) -> scalar`.
@@ -99,7 +100,7 @@ def meta_objective(
             regulator=regulator,
             steps=steps,
             learning_rate=meta.rates,
-            context=task.context,
+            context=regulator_context(meta, regulator, task.context),
             gradient=gradient,
             trajectory=True,
         )

@@ -1,4 +1,4 @@
-"""What meta-learning learns, and where adaptation starts: one prompt, or one for each kind of task."""
+"""What meta-learning learns, where adaptation starts, and what its regulator reads: of all tasks, or of each kind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gram_jax.regulators import Regulator
+
 Array = jax.Array
 PyTree = Any
 
@@ -17,7 +19,7 @@ _SHORTEST = 1e-12  # added to squared lengths
 
 @flax.struct.dataclass
 class Structure:
-    """The kinds of task that a structured start knows; none of it is learned by gradients.
+    """The kinds of task that a structured start or regulator knows; none of it is learned by gradients.
 
     Attributes:
       prototypes: float32 `[prototypes, context_dim]`, the context of each kind of task.
@@ -43,7 +45,7 @@ class Meta:
       phi: the regulator's parameters.
       log_rates: the logarithm of the inner step size of each prompt leaf.
       offsets: of a structured start, what each prototype adds to theta, `[prototypes, ...]` each leaf; or None.
-      structure: its `Structure`, or None.
+      structure: the `Structure` of that start, or of a regulator that reads the relation to prototypes; or None.
 
     Example:
       >>> from gram_jax.meta import init_meta
@@ -166,13 +168,59 @@ def start(meta: Meta, context: Array | None = None) -> PyTree:
     return jax.tree.map(shifted, meta.prompt, meta.offsets)
 
 
-def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05) -> Meta:
-    """Gives a start an offset for each prototype, all 0: nothing changes until they are learned.
+def regulator_context(meta: Meta, regulator: Regulator, context: Array | None = None) -> Array | None:
+    """What a regulator reads about a task: the context itself, or the task's relation to the prototypes.
+
+        c        or, of a regulator with a setting "prototypes",        w(c)
+
+    Args:
+      meta: holds the prototypes where a relation is read.
+      regulator: the regulator.
+      context: c, what is known of the task, `[context_dim]`.
+
+    Returns:
+      What `regulator.apply` takes as its context: `[context_dim]`, `[prototypes]`, or None where there is no context.
+
+    Raises:
+      ValueError: if a relation is read, and there are no prototypes, another number of them, or no context.
+
+    Example:
+      >>> from gram_jax.meta import init_meta
+      >>> from gram_jax.regulators import structured
+      >>> regulator, prompt = structured(prototypes=2), {"x": jnp.zeros(3)}
+      >>> meta = init_meta(prompt, regulator.init(jax.random.key(0), prompt), learning_rate=0.1)
+      >>> meta = with_structure(meta, jnp.eye(2), offsets=False)
+      >>> regulator_context(meta, regulator, jnp.array([1.0, 0.0])).shape
+      (2,)
+
+    Reference:
+      See `relation`.
+    """
+    count = regulator.settings.get("prototypes")
+    if count is None:
+        return context
+    found = None if meta.structure is None else len(meta.structure.prototypes)
+    if found != count:
+        raise ValueError(
+            f"{regulator.name} reads the relation to {count} prototypes, and there are {found or 'none'}; give as many "
+            "by with_structure."
+        )
+    if context is None:
+        raise ValueError(
+            f"{regulator.name} reads the task's relation to prototypes; pass its context, e.g. as "
+            "evaluation.task_context makes it."
+        )
+    return relation(meta.structure, context)
+
+
+def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05, *, offsets: bool = True) -> Meta:
+    """Gives a start prototypes, and an offset for each of them, all 0: nothing changes until they are learned.
 
     Args:
       meta: what meta-learning starts from.
       prototypes: the context of each kind of task, `[prototypes, context_dim]`, e.g. `Episodes.prototypes()`.
       temperature: tau, > 0; the smaller, the fewer prototypes a task is related to.
+      offsets: False for prototypes alone, where only the regulator reads the relation to them.
 
     Returns:
       A `Meta` whose `offsets` can be learned: `make_meta_step(..., learn=("prompt", "phi", "offsets"))`.
@@ -194,5 +242,8 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05) -> 
         raise ValueError(f"prototypes have shape {list(prototypes.shape)}; give some, [prototypes, context_dim].")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature!r}; give a positive number.")
-    offsets = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)
-    return meta.replace(offsets=offsets, structure=Structure(prototypes, prototypes.mean(0), jnp.float32(temperature)))
+    meta = meta.replace(structure=Structure(prototypes, prototypes.mean(0), jnp.float32(temperature)))
+    if not offsets:
+        return meta
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)
+    return meta.replace(offsets=zeros)

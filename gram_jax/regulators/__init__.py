@@ -8,6 +8,7 @@ from gram_jax.regulators.mask import mask
 from gram_jax.regulators.prograd import prograd
 from gram_jax.regulators.prometar import prometar
 from gram_jax.regulators.registry import NAMES, make
+from gram_jax.regulators.structured import structured
 from gram_jax.regulators.transform import as_optax
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "mask",
     "prograd",
     "prometar",
+    "structured",
 ]

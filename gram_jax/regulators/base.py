@@ -16,6 +16,8 @@ PyTree = Any
 
 # Mean squares below this are a zero gradient: 1 / mean square, and so second derivatives, stay finite in float32.
 _ZERO = 1e-24
+# The squared length of a unit row after a turn never falls below this: two opposite rows would cancel to 0 / 0.
+_SHORTEST = 1e-6
 
 
 class Regulator(NamedTuple):
@@ -28,7 +30,9 @@ class Regulator(NamedTuple):
         float arrays (or of their shapes, as `jax.eval_shape` gives them); phi does not depend on the number of
         classes of a class-specific prompt.
       apply: `apply(phi, grads, context) -> grads`, with the structure, shapes and dtypes of `grads`. `context`
-        describes the task: a vector `[context_dim]`, or None for regulators that read none.
+        describes the task: for regulators with a setting "context_dim", a vector `[context_dim]`; with a setting
+        "prototypes", the task's relation to them, `[prototypes]`; with a setting "reference", a gradient; None for all
+        others. `meta.regulator_context` makes the first two.
 
     Example:
       >>> from gram_jax import regulators
@@ -115,6 +119,21 @@ def rms(values: Array, axes: int) -> Array:
 def unit_rms(values: Array, scale: Array) -> Array:
     """The values divided by their root mean square `scale`, or as they are where that is 0."""
     return values / jnp.where(scale > 0, scale, 1.0)
+
+
+def turned(gradient: Array, turn: Callable[[Array], Array]) -> Array:
+    """What is added to rows g that are turned and keep their length: |g| (u + d(u)) / |u + d(u)| - g, u = g / |g|.
+
+    `turn` is d as a function of sqrt(width) u. What is added is exactly 0 where d is.
+    """
+    root = gradient.shape[-1] ** 0.5
+    size = rms(gradient, 1)  # [..., tokens, 1], the rows' length over the root of their width
+    row = unit_rms(gradient, size)  # root * u
+    change = turn(row)
+    # |u + d|^2 = 1 + 2 <u, d> + |d|^2
+    length = 1.0 + 2.0 / root * jnp.sum(row * change, -1, keepdims=True) + jnp.sum(change**2, -1, keepdims=True)
+    shrink = 1.0 / jnp.sqrt(jnp.maximum(length, _SHORTEST))
+    return (shrink - 1.0) * gradient + shrink * root * size * change
 
 
 def read_context(name: str, context: Any, context_dim: int) -> Array:

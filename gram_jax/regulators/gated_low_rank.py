@@ -7,12 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.regulators.base import Regulator, leafwise, positive, read_context, rms, unit_rms
+from gram_jax.regulators.base import Regulator, leafwise, positive, read_context, turned
 
 Array = jax.Array
-
-# The squared length of a unit row after the network never falls below this: two opposite rows would cancel to 0 / 0.
-_SHORTEST = 1e-6
 
 
 def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = None) -> Regulator:
@@ -80,14 +77,7 @@ def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = N
             vector = read_context("gated_low_rank", context, context_dim)
             units = jnp.tanh(vector @ phi["gate"]["context"] + phi["gate"]["bias"])
             score = score + units @ phi["gate"]["out"]
-        root = gradient.shape[-1] ** 0.5
-        size = rms(gradient, 1)  # [..., tokens, 1], the rows' length over the root of their width
-        row = unit_rms(gradient, size)  # root * u
-        turn = jnp.tanh(row @ phi["down"] + phi["bias"]) @ phi["up"]  # d(u)
-        # |u + d|^2 = 1 + 2 <u, d> + |d|^2, and R written as g plus what changes, are exact where d is 0.
-        length = 1.0 + 2.0 / root * jnp.sum(row * turn, -1, keepdims=True) + jnp.sum(turn**2, -1, keepdims=True)
-        shrink = 1.0 / jnp.sqrt(jnp.maximum(length, _SHORTEST))
-        change = (shrink - 1.0) * gradient + shrink * root * size * turn
+        change = turned(gradient, lambda row: jnp.tanh(row @ phi["down"] + phi["bias"]) @ phi["up"])
         return gradient + (1.0 - jax.nn.sigmoid(score)) * change
 
     return leafwise("gated_low_rank", settings, init_leaf, apply_leaf)

@@ -13,8 +13,11 @@ from gram_jax.regulators.identity import identity
 from gram_jax.regulators.mask import mask
 from gram_jax.regulators.prograd import prograd
 from gram_jax.regulators.prometar import prometar
+from gram_jax.regulators.structured import structured
 
-_FACTORIES = {factory.__name__: factory for factory in (affine, gated_low_rank, identity, mask, prograd, prometar)}
+_FACTORIES = {
+    factory.__name__: factory for factory in (affine, gated_low_rank, identity, mask, prograd, prometar, structured)
+}
 NAMES = tuple(sorted(_FACTORIES))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from gram_jax.clip.images import ImageError, ImageTransform
-from gram_jax.data import view
+from gram_jax.data import view, view_stack
 from gram_jax.data.views import random_box
 
 
@@ -102,3 +102,16 @@ def test_what_is_encoded_is_decoded_first():
         view(TRANSFORM, b"text", 0, 7, 0, "image 7")
     with pytest.raises(ValueError, match=r"set ImageTransform\.crop"):
         view(ImageTransform(size=64, crop=None), image, 0, 0, 0)
+
+
+def test_a_stack_is_the_image_as_it_is_and_its_views():
+    rng = np.random.default_rng(3)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(stream, "PNG")
+    transform = ImageTransform(size=8, crop=(8, 8))
+    found = view_stack(transform, stream.getvalue(), seed=4, item=9, count=5)
+    np.testing.assert_array_equal(found[0], transform.pixels(stream.getvalue()))
+    for number in range(1, 5):
+        np.testing.assert_array_equal(found[number], view(transform, stream.getvalue(), seed=4, item=9, number=number))
+    with pytest.raises(ValueError, match="0 views of the image"):
+        view_stack(transform, stream.getvalue(), seed=4, item=9, count=0)

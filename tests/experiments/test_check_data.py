@@ -177,8 +177,8 @@ def test_a_root_stands_for_all_fifteen():
     named = tuple(f"coop:/data:{name}" for name in layouts.NAMES)
     assert found == (*named, "coop:/data:dtd", "coop:/x/eurosat/", "csv:/a.csv")
     assert [spec.rpartition(":")[2] for spec in coop.expand(["coop:/data"])] == [
-        "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
-        "dtd", "eurosat", "ucf101",
+        "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
+        "sun397", "dtd", "eurosat", "ucf101",
     ]  # fmt: skip
 
 

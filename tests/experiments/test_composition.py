@@ -301,6 +301,7 @@ def test_templates_are_those_of_each_methods_code():
         ({"regularizers": ("npt",), "regularizer_settings": '{"npt": 1}'}, "--regularizer_settings has 1 for 'npt'"),
         ({"regularizers": ("class_weights",)}, "every class has as many images under few_shot, base_to_new"),
         ({"regulator": "affine"}, "affine has parameters that must be learned, .*; learn it with experiments.meta_tra"),
+        ({"regulator": "structured"}, "structured has parameters that must be learned, "),
         ({"regulator": "prometar"}, "prometar has parameters that must be learned, .*; --regularizers=prometar adds"),
         ({"regulator": "identity"}, "--regulator=identity changes nothing"),
         ({"regulator": "prograd", "meta": "a.safetensors"}, "--regulator=prograd and --meta=a.safetensors both say"),

@@ -245,12 +245,13 @@ def test_one_setting_is_selected_for_all_datasets_without_test_images(monkeypatc
         return scores[dataset.name]
 
     monkeypatch.setattr(evaluate, "score_candidates", score)
-    units = evaluate.Units(epath.Path(tmp_path) / "rows.jsonl", {"seed": 1})
+    units = evaluate.SharedUnits(epath.Path(tmp_path), {"seed": 1})
     with runtime.Progress(4) as progress:
         for _ in range(2):  # the second time from the file
-            chosen, selected = evaluate.select(None, method, learnable, units, progress)
+            evaluate.score(None, [method], learnable, units, progress)
+            chosen, selected = evaluate.select(method, learnable, units)
             assert chosen is candidates[2]
-            units = evaluate.Units(epath.Path(tmp_path) / "rows.jsonl", {"seed": 1})
+            units = evaluate.SharedUnits(epath.Path(tmp_path), {"seed": 1})
     assert seen == [{"train", "val"}] * 2
     assert selected["chosen"] == {"learning_rate": 0.3}
     assert [found["score"] for found in selected["candidates"]] == pytest.approx([0.5, 0.5, 0.55])

@@ -34,7 +34,7 @@ def config(root):
         clip=str(root / "clip"),
         dataset=tuple(f"coop:{root}:{name}" for name in ("imagenet", "dtd", "ucf101")),
         source=(f"coop:{root}:imagenet",),
-        protocol=_protocols.PROTOCOLS,
+        protocol=_protocols.LABELLED,
         shots=(2,),
         largest=4,
         tau=(1.0, 0.25),
@@ -209,9 +209,29 @@ def test_a_run_that_is_stopped_goes_on(finished, config, tmp_path, monkeypatch):
     workdir, results = finished
     lines = (workdir / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-5]) + "\n")
-    assert evaluate.run(config, epath.Path(tmp_path)).rows == results.rows
+    again = evaluate.run(config, epath.Path(tmp_path)).rows
+    assert without_costs(again) == without_costs(results.rows)
     monkeypatch.setattr(evaluate, "tune", None)
-    assert evaluate.run(config, epath.Path(tmp_path)).rows == results.rows
+    assert evaluate.run(config, epath.Path(tmp_path)).rows == again
+
+
+def test_costs_of_every_tuned_unit(finished, config):
+    _, results = finished
+    of = {(row.method, row.dataset, row.protocol, row.shots) for row in results.rows if row.step is not None}
+    of = {unit for unit in of if unit[2] != "regulation"}
+    for metric, least, most in (("tuning_seconds", 0, 600), ("step_bytes", 1e4, 1e10)):
+        found = {
+            (row.method, row.dataset, row.protocol, row.shots): row.value
+            for row in results.rows
+            if row.metric == metric
+        }
+        assert found.keys() == of
+        assert all(least < value < most for value in found.values())
+
+
+def without_costs(rows):
+    """What two runs have in common: times differ."""
+    return [row for row in rows if row.metric not in _measures.COSTS]
 
 
 @pytest.mark.parametrize(

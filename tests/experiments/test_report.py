@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import _plots, _plots_protocols, _tables, report
+from experiments import _plots, _tables, report
 from gram_jax import evaluation
 from gram_jax.evaluation import Results, Row
 
@@ -298,37 +298,6 @@ def test_plots_are_pictures(written):
         with Image.open(workdir / f"{name}.png") as picture:
             assert picture.width == 1350
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50
-
-
-def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(_plots, "save", lambda figure, path: figures.append(figure))
-    rows = [
-        Row(method, "cross_dataset", "glyphs:chess", "accuracy", 0.1 * seed + gain, domain, 4, seed, "all", 5)
-        for method, gain in (("coop", 0.1), ("coop+gram", 0.2))
-        for domain, seed in itertools.product((None, "glyphs:digits", "glyphs:arrows"), (1, 2, 3))
-    ]
-    assert _plots_protocols.transfer(rows, tmp_path / "a.png")
-    (panel,) = figures[0].axes
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["digits", "arrows", "mean"]
-    line, _, (bars,) = panel.containers[1].lines
-    np.testing.assert_allclose(line.get_ydata(), [40.0] * 3)  # 30, 40 and 50
-    half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
-    np.testing.assert_allclose(bars.get_segments()[2][:, 1], [40 - half, 40 + half])
-
-    values = {"base": 0.5, "new": 0.3, "head": 0.7, "tail": 0.2}
-    rows = [
-        Row("coop", f"imbalanced:{tau}", "toy", "accuracy", value * tau, None, 16, 1, split, 5)
-        for tau in (1, 0.25)
-        for split, value in values.items()
-    ]
-    assert _plots_protocols.long_tails(rows, tmp_path / "b.png")
-    shown = [axis.containers[0].lines[0].get_ydata() for axis in figures[1].axes]
-    np.testing.assert_allclose(shown[0], [37.5, 37.5 / 4])  # H of 50 and 30
-    np.testing.assert_allclose([shown[1], shown[2]], [[50, 12.5], [30, 7.5]])
-    np.testing.assert_allclose(shown[3], [17.5, 5.0])  # head and tail at tau 0.25
-    assert not _plots_protocols.long_tails(rows[:4], tmp_path / "c.png")
-    assert not _plots_protocols.transfer(rows, tmp_path / "d.png")
 
 
 def test_costs_are_shown_and_may_differ_between_files(tmp_path):

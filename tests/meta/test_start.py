@@ -14,6 +14,7 @@ from gram_jax.meta import (
     load_meta,
     make_meta_step,
     meta_objective,
+    regulator_context,
     relation,
     save_meta,
     start,
@@ -129,9 +130,52 @@ def test_files(tmp_path):
         save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
 
 
+def test_a_structured_regulator_reads_the_relation(prototypes):
+    """One step of L = |x - b|^2 / 2 by R(g) = (1 + tanh s(w)) g; another regulator is given the context itself."""
+    rng = np.random.default_rng(4)
+    regulator = regulators.structured(prototypes=5, rank=1)
+    phi = {name: jnp.asarray(leaf) for name, leaf in regulator.init(jax.random.key(0), jnp.zeros((2, 3))).items()}
+    phi["scale"] = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    meta = init_meta(jnp.zeros((2, 3)), phi, RATE)
+    meta = with_structure(meta, prototypes, TAU, offsets=False)
+    assert meta.offsets is None
+    contexts, support, query = rng.normal(size=(4, 6)) + 3.0, rng.normal(size=(4, 2, 3)), rng.normal(size=(4, 2, 3))
+    tasks = Task(support=jnp.asarray(support), same=jnp.asarray(query), context=jnp.asarray(contexts))
+    loss = lambda prompt, target: 0.5 * jnp.sum((prompt - target) ** 2)  # noqa: E731
+    metrics = meta_objective(loss, meta, tasks, regulator=regulator, steps=1, cross_weight=0)[1]
+    for index, context in enumerate(contexts):
+        factor = 1 + np.tanh(by_hand(prototypes, context, TAU) @ np.asarray(phi["scale"]))
+        expected = 0.5 * np.sum((RATE * factor * support[index] - query[index]) ** 2)
+        np.testing.assert_allclose(metrics["same"][index], expected, rtol=1e-4)
+    assert regulator_context(meta, regulators.mask(context_dim=6), context) is context
+    assert regulator_context(meta, regulators.affine()) is None
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_files_of_a_structured_regulator(tmp_path, offsets):
+    clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.structured(prototypes=3)
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    plain = init_meta(prompt, regulator.init(jax.random.key(1), prompt), RATE)
+    rows = np.random.default_rng(0).normal(size=(4, 2 * clip.config.embed_dim))
+    meta = with_structure(plain, rows[:3], TAU, offsets=offsets)
+    save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
+    found = load_meta(tmp_path / "meta.safetensors", tuner, regulator, clip)
+    assert jax.tree.structure(found) == jax.tree.structure(meta)
+    jax.tree.map(np.testing.assert_array_equal, found, meta)
+    for wrong, message in ((plain, "has no prototypes"), (with_structure(plain, rows, TAU), "4 prototypes, .* for 3")):
+        with pytest.raises(ArrayFileError, match=message):
+            save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
+
+
+STRUCTURED = regulators.structured(prototypes=4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda meta: regulator_context(meta, STRUCTURED, jnp.ones(4)), "to 4 prototypes, and there are none"),
+        (lambda meta: regulator_context(with_structure(meta, np.eye(5)), STRUCTURED, jnp.ones(5)), "and there are 5"),
+        (lambda meta: regulator_context(with_structure(meta, np.eye(4)), STRUCTURED), "pass its context"),
         (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]; give some"),
         (lambda meta: with_structure(meta, np.zeros(4)), r"shape \[4\]"),
         (lambda meta: with_structure(meta, np.eye(4), 0.0), "temperature is 0.0"),

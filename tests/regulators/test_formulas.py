@@ -41,12 +41,25 @@ def gated_low_rank(phi, block, context):
     return np.stack(rows)
 
 
+def structured(phi, block, relation):
+    up, scale = phi["shared_up"], phi["shared_scale"]
+    for weight, own_up, own_scale in zip(relation, phi["up"], phi["scale"], strict=True):
+        up, scale = up + weight * own_up, scale + weight * own_scale
+    rows = []
+    for row in block:
+        unit = row / np.linalg.norm(row)
+        turned = unit + np.tanh(np.sqrt(WIDTH) * unit @ phi["down"] + phi["bias"]) @ up
+        rows.append((1 + np.tanh(scale)) * np.linalg.norm(row) * turned / np.linalg.norm(turned))
+    return np.stack(rows)
+
+
 @pytest.mark.parametrize(
     ("formula", "settings"),
     [
         (affine, {}),
         (mask, {"context_dim": CONTEXT}),
         (gated_low_rank, {"rank": 2, "hidden": 7, "context_dim": CONTEXT}),
+        (structured, {"prototypes": CONTEXT, "rank": 2}),
     ],
 )
 def test_a_class_specific_prompt_is_regulated_by_the_formula(formula, settings):
@@ -54,11 +67,13 @@ def test_a_class_specific_prompt_is_regulated_by_the_formula(formula, settings):
     regulator = regulators.make(formula.__name__, **settings)
     grads = rng.normal(size=(CLASSES, TOKENS, WIDTH)) * [[[1e-3]], [[1.0]], [[30.0]]]
     context = rng.normal(size=CONTEXT)
+    if formula is structured:
+        context = rng.dirichlet(np.ones(CONTEXT))
     phi = regulator.init(jax.random.key(0), jnp.asarray(grads, jnp.float32))
     phi = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32), phi)
     found = regulator.apply(phi, jnp.asarray(grads, jnp.float32), jnp.asarray(context, jnp.float32))
-    unit_context = context / np.sqrt(np.mean(context**2))
-    expected = np.stack([formula(phi, block, unit_context) for block in grads])
+    read = context if formula is structured else context / np.sqrt(np.mean(context**2))
+    expected = np.stack([formula(phi, block, read) for block in grads])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5 * np.abs(other).max())
 
@@ -110,6 +125,22 @@ def test_a_missing_or_misshapen_context_is_named(name):
         regulator.apply(phi, jnp.ones((4, 6)), jnp.ones((2, 5)))
 
 
+def test_prototypes_that_a_task_is_not_related_to_do_not_matter():
+    rng = np.random.default_rng(4)
+    regulator = regulators.structured(prototypes=3, rank=2)
+    grads = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    phi = regulator.init(jax.random.key(0), grads)
+    phi = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), phi)
+    other = {name: leaf.at[2].set(0) if name in ("up", "scale") else leaf for name, leaf in phi.items()}
+    first, last = jnp.array([1.0, 0, 0]), jnp.array([0, 0, 1.0])
+    np.testing.assert_array_equal(regulator.apply(phi, grads, first), regulator.apply(other, grads, first))
+    assert np.abs(regulator.apply(phi, grads, last) - regulator.apply(other, grads, last)).max() > 1e-2
+    with pytest.raises(ValueError, match="prototypes=3 and is given no context; pass context=, the relation"):
+        regulator.apply(phi, grads, None)
+    with pytest.raises(ValueError, match=r"prototypes=3 and is given a context of shape \[5\]"):
+        regulator.apply(phi, grads, jnp.ones(CONTEXT))
+
+
 def test_as_optax_regulates_what_the_optimiser_sees():
     rng = np.random.default_rng(3)
     regulator = regulators.mask()
@@ -136,6 +167,8 @@ def test_as_optax_regulates_what_the_optimiser_sees():
         ("gated_low_rank", {"hidden": 2.5}, "hidden is 2.5"),
         ("mask", {"context_dim": True}, "context_dim is True"),
         ("affine", {"per": "row"}, "per is 'row'"),
+        ("structured", {}, "prototypes is None; say how many"),
+        ("structured", {"prototypes": 0}, "prototypes is 0"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):
