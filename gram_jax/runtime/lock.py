@@ -38,8 +38,8 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[epath.Path]:
     Args:
       workdir: the folder, local or remote.
 
-    Yields:
-      Its absolute path; the folder exists.
+    Returns:
+      A context manager that gives its absolute path; the folder exists.
 
     Raises:
       WorkdirError: it cannot be written to, or another run is at work in it, which the message names.

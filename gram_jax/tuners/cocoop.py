@@ -102,9 +102,10 @@ def cocoop(
 def _class_features(clip: Clip, classes: Classes, contexts: jax.Array, *, chunk: int) -> jax.Array:
     """Text features `[images, classes, embed_dim]` under contexts `[images, n, width]`, a chunk of images at a time."""
 
-    # Recomputed in the backward pass; inside a scan nothing can be merged with that, so it need not be fenced off.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(context: jax.Array) -> jax.Array:
         return encode_classes(clip, classes, TextPrompt(context))
 
-    return jax.lax.map(one, contexts, batch_size=min(chunk, len(contexts)))
+    if len(contexts) <= chunk:
+        return jax.vmap(one)(contexts)
+    # Recomputed in the backward pass; inside a scan nothing can be merged with that, so it need not be fenced off.
+    return jax.lax.map(jax.checkpoint(one, prevent_cse=False), contexts, batch_size=chunk)

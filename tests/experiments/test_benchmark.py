@@ -19,7 +19,7 @@ from experiments._workload_inputs import make_setup
 from gram_jax import evaluation
 
 # Of the meta steps, which take long to compile, one; the others differ in tuner, steps, and what is differentiated.
-QUICK = ("coop", "cocoop", "ivlp", "gram_exact_5", "test_time", "evaluation")
+QUICK = ("coop", "ivlp", "test_time", "evaluation")
 COMPARED = [name for name, workload in _workloads.WORKLOADS.items() if workload.problem and name != "rules"]
 
 

@@ -149,6 +149,7 @@ def test_sigterm_to_one_process_ends_both_in_good_order_and_the_run_goes_on(comm
     assert_same_learning(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_store_of_one(files, cache, tmp_path):
     flags = (f"--clip={files / 'clip'}", "--corpus=glyphs", "--pairs=40", "--batch_size=5", "--shard_rows=10")
     flags += ("--views=1", "--dtype=float32", "--workers=1")
@@ -179,6 +180,7 @@ def rows(folder):
     return json.loads((folder / "results.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does_each_its_own_units(files, cache, tmp_path):
     flags = (f"--clip={files / 'clip'}", *EVALUATE)
     finish(start("evaluate", tmp_path / "one", *flags, cache=cache))

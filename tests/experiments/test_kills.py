@@ -208,7 +208,7 @@ def is_over(name: str, workdir: Path) -> bool:
     return (workdir / last.get(name, "results.json")).exists()
 
 
-@pytest.mark.parametrize("name", ["meta_train", "evaluate", "pretrain_clip"])
+@pytest.mark.parametrize("name", ["meta_train", "evaluate", pytest.param("pretrain_clip", marks=pytest.mark.slow)])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(inputs, name):
     expected, program, workdir = whole(inputs, name), PROGRAMS[name], inputs / f"{name}_killed"
     count = random.Random(name).randrange(1, program.total // 2)

@@ -77,7 +77,7 @@ def test_another_configuration_is_refused_by_name(finished):
         pretrain_clip.run(dataclasses.replace(TOY, text_width=64), workdir)
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, debug):
     config = dataclasses.replace(TOY, learning_rate=1e30, save_every=1, debug_nans=debug)
     where = r"Done again with checks: .*, at /.*\.py:\d+ \(" if debug else "--debug_nans does the step again"
