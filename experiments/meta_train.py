@@ -48,7 +48,7 @@ from gram_jax.tuners import Tuner
 # A resumed run may differ in these.
 MAY_CHANGE = (
     *("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers", "worker_processes"),
-    "debug_nans",
+    *("debug_nans", "tasks_at_once"),
 )
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
@@ -101,6 +101,9 @@ class Config:
     eval_batches: int = setting(4, "batches of tasks in a validation")
     save_every: int = setting(50, "steps between checkpoints")
     workers: int = setting(2, "threads that draw tasks ahead")
+    tasks_at_once: int = setting(
+        0, "tasks that a device adapts side by side; 0 for all of its own, 1 for the least memory"
+    )
     worker_processes: int = setting(0, "processes that draw tasks instead; they pay where images are read from disk")
     mapper: str = setting(
         "shard_map", "how tasks are mapped over devices; pmap in one process only", choices=("shard_map", "pmap")
@@ -113,7 +116,7 @@ class Config:
         for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("eval_every", "max_tokens", "devices", "worker_processes"):
+        for name in ("eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
         for name in (*RATE.values(), "inner_rate", "clip_norm", "temperature"):
@@ -159,6 +162,7 @@ def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
         gradient=int(config.gradient) if config.gradient.isdigit() else config.gradient,
         cross_weight=config.cross_weight,
         learn=config.learn,
+        tasks_at_once=config.tasks_at_once or None,
         mapper=config.mapper,
         devices=devices[: config.devices] if config.devices else devices,
     )
@@ -222,6 +226,11 @@ def train(
     step = make_step(config, tuner, regulator)
     if config.batch_size % step.devices:
         raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
+    if config.tasks_at_once and config.batch_size // step.devices % config.tasks_at_once:
+        raise ValueError(
+            f"--tasks_at_once={config.tasks_at_once}: a device has {config.batch_size // step.devices} tasks a step, "
+            "which is no multiple of it"
+        )
     related = "prototypes" in regulator.settings
     # Classes that are called by their centroid have tokens of their own, which belong to these tasks alone.
     task_clip = clip if hierarchy.token_rows is None else tasks.centroid_clip(clip, hierarchy)

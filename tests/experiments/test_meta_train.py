@@ -98,6 +98,12 @@ def test_without_offsets_one_start_serves_all_tasks(clip, hierarchy, config, tmp
     assert gram.meta.start(learned) is learned.prompt
 
 
+def test_tasks_one_after_the_other_drawn_by_processes_teach_the_same(clip, hierarchy, config, trained, tmp_path):
+    settings = dataclasses.replace(config, tasks_at_once=1, worker_processes=2, eval_every=0)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5), learned, trained[1])
+
+
 @pytest.mark.parametrize("learn", [("prompt", "phi"), ("phi", "offsets")])
 def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, config, tmp_path, learn):
     settings = dataclasses.replace(
@@ -220,6 +226,7 @@ def test_a_run_that_breaks_off_says_what_is_left_and_debug_nans_where_it_began(
         ({"tuner_settings": '{"tokens": 3}'}, "no setting 'tokens'"),
         ({"tuner_settings": '{"num_tokens": 90}'}, "context"),
         ({"devices": 99}, "--devices=99"),
+        ({"tasks_at_once": 3}, "--tasks_at_once=3: a device has 2 tasks a step"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(clip, hierarchy, config, tmp_path, change, message):
