@@ -18,8 +18,8 @@ from experiments import _gauge, _memory, _torch_workloads, _workloads, benchmark
 from experiments._workload_inputs import make_setup
 from gram_jax import evaluation
 
-# Of the meta steps, which take long to compile, one; the others differ in tuner, steps, and what is differentiated.
-QUICK = ("coop", "ivlp", "test_time", "evaluation")
+# Those that compile quickly; the others take minutes together.
+QUICK = ("coop", "evaluation")
 COMPARED = [name for name, workload in _workloads.WORKLOADS.items() if workload.problem and name != "rules"]
 
 

@@ -16,6 +16,7 @@ from gram_jax.testing import tiny_clip, tiny_config, tiny_tokenizer
 
 LAYERS, CLASSES, BATCH = 1, 6, 3
 COMPOSED = ("coop+kgcoop:2+prograd", "ivlp+cpt+npt+promptsrc")
+QUICK = ("coop", "vpt", "ivlp", "adaptive")
 TINY = tiny_config(text_layers=LAYERS, vision_layers=LAYERS)
 
 
@@ -28,9 +29,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def config():
-    return costs.Config(
-        clip_size="mini", methods=(*tuners.NAMES, *COMPOSED), classes=CLASSES, batch_size=BATCH, repeats=1
-    )
+    return costs.Config(clip_size="mini", methods=(*QUICK, *COMPOSED), classes=CLASSES, batch_size=BATCH, repeats=1)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,15 @@ def by_method(results):
     return found
 
 
-def test_every_tuner_and_composition_has_its_costs(finished, config):
+@pytest.mark.slow
+def test_every_other_tuner_has_its_costs(config, tmp_path):
+    others = tuple(name for name in tuners.NAMES if name not in QUICK)
+    found = by_method(costs.run(dataclasses.replace(config, methods=others), tmp_path))
+    assert tuple(found) == others
+    assert all(min(values.values()) > 0 for values in found.values())
+
+
+def test_tuners_and_compositions_have_their_costs(finished, config):
     workdir, results = finished
     found = by_method(results)
     assert list(found) == list(config.methods)

@@ -220,6 +220,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(inputs, name):
     assert results(name, workdir) == expected
 
 
+@pytest.mark.slow
 def test_told_to_stop_meta_training_saves_the_step_that_it_is_at(inputs):
     expected, program, workdir = whole(inputs, "meta_train"), PROGRAMS["meta_train"], inputs / "meta_train_told"
     told = start(inputs, "meta_train", workdir)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-def few(count: int = 25, **strategies: Any) -> Callable:
+def few(count: int = 15, **strategies: Any) -> Callable:
     """A test of so many examples, the same every time."""
     return lambda test: settings(max_examples=count, derandomize=True, **_COMMON)(given(**strategies)(test))
 
