@@ -309,6 +309,12 @@ def comparisons(rows: Iterable[Row], against: str | None = None) -> tuple[Compar
     return tuple(found)
 
 
+def reference(rows: Iterable[Row]) -> str | None:
+    """What everything is compared with where nobody says: zero-shot, if no method is a variant of another one."""
+    methods = {row.method for row in rows}
+    return ZERO_SHOT if ZERO_SHOT in methods and not any(map(tuner_of, methods)) else None
+
+
 def metric_name(kind: Kind, shots: int | None) -> str:
     """What a comparison compares, e.g. "accuracy (few-shot, shifted domains, 4 shots)"."""
     return f"{kind.quantity} ({kind.title.lower()}, {in_shots(shots)})"

@@ -300,10 +300,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     settings |= _composition(config, opened)
     settings |= {"selected": selected, "files": files, "datasets": _protocols.about(opened)} | notes
     settings |= {} if config.preset is None else {"preset_from": _presets.PRESETS[config.preset].provenance}
-    against = "zero_shot" if "zero_shot" in wanted and not (config.meta or config.controls) else None
-    results = evaluation.Results(settings, environment, tuple(rows), report.comparisons(rows, against))
+    compared = report.comparisons(rows, report.reference(rows))
+    results = evaluation.Results(settings, environment, tuple(rows), compared)
     if runtime.is_main():
-        report.write([results], workdir, names=["this evaluation"], against=against, show=print)
+        report.write([results], workdir, names=["this evaluation"], show=print)
     return results
 
 

@@ -31,11 +31,11 @@ from experiments import _plots, _plots_protocols, _published, _sheets, _tables
 from experiments._launch import launch, setting
 from experiments._measures import BESIDE, COSTS
 from experiments._protocols import PROTOCOLS, has_new, imbalance
-from experiments._tables import comparisons
+from experiments._tables import comparisons, reference
 from gram_jax import evaluation
 from gram_jax.evaluation import Results, Row
 
-__all__ = ["Config", "comparisons", "merge", "run", "write"]
+__all__ = ["Config", "comparisons", "merge", "reference", "run", "write"]
 
 PLOTS = {
     "accuracy_against_shots": _plots.accuracy_against_shots,
@@ -56,7 +56,9 @@ class Config:
 
     results: tuple[str, ...] = setting((), "result files (results.json)")
     methods: tuple[str, ...] = setting((), "the methods that are compared; all of the files if none is given")
-    against: str | None = setting(None, "a method that every other one is compared with as well")
+    against: str | None = setting(
+        None, "a method that every other one is compared with as well; zero-shot by default where GRAM is not measured"
+    )
     shots: int | None = setting(None, "shots of the tables by step and by dataset; the largest number by default")
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ def write(
       workdir: where to write.
       names: what the results are called, usually their files.
       shots: labelled images a class in the tables by step and by dataset; the largest number by default.
-      against: a method that every other one is compared with as well.
+      against: a method that every other one is compared with as well; zero-shot where nothing else is compared.
       show: called with the tables as aligned text.
 
     Returns:
@@ -122,7 +124,7 @@ def write(
         raise ValueError(f"--shots={shots} was not measured; the files hold {', '.join(map(str, measured)) or 'none'}")
     shots = _tables.default_shots(rows) if shots is None else shots
     unlike = {dataset: why for found in results for dataset, why in _published.unlike(found).items()}
-    sheets = list(_sheets.sheets(rows, shots, against, unlike))
+    sheets = list(_sheets.sheets(rows, shots, against or reference(rows), unlike))
     footer = [*_reading(rows, sheets), *_beside(sheets, unlike), *_notes(rows), *_unshown(rows)]
     footer += _provenance(results, names)
     markdown = _render(sheets, footer, "## ", "- ", evaluation.to_markdown)

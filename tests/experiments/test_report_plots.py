@@ -1,11 +1,11 @@
-"""The plots of single protocols, against numbers by hand."""
+"""The plots of single protocols, against numbers by hand, and what is compared where nobody says."""
 
 import itertools
 
 import numpy as np
 from scipy import stats
 
-from experiments import _plots, _plots_protocols
+from experiments import _plots, _plots_protocols, _tables
 from gram_jax.evaluation import Row
 
 
@@ -38,3 +38,10 @@ def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
     np.testing.assert_allclose(shown[3], [17.5, 5.0])  # head and tail at tau 0.25
     assert not _plots_protocols.long_tails(rows[:4], tmp_path / "c.png")
     assert not _plots_protocols.transfer(rows, tmp_path / "d.png")
+
+
+def test_zero_shot_is_the_reference_where_nothing_else_is_compared():
+    rows = [Row(method, "few_shot", "toy", "accuracy", 0.5) for method in ("zero_shot", "coop", "coop+kgcoop", "vpt")]
+    assert _tables.reference(rows) == "zero_shot"
+    assert _tables.reference([*rows, Row("coop+gram", "few_shot", "toy", "accuracy", 0.5)]) is None
+    assert _tables.reference(rows[1:]) is None
