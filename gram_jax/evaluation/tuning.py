@@ -224,22 +224,17 @@ def make_tuning(
         lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
         return state, phi, clip, batch, per_leaf(learning_rate, state.prompts), *lengths
 
-    def step(
-        state: TuningState,
-        phi: PyTree,
-        clip: Clip,
-        batch: dict[str, Any],
-        learning_rate: PyTree,
-        total_steps: int,
-        epoch_steps: int = 1,
-    ) -> tuple[TuningState, dict[str, Array]]:
-        return update(*arguments(state, phi, clip, batch, learning_rate, total_steps, epoch_steps))
+    def step(*given: Any, **named: Any) -> tuple[TuningState, dict[str, Array]]:
+        return update(*arguments(*given, **named))
+
+    def lower(*given: Any, **named: Any) -> jax.stages.Lowered:
+        return update.lower(*arguments(*given, **named))
 
     @jax.jit
     def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
         return jax.vmap(lambda prompt: tuner.apply(prompt, clip, classes, images).logits)(prompts)
 
-    return Tuning(init, step, logits, lambda *given: update.lower(*arguments(*given)))
+    return Tuning(init, step, logits, lower)
 
 
 def tune(
