@@ -176,18 +176,22 @@ def followed(
     candidate: _methods.Candidate,
     supports: Sequence[Dataset],
     prompts: Any,
-    names: tuple[str, ...],
-) -> Any:
-    """Tuned prompts, moved as their structured start moves when it is told other class names; no image is seen."""
-    here = task_contexts(bench, supports)
-    there = here.copy()
-    there[:, here.shape[1] // 2 :] = bench.texts(names, PHOTO).mean(0)
+) -> Callable[[tuple[str, ...]], Any]:
+    """Of class names, tuned prompts, moved as their structured start moves when it is told these; no image is seen."""
 
     def starts(contexts: np.ndarray) -> Any:
         each = [candidate.start(jax.random.key(0), bench.clip, None, context) for context in contexts]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
-    return jax.tree.map(lambda prompt, new, old: prompt + (new - old), prompts, starts(there), starts(here))
+    here = task_contexts(bench, supports)
+    begun = starts(here)
+
+    def moved(names: tuple[str, ...]) -> Any:
+        there = here.copy()
+        there[:, here.shape[1] // 2 :] = bench.texts(names, PHOTO).mean(0)
+        return jax.tree.map(lambda prompt, new, old: prompt + (new - old), prompts, starts(there), begun)
+
+    return moved
 
 
 def regulator_contexts(method: _methods.Method, contexts: np.ndarray | None) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from etils import epath
 from experiments import _tables
 from experiments._collapse_measures import WHOLE, H
 from experiments._correlation import Correlation, correlate
+from experiments._files import replace
 from experiments._protocols import imbalance
 from gram_jax import evaluation
 from gram_jax.evaluation import Comparison, Row, Table
@@ -268,10 +269,3 @@ def write(rows: Sequence[Row], found: Sequence[Found], workdir: epath.Path, show
         own = each.correlation._asdict() | ({"r": None} if math.isnan(each.correlation.r) else {})
         fields.append({k: v for k, v in vars(each).items() if k != "correlation"} | own)
     replace(workdir / "correlations.json", json.dumps(fields, indent=1) + "\n")
-
-
-def replace(path: epath.Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.parent / f"{path.name}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

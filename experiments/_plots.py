@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from experiments import _tables
+from experiments._files import replace
 from experiments._tables import Grid, Kind
 from gram_jax import evaluation
 from gram_jax.evaluation import Row
@@ -279,7 +279,4 @@ def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI)
-    path = epath.Path(path)
-    part = path.parent / f"{path.name}.part"
-    part.write_bytes(stream.getvalue())
-    part.replace(path)
+    replace(path, stream.getvalue())

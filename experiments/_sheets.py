@@ -220,10 +220,10 @@ def _other_metrics(rows: Sequence[Row], kind: Kind, shots: int | None) -> Iterat
 
 def _costs(rows: Sequence[Row]) -> Iterator[Sheet]:
     """What tuning cost, from the cheapest to the dearest dataset and protocol."""
-    found = {(row.method, row.metric, row.shots): [] for row in rows if row.metric in (SECONDS, BYTES)}
+    found: dict[tuple, list[float]] = {}
     for row in rows:
         if row.metric in (SECONDS, BYTES):
-            found[row.method, row.metric, row.shots].append(row.value)
+            found.setdefault((row.method, row.metric, row.shots), []).append(row.value)
     if not found:
         return
     counts = sorted({shots for _, _, shots in found})

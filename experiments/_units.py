@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from experiments._files import replace
+
 logger = logging.getLogger(__name__)
 
 
@@ -71,9 +73,7 @@ class Units:
         self._found[unit] = json.loads(line)["found"]
 
     def _replace(self, content: bytes) -> None:
-        part = self._path.parent / f"{self._path.name}.part"
-        part.write_bytes(content)
-        part.replace(self._path)
+        replace(self._path, content)
         self._size = len(content)
 
     def _read(self) -> None:

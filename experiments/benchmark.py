@@ -39,6 +39,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import _gauge, _memory, _torch_workloads
+from experiments._files import replace
 from experiments._launch import launch, setting
 from experiments._units import Units
 from experiments._workload_inputs import CLIP_SIZES, Setup, make_setup
@@ -280,7 +281,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     entries = [units[name,] for name in config.workloads]
     sizes = ", ".join(f"{name} {value:,}" for name, value in dataclasses.asdict(setup.sizes).items())
     notes = [f"sizes: {sizes}", *([missing] if missing else [])]
-    (workdir / "table.md").write_text(report(entries, notes, evaluation.to_markdown))
+    replace(workdir / "table.md", report(entries, notes, evaluation.to_markdown))
     print(f"\n{report(entries, notes, evaluation.to_text)}", end="", flush=True)
     settings = dataclasses.asdict(config) | {"sizes": dataclasses.asdict(setup.sizes)}
     settings |= {"notes": {entry["workload"]: entry["notes"] for entry in entries}, "ceilings": ceilings(entries)}

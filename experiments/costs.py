@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gram_jax as gram
+from experiments._files import replace
 from experiments._gauge import matmul_flops
 from experiments._launch import launch, setting
 from experiments._presets import PRESETS
@@ -247,9 +248,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             name = f"random:{config.clip_size}"
             rows += [Row(method, PROTOCOL, name, metric, float(value)) for metric, value in found.items()]
     text = evaluation.to_markdown(Table(HEADER, tuple(lines)))
-    part = workdir / "table.md.part"
-    part.write_text(f"{_about(config, environment)}\n\n{text}\n", encoding="utf-8")
-    part.replace(workdir / "table.md")
+    replace(workdir / "table.md", f"{_about(config, environment)}\n\n{text}\n")
     print(f"table in {workdir / 'table.md'}", flush=True)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 

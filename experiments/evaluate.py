@@ -197,11 +197,8 @@ def following(
 ) -> list[tuple[Part, _measures.Outcome]]:
     """What is predicted on each part when prompts follow its class names."""
     supports = [_protocols.support(without_test(dataset), protocol, shots, seed) for seed in bench.config.seeds]
-    found = []
-    for part in parts:
-        moved = followed(bench, candidate, supports, prompts, part.dataset.class_names)
-        found += zip([part], outcomes(bench, method.tuning, moved, [part]), strict=True)
-    return found
+    moved = followed(bench, candidate, supports, prompts)
+    return [(part, *outcomes(bench, method.tuning, moved(part.dataset.class_names), [part])) for part in parts]
 
 
 def score(

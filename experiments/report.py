@@ -28,6 +28,7 @@ from typing import Any
 from etils import epath
 
 from experiments import _plots, _plots_protocols, _published, _sheets, _tables
+from experiments._files import replace
 from experiments._launch import launch, setting
 from experiments._measures import BESIDE, COSTS
 from experiments._protocols import PROTOCOLS, has_new, imbalance
@@ -130,8 +131,8 @@ def write(
     markdown = _render(sheets, footer, "## ", "- ", evaluation.to_markdown)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    _replace(workdir / "table.md", markdown)
-    _replace(workdir / "table.csv", _to_csv(sheets))
+    replace(workdir / "table.md", markdown)
+    replace(workdir / "table.csv", _to_csv(sheets))
     for name, plot in PLOTS.items():
         path = workdir / f"{name}.png"
         if not plot(rows, path, shots=shots):
@@ -314,13 +315,6 @@ def _to_csv(sheets: Sequence[_sheets.Sheet]) -> str:
                     p_value = "" if cell.p_value is None else repr(cell.p_value)
                     writer.writerow([sheet.title, name, column, *percent, cell.summary.n or "", p_value])
     return stream.getvalue()
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.parent / f"{path.name}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

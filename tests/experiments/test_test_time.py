@@ -13,27 +13,12 @@ from experiments import _bench, _methods, _test_time, evaluate, report
 from gram_jax import evaluation, meta, regulators, tuners
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset, view
-from gram_jax.testing import tiny_clip
+from tests.experiments.test_evaluate import spread_clip
 
 SEEDS, PER_CLASS, VIEWS, SHARE, KEPT, RATE, TAU = (1, 2), 2, 10, 0.3, 3, 0.01, 0.5
 WORDS = "a photo of a"
 REGULATOR = regulators.structured(prototypes=3, rank=2)
 TUNED = ("coop+tpt", "coop+tpt+gram", "coop+tpt+gram:init_only", "coop+tpt+gram:regulator_only")
-
-
-def spread_clip():
-    """A random clip whose features have mean 0, or it would call all images by one name."""
-    clip = tiny_clip(seed=1, text_layers=1, vision_layers=1, text_context_length=40)
-    dataset = load_dataset("glyphs:chess")
-    texts = clip.tokenize([f"a photo of a {name}." for name in dataset.class_names])
-    images = clip.preprocess(dataset.images(dataset.select("val")))
-    for tower, norm, features in (
-        ("text", "final_norm", gram.encode_text(clip, texts, normalize=False)),
-        ("vision", "post_norm", gram.encode_image(clip, images, normalize=False)),
-    ):
-        params = clip.params[tower]
-        params[norm]["bias"] -= np.linalg.lstsq(np.asarray(params["projection"]).T, np.mean(features, axis=0))[0]
-    return clip
 
 
 @pytest.fixture(scope="module")
