@@ -168,6 +168,13 @@ def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
     )
 
 
+def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: Any) -> None:
+    """Says how much memory a step is going to take; it is compiled here, and not again when it is taken."""
+    needed = evaluation.memory_bytes(step.update.lower(state, frozen, batch).compile())
+    if runtime.is_main():
+        print(runtime.memory_line(needed, step.devices, runtime.available_memory()), flush=True)
+
+
 def reader(hierarchy: tasks.Hierarchy, tuner: Tuner, clip: Clip, corpus: Corpus | None) -> Callable[[np.ndarray], Any]:
     """How members of the hierarchy become what the tuner takes: frozen features, or transformed pixels."""
     if not tuner.needs_pixels:
@@ -257,7 +264,7 @@ def train(
         prototypes, offsets = episodes.prototypes(), "offsets" in config.learn
         start = meta.with_structure(start, prototypes, config.temperature, offsets=offsets)
     state = step.init(start)
-    frozen = step.place(task_clip.replace(tokenizer=None, transform=None))
+    frozen = step.place(task_clip.replace(transform=None))  # words behind a context are read while tracing
     images = reader(hierarchy, tuner, clip, corpus)
     usable = sum(map(len, episodes.themes))
     print(f"tasks: {len(episodes.themes)} themes, {usable} classes; left out: {episodes.left_out}", flush=True)
@@ -296,6 +303,8 @@ def train(
                 record(log, 0, state)
             for index, batch in enumerate(batches, first):
                 batch = place(batch)
+                if index == first:
+                    announce(step, state, frozen, batch)
                 before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
                 state, metrics = step(state, frozen, batch)
                 done, found = index + 1, losses(metrics)

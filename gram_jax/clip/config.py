@@ -140,6 +140,9 @@ class ClipConfig:
         softmax, residual sums and features are float32 either way. With float64 parameters (under
         `jax.enable_x64`), "float32" computes in float64: it is a floor, not a cast.
       remat: recompute a layer's activations in the backward pass instead of storing them.
+      class_chunk: most classes that the text transformer runs side by side under a prompt; more run in chunks, one
+        after the other, and once more in the backward pass, so that memory stops growing with the classes. 0: all at
+        once.
 
     Example:
       >>> config = ClipConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
@@ -153,9 +156,14 @@ class ClipConfig:
     logit_scale_init: float = 2.6592
     compute_dtype: str = "float32"
     remat: bool = False
+    class_chunk: int = 512
 
     def __post_init__(self) -> None:
         _require_positive(self, "embed_dim")
+        if isinstance(self.class_chunk, bool) or not isinstance(self.class_chunk, int) or self.class_chunk < 0:
+            raise ValueError(
+                f"ClipConfig.class_chunk must be a number of classes, or 0 for all at once, found {self.class_chunk!r}."
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"ClipConfig.compute_dtype must be one of {list(COMPUTE_DTYPES)}, found {self.compute_dtype!r}."
@@ -207,7 +215,8 @@ class ClipConfig:
         """The dictionary that transformers' `CLIPConfig` reads back to the same model.
 
         Returns:
-          A JSON-serialisable dictionary; `compute_dtype` and `remat` are settings of a run and are left out.
+          A JSON-serialisable dictionary; `compute_dtype`, `remat` and `class_chunk` are settings of a run
+            and are left out.
 
         Example:
           >>> ClipConfig.from_hf(ClipConfig().to_hf()) == ClipConfig()

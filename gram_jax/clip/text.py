@@ -12,6 +12,8 @@ from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, proj
 from gram_jax.clip.prompts import TextPrompt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gram_jax.clip.tokenizer import Classes
 
 Array = jax.Array
@@ -60,7 +62,7 @@ def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array)
 def class_features(
     params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool = True
 ) -> Array:
-    """Features of classes under a text prompt.
+    """Features of classes under a text prompt, `config.class_chunk` classes at a time.
 
     Args:
       params: the `text` branch of the parameters.
@@ -72,10 +74,52 @@ def class_features(
     Returns:
       `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
     """
+    count = classes.tail_ids.shape[0]
+    chunks = -(-count // config.class_chunk) if config.class_chunk else 1
+    if chunks == 1:
+        return _class_features(params, config, classes, prompt, share_prefix)
+
+    def run(classes: Classes, prompt: TextPrompt) -> Array:
+        return _class_features(params, config, classes, prompt, share_prefix)
+
+    return _in_chunks(run, classes, prompt, count, chunks)
+
+
+def _in_chunks(
+    run: Callable[[Classes, TextPrompt], Array], classes: Classes, prompt: TextPrompt, count: int, chunks: int
+) -> Array:
+    """Runs as many chunks of classes one after the other, and each once more in the backward pass.
+
+    Exact: no class sees another one. A chunk takes every so many-th class, so that where the classes are spread over
+    devices, each chunk is too.
+    """
+    size = -(-count // chunks)
+
+    def split(x: Array, axis: int) -> Array:
+        axis %= x.ndim
+        filled = jnp.pad(x, [(0, size * chunks - count if i == axis else 0) for i in range(x.ndim)], mode="edge")
+        return jnp.moveaxis(filled.reshape(*x.shape[:axis], size, chunks, *x.shape[axis + 1 :]), axis + 1, 0)
+
+    own = {"classes": jax.tree.map(lambda x: split(x, 0), classes)}
+    for name, per_class in zip(("context", "deep"), _per_class(prompt), strict=True):
+        if per_class:
+            own[name] = split(getattr(prompt, name), -3)
+
+    def one(own: dict[str, Any]) -> Array:
+        own = dict(own)
+        return run(own.pop("classes"), prompt.replace(**own))
+
+    # Inside a loop nothing can be merged with what is computed again, so it need not be fenced off.
+    features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), own)  # [chunks, (images,) size, embed_dim]
+    features = jnp.moveaxis(features, 0, -2)
+    return features.reshape(*features.shape[:-3], size * chunks, features.shape[-1])[..., :count, :]
+
+
+def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool) -> Array:
     # All classes start with the same token; the configuration's bos_token_id is wrong in files from before mid 2023.
     start = embed(params, classes.token_ids[:1, :1])  # [1, 1, width]
     tail = embed(params, classes.tail_ids)  # [classes, tail, width]
-    if share_prefix and prompt.class_position == "end" and _same_for_all_classes(prompt):
+    if share_prefix and prompt.class_position == "end" and not any(_per_class(prompt)):
         return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt)
 
     n = prompt.context.shape[-2]
@@ -91,11 +135,11 @@ def class_features(
     return _full(params, config, jnp.take_along_axis(x, _expand(source, x), axis=-2), end, prompt, source)
 
 
-def _same_for_all_classes(prompt: TextPrompt) -> bool:
-    leading = [prompt.context.shape[:-2]]
-    if prompt.deep is not None:
-        leading.append(prompt.deep.shape[1:-2])
-    return all(axes[-1] == 1 for axes in leading if axes)
+def _per_class(prompt: TextPrompt) -> tuple[bool, bool]:
+    """Whether the context, and the deep prompts, differ from class to class."""
+    deep = () if prompt.deep is None else prompt.deep.shape[1:-2]
+    context = prompt.context.shape[:-2]
+    return bool(context) and context[-1] != 1, bool(deep) and deep[-1] != 1
 
 
 def _order(class_position: str, n: int, name_length: Array, length: int) -> Array:

@@ -18,7 +18,7 @@ PyTree = Any
 
 _EXCLUDED = -1e9  # the logit of a class that only fills up the shape
 # Shapes come in steps of so many classes, tokens of a name and tokens of a template, to be compiled once each.
-_CLASSES, _TAIL, _TEMPLATE = 16, 4, 16
+CLASS_MULTIPLE, _TAIL, _TEMPLATE = 16, 4, 16
 
 
 def classification_loss(tuner: Tuner) -> Callable[[PyTree, Clip, dict[str, Any]], Array]:
@@ -82,13 +82,13 @@ def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> 
     """
     if not isinstance(classes, Classes):
         features = np.asarray(classes)
-        return jnp.asarray(_fill(features, _up(len(features), _CLASSES))), _valid(len(features))
+        return jnp.asarray(_fill(features, _up(len(features), CLASS_MULTIPLE))), _valid(len(features))
     limit = clip.config.text.context_length
     # The context is one of the leaves. Where another one is larger, less is filled up, which is never wrong.
     tokens = max((leaf.shape[-2] for leaf in jax.tree.leaves(prompt) if len(leaf.shape) > 1), default=0)
     count, tail = classes.tail_ids.shape
     template = classes.token_ids.shape[1]
-    size = _up(count, _CLASSES)
+    size = _up(count, CLASS_MULTIPLE)
     filled = Classes(
         token_ids=_fill(classes.token_ids, size, min(_up(template, _TEMPLATE), limit)),
         eot=_fill(classes.eot, size),
@@ -145,4 +145,4 @@ def _fill(array: Any, *shape: int) -> np.ndarray:
 
 
 def _valid(count: int) -> np.ndarray:
-    return np.arange(_up(count, _CLASSES)) < count
+    return np.arange(_up(count, CLASS_MULTIPLE)) < count

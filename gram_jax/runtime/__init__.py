@@ -1,5 +1,5 @@
 """What a running experiment needs around the mathematics: processes and devices, checkpoints, a metrics log,
-progress, a compilation cache, a lock on its folder.
+progress, estimates of memory, a compilation cache, a lock on its folder.
 
 Only programs in ``experiments`` import this package; the library never does.
 """
@@ -20,6 +20,7 @@ from gram_jax.runtime.devices import (
     own_rows,
 )
 from gram_jax.runtime.lock import WorkdirError, claim
+from gram_jax.runtime.memory import available_memory, memory_line
 from gram_jax.runtime.metrics import MetricsLog, read_metrics
 from gram_jax.runtime.paths import absolute
 from gram_jax.runtime.progress import Progress
@@ -35,6 +36,7 @@ __all__ = [
     "WorkdirError",
     "absolute",
     "all_devices",
+    "available_memory",
     "barrier",
     "check_processes",
     "claim",
@@ -45,6 +47,7 @@ __all__ = [
     "is_loss",
     "is_main",
     "make_mesh",
+    "memory_line",
     "own_rows",
     "read_metrics",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chex
@@ -92,6 +93,49 @@ def test_prompted_features_equal_numpy(clip, classes, case, class_position):
     per_image = "B" in CASES[case][0] or "B" in (CASES[case][1] or ())
     assert features.shape == (expected.shape if per_image else expected.shape[1:])
     np.testing.assert_allclose(np.broadcast_to(features, expected.shape), expected, atol=3e-6)
+
+
+def in_chunks(clip, class_chunk):
+    return clip.replace(config=dataclasses.replace(clip.config, class_chunk=class_chunk))
+
+
+@pytest.mark.parametrize(
+    ("case", "class_position", "class_chunk"),
+    [(case, "end", 3) for case in CASES] + [("per_class_deep", "middle", 1), ("shared_deep", "front", 2)],
+)
+def test_chunks_of_classes_equal_numpy_and_all_at_once(clip, classes, case, class_position, class_chunk):
+    count = len(classes.tail_ids)
+    assert class_chunk < count
+    prompt = make_prompt(case, clip.config.text.width, count, class_position)
+
+    @jax.jit
+    def value_and_gradient(prompt, clip):
+        def loss(prompt):
+            features = encode_classes(clip, classes, prompt)
+            return jnp.sum(features * jnp.cos(jnp.arange(features.size).reshape(features.shape))), features
+
+        return jax.value_and_grad(loss, has_aux=True)(prompt)
+
+    (_, features), gradient = value_and_gradient(prompt, in_chunks(clip, class_chunk))
+    (_, _), whole = value_and_gradient(prompt, in_chunks(clip, 0))
+    expected = numpy_features(clip, classes, prompt)
+    np.testing.assert_allclose(np.broadcast_to(features, expected.shape), expected, atol=3e-6)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
+    assert scale > 1e-2
+    chex.assert_trees_all_close(gradient, whole, atol=2e-6 * max(1.0, scale))
+
+
+def test_memory_does_not_grow_with_the_chunks(clip):
+    prompt = make_prompt("shared", clip.config.text.width, 1, "end")
+
+    def scratch(names, class_chunk):
+        classes = clip.class_tokens([f"small {'red ' * (i % 3)}cat" for i in range(names)], allow_duplicates=True)
+        loss = jax.grad(lambda prompt, clip: encode_classes(clip, classes, prompt).sum())
+        found = jax.jit(loss).lower(prompt, in_chunks(clip, class_chunk)).compile().memory_analysis()
+        return found.temp_size_in_bytes
+
+    assert scratch(128, 0) > 1.8 * scratch(64, 0)
+    assert scratch(128, 16) < 1.2 * scratch(64, 16) < 0.5 * scratch(64, 0)
 
 
 def test_positions_and_depth_make_a_difference(clip, classes):
