@@ -52,6 +52,7 @@ setup(
         "torch": ["torch==2.13.0"],  # the reference that tests and experiments.benchmark compare with
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],
+        "gcs": ["gcsfs>=2025.3"],  # gs:// work directories
     },
     classifiers=[
         "Intended Audience :: Science/Research",
