@@ -52,7 +52,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        rows = np.arange(len(self))[key]
+        rows = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.arange(len(self))[key]
         flat = np.ravel(rows)
         found = np.empty((len(flat), *self.shape[1:]), np.float32)
         numbers = flat // self._shard_rows

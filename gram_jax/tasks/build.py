@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gram_jax.clip import Clip
-from gram_jax.tasks.clustering import assign, kmeans, one_thread
+from gram_jax.tasks.assembling import assemble
+from gram_jax.tasks.clustering import SAMPLE, Computed, Watch, assign, ignore, kmeans, sliceable
 from gram_jax.tasks.hierarchy import Hierarchy
 from gram_jax.tasks.naming import (
     Grouping,
@@ -16,27 +17,22 @@ from gram_jax.tasks.naming import (
     classes_by_name,
     name_at_random,
     name_by_medoid,
-    normalise,
     telling_words,
     token_means,
 )
-from gram_jax.tasks.phrases import Terms, count_terms, group_counts, look_words, rarest, words
+from gram_jax.tasks.phrases import Spoken, count_terms, look_words, number_words, rarest, words
+from gram_jax.tasks.themes import find_classes, find_themes
 
 METHODS = ("clusters", "random")
 CLASS_TEXTS = ("keyword", "medoid", "centroid")
-_SHARE, _SPREAD = 0.3, 0.003  # a theme's word: in this share of a cluster's captions, in this share of the clusters
-_NOISE = 0.1  # share of a cluster's captions below which a word is an accident
-_CENTROID_WEIGHT = 0.3  # of text features, where themes are told apart by words
-_CLASS_WORDS = 64  # directions that the word vectors of a theme are reduced to
 _PAIRS_A_CLASS = 12
 _CLUSTERS = 1700  # small clusters, at most
-_DOMAIN_MEMBERS = 3  # members for each visual domain that a class is split into
 
 
 def build_hierarchy(
     captions: Sequence[str],
-    image_features: np.ndarray,
-    text_features: np.ndarray,
+    image_features: Any,
+    text_features: Any,
     *,
     themes: int = 120,
     classes: int = 0,
@@ -44,9 +40,11 @@ def build_hierarchy(
     domains: int = 2,
     min_members: int = 6,
     method: str = "clusters",
+    sample: int = SAMPLE,
     seed: int = 0,
     clip: Clip | None = None,
     about: Mapping[str, Any] | None = None,
+    watch: Watch = ignore,
 ) -> Hierarchy:
     """Builds a hierarchy of unlabeled image-text pairs by cross-modal hierarchical clustering.
 
@@ -59,9 +57,13 @@ def build_hierarchy(
        k-means on [text, image, telling words], and each class gets a text.
     4. Within a class, k-means on image features: visual domains.
 
+    Centroids are looked for among a sample of the pairs; then every pair is given to its nearest one. Features are
+    read block by block, so that they may be larger than memory; what is kept of them are the members' image features.
+
     Args:
       captions: N texts.
-      image_features: float `[N, embed_dim]`, frozen and normalised.
+      image_features: float `[N, embed_dim]`, frozen and normalised: an array, a memory map, or a part of a feature
+        store.
       text_features: float `[N, embed_dim]`, likewise.
       themes: how many themes are looked for.
       classes: how many classes k-means looks for over all themes, and half as many small clusters, but at most 1,700;
@@ -73,9 +75,12 @@ def build_hierarchy(
       min_members: classes with fewer are left out, and themes with a single class.
       method: "clusters"; or "random", the control: random pairs in classes of the same sizes, in themes of the same
         sizes, named by the same rule.
-      seed: of k-means and of the random control.
+      sample: pairs that centroids are looked for among, at most, and the most small clusters; up to so many pairs, all
+        are looked at. Where there are more, `about` names it among the settings.
+      seed: of k-means, of the sample, and of the random control.
       clip: the clip that the features come from, with its tokenizer; "medoid" and "centroid" need it.
       about: where the pairs and features come from, JSON values; kept, with the settings, in `Hierarchy.about`.
+      watch: called with what runs, how many pairs are done, and of how many (0: nobody knows).
 
     Returns:
       The `Hierarchy`; classes are sorted by theme and text, members by class and domain.
@@ -98,27 +103,29 @@ def build_hierarchy(
       Models", whose public text leaves its steps open; these are our own choice.
     """
     image, text = _check(captions, image_features, text_features)
-    _check_settings(themes, classes, class_text, domains, min_members, method, clip)
-    spoken = [words(caption) for caption in captions]
-    vocabulary = count_terms(spoken, min_count=5)
+    _check_settings(themes, classes, class_text, domains, min_members, sample, method, clip)
     if classes > len(captions):
         raise ValueError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
     count = classes or max(2, len(captions) // _PAIRS_A_CLASS)
-    small = min(_CLUSTERS, max(1, count // 2))
+    small = min(_CLUSTERS, max(1, count // 2), sample)
+    watch("words", 0, len(captions))
+    spoken = number_words(map(words, captions))
+    watch("words", len(captions), len(captions))
+    vocabulary = count_terms(spoken, min_count=5)
     telling = ~look_words(vocabulary, np.unique(rarest(vocabulary), return_inverse=True)[1])
-    pairs = np.concatenate([text, image], axis=1)
-    micro = assign(pairs, kmeans(pairs, small, seed=seed))
-    theme_of_pair = find_themes(micro, telling, vocabulary, text, themes, seed=seed)
+    look = frozenset(name for name, tells in zip(vocabulary.names, telling, strict=True) if not tells)
+    micro = _small_clusters(text, image, small, sample, seed, watch)
+    theme_of_pair = find_themes(micro, telling, vocabulary, text, themes, seed=seed, sample=sample, watch=watch)
     if class_text == "keyword":
-        look = frozenset(name for name, tells in zip(vocabulary.names, telling, strict=True) if not tells)
         grouping, texts = classes_by_name(spoken, vocabulary, theme_of_pair, look, min_members)
-        grouping = agreeing(grouping, image, min_members)
+        grouping = agreeing(grouping, image, min_members, watch=watch)
     else:
-        grouping, texts = find_classes(theme_of_pair, telling, vocabulary, text, image, count, seed=seed), None
+        settings = {"seed": seed, "sample": sample, "watch": watch}
+        grouping, texts = find_classes(theme_of_pair, telling, vocabulary, text, image, count, **settings), None
     grouping, texts = _drop_small(grouping, texts, min_members)
     if method == "random":
         grouping = shuffled(grouping, seed)
-        texts = name_at_random(grouping, count_terms(spoken, longest=3)) if class_text == "keyword" else None
+        texts = _random_names(grouping, spoken) if class_text == "keyword" else None
     if texts is None:
         texts = name_by_medoid(grouping, captions, text, clip) if class_text == "medoid" else _numbers(grouping)
     rows = token_means(grouping, vocabulary, clip) if class_text == "centroid" else None
@@ -131,36 +138,60 @@ def build_hierarchy(
             "domains": domains,
             "min_members": min_members,
             "seed": seed,
-        },
+        }
+        | about_sample(sample, len(captions)),
     }
     theme_texts = telling_words(grouping, vocabulary)
+    about = {**(about or {}), **settings}
     return assemble(
-        grouping, texts, theme_texts, image, text, domains, seed, {**(about or {}), **settings}, token_rows=rows
+        grouping, texts, theme_texts, image, text, domains, seed, about, token_rows=rows, sample=sample, watch=watch
     )
+
+
+def about_sample(sample: int, pairs: int) -> dict[str, int]:
+    """What the settings of a hierarchy say of the sample: nothing, where it was all pairs.
+
+    Args:
+      sample: as for `build_hierarchy`.
+      pairs: how many pairs there are.
+
+    Returns:
+      A part of the settings.
+
+    Example:
+      >>> about_sample(1000, 1000), about_sample(1000, 1001)
+      ({}, {'sample': 1000})
+
+    Reference:
+      Our own choice.
+    """
+    return {"sample": sample} if sample < pairs else {}
 
 
 def from_groups(
     themes: Sequence[str],
     classes: Sequence[str],
-    image_features: np.ndarray,
-    text_features: np.ndarray,
+    image_features: Any,
+    text_features: Any,
     *,
     domains: int = 2,
     min_members: int = 6,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
+    watch: Watch = ignore,
 ) -> Hierarchy:
     """A hierarchy of given groups: what clustering could reach at best, where somebody knows the groups.
 
     Args:
       themes: N texts, the theme of each pair.
       classes: N texts, the class of each pair within its theme; classes of that name in two themes are two.
-      image_features: float `[N, embed_dim]`, frozen and normalised.
+      image_features: float `[N, embed_dim]`, as for `build_hierarchy`.
       text_features: float `[N, embed_dim]`, likewise.
       domains: as for `build_hierarchy`.
       min_members: classes with fewer are left out, and themes with a single class.
       seed: of the visual domains.
       about: as for `build_hierarchy`.
+      watch: as for `build_hierarchy`.
 
     Returns:
       The `Hierarchy`; a class's text is its name.
@@ -180,89 +211,17 @@ def from_groups(
     if len(classes) != len(themes):
         raise ValueError(f"{len(themes)} themes and {len(classes)} classes: give both for every pair.")
     image, text = _check(themes, image_features, text_features)
-    _check_settings(1, 1, "keyword", domains, min_members, "clusters", None)
+    _check_settings(1, 1, "keyword", domains, min_members, SAMPLE, "clusters", None)
     names = sorted(set(zip(themes, classes, strict=True)))
     theme_names = sorted(set(themes))
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[pair] for pair in zip(themes, classes, strict=True)])
-    grouping = Grouping(labels, np.array([theme_names.index(theme) for theme, _ in names]), frozenset())
+    theme_number = {name: i for i, name in enumerate(theme_names)}
+    grouping = Grouping(labels, np.array([theme_number[theme] for theme, _ in names]), frozenset())
     grouping, texts = _drop_small(grouping, [name for _, name in names], min_members)
     settings = {"method": "groups", "settings": {"domains": domains, "min_members": min_members, "seed": seed}}
-    return assemble(grouping, texts, theme_names, image, text, domains, seed, {**(about or {}), **settings})
-
-
-def find_themes(
-    micro: np.ndarray, telling: np.ndarray, vocabulary: Terms, text: np.ndarray, themes: int, *, seed: int
-) -> np.ndarray:
-    """Themes: k-means on the words that many small clusters share, those of a pair's caption and of its cluster.
-
-    A word tells a theme if it is in the captions of more than 30 % of the members of at least 0.3 % of the clusters,
-    and counts with the fourth root of their number: what is said of many things says what kind of thing they are.
-
-    Args:
-      micro: int `[pairs]`, the cluster of each pair.
-      telling: bool `[words]`, False for words for looks.
-      vocabulary: words of the captions.
-      text: float32 `[pairs, embed_dim]`.
-      themes: how many.
-      seed: of k-means.
-
-    Returns:
-      int `[pairs]`, the theme of each pair.
-    """
-    clusters = int(micro.max()) + 1
-    sizes = np.maximum(np.bincount(micro, minlength=clusters), 1)
-    share = (group_counts(micro, clusters, vocabulary.matrix) / sizes[:, None]).toarray()
-    spread = np.mean(share > _SHARE, axis=0)
-    columns = np.flatnonzero((spread >= _SPREAD) & telling)
-    weights = spread[columns] ** 0.25
-    own = normalise(vocabulary.matrix.tocsc()[:, columns].toarray() * weights)
-    common = share[:, columns]
-    common = normalise(np.where(common > _NOISE, common, 0.0) * weights)[micro]
-    centroids = normalise(group_counts(micro, clusters, text))[micro]
-    rows = np.concatenate([normalise(own + common), _CENTROID_WEIGHT * centroids], axis=1)
-    found = kmeans(rows, min(themes, len(rows)), seed=seed, iterations=25)
-    return np.unique(assign(rows, found), return_inverse=True)[1]
-
-
-def find_classes(
-    theme_of_pair: np.ndarray,
-    telling: np.ndarray,
-    vocabulary: Terms,
-    text: np.ndarray,
-    image: np.ndarray,
-    classes: int,
-    *,
-    seed: int,
-) -> Grouping:
-    """Classes within each theme: k-means on text and image features and on telling words by TF-IDF.
-
-    Args:
-      theme_of_pair: int `[pairs]`.
-      telling: bool `[words]`.
-      vocabulary: words of the captions.
-      text: float32 `[pairs, embed_dim]`.
-      image: float32 `[pairs, embed_dim]`.
-      classes: how many over all themes; a theme gets them in proportion to its pairs, but at least two.
-      seed: of k-means.
-
-    Returns:
-      The `Grouping`.
-    """
-    labels, themes = np.full(len(text), -1), []
-    for theme in range(int(theme_of_pair.max()) + 1):
-        pairs = np.flatnonzero(theme_of_pair == theme)
-        share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
-        columns = np.flatnonzero((share > 0) & telling)
-        weighted = vocabulary.matrix[pairs].tocsc()[:, columns] * np.log(1 / share[columns])
-        rows = np.concatenate([text[pairs], image[pairs], _reduced(weighted, _CLASS_WORDS, seed)], axis=1)
-        count = min(len(pairs), max(2, round(classes * len(pairs) / len(text))))
-        found = assign(rows, kmeans(rows, count, seed=seed))
-        found = np.unique(found, return_inverse=True)[1]
-        labels[pairs] = found + len(themes)
-        themes += [theme] * (int(found.max()) + 1)
-    look = frozenset(name for name, tells in zip(vocabulary.names, telling, strict=True) if not tells)
-    return Grouping(labels, np.array(themes), look)
+    about = {**(about or {}), **settings}
+    return assemble(grouping, texts, theme_names, image, text, domains, seed, about, watch=watch)
 
 
 def shuffled(grouping: Grouping, seed: int) -> Grouping:
@@ -274,45 +233,16 @@ def shuffled(grouping: Grouping, seed: int) -> Grouping:
     return Grouping(labels, rng.permutation(grouping.themes), grouping.look)
 
 
-def assemble(
-    grouping: Grouping,
-    texts: Sequence[str],
-    theme_texts: Sequence[str],
-    image: np.ndarray,
-    text: np.ndarray,
-    domains: int,
-    seed: int,
-    about: Mapping[str, Any],
-    *,
-    token_rows: np.ndarray | None = None,
-) -> Hierarchy:
-    """Numbers themes and classes in order, finds visual domains, and puts the hierarchy together."""
-    order = np.array(sorted(range(len(texts)), key=lambda i: (grouping.themes[i], texts[i], i)))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    kept, themes = np.unique(grouping.themes[order], return_inverse=True)
-    members = np.flatnonzero(grouping.classes >= 0)
-    classes = rank[grouping.classes[members]]
-    found = np.zeros(len(members), np.int64)
-    for number in range(len(order)):
-        rows = np.flatnonzero(classes == number)
-        if domains > 1 and len(rows) >= _DOMAIN_MEMBERS * domains:
-            features = image[members[rows]]
-            found[rows] = assign(features, kmeans(features, domains, seed=seed))
-    sort = np.lexsort((members, found, classes))
-    members, classes, found = members[sort], classes[sort], found[sort]
-    return Hierarchy(
-        members=members.astype(np.int64),
-        classes=classes.astype(np.int32),
-        domains=found.astype(np.int32),
-        themes=themes.astype(np.int32),
-        texts=tuple(texts[i] for i in order),
-        theme_texts=tuple(theme_texts[i] for i in kept),
-        image_features=image[members].astype(np.float16).astype(np.float32),
-        centroids=normalise(group_counts(classes, len(order), text[members])),
-        about=about,
-        token_rows=None if token_rows is None else token_rows[order],
-    )
+def _small_clusters(text: Any, image: Any, clusters: int, sample: int, seed: int, watch: Watch) -> np.ndarray:
+    """The small cluster of each pair, by k-means on [text, image] features."""
+
+    def rows(key: Any) -> np.ndarray:
+        return np.concatenate([text[key], image[key]], axis=1, dtype=np.float32)
+
+    watch("centroids of small clusters", 0, 0)
+    pairs = Computed((len(text), text.shape[1] + image.shape[1]), rows)
+    centroids = kmeans(pairs, clusters, seed=seed, sample=sample)
+    return assign(pairs, centroids, watch=lambda done: watch("pairs in small clusters", done, len(text)))
 
 
 def _drop_small(grouping: Grouping, texts: Sequence[str] | None, min_members: int) -> tuple[Grouping, list[str] | None]:
@@ -336,37 +266,38 @@ def _numbers(grouping: Grouping) -> list[str]:
     return [f"<class {number}>" for number in range(len(grouping.themes))]
 
 
-def _reduced(matrix: Any, most: int, seed: int) -> np.ndarray:
-    """Normalised rows of a sparse matrix; in their leading directions, where it has more columns than `most`."""
-    from sklearn.preprocessing import normalize
-    from sklearn.utils.extmath import randomized_svd
-
-    if not matrix.shape[1]:
-        return matrix.toarray()
-    matrix = normalize(matrix)
-    if min(matrix.shape) <= most:
-        return matrix.toarray()
-    with one_thread():
-        left, values, _ = randomized_svd(matrix, most, n_iter=3, random_state=seed)
-    return left * values
+def _random_names(grouping: Grouping, spoken: Spoken) -> list[str]:
+    """Names of random classes, by the phrases that their members' captions have."""
+    kept = np.repeat(grouping.classes >= 0, np.diff(spoken.starts))
+    lengths = np.where(grouping.classes >= 0, np.diff(spoken.starts), 0)
+    said = Spoken(spoken.ids[kept], np.concatenate([[0], np.cumsum(lengths)]), spoken.names)
+    return name_at_random(grouping, count_terms(said, longest=3))
 
 
-def _check(captions: Sequence[str], image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check(captions: Sequence[str], image: Any, text: Any) -> tuple[Any, Any]:
     if not len(captions):
         raise ValueError("The corpus is empty: there are no pairs to cluster; give at least a few hundred.")
+    image, text = sliceable(image), sliceable(text)
     for kind, features in (("image", image), ("text", text)):
-        if np.ndim(features) != 2 or len(features) != len(captions):
+        if len(features.shape) != 2 or features.shape[0] != len(captions):
             raise ValueError(
-                f"{kind} features have shape {list(np.shape(features))} for {len(captions)} captions; give one row for "
+                f"{kind} features have shape {list(features.shape)} for {len(captions)} captions; give one row for "
                 "each, in the same order."
             )
-    return np.asarray(image, np.float32), np.asarray(text, np.float32)
+    return image, text
 
 
 def _check_settings(
-    themes: int, classes: int, class_text: str, domains: int, min_members: int, method: str, clip: Clip | None
+    themes: int,
+    classes: int,
+    class_text: str,
+    domains: int,
+    min_members: int,
+    sample: int,
+    method: str,
+    clip: Clip | None,
 ) -> None:
-    counts = {"themes": themes, "classes": classes, "domains": domains, "min_members": min_members}
+    counts = {"themes": themes, "classes": classes, "domains": domains, "min_members": min_members, "sample": sample}
     for name, value in counts.items():
         least = 0 if name == "classes" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,20 @@ _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 _LENGTH_PENALTY = 0.02  # of a score, for each further word: of phrases equally telling, the shortest
 
 
+class Spoken(NamedTuple):
+    """The words of captions as numbers, one caption after the other.
+
+    Attributes:
+      ids: int32 `[words of all captions]`, the number of each word.
+      starts: int64 `[captions + 1]`, where each caption begins in `ids`, and the end.
+      names: the different words, by number.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    names: tuple[str, ...]
+
+
 class Terms(NamedTuple):
     """Which terms occur in which captions.
 
@@ -24,7 +39,7 @@ class Terms(NamedTuple):
       names: the terms, in alphabetical order; words of a phrase are joined by single spaces.
 
     Example:
-      >>> count_terms([["a", "cat"], ["a", "dog"]], longest=2).names
+      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), longest=2).names
       ('a', 'a cat', 'a dog', 'cat', 'dog')
     """
 
@@ -51,11 +66,36 @@ def words(caption: str) -> list[str]:
     return _WORD.findall(caption.lower())
 
 
-def count_terms(captions: Iterable[Sequence[str]], *, longest: int = 1, min_count: int = 1) -> Terms:
+def number_words(captions: Iterable[Sequence[str]]) -> Spoken:
+    """Numbers the words of captions, in the order in which they come.
+
+    Args:
+      captions: the words of each caption; asked for once, so that they need not be in memory.
+
+    Returns:
+      The `Spoken` words.
+
+    Example:
+      >>> number_words([["a", "cat"], [], ["a", "dog"]])
+      Spoken(ids=array([0, 1, 0, 2], dtype=int32), starts=array([0, 2, 2, 4]), names=('a', 'cat', 'dog'))
+
+    Reference:
+      Our own choice.
+    """
+    numbers: collections.defaultdict[str, int] = collections.defaultdict()
+    numbers.default_factory = numbers.__len__
+    ids, starts = array.array("i"), array.array("q", [0])
+    for caption in captions:
+        ids.extend([numbers[word] for word in caption])
+        starts.append(len(ids))
+    return Spoken(np.array(ids, np.int32), np.array(starts, np.int64), tuple(numbers))
+
+
+def count_terms(spoken: Spoken, *, longest: int = 1, min_count: int = 1) -> Terms:
     """The words and phrases of captions.
 
     Args:
-      captions: the words of each caption.
+      spoken: the words of the captions.
       longest: words of the longest phrases.
       min_count: terms that occur in fewer captions are left out.
 
@@ -63,23 +103,40 @@ def count_terms(captions: Iterable[Sequence[str]], *, longest: int = 1, min_coun
       The `Terms`.
 
     Example:
-      >>> count_terms([["a", "cat"], ["a", "dog"]], min_count=2).matrix.toarray().tolist()
+      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), min_count=2).matrix.toarray().tolist()
       [[1.0], [1.0]]
 
     Reference:
       Our own choice.
     """
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, hstack
 
-    found = [_phrases(caption, longest) for caption in captions]
-    counts = collections.Counter(term for terms in found for term in terms)
-    names = tuple(sorted(term for term, count in counts.items() if count >= min_count))
-    column = {term: number for number, term in enumerate(names)}
-    kept = [sorted(column[term] for term in terms if term in column) for terms in found]
-    indices = np.fromiter((number for terms in kept for number in terms), np.int32)
-    pointers = np.concatenate([[0], np.cumsum([len(terms) for terms in kept], dtype=np.int64)])
-    matrix = csr_array((np.ones(len(indices), np.float32), indices, pointers), shape=(len(found), len(names)))
-    return Terms(matrix, names)
+    ends = np.repeat(spoken.starts[1:], np.diff(spoken.starts))
+    places, phrases, texts = np.arange(len(ends)), spoken.ids, list(spoken.names)  # of phrases of the present length
+    parts, names = [], []
+    for length in range(1, longest + 1):
+        if length > 1:
+            fits = places + length <= ends[places]
+            places = places[fits]
+            pairs = phrases[fits] * np.int64(len(spoken.names)) + spoken.ids[places + length - 1]
+            found, phrases = np.unique(pairs, return_inverse=True)
+            firsts, lasts = np.divmod(found, max(1, len(spoken.names)))
+            texts = [
+                f"{texts[first]} {spoken.names[last]}"
+                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+            ]
+        pointers = np.searchsorted(places, spoken.starts)
+        entries = (np.ones(len(places), np.float32), phrases.astype(np.int32), pointers)
+        matrix = csr_array(entries, shape=(len(pointers) - 1, len(texts)))
+        matrix.sum_duplicates()
+        matrix.data[:] = 1
+        kept = np.flatnonzero(np.bincount(matrix.indices, minlength=len(texts)) >= min_count)
+        parts.append(matrix[:, kept])
+        names += [texts[number] for number in kept.tolist()]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    matrix = (parts[0] if longest == 1 else hstack(parts, "csr"))[:, np.array(order, np.int64)]
+    matrix.sort_indices()
+    return Terms(matrix, tuple(names[number] for number in order))
 
 
 def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray) -> csr_array | np.ndarray:
@@ -117,16 +174,41 @@ def rarest(terms: Terms) -> np.ndarray:
       int `[captions]`, columns of `terms`; the first of equally rare ones; -1 for captions without any.
 
     Example:
-      >>> rarest(count_terms([["a", "cat"], ["a", "dog"], ["a"]])).tolist()
+      >>> rarest(count_terms(number_words([["a", "cat"], ["a", "dog"], ["a"]]))).tolist()
       [1, 2, 0]
 
     Reference:
       Our own choice.
     """
     matrix = terms.matrix.tocsr()
-    counts = np.asarray(matrix.sum(0)).ravel()
-    rows = np.split(matrix.indices, matrix.indptr[1:-1])
-    return np.array([row[np.argmin(counts[row])] if len(row) else -1 for row in rows], np.int64)
+    counts = np.bincount(matrix.indices, minlength=len(terms.names))
+    return least_of_parts(counts[matrix.indices], matrix.indices, matrix.indptr)
+
+
+def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The number with the least key in each part of a list, the least such number where there are several.
+
+    Args:
+      keys: int `[entries]`, >= 0.
+      numbers: int `[entries]`, >= 0.
+      starts: int `[parts + 1]`, where each part begins, and the end.
+
+    Returns:
+      int64 `[parts]`; -1 for empty parts.
+
+    Example:
+      >>> least_of_parts(np.array([3, 1, 1, 5]), np.array([7, 9, 8, 2]), np.array([0, 3, 3, 4])).tolist()
+      [8, -1, 2]
+
+    Reference:
+      Our own choice.
+    """
+    found = np.full(len(starts) - 1, -1, np.int64)
+    filled = np.flatnonzero(np.diff(starts))
+    if len(filled):
+        base = int(numbers.max()) + 1
+        found[filled] = np.minimum.reduceat(keys * np.int64(base) + numbers, starts[filled]) % base
+    return found
 
 
 def look_words(terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min_share: float = 0.001) -> np.ndarray:
@@ -148,7 +230,7 @@ def look_words(terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min
       bool `[terms]`.
 
     Example:
-      >>> terms = count_terms([["a", "cat"], ["a", "dog"]] * 20)
+      >>> terms = count_terms(number_words([["a", "cat"], ["a", "dog"]] * 20))
       >>> look_words(terms, rarest(terms)).tolist()
       [True, False, False]
 
@@ -158,8 +240,11 @@ def look_words(terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min
     sizes = np.bincount(groups)
     hit = np.asarray((group_counts(groups, len(sizes), terms.matrix) > 0).sum(0)).ravel()
     share = np.asarray(terms.matrix.sum(0)).ravel() / len(groups)
-    expected = np.array([np.sum(1.0 - (1.0 - p) ** sizes) for p in share])
-    return (share >= min_share) & (hit >= threshold * expected)
+    found = share >= min_share
+    found[found] = [
+        count >= threshold * np.sum(1.0 - (1.0 - p) ** sizes) for count, p in zip(hit[found], share[found], strict=True)
+    ]
+    return found
 
 
 def rank_phrases(
@@ -191,7 +276,7 @@ def rank_phrases(
 
     Example:
       >>> captions = [["a", "red", "king"]] * 3 + [["a", "red", "queen"]] * 3
-      >>> terms = count_terms(captions, longest=2)
+      >>> terms = count_terms(number_words(captions), longest=2)
       >>> ranked = rank_phrases(terms, np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0]), {"a"})
       >>> [terms.names[phrases[0]] for phrases in ranked]
       ['king', 'queen']
@@ -202,26 +287,16 @@ def rank_phrases(
     """
     sizes = np.bincount(classes[classes >= 0], minlength=len(themes))
     counts = group_counts(classes, len(themes), terms.matrix).tocoo()
-    of_theme = np.asarray(group_counts(themes, int(themes.max()) + 1, counts.tocsr()).todense())
     theme_sizes = np.bincount(themes, weights=sizes)
-    parts = [name.split(" ") for name in terms.names]
-    allowed = np.array([words[-1] not in excluded for words in parts], bool)
-    extra = np.array([len(words) - 1 for words in parts])
+    allowed = np.array([name.rpartition(" ")[2] not in excluded for name in terms.names], bool)
+    extra = np.array([name.count(" ") for name in terms.names])
     rows, columns = counts.coords
+    _, place = np.unique(themes[rows] * np.int64(len(terms.names)) + columns, return_inverse=True)
+    of_theme = np.bincount(place, weights=counts.data)[place]
     share = counts.data / sizes[rows]
-    score = (
-        share * np.log(theme_sizes[themes[rows]] / of_theme[themes[rows], columns]) - _LENGTH_PENALTY * extra[columns]
-    )
+    score = share * np.log(theme_sizes[themes[rows]] / of_theme) - _LENGTH_PENALTY * extra[columns]
     keep = allowed[columns] & (counts.data >= min_count) & (share >= min_share)
     rows, columns, score = rows[keep], columns[keep], score[keep]
     order = np.lexsort((columns, -score, rows))
     borders = np.searchsorted(rows[order], np.arange(1, len(themes)))
     return [part.tolist() for part in np.split(columns[order], borders)]
-
-
-def _phrases(caption: Sequence[str], longest: int) -> set[str]:
-    return {
-        " ".join(caption[start : start + length])
-        for length in range(1, longest + 1)
-        for start in range(len(caption) - length + 1)
-    }

@@ -113,6 +113,7 @@ def test_true_groups_are_the_ceiling(config, world, tmp_path):
         ({"method": "true_groups", "class_text": "medoid"}, "leave --class_text out"),
         ({"method": "true_groups", "corpus": "laion"}, "nobody knows the true groups of 'laion'"),
         ({"domains": 0}, "--domains=0: it must be at least 1"),
+        ({"sample": 0}, "--sample=0: it must be at least 1"),
     ],
 )
 def test_settings_are_checked(settings, message):

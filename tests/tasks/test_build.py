@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from gram_jax.tasks import build_hierarchy, from_groups
+from gram_jax.tasks import assembling, build_hierarchy, clustering, from_groups, naming
 
 SETTINGS = {"themes": 2, "classes": 24}
 
@@ -55,6 +55,69 @@ def test_deterministic(built, planted):
     assert again.texts == built.texts
     np.testing.assert_array_equal(again.members, built.members)
     np.testing.assert_array_equal(again.domains, built.domains)
+
+
+def assert_same(a, b):
+    assert (a.texts, a.theme_texts) == (b.texts, b.theme_texts)
+    for name in ("members", "classes", "domains", "themes", "image_features", "centroids"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_features_may_lie_on_disk_as_halves(planted, tmp_path):
+    halves = [rows.astype(np.float16) for rows in (planted.image, planted.text)]
+    kept = []
+    for name, rows in zip(("image", "text"), halves, strict=True):
+        np.save(tmp_path / f"{name}.npy", rows)
+        kept.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    expected = build_hierarchy(planted.captions, *(rows.astype(np.float32) for rows in halves), **SETTINGS)
+    assert_same(build_hierarchy(planted.captions, *kept, **SETTINGS), expected)
+
+
+@pytest.mark.parametrize("block", [50, 130])  # less than a class, and two classes
+def test_blocks_change_nothing(built, planted, monkeypatch, block):
+    for module in (assembling, clustering, naming):
+        monkeypatch.setattr(module, "BLOCK", block)
+    found = build_hierarchy(planted.captions, planted.image, planted.text, **SETTINGS)
+    assert found.texts == built.texts
+    for name in ("members", "domains", "image_features"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(built, name))
+    np.testing.assert_allclose(found.centroids, built.centroids, atol=1e-6)
+
+
+def test_a_sample_of_all_pairs_is_no_sample(built, planted):
+    for sample in (480, 481):
+        found = build_hierarchy(
+            planted.captions, planted.image, planted.text, sample=sample, about={"corpus": "planted"}, **SETTINGS
+        )
+        assert_same(found, built)
+        assert found.about == built.about
+
+
+@pytest.mark.parametrize("sample", [100, 400])
+def test_centroids_of_a_sample_find_the_planted_groups(planted, sample):
+    seen = []
+    found = build_hierarchy(
+        planted.captions,
+        planted.image,
+        planted.text,
+        sample=sample,
+        watch=lambda *told: seen.append(told),
+        **SETTINGS,
+    )
+    names = np.array(planted.classes)
+    assert groups(found) == {name: np.flatnonzero(names == name).tolist() for name in set(names)}
+    assert found.about["settings"]["sample"] == sample
+    for number in range(8):
+        rows = found.classes == number
+        assert len(set(zip(planted.looks[found.members[rows]], found.domains[rows], strict=True))) == 2
+    ends = {part: (done, total) for part, done, total in seen}
+    assert {"words", "pairs in small clusters", "pairs in themes", "images that agree", "visual domains"} <= set(ends)
+    assert all(done == total for done, total in ends.values())
+
+
+def test_the_least_sample_makes_one_theme(planted):
+    found = build_hierarchy(planted.captions, planted.image, planted.text, sample=1, **SETTINGS)
+    assert len(found.theme_texts) == 1
 
 
 def test_only_pairs_that_carry_the_phrase_stay(planted):
@@ -129,6 +192,7 @@ def test_from_groups_leaves_out_what_is_small():
         ({"classes": 481}, "481 classes of 480 pairs"),
         ({"min_members": 61}, "no theme is left with two classes of at least 61 members"),
         ({"themes": 0}, "themes is 0"),
+        ({"sample": 0}, "sample is 0; give a number of at least 1"),
         ({"domains": 1.5}, "domains is 1.5"),
         ({"method": "magic"}, "method is 'magic'"),
         ({"class_text": "poem"}, "class_text is 'poem'"),

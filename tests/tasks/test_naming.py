@@ -1,13 +1,15 @@
 """Classes by what captions say beside their theme, and the pairs whose images agree: by hand."""
 
 import numpy as np
+import pytest
 
+from gram_jax.tasks import clustering, naming
 from gram_jax.tasks.naming import Grouping, agreeing, classes_by_name
-from gram_jax.tasks.phrases import count_terms, words
+from gram_jax.tasks.phrases import count_terms, number_words, words
 
 
 def named(captions, theme_of_pair, look=("a", "print", "of", "on", "white"), min_members=2):
-    spoken = [words(caption) for caption in captions]
+    spoken = number_words(map(words, captions))
     grouping, texts = classes_by_name(
         spoken, count_terms(spoken), np.array(theme_of_pair), frozenset(look), min_members
     )
@@ -76,3 +78,80 @@ def test_pairs_whose_images_belong_elsewhere_are_dropped():
     apart = Grouping(labels, np.array([0, 1, 1, 1, 1]), frozenset())
     np.testing.assert_array_equal(agreeing(apart, image, min_members=2).classes, labels)
     assert (agreeing(grouping, image, min_members=30).classes[:30] == -1).all()
+
+
+def slow_names(captions, vocabulary, theme_of_pair, look, min_members):
+    """The rule of `classes_by_name`, pair by pair: the members of each theme's names."""
+    found = {}
+    for theme in range(max(theme_of_pair) + 1):
+        pairs = [pair for pair, number in enumerate(theme_of_pair) if number == theme]
+        share = {word: sum(word in captions[pair] for pair in pairs) / len(pairs) for word in vocabulary}
+        stop = look | {word for word in vocabulary if share[word] >= 0.4}
+        for pair in pairs:
+            runs = [[]]
+            for word in captions[pair]:
+                if word in stop:
+                    runs.append([])
+                else:
+                    runs[-1].append(word)
+            runs = [run for run in runs if run]
+            if runs:
+                best = min(runs, key=lambda run: min(share.get(word, 0.0) for word in run))
+                found.setdefault((theme, " ".join(best)), []).append(pair)
+    return {name: members for name, members in found.items() if len(members) >= min_members}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_names_of_many_captions(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"w{i}" for i in range(12)]
+    weights = 1 / np.arange(1, 13) ** (seed / 2)
+    captions = [[names[i] for i in rng.choice(12, rng.integers(0, 7), p=weights / weights.sum())] for _ in range(400)]
+    theme_of_pair = rng.integers(0, 3, 400)
+    vocabulary = count_terms(number_words(captions), min_count=30)
+    look = frozenset(vocabulary.names[:2])
+    grouping, texts = classes_by_name(number_words(captions), vocabulary, theme_of_pair, look, 3)
+    found = {
+        (int(grouping.themes[i]), text): np.flatnonzero(grouping.classes == i).tolist() for i, text in enumerate(texts)
+    }
+    expected = slow_names(captions, set(vocabulary.names), theme_of_pair.tolist(), look, 3)
+    assert found == expected
+    assert [*found] == [*expected]  # in order of their themes, and of their first pairs
+    assert len(texts) == len(found) > 5
+
+
+def test_captions_without_a_name():
+    grouping, texts = classes_by_name(
+        number_words([["a"], []]), count_terms(number_words([["a"], []])), np.zeros(2, np.int64), frozenset("a"), 1
+    )
+    assert (texts, grouping.classes.tolist(), len(grouping.themes)) == ([], [-1, -1], 0)
+
+
+@pytest.mark.parametrize("entries", [1 << 27, 40])
+def test_agreement_is_that_of_the_rule_in_blocks_of_any_size(monkeypatch, entries):
+    monkeypatch.setattr(naming, "_ENTRIES", entries)
+    monkeypatch.setattr(clustering, "BLOCK", 1 << 17 if entries > 40 else 7)
+    rng = np.random.default_rng(0)
+    themes = np.array([0, 0, 1, 0, 0, 1, 0, 0])
+    labels = rng.integers(-1, 8, 300)
+    image = rng.standard_normal((8, 6))[labels] * 0.7 + rng.standard_normal((300, 6))
+    image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float16)
+    expected = labels.copy()
+    for _ in range(2):
+        rows = image.astype(float)
+        means = np.array([rows[expected == number].mean(0) for number in range(8)])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        before = expected.copy()
+        for pair in np.flatnonzero(before >= 0):
+            others = np.flatnonzero(themes == themes[before[pair]])
+            nearer = np.sum(means[others] @ rows[pair] > means[before[pair]] @ rows[pair] + 1e-9)
+            expected[pair] = -1 if nearer >= 3 else before[pair]
+        for number in range(8):
+            if np.sum(expected == number) < 5:
+                expected[expected == number] = -1
+    seen = []
+    found = agreeing(Grouping(labels, themes, frozenset()), image, 5, watch=lambda *told: seen.append(told))
+    np.testing.assert_array_equal(found.classes, expected)
+    assert (expected != labels).any()
+    assert (expected >= 0).sum() > 100
+    assert [done for _, done, _ in seen] == sorted(done for _, done, total in seen if done <= total)
