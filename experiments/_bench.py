@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import _methods
+from experiments import _learning, _methods
 from experiments._inputs import Pixels, class_counts, class_reference, diverse_texts, run_pairs, stacked
 from experiments._measures import Outcome, key, outcome
 from experiments._protocols import Part, counts, measured_parts, selected_on, support
-from gram_jax import evaluation, meta, objectives, tuners
+from gram_jax import evaluation, meta, objectives, runtime, tuners
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset
+from gram_jax.evaluation.batching import CLASS_MULTIPLE
 
 PHOTO = "a photo of a {}."
 FEATURE_BATCH = 4096  # frozen image features that are classified at once
@@ -27,7 +29,16 @@ class Bench:
     """The clip and what it says without a prompt, computed once for everything that is measured."""
 
     def __init__(self, config: Any, clip: Clip, tuner: tuners.Tuner):
-        self.config, self.clip, self.tuner = config, clip, tuner
+        self.config, self.tuner = config, tuner
+        self._devices = len(jax.local_devices()) if config.shard_classes else 1
+        if CLASS_MULTIPLE % self._devices:
+            raise ValueError(
+                f"--shard_classes: class lists are filled up to a multiple of {CLASS_MULTIPLE}, which {self._devices} "
+                "devices cannot share evenly; show fewer of them to this process"
+            )
+        self._mesh = runtime.make_mesh("classes", jax.local_devices()) if config.shard_classes else None
+        self.clip = self.place(clip)
+        self._announced: dict[str, int] = {}
         self._features: dict[tuple[str, str], np.ndarray] = {}
         self._pixels: dict[tuple[str, ...], np.ndarray] = {}
         self.view_features: dict[tuple[str, str], np.ndarray] = {}
@@ -94,8 +105,22 @@ class Bench:
             if self.tuner.needs_names:
                 found = self.clip.class_tokens(list(names), allow_duplicates=True)
             shapes = jax.eval_shape(lambda key: self.tuner.init(key, self.clip, found), jax.random.key(0))
-            self._classes[names] = evaluation.pad_classes(self.clip, found, shapes)
+            padded, valid = evaluation.pad_classes(self.clip, found, shapes)
+            self._classes[names] = self.place(padded, "classes"), valid
         return self._classes[names]
+
+    def place(self, tree: Any, *axes: str) -> Any:
+        """Arrays on all devices, whole or with their first axis spread, where classes are spread over devices."""
+        return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(*axes)))
+
+    def announce(self, name: str, lowered: jax.stages.Lowered, dataset: str, classes: int) -> None:
+        """Says how much memory a step is going to take, where it is more than a step of this method took before."""
+        needed = evaluation.memory_bytes(lowered.compile())  # compiled here, and not again when the step is taken
+        if needed <= self._announced.get(name, 0):
+            return
+        self._announced[name] = needed
+        line = runtime.memory_line(needed, self._devices, runtime.available_memory())
+        print(f"{name}, {dataset}, {classes} classes: {line}", flush=True)
 
 
 def tune(
@@ -130,6 +155,9 @@ def tune(
         orders = [evaluation.epoch_batches(seed, count, size, epochs) for seed in seeds]
         if (bell := _methods.aggregation(bench.config, learnable.name)) is not None:
             weights = objectives.gaussian_weights(epochs, *bell)
+    lengths = {"total_steps": len(orders[0]), "epoch_steps": max(1, count // size)}
+    lengths["warmup_epochs"] = _learning.warmup(bench.config, learnable.name, starts[0])
+    phi = _learning.start(method.phi, seeds)
     shared = {"classes": classes, "valid": valid, "context": regulator_contexts(method, context)}
     own_reference, loss = {}, method.loss
     if loss is not None:
@@ -141,24 +169,32 @@ def tune(
 
     def batches() -> Iterator[dict[str, Any]]:
         runs = [run_pairs(bench, *run, frozen) for run in zip(supports, orders, seeds, strict=True)]
-        for positions, *pairs in zip(zip(*orders, strict=True), *runs, strict=True):
+        for step, (positions, *pairs) in enumerate(zip(zip(*orders, strict=True), *runs, strict=True)):
             images, features = zip(*pairs, strict=True)
             known = {} if features[0] is None else {"image_features": stacked(features)}
             yield shared | {
+                **_learning.step_data(bench.config, seeds, step, lengths["epoch_steps"]),
                 "images": stacked(images),
                 "labels": np.stack([own.labels[at] for own, at in zip(supports, positions, strict=True)]),
                 "run_reference": own_reference | known,
             }
 
+    # Kept on all devices from the first step on, so that the second one is of the same kind.
+    tuning = method.tuning._replace(init=lambda *begun: bench.place(method.tuning.init(*begun)))
+    source = batches()
+    if (first := next(source, None)) is not None:
+        state = tuning.init(prompts, phi)
+        lowered = tuning.lower(state, phi, bench.clip, first, candidate.learning_rate, **lengths)
+        bench.announce(method.name, lowered, learnable.name, len(names))
+        source = itertools.chain([first], source)
     return evaluation.tune(
-        method.tuning,
+        tuning,
         prompts,
-        method.phi,
+        phi,
         bench.clip,
-        batches(),
+        source,
         candidate.learning_rate,
-        total_steps=len(orders[0]),
-        epoch_steps=max(1, count // size),
+        **lengths,
         report=[step for step in report if step <= len(orders[0])],
         epoch_weights=weights,
         measure_cost=measure_cost,

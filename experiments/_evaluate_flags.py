@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import _methods, _presets, _test_time
+from experiments import _learning, _methods, _presets, _test_time
 from experiments._inputs import AUGMENTATIONS
 from experiments._launch import setting
 from experiments._measures import CHOICES
@@ -47,6 +47,17 @@ class Config:
         None, "what holds gradients against a second one, without learning: prograd", choices=regulators.NAMES
     )
     regulator_settings: str | None = setting(None, 'its settings as JSON, e.g. {"strength": 0.8}')
+    regulation: str | None = _preset(
+        "regulation",
+        "whether a regulator is as it is, or learned along with the prompt by ProMetaR's two steps on every batch",
+        _learning.REGULATIONS,
+    )
+    loss: str | None = _preset(
+        "loss", "the cross-entropy, or that of DPT, in stages, which goes with --tuner=dpt", _learning.LOSSES
+    )
+    loss_settings: str = setting(
+        "{}", 'settings of --loss=dpt as JSON; default {"guided_epochs": 30, "class_weight": 0.3}'
+    )
     aggregation: tuple[float, ...] | None = setting(
         None,
         "mean and width, in epochs, of a bell by which the prompts of all epochs are averaged; default the last "
@@ -84,6 +95,14 @@ class Config:
         None, "candidate learning rates of the meta-learned methods; default multiples of the meta-learned inner rates"
     )
     gram_rate_factor: tuple[float, ...] = setting((1.0,), "those multiples")
+    part_rates: str | None = _preset(
+        "part_rates", 'by part of the prompt, multiples of a given learning rate, as JSON, e.g. {"visual": 5}'
+    )
+    part_warmup: str | None = setting(
+        None,
+        'by part of the prompt, epochs at 1e-5 under --schedule=warmup_cosine, as JSON, e.g. {"visual": 10}; default '
+        "1, or the preset's",
+    )
     steps: tuple[int, ...] | None = _preset("steps", "candidate numbers of optimiser steps")
     epochs: tuple[int, ...] | None = setting(
         None, "candidate numbers of epochs, instead of --steps; the rest of an epoch, too small a batch, is dropped"
@@ -122,6 +141,10 @@ class Config:
     max_test_images: int = setting(0, "test and validation images a class; 0 for all")
     image_batch: int = setting(64, "images that the image transformer sees at once")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
+    class_chunk: int = setting(
+        512, "classes whose texts a step computes side by side, which its memory grows with; 0 for all of them"
+    )
+    shard_classes: bool = setting(False, "spread the classes over the devices of this process, for thousands of them")
     dataset_seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
     save_prompts: bool = setting(False, "write the tuned prompts of the first seed to WORKDIR/prompts")
     save_confusion: bool = setting(False, "write confusion matrices after the last step to WORKDIR/confusion")
@@ -150,7 +173,7 @@ class Config:
             raise ValueError(f"--tau={self.tau}: every value must be above 0 and at most 1")
         for name, least in (
             ("batch_size", 1), ("image_batch", 1), ("max_test_images", 0), ("largest", 1), ("views", 1),
-            ("test_time_views", 1), ("test_time_batch", 1),
+            ("test_time_views", 1), ("test_time_batch", 1), ("class_chunk", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}={getattr(self, name)}: it must be at least {least}")
@@ -163,6 +186,7 @@ class Config:
         self._check_protocols()
         _test_time.check(self)
         self._check_composition()
+        _learning.check(self)
         _methods.parse_controls(self.controls)
 
     def _check_protocols(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import _presets
+from experiments import _learning, _presets
 from experiments._launch import json_object
 from experiments._protocols import TEST_TIME
 from gram_jax import evaluation, meta, objectives, regulators, tuners
@@ -43,8 +43,9 @@ class Candidate(NamedTuple):
 class Method(NamedTuple):
     """A way to tune; methods of one regulator share `tuning`, and so its compiled steps.
 
-    The regulator may read the context of the task, or the task's relation to the prototypes `related`, and the start
-    may be structured by it. The loss is the cross-entropy where it is None. At test time `tuning` is `make_episodic`'s.
+    `phi` is a function of a key where the regulator is learned along the way. The regulator may read the context of the
+    task, or the task's relation to the prototypes `related`, and the start may be structured by it. The loss is one of
+    images and labels alone where it is None. At test time `tuning` is `make_episodic`'s.
     """
 
     name: str
@@ -135,10 +136,15 @@ def chosen_regulator(config: Any) -> Regulator:
     if regulator.name == "identity":
         raise ValueError("--regulator=identity changes nothing; leave it out")
     some = {"context": jax.ShapeDtypeStruct((1, 8), jax.numpy.float32)}
-    if jax.tree.leaves(jax.eval_shape(lambda: regulator.init(jax.random.key(0), some))):
+    alternating = config.regulation == "alternating" and regulator.name != "structured"
+    learned = jax.tree.leaves(jax.eval_shape(lambda: regulator.init(jax.random.key(0), some)))
+    if alternating and not learned:
+        raise ValueError(f"--regulation=alternating: --regulator={config.regulator} has nothing to learn; leave it out")
+    if learned and not alternating:
         remedy = "learn it with experiments.meta_train, and give the checkpoint as --meta"
         if "reference" in regulator.settings:
             remedy = f"--regularizers={regulator.settings['reference']} adds what it modulates as it is"
+            remedy += ", --regulation=alternating learns it along with the prompt"
         raise ValueError(
             f"--regulator={config.regulator} has parameters that must be learned, and nothing is known of them here; "
             f"{remedy}, and --regulator=prograd needs no learning"
@@ -158,6 +164,7 @@ def composed_name(config: Any, tuner: Tuner) -> str:
     parts = [tuner.name]
     for name, weight in objectives.positive_weights(composed_of(config)[0]).items():
         parts.append(name if weight == objectives.positive_weights(name)[name] else f"{name}:{weight:g}")
+    parts += ["staged"] * (config.loss == "dpt")
     parts += ["tpt"] * (config.protocol == (TEST_TIME,))
     parts += [config.regulator] * (config.regulator is not None) + ["gpa"] * (aggregation(config, "") is not None)
     return "+".join(parts)
@@ -258,20 +265,7 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         if key not in made and config.protocol == (TEST_TIME,):
             made[key] = _episodic(config, tuner, regulator), None
         if key not in made:
-            held = regulator.settings.get("reference", "")
-            loss = None
-            if spec or held:
-                loss = objectives.batch_loss(tuner, spec, settings=of_regularisers, reference=held)
-            compiled = evaluation.make_tuning(
-                tuner,
-                regulator,
-                loss=None if loss is None else loss.loss,
-                optimizer=config.optimizer,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                schedule=config.schedule,
-            )
-            made[key] = compiled, loss
+            made[key] = _learning.make(config, tuner, regulator, spec, of_regularisers)
         return made[key]
 
     # Where a regulator was learned, it stands in for "none" as it is initialised, which is exactly the identity: so all
@@ -281,7 +275,7 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
     def method(
         name: str, found: Checkpoint | None, regulator: Regulator, phi: Any, from_: dict[str | None, Start]
     ) -> Method:
-        rates = _rates(config, found)
+        rates = _rates(config, found, shape)
         candidates = tuple(
             Candidate(
                 start,
@@ -303,7 +297,10 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         return Method(name, compiled, phi, reads_context, structured, candidates, loss, related)
 
     family = composed_name(config, tuner)
-    unregulated = plain.init(jax.random.key(0), shape)
+    _learning.warmup(config, "", shape)  # refuses a part that the prompt has not
+    unregulated = functools.partial(plain.init, prompt=shape)
+    if config.regulation != "alternating":
+        unregulated = unregulated(jax.random.key(0))
     methods = []
     if "tuner" in wanted:
         methods.append(method(family, None, plain, unregulated, words))
@@ -345,11 +342,11 @@ def _learned(checkpoint: Checkpoint) -> Start:
     return start
 
 
-def _rates(config: Any, checkpoint: Checkpoint | None) -> list[tuple[dict[str, float], Any]]:
+def _rates(config: Any, checkpoint: Checkpoint | None, prompt: Any) -> list[tuple[dict[str, float], Any]]:
     """The learning rates to try, each with its description: given ones, or multiples of those that were learned."""
     given = config.learning_rate if checkpoint is None else config.gram_learning_rate
     if given is not None:
-        return [({"learning_rate": rate}, rate) for rate in given]
+        return [({"learning_rate": rate}, _learning.rates(config, rate, prompt)) for rate in given]
     learned = checkpoint.meta.rates
     return [
         ({"rate_factor": factor}, jax.tree.map(lambda rate, factor=factor: rate * factor, learned))

@@ -1,8 +1,9 @@
 """Published recipes by name: what `--preset` sets, and where each number was read.
 
-All of them share Dassl's optimiser: SGD with momentum 0.9 and weight decay 5e-4 on the prompts, one epoch at 1e-5, then
-a cosine by epochs that does not reach 0; fresh random resized crops and flips; the last step, three seeds. Names end in
-the backbone that they were published for, which `--clip` chooses; they run on any clip that has the layers.
+All of them share Dassl's optimiser: SGD with momentum 0.9 and weight decay 5e-4 on the prompts, one epoch at 1e-5 (ten
+of DPT's visual parts), then a cosine by epochs that does not reach 0; fresh random resized crops and flips; the last
+step, three seeds. Names end in the backbone that they were published for, which `--clip` chooses; they run on any clip
+that has the layers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Preset(NamedTuple):
       imagenet_epochs: the number on ImageNet, where it is another one.
       regularizers: their names and weights, as `--regularizers` takes them.
       regulator: as `--regulator` takes it.
+      regulation: as `--regulation` takes it.
+      loss: as `--loss` takes it.
+      part_rates: as `--part_rates` takes them.
+      part_warmup: as `--part_warmup` takes it, but on ImageNet, where every part warms up for one epoch.
       aggregation: mean and width, in epochs, of the bell over the prompts of all epochs, by dataset; "" is any other.
       needs: what belongs to the recipe and is no setting of `experiments.evaluate`; such a recipe is refused.
     """
@@ -46,6 +51,10 @@ class Preset(NamedTuple):
     imagenet_epochs: int | None = None
     regularizers: tuple[str, ...] = ()
     regulator: str | None = None
+    regulation: str = "frozen"
+    loss: str = "cross_entropy"
+    part_rates: Mapping[str, float] = MappingProxyType({})
+    part_warmup: Mapping[str, int] = MappingProxyType({})
     aggregation: Mapping[str, tuple[float, float]] = MappingProxyType({})
     needs: str = ""
 
@@ -64,6 +73,9 @@ PLAIN = {
     "weight_decay": 0.0,
     "schedule": "cosine",
     "augmentation": "none",
+    "loss": "cross_entropy",
+    "regulation": "frozen",
+    "part_rates": "{}",
 }
 # The same where each test image is tuned on alone: TPT.
 UNLABELED = {"learning_rate": (0.005,), "steps": (1,), "optimizer": "adamw"}
@@ -94,6 +106,7 @@ _IVLP_9 = ("ivlp", {"num_text": 4, "num_visual": 4, "depth": 9, **_WORDS})
 _IVLP_3 = ("ivlp", {"num_text": 4, "num_visual": 4, "depth": 3, **_WORDS})
 _MAPLE_9 = ("maple", {"num_tokens": 2, "depth": 9, **_WORDS})
 _MAPLE_3 = ("maple", {"num_tokens": 2, "depth": 3, **_WORDS})
+_VISUAL_DPT = ("visual", "class_aware", "classifier")
 _FEW = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 _PROMPTSRC = ("promptsrc:1",)  # (25, 10, 1), its own weights
 _LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")  # a later bell on few shots
@@ -129,7 +142,14 @@ PRESETS: dict[str, Preset] = {
         _IVLP_9, 0.0025, 50, 4, "fs", _SRC, regularizers=_PROMPTSRC,
         aggregation={"": (30, 30)} | {f"coop:{name}": (45, 5) for name in _LATE},
     ),
-    "prometar_b2n_vitb16": Preset(_IVLP_9, 0.0025, 10, 4, "b2n", _META, needs="its meta-regularisation"),
+    "prometar_b2n_vitb16": Preset(
+        _IVLP_9, 0.0025, 10, 4, "b2n", _META, regulator="prometar", regulation="alternating"
+    ),
+    "dpt_fs_vitb32": Preset(
+        ("dpt", {"num_text": 16, "num_visual": 10, "num_classes": 10, "class_layers": 1, "class_specific": True}),
+        0.002, {1: 60, 2: 100}, 32, "fs", "fanrena/DPT 11fef90: scripts, configs", loss="dpt",
+        part_rates=dict.fromkeys(_VISUAL_DPT, 5), part_warmup=dict.fromkeys(_VISUAL_DPT, 10),
+    ),
 }  # fmt: skip
 NAMES = tuple(PRESETS)
 
@@ -175,12 +195,29 @@ def aggregation(name: str, dataset: str) -> tuple[float, float] | None:
     return found.get(dataset, found.get(""))
 
 
+def warmup(name: str, dataset: str) -> Mapping[str, int]:
+    """How many epochs the warm-up of each part of a recipe's prompt takes, where it is not one.
+
+    Args:
+      name: a preset.
+      dataset: the dataset's name, as in results.
+
+    Returns:
+      Numbers by part.
+
+    Example:
+      >>> warmup("dpt_fs_vitb32", "coop:dtd")["visual"], dict(warmup("dpt_fs_vitb32", "coop:imagenet"))
+      (10, {})
+    """
+    return {} if dataset == IMAGENET else PRESETS[name].part_warmup
+
+
 def settings(name: str) -> dict[str, Any]:
     """The settings of `experiments.evaluate` that a recipe stands for, but for the number of epochs."""
     preset = PRESETS[name]
     tuner, of_tuner = preset.tuner
     # Without words, the context starts at random.
-    start = {"init_text": ("",)} if tuner == "coop" and "init_text" not in of_tuner else {}
+    start = {"init_text": ("",)} if tuner in ("coop", "dpt") and "init_text" not in of_tuner else {}
     return {
         **SHARED,
         **USES[preset.use],
@@ -190,6 +227,9 @@ def settings(name: str) -> dict[str, Any]:
         "batch_size": preset.batch_size,
         "regularizers": preset.regularizers or None,
         "regulator": preset.regulator,
+        "regulation": preset.regulation,
+        "loss": preset.loss,
+        "part_rates": json.dumps(dict(preset.part_rates)),
         **start,
     }
 
@@ -243,7 +283,7 @@ def _recipe(config: Any) -> dict[str, Any]:
     if config.steps not in (None, DEFAULT_STEPS):
         raise ValueError(f"--steps={config.steps}: a preset counts in epochs; give --epochs")
     if config.meta:
-        del found["tuner"], found["tuner_settings"], found["regulator"]
+        del found["tuner"], found["tuner_settings"], found["regulator"], found["regulation"]
     else:
         found["tuner_settings"] = json.dumps({**of_tuner, **json_object("tuner_settings", config.tuner_settings)})
     return found

@@ -34,6 +34,7 @@ PARTS = {
     "prograd": "ProGrad",
     "prometar": "ProMetaR",
     "promptsrc": "PromptSRC",
+    "staged": "staged loss",
     "tpt": "TPT",
 }
 ROLES = {

@@ -237,6 +237,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     workdir = runtime.absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
+    clip = clip.replace(config=dataclasses.replace(clip.config, class_chunk=config.class_chunk))
     tuner = _methods.choose_tuner(config)
     methods, wanted, checkpoint = _methods.build(config, tuner, clip)
     opened = _protocols.open_datasets(config)

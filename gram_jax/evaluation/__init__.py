@@ -1,5 +1,6 @@
 """How results are measured, summarised, stored and shown."""
 
+from gram_jax.evaluation.alternating import AlternatingState, make_alternating
 from gram_jax.evaluation.batching import classification_loss, pad_classes, task_context
 from gram_jax.evaluation.collapse import (
     class_means,
@@ -58,6 +59,7 @@ from gram_jax.evaluation.tuning import (
 from gram_jax.evaluation.zero_shot import class_features, image_features
 
 __all__ = [
+    "AlternatingState",
     "Comparison",
     "Cost",
     "Episodic",
@@ -92,6 +94,7 @@ __all__ = [
     "linear_probe",
     "long_tail_draw",
     "macro_f1",
+    "make_alternating",
     "make_episodic",
     "make_tuning",
     "mean_of_harmonics",

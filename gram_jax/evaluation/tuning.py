@@ -15,7 +15,8 @@ import optax
 
 from gram_jax.clip import Classes, Clip
 from gram_jax.evaluation.batching import classification_loss
-from gram_jax.evaluation.schedules import SCHEDULES, scheduled_rate
+from gram_jax.evaluation.regulation import regulation
+from gram_jax.evaluation.schedules import check_schedule, scheduled_rate
 from gram_jax.objectives import batch_loss
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
@@ -50,9 +51,10 @@ class Tuning(NamedTuple):
     """Compiled tuning of one tuner under one regulator; see `make_tuning`.
 
     Attributes:
-      init: `init(prompts) -> TuningState`, of prompts that are stacked on an axis of runs.
-      step: `step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps) -> (state, metrics)`, one step of
-        every run.
+      init: `init(prompts, phi=None) -> TuningState`, of prompts that are stacked on an axis of runs; phi only where it
+        is learned along with them, see `make_alternating`.
+      step: `step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps=1, warmup_epochs=1) -> (state,
+        metrics)`, one step of every run.
       logits: `logits(prompts, clip, classes, images) -> [runs, images, classes]`, all runs on the same images.
       lower: of the arguments of `step`, its `jax.stages.Lowered`, for analyses of memory and operations.
 
@@ -62,7 +64,7 @@ class Tuning(NamedTuple):
       ('init', 'step', 'logits', 'lower')
     """
 
-    init: Callable[[PyTree], TuningState]
+    init: Callable[..., TuningState]
     step: Callable[..., tuple[TuningState, dict[str, Array]]]
     logits: Callable[[PyTree, Clip, Any, Array], Array]
     lower: Callable[..., jax.stages.Lowered]
@@ -141,9 +143,10 @@ def make_tuning(
       and "valid" bool `[classes]`, shared by the runs, "images" `[runs, batch, ...]`, "labels" int `[runs, batch]`,
       for regulators that read one, "context" `[runs, context_dim]`, and what the loss reads beside these, shared by
       the runs but for "run_reference", `[runs, ...]` each leaf; a learning rate, one number or a number for each
-      leaf of a prompt; the total number of steps; and the steps of an epoch, 1 by default. Its metrics, `[runs]` each,
-      are "loss", "gradient_norm" |g|, "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|,
-      over all leaves together and before the update; where g is 0 the last two are 1.
+      leaf of a prompt; the total number of steps; the steps of an epoch, 1 by default; and the epochs of the warm-up,
+      like the rate, 1 by default. Its metrics, `[runs]` each, are "loss", "gradient_norm" |g|, "gradient_norm_ratio"
+      |R(g)| / |g| and "gradient_cosine" <R(g), g> / |R(g)| |g|, over all leaves together and before the update; where g
+      is 0 the last two are 1.
 
     Raises:
       ValueError: a setting has an impossible value; on a step, if a learning rate is not one of the above.
@@ -162,22 +165,14 @@ def make_tuning(
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models": the regulating function stays
       in downstream adaptation. Momentum and weight decay as in PyTorch's `SGD`.
     """
-    for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
-    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
-        raise ValueError(f"momentum is {momentum!r} with {optimizer!r}; it belongs to 'sgd' and lies in [0, 1).")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is {weight_decay!r}; give a number of at least 0.")
-    plain = optax.trace(momentum) if momentum else optax.identity()
-    direction = optax.scale_by_adam() if optimizer == "adam" else plain
-    if weight_decay:
-        direction = optax.chain(optax.add_decayed_weights(weight_decay), direction)
+    check_schedule(schedule)
+    direction = descent(optimizer, momentum, weight_decay)
     held = regulator.settings.get("reference", "")
     if loss is None:
         loss = batch_loss(tuner, reference=held).loss if held else classification_loss(tuner)
 
-    def init(prompts: PyTree) -> TuningState:
+    def init(prompts: PyTree, phi: PyTree = None) -> TuningState:
+        del phi  # it is frozen
         prompts = jax.tree.map(jnp.asarray, prompts)
         return TuningState(prompts, jax.vmap(direction.init)(prompts), jnp.zeros((), jnp.int32))
 
@@ -188,10 +183,10 @@ def make_tuning(
         clip: Clip,
         batch: dict[str, Any],
         rates: PyTree,
-        total_steps: Array,
-        epoch_steps: Array,
+        lengths: tuple[Array, Array],
+        warmup: PyTree,
     ) -> tuple[TuningState, dict[str, Array]]:
-        rates = jax.tree.map(lambda rate: scheduled_rate(schedule, rate, state.step, total_steps, epoch_steps), rates)
+        rates = jax.tree.map(lambda *of: scheduled_rate(schedule, of[0], state.step, *lengths, of[1]), rates, warmup)
         shared = {name: value for name, value in batch.items() if name not in _OWN}
 
         def one(prompt: PyTree, optimizer_state: PyTree, own: dict[str, Any]) -> Any:
@@ -205,36 +200,20 @@ def make_tuning(
             regulated = regulator.apply(phi, grads, context)
             updates, optimizer_state = direction.update(regulated, optimizer_state, prompt)
             updates = jax.tree.map(lambda rate, leaf: -rate * leaf, rates, updates)
-            metrics = {"loss": value} | _regulation(grads, regulated)
+            metrics = {"loss": value} | regulation(grads, regulated)
             return optax.apply_updates(prompt, updates), optimizer_state, metrics
 
         own = {name: batch[name] for name in _OWN if name in batch}
         prompts, optimizer_state, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, own)
         return TuningState(prompts, optimizer_state, state.step + 1), metrics
 
-    def arguments(
-        state: TuningState,
-        phi: PyTree,
-        clip: Clip,
-        batch: dict[str, Any],
-        learning_rate: PyTree,
-        total_steps: int,
-        epoch_steps: int = 1,
-    ) -> tuple[Any, ...]:
-        lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
-        return state, phi, clip, batch, per_leaf(learning_rate, state.prompts), *lengths
-
     def step(*given: Any, **named: Any) -> tuple[TuningState, dict[str, Array]]:
-        return update(*arguments(*given, **named))
+        return update(*step_arguments(*given, **named))
 
     def lower(*given: Any, **named: Any) -> jax.stages.Lowered:
-        return update.lower(*arguments(*given, **named))
+        return update.lower(*step_arguments(*given, **named))
 
-    @jax.jit
-    def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
-        return jax.vmap(lambda prompt: tuner.apply(prompt, clip, classes, images).logits)(prompts)
-
-    return Tuning(init, step, logits, lower)
+    return Tuning(init, step, run_logits(tuner), lower)
 
 
 def tune(
@@ -247,6 +226,7 @@ def tune(
     *,
     total_steps: int,
     epoch_steps: int = 1,
+    warmup_epochs: PyTree = 1,
     report: Collection[int] = (),
     epoch_weights: np.ndarray | None = None,
     measure_cost: bool = False,
@@ -256,12 +236,14 @@ def tune(
     Args:
       tuning: as `make_tuning` builds it.
       prompts: where the runs start, stacked on a leading axis `[runs, ...]`.
-      phi: the regulator's parameters, frozen.
+      phi: the regulator's parameters, frozen; or where they start, `[runs, ...]`, where they are learned.
       clip: the frozen clip.
       batches: `total_steps` batches or more, as a step of `make_tuning` takes them.
       learning_rate: alpha, one number, or a number for each leaf of a prompt.
       total_steps: how many steps to take, 0 or more.
       epoch_steps: how many of them are an epoch, at least 1, for schedules that go by epochs.
+      warmup_epochs: how many epochs the warm-up takes, one number, or a number for each leaf of a prompt, for schedules
+        that have one.
       report: numbers of steps after which the prompts are kept; those after the last step always are.
       epoch_weights: of the prompts after each epoch, `[epochs]`, e.g. `objectives.gaussian_weights(20, 15, 1)`: their
         weighted sum is what the last step leaves. None: the last prompts.
@@ -304,7 +286,8 @@ def tune(
             f"there are {len(epoch_weights)} epoch_weights for {total_steps} steps in epochs of {epoch_steps}; give "
             "one an epoch."
         )
-    state = tuning.init(prompts)
+    state = tuning.init(prompts, phi)
+    lengths = total_steps, epoch_steps, warmup_epochs
     mean = jax.tree.map(jnp.zeros_like, state.prompts)
     kept = {0: state.prompts} if 0 in wanted else {}
     found: list[dict[str, Array]] = []
@@ -313,7 +296,7 @@ def tune(
         batch = next(source, None)
         if batch is None:
             raise ValueError(f"there are {done - 1} batches, and {total_steps} steps are asked for; give one a step.")
-        state, metrics = tuning.step(state, phi, clip, batch, learning_rate, total_steps, epoch_steps)
+        state, metrics = tuning.step(state, phi, clip, batch, learning_rate, *lengths)
         found.append(metrics)
         if measure_cost and done == 1:
             jax.block_until_ready(state)
@@ -328,7 +311,7 @@ def tune(
     if measure_cost and total_steps > 1:
         jax.block_until_ready(state)
         seconds = (time.monotonic() - begun) / (total_steps - 1)
-        lowered = tuning.lower(state, phi, clip, batch, learning_rate, total_steps, epoch_steps)
+        lowered = tuning.lower(state, phi, clip, batch, learning_rate, *lengths)
         cost = Cost(seconds, memory_bytes(lowered.compile()))
     return Tuned(
         kept, {name: np.stack([metrics[name] for metrics in found]) for name in (found[0] if found else ())}, cost
@@ -358,24 +341,53 @@ def memory_bytes(compiled: jax.stages.Compiled) -> int:
     return sum(parts) - found.alias_size_in_bytes
 
 
-def _regulation(grads: PyTree, regulated: PyTree) -> dict[str, Array]:
-    """How long and in which direction the regulated gradient is, measured against the raw one."""
-    norm, after = optax.tree.norm(grads), optax.tree.norm(regulated)
-    product = optax.tree.vdot(grads, regulated)
-    ratio = jnp.where(norm > 0, after / jnp.where(norm > 0, norm, 1.0), 1.0)
-    both = norm * after
-    cosine = jnp.where(both > 0, product / jnp.where(both > 0, both, 1.0), 1.0)
-    return {"gradient_norm": norm, "gradient_norm_ratio": ratio, "gradient_cosine": cosine}
+def descent(optimizer: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """The optimiser without its rate and sign, the decay coupled; checks the settings."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, found {optimizer!r}.")
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise ValueError(f"momentum is {momentum!r} with {optimizer!r}; it belongs to 'sgd' and lies in [0, 1).")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay is {weight_decay!r}; give a number of at least 0.")
+    plain = optax.trace(momentum) if momentum else optax.identity()
+    direction = optax.scale_by_adam() if optimizer == "adam" else plain
+    return optax.chain(optax.add_decayed_weights(weight_decay), direction) if weight_decay else direction
 
 
-def per_leaf(learning_rate: PyTree, prompts: PyTree) -> PyTree:
-    """A rate, float32, for each leaf of a prompt, of one number or of a number for each."""
+def run_logits(tuner: Tuner) -> Callable[[PyTree, Clip, Any, Array], Array]:
+    """The function `logits` of a `Tuning`."""
+
+    @jax.jit
+    def logits(prompts: PyTree, clip: Clip, classes: Classes | Array, images: Array) -> Array:
+        return jax.vmap(lambda prompt: tuner.apply(prompt, clip, classes, images).logits)(prompts)
+
+    return logits
+
+
+def step_arguments(
+    state: Any,
+    phi: PyTree,
+    clip: Clip,
+    batch: dict[str, Any],
+    learning_rate: PyTree,
+    total_steps: int,
+    epoch_steps: int = 1,
+    warmup_epochs: PyTree = 1,
+) -> tuple[Any, ...]:
+    """The arguments of a compiled step: rates and epochs of warm-up leaf by leaf, numbers as arrays."""
+    lengths = jnp.asarray(total_steps, jnp.int32), jnp.asarray(epoch_steps, jnp.int32)
+    rates, warmup = per_leaf(learning_rate, state.prompts), per_leaf(warmup_epochs, state.prompts, "warmup_epochs")
+    return state, phi, clip, batch, rates, lengths, warmup
+
+
+def per_leaf(value: PyTree, prompts: PyTree, name: str = "learning_rate") -> PyTree:
+    """A float32 for each leaf of a prompt, of one number or of a number for each."""
     structure = jax.tree.structure(prompts)
-    if jax.tree.structure(learning_rate) != structure:
-        if jax.tree.structure(learning_rate) != jax.tree.structure(0.0) or jnp.ndim(learning_rate):
+    if jax.tree.structure(value) != structure:
+        if jax.tree.structure(value) != jax.tree.structure(0.0) or jnp.ndim(value):
             raise ValueError(
-                f"learning_rate has structure {jax.tree.structure(learning_rate)} and a prompt {structure}; give one "
-                "number, or a number for each leaf of the prompt."
+                f"{name} has structure {jax.tree.structure(value)} and a prompt {structure}; give one number, or a "
+                "number for each leaf of the prompt."
             )
-        learning_rate = jax.tree.unflatten(structure, [learning_rate] * structure.num_leaves)
-    return jax.tree.map(lambda rate: jnp.asarray(rate, jnp.float32), learning_rate)
+        value = jax.tree.unflatten(structure, [value] * structure.num_leaves)
+    return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), value)

@@ -118,7 +118,7 @@ def batch_loss(
                 found = found + term.penalty(prompt, outputs, batch["labels"], own)[0]
             return found
 
-        plain = Reference(valid=batch.get("valid"), counts=known.get("counts"))
+        plain = Reference(valid=batch.get("valid"), weights=batch.get("weights"), counts=known.get("counts"))
         value = classification.loss(prompt, outputs, batch["labels"], plain)[0] + total(added)
         return (value, total(held)) if held else value
 
@@ -163,4 +163,6 @@ def _reference(name: str, term: Combined, clip: Clip, batch: dict[str, Any], kno
     scores = None
     if "logits" in term.reads and texts is not None and images is not None:
         scores = logits(images, texts, clip.params["logit_scale"])
-    return Reference(scores, images, texts, batch.get("valid"), None, known.get("counts"), known.get("clusters"))
+    return Reference(
+        scores, images, texts, batch.get("valid"), batch.get("weights"), known.get("counts"), known.get("clusters")
+    )

@@ -31,6 +31,12 @@ def test_warmup_cosine_is_the_public_one(epochs, epoch_steps):
     assert min(found) > 0
 
 
+@pytest.mark.parametrize(("warmup", "low"), [(10, 1e-5), (3, 1e-6), (7, 1e-5)])
+def test_longer_warmups_are_the_public_ones(warmup, low):
+    found = [evaluation.scheduled_rate("warmup_cosine", 0.01, k, 14, 2, warmup, low) for k in range(14)]
+    np.testing.assert_allclose(found, np.repeat(public_rates(0.01, 7, warmup, low), 2), atol=1e-9)
+
+
 def test_an_epoch_that_is_not_finished_counts():
     found = [float(evaluation.scheduled_rate("warmup_cosine", 1.0, k, 7, 3)) for k in range(7)]
     np.testing.assert_allclose(found, np.repeat(public_rates(1.0, 3), 3)[:7], rtol=1e-5)

@@ -158,6 +158,32 @@ def test_weight_decay_goes_through_momentum_and_not_through_the_regulator(clip, 
         evaluation.tune(tuning, prompts, phi, clip, batches, 0.1, total_steps=6, epoch_steps=0)
 
 
+def test_leaves_have_rates_and_warmups_of_their_own_in_one_program(clip):
+    rng, steps, traced = np.random.default_rng(13), 8, []
+    prompts, batches = draw_prompts(rng), list(draw_batches(rng, steps))
+    tuning = evaluation.make_tuning(linear(traced), regulators.identity(), schedule="warmup_cosine")
+    for warmup in ({"bias": 1, "kernel": 3}, {"bias": 2, "kernel": 0}):
+        found = evaluation.tune(
+            tuning, prompts, {"bias": {}, "kernel": {}}, clip, batches, RATES, total_steps=steps, epoch_steps=2,
+            warmup_epochs=warmup,
+        )  # fmt: skip
+        for run in range(RUNS):
+            prompt = {name: leaf[run].astype(np.float64) for name, leaf in prompts.items()}
+            for k, batch in enumerate(batches):
+                _, gradient = numpy_gradient(prompt, batch["images"][run], batch["labels"][run])
+                for name in prompt:
+                    past = k // 2 - warmup[name]
+                    rate = 1e-5 if past < 0 else RATES[name] * (1 + np.cos(np.pi * past / 4)) / 2
+                    prompt[name] = prompt[name] - rate * gradient[name]
+            for name, leaf in prompt.items():
+                np.testing.assert_allclose(found.prompts[steps][name][run], leaf, rtol=2e-4, atol=2e-5)
+    assert len(traced) == 1
+    with pytest.raises(ValueError, match="warmup_epochs has structure"):
+        evaluation.tune(
+            tuning, prompts, {"bias": {}, "kernel": {}}, clip, batches, 0.1, total_steps=8, warmup_epochs={"bias": 1}
+        )
+
+
 def test_regulation_is_measured_over_all_leaves(clip):
     rng = np.random.default_rng(1)
     prompts, (batch,) = draw_prompts(rng), draw_batches(rng, 1)

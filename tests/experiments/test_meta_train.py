@@ -72,6 +72,16 @@ def trained(clip, hierarchy, config, tmp_path_factory):
     return folder, *meta_train.train(config, folder, clip, hierarchy)
 
 
+def test_words_behind_a_context_are_meta_trained_with(clip, hierarchy, config, tmp_path):
+    # As published: two vectors from "a photo", and "of a" stays behind them.
+    settings = {"tuner": "maple", "tuner_settings": '{"depth": 1}', "steps": 1, "inner_steps": 1, "eval_every": 0}
+    learned, _ = meta_train.train(dataclasses.replace(config, **settings), epath.Path(tmp_path), clip, hierarchy)
+    start = tuners.maple(depth=1).init(jax.random.key(0), clip, None)
+    for after, before in zip(jax.tree.leaves(learned.prompt), jax.tree.leaves(start), strict=True):
+        assert after.shape == before.shape
+        assert not np.allclose(after, before, atol=1e-4)
+
+
 def test_learns_start_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
     _, learned, _ = trained
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)

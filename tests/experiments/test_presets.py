@@ -173,7 +173,7 @@ def test_defaults_without_a_preset():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "prometar_b2n_vitb16"}, "needs its meta-regularisation, which experiments.evaluate has no"),
+        ({"preset": "prograd_fs_rn50"}, "needs a ResNet-50, .* which experiments.evaluate has no setting for"),
         ({"preset": "coop"}, "--preset=coop: choose among coop_fs_vitb16, coop_b2n_vitb16"),
         ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "is of the tuner 'coop'; leave --tuner=vpt out"),
         ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): a preset counts in epochs; give --epochs"),
