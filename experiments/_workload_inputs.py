@@ -127,6 +127,12 @@ def cocoop(setup: Setup) -> tuners.Tuner:
     return tuners.cocoop(num_tokens=setup.sizes.context, init_text=None)
 
 
+def vpt(setup: Setup) -> tuners.Tuner:
+    """Visual prompts, as deep as the clip allows."""
+    sizes = setup.sizes
+    return tuners.vpt(num_tokens=sizes.visual, depth=min(sizes.depth, setup.clip.config.vision.layers))
+
+
 def ivlp(setup: Setup) -> tuners.Tuner:
     """Textual and visual prompts, as deep as the clip allows: the tuner under UNIGRAM."""
     sizes, config = setup.sizes, setup.clip.config

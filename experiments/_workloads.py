@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 import gram_jax as gram
 from experiments._gauge import Side, compiled, plain
@@ -25,6 +26,7 @@ from experiments._workload_inputs import (
     episodic,
     ivlp,
     single,
+    vpt,
 )
 from gram_jax import evaluation, meta, regulators, tasks
 from gram_jax.clip import Clip, TextPrompt, encode_classes, encode_image, logits, text
@@ -35,6 +37,11 @@ Makers = dict[str, Callable[[], Side]]
 
 OURS, TORCH = "gram_jax", "pytorch"
 RATE, INNER_RATE = 2e-3, 0.1
+_CACHING = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 TEST_TIME_RATE, CONFIDENT, DECAY = 5e-3, 0.1, 1e-2
 
 
@@ -126,44 +133,83 @@ def classification(setup: Setup, problem: Problem) -> Makers:
 
 def speed_rules(setup: Setup, problem: Problem) -> Makers:
     """The CoOp step with one shortcut after the other."""
-    batch, config = problem.batches["support"], setup.clip.config
-    room = config.text.context_length - 1 - setup.sizes.context
+    batch, length = problem.batches["support"], setup.clip.config.text.context_length
     short = batch["classes"]
-    fill = ((0, 0), (0, room - short.tail_ids.shape[-1]))
+    fill = ((0, 0), (0, length - 1 - setup.sizes.context - short.tail_ids.shape[-1]))
     whole = short.replace(tail_ids=jnp.pad(short.tail_ids, fill, mode="edge"))
     stored = as_tuner_takes(setup, problem)["support"]["images"]
 
-    def make(classes: Classes, features: Callable[..., Array], images: Array) -> Callable[[], Side]:
+    def make(
+        classes: Classes, features: Callable[..., Array], images: Array, cached: bool = False, **settings: Any
+    ) -> Callable[[], Side]:
         def loss(prompt: Any, clip: Clip, classes: Classes, images: Array) -> Array:
             images = encode_image(clip, images) if images.ndim == 4 else images
             found = features(clip, classes, TextPrompt(prompt["context"]))
             scores = logits(images, found, clip.params["logit_scale"])
             return optax.softmax_cross_entropy_with_integer_labels(scores, batch["labels"]).mean()
 
-        arguments = (problem.prompt, setup.clip, classes, images)
-        step = jax.jit(jax.value_and_grad(loss))
-        return lambda: compiled(step, lambda: arguments, lambda out: (out[0], optax.tree.norm(out[1])))
+        clip = setup.clip.replace(config=dataclasses.replace(setup.clip.config, **settings))
 
-    def whole_rows(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
-        return _unit(every_row(clip, classes, prompt))
+        def build() -> Side:
+            step = jax.jit(jax.value_and_grad(functools.partial(loss)))  # a function of its own, compiled anew
+            arguments = (problem.prompt, clip, classes, images)
+            return compiled(step, lambda: arguments, lambda out: (out[0], optax.tree.norm(out[1])))
+
+        return functools.partial(from_cache, build, setup.folder / "compilation_cache") if cached else build
 
     def end_row(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
         return _unit(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
 
-    chunk = functools.partial(in_chunks, size=setup.sizes.class_chunk)
-    length = config.text.context_length
+    unrolled = functools.partial(every_row, unrolled=True)
     return {
-        f"{length} tokens, images in every step": make(whole, whole_rows, batch["images"]),
-        "image features stored": make(whole, whole_rows, stored),
-        "cut to the longest class": make(short, whole_rows, stored),
+        f"{length} tokens, images in every step, layers written out": make(whole, unrolled, batch["images"]),
+        "text layers in a loop": make(whole, every_row, batch["images"]),
+        "image features stored": make(whole, every_row, stored),
+        "cut to the longest class": make(short, every_row, stored),
         "last layer: end token only": make(short, end_row, stored),
         "shared prefix": make(short, encode_classes, stored),
-        f"{setup.sizes.class_chunk} classes at a time, recomputed": make(short, chunk, stored),
+        "the same, from the compilation cache": make(short, encode_classes, stored, cached=True),
+        f"{setup.sizes.class_chunk} classes at a time, recomputed": make(
+            short, encode_classes, stored, class_chunk=setup.sizes.class_chunk
+        ),
+        "layers recomputed as well": make(
+            short, encode_classes, stored, class_chunk=setup.sizes.class_chunk, remat=True
+        ),
     }
 
 
-def every_row(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
-    """Text features without a shortcut: every class runs all its tokens through all layers; not normalised."""
+def image_rules(setup: Setup, problem: Problem) -> Makers:
+    """The VPT step with class texts in every step, and with stored ones."""
+    batch = problem.batches["support"]
+    loss = evaluation.classification_loss(problem.tuner)
+    step = jax.jit(jax.value_and_grad(loss))
+
+    def make(classes: Any) -> Callable[[], Side]:
+        arguments = (problem.prompt, setup.clip, batch | {"classes": classes})
+        return lambda: compiled(step, lambda: arguments, lambda out: (out[0], optax.tree.norm(out[1])))
+
+    texts = jax.jit(encode_classes)(setup.clip, batch["classes"])
+    return {"class texts in every step": make(batch["classes"]), "text features stored": make(texts)}
+
+
+def from_cache(build: Callable[[], Side], folder: Any) -> Side:
+    """Builds a side for the second time with compiled programs kept in a folder."""
+    before = {name: getattr(jax.config, name) for name in _CACHING}
+    for name, value in zip(_CACHING, (str(folder), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    try:
+        for _ in range(2):
+            compilation_cache.reset_cache()  # opened anew, so that nothing is taken from memory
+            side = build()
+        return side
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def every_row(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: bool = False) -> Array:
+    """Text features without a shortcut: every class runs all its tokens through all layers."""
     params, config = clip.params["text"], clip.config.text
     start, tail = text.embed(params, classes.token_ids[:, :1]), text.embed(params, classes.tail_ids)
     context = jnp.broadcast_to(prompt.context, (len(tail), *prompt.context.shape))
@@ -176,16 +222,14 @@ def every_row(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
         del deep
         return block.apply({"params": layer}, x, mask)[0]
 
-    x = run_layers(step, x, params["layers"], 0, config.layers)
+    if unrolled:
+        for number in range(config.layers):
+            x = step(x, jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"]), None)
+    else:
+        x = run_layers(step, x, params["layers"], 0, config.layers)
     x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
-    return project(layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x), params["projection"])
-
-
-def in_chunks(clip: Clip, classes: Classes, prompt: TextPrompt, size: int) -> Array:
-    """Text features so many classes at a time, computed once more in the backward pass."""
-    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), classes)
-    one = jax.checkpoint(lambda part: encode_classes(clip, part, prompt), prevent_cse=False)
-    return jax.lax.map(one, parts).reshape(len(classes.tail_ids), -1)
+    x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
+    return _unit(project(x, params["projection"]))
 
 
 def _unit(features: Array) -> Array:
@@ -292,6 +336,9 @@ WORKLOADS: dict[str, Workload] = {
         lambda s: single(s, coop(s), s.sizes.batch, s.sizes.many_classes),
     ),
     "rules": Workload("the CoOp step, rule by rule", speed_rules, lambda s: WORKLOADS["coop"].problem(s)),
+    "image_rules": Workload(
+        "the VPT step, rule by rule", image_rules, lambda s: single(s, vpt(s), s.sizes.deep_batch, s.sizes.classes)
+    ),
     "clustering": Workload("clustering of pairs", clustering, estimate=clustering_bytes),
     "episodes": Workload("a meta batch of pixels from disk", episode_input),
 }

@@ -6,8 +6,8 @@
 
 Weights are random: they change no figure. A row is one workload. Where PyTorch is installed (the extra ``torch``), both
 sides do the same step by turns in one process, PyTorch as the public code of the field does it (see
-``_torch_workloads``), and losses must agree to 1e-4, or the benchmark stops. ``rules`` shows what each exact shortcut
-brings to a CoOp step, each against the one before.
+``_torch_workloads``), and losses must agree to 1e-4, or the benchmark stops. ``rules`` and ``image_rules`` show
+what each exact shortcut brings to a CoOp and a VPT step, each against the one before.
 
 Time is the median of --repeats turns of --steps steps, without each side's first step. Memory is that of a process of
 its own that does one step, beyond what it held before (clip, inputs); the compiler's figure for our side, with clip and
@@ -47,7 +47,7 @@ from experiments._workloads import OURS, TORCH, WORKLOADS
 from gram_jax import evaluation, runtime
 from gram_jax.evaluation import Row, Table
 
-CEILING, RULES = "ceiling", "rules"
+CEILING, RULES = "ceiling", ("rules", "image_rules")
 LOSS_TOLERANCE, TOLERANCE = 1e-4, 1e-3  # of losses, and of the norms of gradients that are compared beside them
 GIB = float(1 << 30)
 _NONE = "-"
@@ -136,7 +136,7 @@ def measure(config: Config, name: str, setup: Setup, compare: bool, update: Call
         }
     del sides, problem
     gc.collect()
-    if config.memory and jax.default_backend() == "cpu" and name != RULES:
+    if config.memory and jax.default_backend() == "cpu" and name not in RULES:
         for label, found in entry["sides"].items():
             found |= _process_memory(config, name, label, setup, notes)
     return entry
@@ -173,7 +173,7 @@ def rows(config: Config, entries: Sequence[Entry]) -> tuple[Row, ...]:
             if side.get("flops"):
                 known["flops_per_second"] = side["flops"] / known["seconds"]
                 known["ceiling_share"] = known["flops_per_second"] / entry["ceiling"]
-            if entry["workload"] == RULES and before:
+            if entry["workload"] in RULES and before:
                 known["speedup_over_previous"] = before / known["seconds"]
             before = known["seconds"]
             if label == OURS and TORCH in entry["sides"]:
@@ -222,7 +222,7 @@ def main_table(entries: Sequence[Entry]) -> Table:
 
 def rules_table(entry: Entry) -> Table:
     """A row for each shortcut, against the one before."""
-    header = ("the CoOp step, rule by rule", "ms", "times faster", "GFLOP", "by compiler, MiB", "compile, s")
+    header = (entry["title"], "ms", "times faster", "GFLOP", "by compiler, MiB", "compile, s")
     body, before = [], None
     for label, side in entry["sides"].items():
         seconds = _gauge.median(side["seconds"])
@@ -246,10 +246,10 @@ def _cell(value: float | None, scale: float = 1.0, unit: str = "") -> str:
 def report(entries: Sequence[Entry], notes: Sequence[str], show: Callable[[evaluation.Table], str]) -> str:
     """The tables, and what was left out and why."""
     parts = []
-    compared = [entry for entry in entries if entry["workload"] != RULES and entry["sides"]]
+    compared = [entry for entry in entries if entry["workload"] not in RULES and entry["sides"]]
     if compared:
         parts.append(show(main_table(compared)))
-    parts += [show(rules_table(entry)) for entry in entries if entry["workload"] == RULES and entry["sides"]]
+    parts += [show(rules_table(entry)) for entry in entries if entry["workload"] in RULES and entry["sides"]]
     lines = [*notes, *(f"{entry['title']}: {note}" for entry in entries for note in entry["notes"])]
     return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])]) + "\n"
 

@@ -2,7 +2,7 @@
 
     python -m experiments.costs
     python -m experiments.costs --clip_size=vit_b32 --methods=coop,coop+kgcoop,ivlp,ivlp+promptsrc+prograd
-    python -m experiments.costs --batch_size=4 --classes=1000 --memory_limit=80
+    python -m experiments.costs --methods=coop,ivlp --batch_size=4 --classes=1000 --class_chunk=250
 
 Builds a CLIP of a published size with random weights (what a step costs does not hang on their values) and takes the
 step that `experiments.evaluate` takes, one run, on one batch: loss, gradient, regulator, update. Every tuner has its
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
 from experiments._files import replace
@@ -78,7 +79,9 @@ class Config:
         "tuners, with regularisers and a regulator behind '+', as rows of results name them: ivlp+npt:0.5+prograd",
     )
     classes: int = setting(100, "classes that are told apart")
+    class_chunk: int = setting(512, "classes whose texts are computed side by side; 0 for all")
     batch_size: int | None = setting(None, "images a step; default 32, and 1 for cocoop")
+    shard_classes: bool = setting(False, "spread the classes over all devices, as experiments.evaluate does")
     repeats: int = setting(3, "steps that are timed, behind one that is not; their median counts")
     max_seconds: float = setting(60.0, "no further step of a method is begun after so many seconds of timed ones")
     memory_limit: float = setting(16.0, "GiB; what needs more is not run")
@@ -89,15 +92,12 @@ class Config:
             raise ValueError("--methods is empty; give at least one")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"--methods={','.join(self.methods)}: give each once")
-        for name, least in (("classes", 2), ("batch_size", 1), ("repeats", 1)):
+        for name, least in (("classes", 2), ("class_chunk", 0), ("batch_size", 1), ("repeats", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name}={value}: it must be at least {least}")
         if not self.memory_limit > 0 or not self.max_seconds >= 0:
             raise ValueError(f"--memory_limit={self.memory_limit} and --max_seconds={self.max_seconds}: give positives")
-        most = len(_WORDS) ** 3
-        if self.classes > most:
-            raise ValueError(f"--classes={self.classes}: there are names for {most} classes at most")
         for method in self.methods:
             parse(method)
 
@@ -142,7 +142,8 @@ def parse(method: str) -> Parts:
 
 def random_clip(config: Config) -> Clip:
     """A clip of the size with random weights, and a small tokenizer."""
-    found = dataclasses.replace(CLIPS[config.clip_size](), compute_dtype=config.compute_dtype)
+    settings = {"compute_dtype": config.compute_dtype, "class_chunk": config.class_chunk}
+    found = dataclasses.replace(CLIPS[config.clip_size](), **settings)
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), found)
     return Clip(params, found, tiny_tokenizer(found.text.context_length))
 
@@ -158,8 +159,8 @@ def tuner_of(name: str, clip: Clip) -> tuners.Tuner:
 
 
 def class_names(count: int) -> list[str]:
-    """So many names of two words, or of three where there are not as many of two."""
-    words = itertools.product(_WORDS, repeat=2 if count <= len(_WORDS) ** 2 else 3)
+    """So many names of two words, or of more where there are not as many of two."""
+    words = itertools.product(_WORDS, repeat=next(n for n in itertools.count(2) if count <= len(_WORDS) ** n))
     return [" ".join(name) for name in itertools.islice(words, count)]
 
 
@@ -198,6 +199,10 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     prompt = tuner.init(jax.random.key(0), clip, classes)
     phi = regulator.init(jax.random.key(1), prompt)
     state = tuning.init(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt))
+    if config.shard_classes:
+        mesh = runtime.make_mesh("classes")
+        state, phi, clip, rest = jax.device_put((state, phi, clip, batch), NamedSharding(mesh, PartitionSpec()))
+        batch = rest | {"classes": jax.device_put(classes, NamedSharding(mesh, PartitionSpec("classes")))}
     kind = "pixels" if tuner.needs_pixels else "features"
     return Step(tuning, (state, phi, clip, batch, _RATE, 1), tuners.num_parameters(prompt), size, kind)
 
@@ -231,6 +236,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     workdir = runtime.absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     clip = random_clip(config)
+    if config.shard_classes and config.classes % jax.device_count():
+        raise ValueError(
+            f"--shard_classes: {jax.device_count()} devices cannot share --classes={config.classes} evenly"
+        )
     for method in config.methods:  # what does not go together is refused before anything is compiled
         jax.eval_shape(lambda method=method: build(config, clip, method).arguments[0])
     environment = evaluation.environment()

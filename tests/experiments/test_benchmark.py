@@ -20,7 +20,7 @@ from gram_jax import evaluation
 
 # Those that compile quickly; the others take minutes together.
 QUICK = ("coop", "evaluation")
-COMPARED = [name for name, workload in _workloads.WORKLOADS.items() if workload.problem and name != "rules"]
+COMPARED = [name for name, workload in _workloads.WORKLOADS.items() if workload.problem and name not in benchmark.RULES]
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +55,30 @@ def test_both_ways_take_the_same_step(name, setup, torch):
 
 def test_a_benchmark(tmp_path, capsys, monkeypatch):
     """One workload of each kind, without PyTorch's part; the second run reads what is there."""
-    names = ("rules", "clustering", "episodes")
+    names = ("rules", "image_rules", "clustering", "episodes")
     config = benchmark.Config(small=True, torch=False, memory=False, repeats=2, pairs=500, workloads=names)
     results = benchmark.run(config, epath.Path(tmp_path))
     assert evaluation.validate(json.loads(json.dumps(dataclasses.asdict(results)))).rows == results.rows
     seconds = {(row.method, row.dataset): row.value for row in results.rows if row.metric == "seconds"}
     assert {name for _, name in seconds} == set(config.workloads)
     rules = [method for method, name in seconds if name == "rules"]
-    assert len(rules) == 6
+    assert len(rules) == 9
     assert min(seconds.values()) > 0
     flops = {row.method: row.value for row in results.rows if row.metric == "flops" and row.dataset == "rules"}
-    dropping = [flops[method] for method in rules[:5]]
+    assert flops[rules[0]] == flops[rules[1]]  # a loop does the same
+    dropping = [flops[method] for method in rules[1:6]]
     assert dropping == sorted(dropping, reverse=True)  # every shortcut leaves something out
     assert len(set(dropping)) == 5
-    assert flops[rules[5]] > flops[rules[4]]  # recomputation adds
+    assert flops[rules[8]] > flops[rules[7]] > flops[rules[6]] == flops[rules[5]]  # recomputation adds
+    in_step, stored = (row.value for row in results.rows if (row.metric, row.dataset) == ("flops", "image_rules"))
+    assert stored < in_step
+    compiling = {row.method: row.value for row in results.rows if row.metric == "compile_seconds"}
+    assert compiling[rules[6]] < compiling[rules[5]]  # read from the cache
     speedups = [row.value for row in results.rows if row.metric == "speedup_over_previous"]
-    assert len(speedups) == 5
+    assert len(speedups) == 8 + 1
     assert set(results.config["ceilings"]) == set(names)
     shares = [row.value for row in results.rows if row.metric == "ceiling_share"]
-    assert len(shares) == 6
+    assert len(shares) == 9 + 2
     assert not [row for row in results.rows if row.metric == "speedup"]
     table = (tmp_path / "table.md").read_text()
     assert "| clustering of pairs |" in table
