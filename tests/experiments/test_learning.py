@@ -90,6 +90,7 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     assert (results.config["loss"], json.loads(results.config["part_rates"])["visual"]) == ("dpt", 5)
 
 
+@pytest.mark.slow
 def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypatch):
     config = evaluate.Config(
         preset="prometar_b2n_vitb16", clip=shallow, dataset=("glyphs:chess",), shots=(2,), seeds=SEEDS, epochs=(2,),
