@@ -17,9 +17,9 @@ Operations are those of matrix products.
 Prints the table line by line and writes WORKDIR/table.md and results.json; finished methods are kept in
 WORKDIR/rows.jsonl, and the same command goes on behind them.
 
-With no flags: seventeen methods at ViT-B/16 size, the largest of them some 8 GiB. On two processor cores about half an
-hour: half a minute of compilation each, and half a minute or more a step where the image transformer runs; --repeats=1
-takes the fewest of these.
+With no flags: seventeen methods at ViT-B/16 size, the largest of them 8 GiB. On two processor cores 20 minutes, 12 of
+them with --repeats=1: five to twenty seconds of compilation each, and half a minute a step where the image transformer
+runs.
 """
 
 from __future__ import annotations
