@@ -47,8 +47,8 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
     Example:
       >>> memory_line(3 * 2**29, 4)
       'a step takes 1.5 GiB on each of 4 devices'
-      >>> memory_line(2**20)
-      'a step takes 0.001 GiB'
+      >>> memory_line(2**29)
+      'a step takes 0.5 GiB'
 
     Reference:
       Our own choice.

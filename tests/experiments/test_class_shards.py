@@ -4,6 +4,8 @@ messages."""
 import json
 import re
 
+import pytest
+
 from tests.experiments.processes import finish, start
 from tests.runtime.test_devices import python
 
@@ -81,6 +83,7 @@ def flat(nested):
     return [each for part in nested for each in flat(part)] if isinstance(nested, list) else [nested]
 
 
+@pytest.mark.slow
 def test_flags_give_the_same_rows_and_tell_the_memory(tmp_path):
     cache = tmp_path / "cache"
     (printed,) = finish(start("evaluate", tmp_path / "one", *FLAGS, cache=cache))
