@@ -74,15 +74,13 @@ def class_features(
     Returns:
       `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
     """
-    count = classes.tail_ids.shape[0]
-    chunks = -(-count // config.class_chunk) if config.class_chunk else 1
-    if chunks == 1:
-        return _class_features(params, config, classes, prompt, share_prefix)
 
     def run(classes: Classes, prompt: TextPrompt) -> Array:
         return _class_features(params, config, classes, prompt, share_prefix)
 
-    return _in_chunks(run, classes, prompt, count, chunks)
+    count = classes.tail_ids.shape[0]
+    chunks = -(-count // config.class_chunk) if config.class_chunk else 1
+    return run(classes, prompt) if chunks <= 1 else _in_chunks(run, classes, prompt, count, chunks)
 
 
 def _in_chunks(
