@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import _learning, _methods, _presets, _test_time
 from experiments._inputs import AUGMENTATIONS
-from experiments._launch import setting
+from experiments._launch import at_least, positive, setting
 from experiments._measures import CHOICES
 from experiments._protocols import PROTOCOLS, TEST_TIME, UNSEEN
 from gram_jax import evaluation, objectives, regulators, tuners
@@ -163,20 +163,12 @@ class Config:
                 raise ValueError(f"--{name} is empty; give at least one value")
             if values is not None and len(set(values)) < len(values):
                 raise ValueError(f"--{name}={','.join(map(str, values))}: give each value once")
-        for name, least in (("shots", 1), ("select_shots", 1), ("steps", 1), ("epochs", 1), ("report_steps", 0)):
-            if any(value < least for value in getattr(self, name) or ()):
-                raise ValueError(f"--{name}={getattr(self, name)}: every value must be at least {least}")
-        for name in ("learning_rate", "gram_learning_rate", "gram_rate_factor"):
-            if any(not 0 < value < float("inf") for value in getattr(self, name) or ()):
-                raise ValueError(f"--{name}={getattr(self, name)}: every value must be a positive number")
+        at_least(self, 1, "shots", "select_shots", "steps", "epochs")
+        positive(self, "learning_rate", "gram_learning_rate", "gram_rate_factor")
         if any(not 0 < value <= 1 for value in self.tau):
             raise ValueError(f"--tau={self.tau}: every value must be above 0 and at most 1")
-        for name, least in (
-            ("batch_size", 1), ("image_batch", 1), ("max_test_images", 0), ("largest", 1), ("views", 1),
-            ("test_time_views", 1), ("test_time_batch", 1), ("class_chunk", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least {least}")
+        at_least(self, 1, "batch_size", "image_batch", "largest", "views", "test_time_views", "test_time_batch")
+        at_least(self, 0, "report_steps", "max_test_images", "class_chunk")
         for name, known in (("protocol", PROTOCOLS), ("methods", _methods.PARTS), ("metrics", CHOICES)):
             for value in getattr(self, name) or ():
                 if value not in known:

@@ -145,29 +145,31 @@ def by_turns(
 ) -> Turns:
     """Times the sides by turns, so that what slows the machine for a while slows all of them.
 
-    The first step of each side is not counted where others follow.
+    The first step of a turn is not counted where others follow in it: it fetches memory anew that the side before gave
+    back, which no step in a loop of its own does.
 
     Args:
       sides: by name.
       repeats: how often each side has its turn.
       steps: its steps in a turn.
-      max_seconds: after so many seconds no turn begins.
+      max_seconds: after so many seconds no turn begins but the first.
       update: called after each round.
 
     Returns:
       The `Turns`.
     """
     began = time.perf_counter()
-    first = {name: side.run() for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        if time.perf_counter() - began > max_seconds:
+    values: dict[str, Values] = {}
+    for turn in range(repeats):
+        if turn and time.perf_counter() - began > max_seconds:
             break
         for name, side in sides.items():
-            seconds[name] += [side.run()[0] for _ in range(steps)]
+            found = [side.run() for _ in range(steps)]
+            seconds[name] += [taken for taken, _ in found[1:] or found]
+            values.setdefault(name, found[0][1])
         update()
-    timed = {name: found or [first[name][0]] for name, found in seconds.items()}
-    return Turns(timed, {name: values for name, (_, values) in first.items()})
+    return Turns(seconds, values)
 
 
 def disagreement(a: Values, b: Values) -> float:

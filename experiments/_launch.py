@@ -69,6 +69,28 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "repeated": repeated})
 
 
+def at_least(config: Any, least: int, *names: str) -> None:
+    """Raises ValueError for a setting below a bound; every value of a tuple counts, and None is no value."""
+    for name, value in _values(config, names):
+        if value < least:
+            raise ValueError(f"--{name}={value}: it must be at least {least}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raises ValueError for a setting that is no positive number; tuples and None as in :func:`at_least`."""
+    for name, value in _values(config, names):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name}={value}: it must be a positive number")
+
+
+def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        found = getattr(config, name)
+        for value in found if isinstance(found, tuple) else (found,):
+            if value is not None:
+                yield name, value
+
+
 def json_object(name: str, text: str) -> dict[str, Any]:
     """The JSON object that a flag holds; ValueError, naming the flag, for anything else."""
     try:
@@ -202,6 +224,7 @@ def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str, d
     # Imported here, so that --help and flag errors answer at once.
     from gram_jax import runtime
 
+    runtime.compile_quickly()
     with runtime.claim(workdir) as folder, _stopped_by_sigterm(distributed):
         _processes.agree(dataclasses.asdict(config) | {"workdir": os.fspath(folder)})
         _run_in(folder, run, config, name)

@@ -9,11 +9,12 @@ sides do the same step by turns in one process, PyTorch as the public code of th
 ``_torch_workloads``), and losses must agree to 1e-4, or the benchmark stops. ``rules`` and ``image_rules`` show
 what each exact shortcut brings to a CoOp and a VPT step, each against the one before.
 
-Time is the median of --repeats turns of --steps steps, without each side's first step. Memory is that of a process of
-its own that does one step, beyond what it held before (clip, inputs); the compiler's figure for our side, with clip and
-inputs, stands beside it. Operations are those of matrix products, counted in the program and, for PyTorch, by its own
-counter: their ratio is the speed-up to expect from two machines of equal efficiency. The ceiling is the product of two
-square float32 matrices, measured by turns with the rest.
+Time is the median of --repeats turns of --steps steps; the first step of a turn, which fetches memory anew that the
+other side gave back, counts only where it is the only one. Memory is that of a process of its own that does one step,
+beyond what it held before (clip, inputs); the compiler's figure for our side, with clip and inputs, stands beside it.
+Operations are those of matrix products, counted in the program and, for PyTorch, by its own counter: their ratio is the
+speed-up to expect from two machines of equal efficiency. The ceiling is the product of two square float32 matrices,
+measured by turns with the rest.
 
 By the count of operations two cores take about two hours at vit_b32 and four at vit_b16, most of it UNIGRAM and the
 clustering of a million pairs; choose --workloads, or leave out --memory, which does every step once more. mini takes
@@ -40,7 +41,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import _gauge, _memory, _torch_workloads
 from experiments._files import replace
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, positive, setting
 from experiments._units import Units
 from experiments._workload_inputs import CLIP_SIZES, Setup, make_setup
 from experiments._workloads import OURS, TORCH, WORKLOADS
@@ -61,7 +62,7 @@ class Config:
     clip_size: str = setting("vit_b32", "the clip, with random weights", choices=CLIP_SIZES)
     workloads: tuple[str, ...] = setting(tuple(WORKLOADS), f"rows of the table: {', '.join(WORKLOADS)}")
     repeats: int = setting(3, "turns of each side")
-    steps: int = setting(1, "steps in a turn")
+    steps: int = setting(3, "steps in a turn, the first of which is not counted where others follow")
     pairs: int = setting(1_000_000, "pairs that are clustered")
     max_gib: float = setting(16.0, "workloads that need more memory are left out, GiB")
     max_seconds: float = setting(600.0, "a workload begins no further turn after so many seconds")
@@ -73,12 +74,8 @@ class Config:
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown or not self.workloads:
             raise ValueError(f"--workloads={','.join(self.workloads)}: choose from {', '.join(WORKLOADS)}")
-        for name in ("repeats", "steps", "pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("max_gib", "max_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be a positive number")
+        at_least(self, 1, "repeats", "steps", "pairs")
+        positive(self, "max_gib", "max_seconds")
 
 
 def measure(config: Config, name: str, setup: Setup, compare: bool, update: Callable[[], None]) -> Entry:

@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any
 
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax.data import load_dataset
 
 
@@ -28,8 +28,7 @@ class Config:
     seed: int = setting(0, "seed of the draws")
 
     def __post_init__(self) -> None:
-        if self.pairs < 0:
-            raise ValueError(f"--pairs={self.pairs}: it must be at least 0")
+        at_least(self, 0, "pairs")
 
 
 def run(config: Config, workdir: Any) -> None:

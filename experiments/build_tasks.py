@@ -31,7 +31,7 @@ import numpy as np
 
 import gram_jax as gram
 from experiments import _hierarchy_picture
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
@@ -67,11 +67,8 @@ class Config:
     seed: int = setting(0, "seed of the corpus and of the clustering")
 
     def __post_init__(self) -> None:
-        for name in ("themes", "domains", "min_members", "sample", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        if self.pairs < 0:
-            raise ValueError(f"--pairs={self.pairs}: it must not be negative")
+        at_least(self, 1, "themes", "domains", "min_members", "sample", "batch_size")
+        at_least(self, 0, "pairs")
         if self.method == TRUE_GROUPS and self.corpus != "glyphs":
             raise ValueError(f"--method={TRUE_GROUPS}: nobody knows the true groups of {self.corpus!r}, only of glyphs")
         if self.method == TRUE_GROUPS and self.class_text != "keyword":

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import runtime
 from gram_jax.clip import ImageError, ImageTransform
 from gram_jax.data import Dataset, coop, load_dataset
@@ -53,9 +53,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ValueError("--dataset is empty; give at least one")
-        for name, least in (("images", 0), ("columns", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least {least}")
+        at_least(self, 0, "images")
+        at_least(self, 1, "columns")
 
 
 def run(config: Config, workdir: Any) -> None:

@@ -37,7 +37,7 @@ from experiments import _collapse_plots, _collapse_tables, _evaluate_flags, _met
 from experiments._bench import Bench
 from experiments._collapse_measures import Found, Meter, measured, meter
 from experiments._collapse_measures import rows as measure_rows
-from experiments._launch import json_object, launch, setting
+from experiments._launch import at_least, json_object, launch, setting
 from experiments._methods import Method
 from experiments._protocols import Opened, Part
 from experiments._units import Units
@@ -104,8 +104,7 @@ class Config:
                 f"--steps={self.steps} and --report_steps={','.join(map(str, self.report_steps))}: take at least 1 "
                 "step, and measure from 0 to the last"
             )
-        if self.resamples < 1:
-            raise ValueError(f"--resamples={self.resamples}: it must be at least 1")
+        at_least(self, 1, "resamples")
         flags = [part for _, part in of_methods(self)]
         names = [_methods.composed_name(part, _methods.choose_tuner(part)) for part in flags]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from typing import Any
 
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax.data import glyphs, load_dataset
 from gram_jax.data.glyphs.sheet import contact_sheet
 
@@ -29,9 +29,7 @@ class Config:
     seed: int = setting(0, "seed of the draw")
 
     def __post_init__(self) -> None:
-        for name in ("images", "per_class", "columns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+        at_least(self, 1, "images", "per_class", "columns")
 
 
 def run(config: Config, workdir: Any) -> None:

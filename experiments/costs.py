@@ -39,7 +39,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import gram_jax as gram
 from experiments._files import replace
 from experiments._gauge import matmul_flops
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from experiments._presets import PRESETS
 from experiments._units import Units
 from gram_jax import evaluation, objectives, regulators, runtime, tuners
@@ -92,10 +92,9 @@ class Config:
             raise ValueError("--methods is empty; give at least one")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"--methods={','.join(self.methods)}: give each once")
-        for name, least in (("classes", 2), ("class_chunk", 0), ("batch_size", 1), ("repeats", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name}={value}: it must be at least {least}")
+        at_least(self, 2, "classes")
+        at_least(self, 1, "batch_size", "repeats")
+        at_least(self, 0, "class_chunk")
         if not self.memory_limit > 0 or not self.max_seconds >= 0:
             raise ValueError(f"--memory_limit={self.memory_limit} and --max_seconds={self.max_seconds}: give positives")
         for method in self.methods:

@@ -34,7 +34,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, Dataset, load_corpus, load_dataset, loading, store, views
@@ -63,12 +63,8 @@ class Config:
     def __post_init__(self) -> None:
         if bool(self.corpus) == bool(self.dataset):
             raise ValueError(f"--corpus={self.corpus!r} --dataset={self.dataset!r}: give one of them")
-        for name in ("batch_size", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("pairs", "views", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
+        at_least(self, 1, "batch_size", "shard_rows")
+        at_least(self, 0, "pairs", "views", "workers")
 
 
 @dataclasses.dataclass(frozen=True)

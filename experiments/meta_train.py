@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ import optax
 
 import gram_jax as gram
 from experiments import _nans
-from experiments._launch import json_object, launch, setting
+from experiments._launch import at_least, json_object, launch, positive, setting
 from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, load_corpus, ordered
@@ -113,15 +114,9 @@ class Config:
     debug_nans: bool = setting(False, "do a step whose loss is not finite again, with checks that tell where it begins")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must not be negative")
-        for name in (*RATE.values(), "inner_rate", "clip_norm", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be a positive number")
+        at_least(self, 1, "steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers")
+        at_least(self, 0, "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
+        positive(self, *RATE.values(), "inner_rate", "clip_norm", "temperature")
         for name in ("tuner_settings", "regulator_settings"):
             json_object(name, getattr(self, name))
 
@@ -170,9 +165,11 @@ def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
 
 def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: Any) -> None:
     """Says how much memory a step is going to take; it is compiled here, and not again when it is taken."""
+    began = time.monotonic()
     needed = evaluation.memory_bytes(step.update.lower(state, frozen, batch).compile())
     if runtime.is_main():
-        print(runtime.memory_line(needed, step.devices, runtime.available_memory()), flush=True)
+        line = runtime.memory_line(needed, step.devices, runtime.available_memory())
+        print(f"{line}; compiled in {time.monotonic() - began:.1f} s", flush=True)
 
 
 def reader(hierarchy: tasks.Hierarchy, tuner: Tuner, clip: Clip, corpus: Corpus | None) -> Callable[[np.ndarray], Any]:

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tuners
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_dataset
@@ -71,9 +71,7 @@ class Config:
             raise ValueError(f"give the class names by one of {ways}; given: {' and '.join(given) or 'none'}")
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError(f"--template={self.template!r}: it must hold exactly one {{}} for the class name")
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+        at_least(self, 1, "top", "batch_size")
 
 
 def run(config: Config, workdir: Any) -> None:

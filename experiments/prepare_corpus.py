@@ -35,7 +35,7 @@ from typing import Any
 
 # Worker processes import this module: what imports JAX is imported by the functions that need it.
 from experiments import _workers
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 
 MAY_CHANGE = ("workers", "max_broken")  # what an interrupted run may be continued with
 STATE, PLAN, SHARDS, SKIPPED, DATASET = "prepare.json", "plan.jsonl", "shards", "skipped.jsonl", "dataset"
@@ -63,11 +63,8 @@ class Config:
     workers: int = setting(0, "processes; 0 for one a core")
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "max_pixels", "max_bytes", "shard_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"--workers={self.workers}: it must not be negative")
+        at_least(self, 1, "pairs", "max_pixels", "max_bytes", "shard_pairs")
+        at_least(self, 0, "workers")
         if not 0.0 <= self.max_broken <= 1.0:
             raise ValueError(f"--max_broken={self.max_broken}: it must be a share, from 0 to 1")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):

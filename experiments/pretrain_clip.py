@@ -33,7 +33,7 @@ import optax
 
 import gram_jax as gram
 from experiments import _nans
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
@@ -80,18 +80,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "vocabulary_pairs",
-            "save_every",
-            "eval_every",
-            "eval_images",
-            "ramp",
-            "page",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: it must be at least 1")
+        at_least(self, 1, "steps", "batch_size", "vocabulary_pairs", "save_every")
+        at_least(self, 1, "eval_every", "eval_images", "ramp", "page")
         if 32 % self.patch_size:
             raise ValueError(f"--patch_size={self.patch_size}: it must divide the 32 pixels of an image")
         for name in self.datasets:

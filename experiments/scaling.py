@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
 
 WAYS, SHOTS, PAIRS = 8, 2, 192
@@ -48,10 +48,7 @@ class Config:
     steps: int = setting(20, "steps that are measured")
 
     def __post_init__(self) -> None:
-        for name in ("devices", "processes", "tasks", "inner_steps", "steps"):
-            values = getattr(self, name)
-            if any(value < 1 for value in (values if isinstance(values, tuple) else (values,))):
-                raise ValueError(f"--{name}={values}: every value must be at least 1")
+        at_least(self, 1, "devices", "processes", "tasks", "inner_steps", "steps")
 
 
 def all_reduce_bytes(program: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from experiments._launch import launch, setting
+from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.data import Dataset, glyphs, load_dataset
 from gram_jax.data.sources import FORMS
@@ -50,8 +50,7 @@ class Config:
                 raise ValueError(
                     f'--template={template!r}: it must be "{OWN}" or hold exactly one {{}} for the class name'
                 )
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size={self.batch_size}: it must be at least 1")
+        at_least(self, 1, "batch_size")
 
 
 def classifiers(config: Config, dataset: Dataset) -> dict[str, list[str]]:

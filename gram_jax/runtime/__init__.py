@@ -4,7 +4,7 @@ progress, estimates of memory, a compilation cache, a lock on its folder.
 Only programs in ``experiments`` import this package; the library never does.
 """
 
-from gram_jax.runtime.cache import enable_compilation_cache
+from gram_jax.runtime.cache import compile_quickly, enable_compilation_cache
 from gram_jax.runtime.checkpoints import CheckpointError, Checkpoints, ConfigMismatchError, Restored
 from gram_jax.runtime.devices import (
     DistributedError,
@@ -40,6 +40,7 @@ __all__ = [
     "barrier",
     "check_processes",
     "claim",
+    "compile_quickly",
     "connect",
     "enable_compilation_cache",
     "gather",
