@@ -141,6 +141,11 @@ def launch(
         try:
             with _processes.joined(distributed):
                 _run(run, config, flags.FLAGS.workdir, name, distributed)
+        except _AskedToStop:
+            # At once: a thread of XLA that is still compiling would find the interpreter taken apart, and crash.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
         except Exception as error:
             if not _is_users(error, run):
                 if (status := _processes.failed(error)) is None:
@@ -255,6 +260,10 @@ def _run_in(folder: Any, run: Callable[[Any, Any], Any], config: Any, name: str)
         print(f"results in {folder / 'results.json'}", flush=True)
 
 
+class _AskedToStop(SystemExit):
+    """By SIGTERM."""
+
+
 @contextlib.contextmanager
 def _stopped_by_sigterm(distributed: str | None) -> Iterator[None]:
     """SIGTERM, which schedulers send before they kill, ends the program with status 0: what is finished is on disk.
@@ -272,7 +281,7 @@ def _stopped_by_sigterm(distributed: str | None) -> Iterator[None]:
     def stop(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
         os.write(2, b"asked to stop; the same command continues\n")  # print is not allowed in a handler
-        raise SystemExit(0)
+        raise _AskedToStop(0)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -47,10 +47,10 @@ from experiments._workload_inputs import CLIP_SIZES, Setup, make_setup
 from experiments._workloads import OURS, TORCH, WORKLOADS
 from gram_jax import evaluation, runtime
 from gram_jax.evaluation import Row, Table
+from gram_jax.runtime.memory import GIB
 
 CEILING, RULES = "ceiling", ("rules", "image_rules")
 LOSS_TOLERANCE, TOLERANCE = 1e-4, 1e-3  # of losses, and of the norms of gradients that are compared beside them
-GIB = float(1 << 30)
 _NONE = "-"
 Entry = dict[str, Any]
 

@@ -47,10 +47,10 @@ from gram_jax.clip import Clip, ClipConfig
 from gram_jax.clip.config import VisionConfig
 from gram_jax.clip.model import init_params
 from gram_jax.evaluation import Row, Table
+from gram_jax.runtime.memory import GIB
 from gram_jax.testing import tiny_tokenizer
 
 PROTOCOL = "tuning_step"
-GIB = 2**30
 BATCH_SIZE, OWN_BATCH_SIZE = 32, {"cocoop": PRESETS["cocoop_b2n_vitb16"].batch_size}
 # Beside every tuner alone: what is added to the plainest one, and one more step of a published recipe.
 COMPOSED = (

@@ -12,7 +12,7 @@ the hierarchy, and a task begins at the themes that it is like; --learn=prompt,p
 Tasks are shared by all devices, with --distributed by those of all hosts: each draws its own share of them
 (docs/launching.md).
 
-With the default flags on the mini CLIP a step takes 0.16 s on two cores, after 25 s of compilation, in under 2 GiB: two
+With the default flags on the mini CLIP a step takes 0.16 s on two cores, after 13 s of compilation, in under 2 GiB: two
 minutes in all; --gradient=exact takes several times as long. A tuner that needs pixels (ivlp, vpt) runs the image
 transformer for every support image in every inner step: about 1 s a step with --ways=12, --shots=1, --batch_size=4.
 

@@ -1,8 +1,8 @@
 """Programs that are killed and started again by the same command end with the bytes of a run that nobody touched.
 
-Each program is killed without a warning when it has finished so many of its pieces, drawn by a seed; the slow tests
-kill each many times, also while a checkpoint is being written and at any moment from the start on, and tell each to
-stop (SIGTERM, status 0). `test_prepare_corpus` and `test_embed_corpus` hold short ones of their own.
+Each program is told to stop (SIGTERM, status 0), started again, killed without a warning when it has finished so many
+of its pieces, drawn by a seed, and started again. The slow tests kill each many times, also while a checkpoint is being
+written and at any moment from the start on. `test_prepare_corpus` and `test_embed_corpus` hold short ones of their own.
 """
 
 from __future__ import annotations
@@ -209,9 +209,10 @@ def is_over(name: str, workdir: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", ["meta_train", "evaluate", pytest.param("pretrain_clip", marks=pytest.mark.slow)])
-def test_killed_and_started_again_it_ends_with_the_same_bytes(inputs, name):
+def test_stopped_and_killed_and_started_again_it_ends_with_the_same_bytes(inputs, name):
     expected, program, workdir = whole(inputs, name), PROGRAMS[name], inputs / f"{name}_killed"
-    count = random.Random(name).randrange(1, program.total // 2)
+    assert stop_when(start(inputs, name, workdir), lambda: program.pieces(workdir) >= 1, signal.SIGTERM, workdir)
+    count = program.pieces(workdir) + random.Random(name).randrange(1, program.total // 3)
     logging.getLogger(__name__).warning("killed after %d of %d", count, program.total)  # shown where a test fails
     killed = start(inputs, name, workdir)
     assert stop_when(killed, lambda: program.pieces(workdir) >= count, signal.SIGKILL, workdir)
