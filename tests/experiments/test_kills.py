@@ -301,3 +301,41 @@ def test_a_run_in_a_folder_where_another_is_at_work_changes_nothing(inputs):
         first.kill()
         first.wait()
     assert not is_over(name, workdir)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of a size that can be changed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(kilobytes: int, option: str = "remount,") -> None:
+        command = ["mount", "-t", "tmpfs", "-o", f"{option}size={kilobytes}k", "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    try:
+        resize(1 << 20, "")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a file system")
+    yield folder, resize
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_on_a_full_disk_it_says_so_and_continues_once_there_is_room(inputs, small_disk, name):
+    (disk, resize), expected = small_disk, whole(inputs, name)
+    used = sum(path.stat().st_size for path in (inputs / f"{name}_whole").rglob("*") if path.is_file())
+    told = 0
+    for share in (0.1, 0.4, 0.8):
+        resize(max(16, int(share * used / 1024)))
+        process = start(inputs, name, disk)
+        status = process.wait(timeout=WAIT)
+        assert status in (0, 2), log_of(disk)
+        told += status == 2
+    assert "Traceback" not in log_of(disk)
+    assert told
+    assert "No space left on device" in log_of(disk)
+    resize(1 << 20)
+    finish(start(inputs, name, disk), disk)
+    assert results(name, disk) == expected
