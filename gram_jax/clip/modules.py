@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gram_jax.clip.config import TextConfig, VisionConfig
 
 Array = jax.Array
-# Keys and values of tokens that other tokens may attend to, each [..., tokens, heads, head width].
+# Keys and values of tokens that other tokens may attend to, each [..., heads, tokens, head width].
 Memory = tuple[Array, Array]
 
 
@@ -105,7 +105,7 @@ class Attention(nn.Module):
           queries: `[..., queries, width]`.
           tokens: `[..., tokens, width]`.
           mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
-          memory: keys and values computed before, `[..., m, heads, head width]`; leading axes broadcast.
+          memory: keys and values computed before, `[..., heads, m, head width]`; leading axes broadcast.
 
         Returns:
           The attention's output `[..., queries, width]`, and the keys and values of `tokens`.
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
 
         def split(x: Array) -> Array:
-            return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
+            return jnp.swapaxes(x.reshape(*x.shape[:-1], self.heads, width // self.heads), -2, -3)
 
         query = split(dense(name="query")(queries) * (width // self.heads) ** -0.5)
         key, value = split(dense(name="key")(tokens)), split(dense(name="value")(tokens))
@@ -129,15 +129,16 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(jnp.concatenate([seen, scores], axis=-1)).astype(value.dtype)
             split_at = seen.shape[-1]
             mixed = _mix(weights[..., :split_at], memory[1]) + _mix(weights[..., split_at:], value)
+        mixed = jnp.swapaxes(mixed, -2, -3)
         return dense(name="out")(mixed.reshape(*mixed.shape[:-2], width)), (key, value)
 
 
 def _scores(query: Array, key: Array) -> Array:
-    return jnp.einsum("...qhd,...khd->...hqk", query, key)
+    return jnp.einsum("...hqd,...hkd->...hqk", query, key)
 
 
 def _mix(weights: Array, value: Array) -> Array:
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+    return jnp.einsum("...hqk,...hkd->...hqd", weights, value)
 
 
 class Mlp(nn.Module):
