@@ -23,6 +23,15 @@ from hypothesis import strategies as st
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
+@settings(max_examples=5, derandomize=True, **_COMMON)
+@given(st.text())
+def _read_unicode(_: str) -> None:
+    """Makes Hypothesis build its table of characters, once in a checkout: while memory is traced that takes a minute."""
+
+
+_read_unicode()
+
+
 def few(count: int = 15, **strategies: Any) -> Callable:
     """A test of so many examples, the same every time."""
     return lambda test: settings(max_examples=count, derandomize=True, **_COMMON)(given(**strategies)(test))
