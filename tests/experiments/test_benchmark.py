@@ -53,6 +53,7 @@ def test_both_ways_take_the_same_step(name, setup, torch):
     assert _torch_workloads.graph_bytes(name, setup, problem) > 0
 
 
+@pytest.mark.slow
 def test_a_benchmark(tmp_path, capsys, monkeypatch):
     """One workload of each kind, without PyTorch's part; the second run reads what is there."""
     names = ("rules", "image_rules", "clustering", "episodes")

@@ -26,7 +26,7 @@ _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(Hea
 @settings(max_examples=5, derandomize=True, **_COMMON)
 @given(st.text())
 def _read_unicode(_: str) -> None:
-    """Makes Hypothesis build its table of characters, once in a checkout: while memory is traced that takes a minute."""
+    """Makes Hypothesis build its table of characters, once in a checkout: a minute while memory is traced."""
 
 
 _read_unicode()
