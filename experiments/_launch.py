@@ -138,6 +138,9 @@ def launch(
         _processes.define()
 
     def main(config: Any) -> int:
+        from gram_jax import runtime  # here, so that --help and flag errors answer at once
+
+        runtime.compile_quickly()  # before anything asks for devices
         try:
             with _processes.joined(distributed):
                 _run(run, config, flags.FLAGS.workdir, name, distributed)
@@ -229,7 +232,6 @@ def _run(run: Callable[[Any, Any], Any], config: Any, workdir: str, name: str, d
     # Imported here, so that --help and flag errors answer at once.
     from gram_jax import runtime
 
-    runtime.compile_quickly()
     with runtime.claim(workdir) as folder, _stopped_by_sigterm(distributed):
         _processes.agree(dataclasses.asdict(config) | {"workdir": os.fspath(folder)})
         _run_in(folder, run, config, name)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,11 @@ def run(config, workdir):
     return evaluation.Results(dataclasses.asdict(config), evaluation.environment(), (row,))
 
 if __name__ == "__main__":
+    import os, sys
+    if "--trouble=none" in sys.argv:  # whoever asks for devices first tells the flags that they were made with
+        import jax
+        count = jax.process_count
+        jax.process_count = lambda: (print("devices with", os.environ.get("XLA_FLAGS"), flush=True), count())[1]
     launch(run, Config)
 '''
 
@@ -101,6 +107,13 @@ def test_runs_prints_its_settings_and_writes_results(folder):
     assert f"results in {workdir / 'results.json'}" in done.stdout
     assert "jax " in done.stderr  # versions are logged
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not jaxlib.__version__.startswith("0.10."), reason="the flags are of jaxlib 0.10")
+def test_flags_of_the_compiler_are_set_before_devices_are_asked_for(folder, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    told = [line for line in start(folder, "--trouble=none").stdout.splitlines() if line.startswith("devices with")]
+    assert told[0] == "devices with --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
 def test_workdir(folder, tmp_path):
