@@ -17,10 +17,9 @@ from gram_jax.tuners import Outputs, Tuner
 RUNS, BATCH, STEPS, EPOCH = 2, 4, 4, 2
 NAMES = ["cat", "small dog", "green frog"]
 RATE, DECAY, MOMENTUM, ADAPT, QUERY, OF_PHI = 0.02, 0.3, 0.9, 0.2, 0.7, 0.5
-# Of each run batches of two or three classes, and one of a single class, which has no second step. Most are split in
-# halves: every other split is a program of its own to compile.
-LABELS = np.array([[[0, 1, 1, 0], [2, 0, 2, 0]], [[1, 2, 2, 1], [1, 1, 2, 2]],
-                   [[1, 1, 1, 1], [0, 1, 2, 2]], [[0, 2, 2, 2], [1, 1, 1, 1]]])  # fmt: skip
+# Of each run batches of two or three classes, and one of a single class, which has no second step.
+LABELS = np.array([[[0, 1, 1, 0], [2, 0, 2, 0]], [[1, 2, 0, 1], [1, 1, 2, 2]],
+                   [[1, 1, 1, 1], [0, 1, 2, 2]], [[0, 2, 2, 0], [1, 1, 1, 1]]])  # fmt: skip
 
 
 @pytest.fixture(scope="module")

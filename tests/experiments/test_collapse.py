@@ -365,7 +365,7 @@ def test_no_coefficient_or_interval_where_there_is_none():
         ({"report_steps": (0, 51)}, "measure from 0 to the last"),
         ({"tau": (1.0, 1.5)}, "--tau=.1.5,.: every value must be above 0"),
         ({"seeds": (1, 1)}, "--seeds=1,1: give each value once"),
-        ({"learning_rate": (-1.0,)}, "it must be a positive number"),
+        ({"learning_rate": (-1.0,)}, "--learning_rate=-1.0: it must be a positive number"),
         ({"resamples": 0}, "--resamples=0: it must be at least 1"),
     ],
 )

@@ -352,7 +352,7 @@ def _at(value, folder):
         ({"seeds": (1, 101)}, r"--seeds and --select_seeds share \[101\]"),
         ({"protocol": ("cross",)}, "--protocol=cross: choose among few_shot, base_to_new"),
         ({"protocol": ("base_to_new",), "domains": ("noise",)}, "--domains are measured under few_shot"),
-        ({"learning_rate": (0.1, -1.0)}, "it must be a positive number"),
+        ({"learning_rate": (0.1, -1.0)}, "--learning_rate=-1.0: it must be a positive number"),
         ({"shots": ()}, "--shots is empty"),
         ({"controls": ("gram=x",)}, "--controls=gram=x: give NAME=PATH"),
     ],

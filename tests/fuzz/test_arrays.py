@@ -61,7 +61,7 @@ def test_damaged_files_of_what_was_learned(kind, data):
 test_damaged_files_of_what_was_learned_many = many(test_damaged_files_of_what_was_learned)
 
 
-@few(20, kind=KINDS, data=st.data())
+@few(50, kind=KINDS, data=st.data())
 def test_whole_files_with_odd_contents(kind, data):
     """The digest is right, and the rest is not what gram_jax writes."""
     with kept() as folder:
