@@ -132,6 +132,7 @@ def make_batch(config: Config, tokenizer: Tokenizer, step: int) -> tuple[np.ndar
     return np.stack([pair.image for pair in pairs]), tokens
 
 
+@functools.cache  # the same one is the same program to `train_step`
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """AdamW under a learning rate that warms up, stays, and falls linearly to 0 along the last steps.
 

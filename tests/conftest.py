@@ -11,11 +11,12 @@ import pytest
 from gram_jax.testing import tiny_clip
 
 # The tests compile far more than they run: XLA's cheapest code takes half the time to compile, and a fifth of it with
-# an older emitter, gone after 0.10: there its flag would end the program. Programs that tests start inherit this;
-# `XLA_FLAGS= pytest` tests what users run. Read when a device is first used.
+# an older emitter, in one piece, because every core has a test of its own. That emitter is gone after 0.10: there its
+# flag would end the program. Programs that tests start inherit this; `XLA_FLAGS= pytest` tests what users run. Read
+# when a device is first used.
 CHEAPEST = "--xla_backend_optimization_level=0"
 if jaxlib.__version__.startswith("0.10."):
-    CHEAPEST += " --xla_cpu_use_fusion_emitters=false"
+    CHEAPEST += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", CHEAPEST)
 
 # Names of one to four tokens, so that the class name's place differs from class to class.

@@ -163,7 +163,12 @@ def start(workdir: Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.embed_corpus", f"--workdir={workdir}", *flags]
     # Two devices, so that batches are divided.
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla,
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),  # what the first run compiles serves all
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

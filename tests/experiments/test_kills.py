@@ -64,7 +64,7 @@ PROGRAMS = {
         (
             *("--tasks=hierarchy.safetensors", "--clip=clip", '--regulator_settings={"rank": 2, "hidden": 3}'),
             *("--steps=40", "--batch_size=2", "--ways=2", "--cross_ways=2", "--cross_queries=1", "--max_tokens=0"),
-            *("--inner_steps=1", "--eval_every=10", "--eval_batches=1", "--save_every=2", "--devices=1"),
+            *("--inner_steps=1", "--eval_every=10", "--eval_batches=1", "--save_every=4", "--devices=1"),
         ),
         lines("metrics.jsonl"),
         40 + 5,
@@ -82,9 +82,9 @@ PROGRAMS = {
     ),
     "pretrain_clip": Program(
         (
-            *("--steps=20", "--batch_size=8", "--warmup=1", "--decay=2", "--ramp=4", "--vocabulary=560"),
+            *("--steps=20", "--batch_size=8", "--warmup=1", "--decay=2", "--ramp=1", "--vocabulary=560"),
             *("--vocabulary_pairs=200", "--embed_dim=16", "--vision_width=32", "--vision_layers=1", "--text_width=32"),
-            *("--text_layers=1", "--save_every=2", "--eval_every=20", "--probe_images=2", "--datasets=chess"),
+            *("--text_layers=1", "--save_every=4", "--eval_every=20", "--probe_images=2", "--datasets=chess"),
         ),
         matching("checkpoints/[0-9]*[0-9]"),
         4,  # as many are kept

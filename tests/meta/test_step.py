@@ -154,7 +154,7 @@ from tests.meta.problem import clip_loss, make_meta, make_tasks
 clip = tiny_clip(seed=3, text_layers=1, vision_layers=1)
 regulator = regulators.gated_low_rank(rank=3, hidden=4, context_dim=4)
 tasks, results = make_tasks(clip, 8, 4), {}
-for mapper, count in [("shard_map", 1), ("shard_map", 2), ("shard_map", 4), ("shard_map", 8), ("pmap", 2), ("pmap", 8)]:
+for mapper, count in [("shard_map", 1), ("shard_map", 2), ("shard_map", 8), ("pmap", 8)]:
     devices = jax.devices()[:count]
     settings = {"steps": 2, "gradient": "first_order", "cross_weight": 0, "mapper": mapper, "devices": devices}
     step = make_meta_step(clip_loss, regulator, optax.sgd(0.1), **settings)
@@ -178,7 +178,7 @@ def test_the_result_does_not_depend_on_devices_or_mapper():
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     alone = results.pop("shard_map-1")
-    assert len(results) == 5
+    assert len(results) == 3
     for name, result in results.items():
         for one, other in zip(result, alone, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5, err_msg=name)
