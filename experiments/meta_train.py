@@ -24,6 +24,7 @@ their own; no label and no downstream image is ever seen.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -134,22 +135,24 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(parts, labels))
 
 
-def make_regulator(config: Config, prototypes: int = 1) -> Regulator:
-    """The regulator that is asked for; one that reads prototypes has as many as the episodes have themes."""
+@functools.lru_cache(maxsize=2)
+def make_program(config: Config, prototypes: int = 1) -> tuple[Tuner, Regulator, MetaStep]:
+    """The tuner, the regulator and the outer step over the devices that are asked for.
+
+    The same for the same settings: runs that differ in their tasks alone (`tasks` left empty) compile the step once. A
+    regulator that reads prototypes has as many as the episodes have themes.
+    """
+    tuner = tuners.make(config.tuner, **json_object("tuner_settings", config.tuner_settings))
     settings = json_object("regulator_settings", config.regulator_settings)
     if config.regulator == "structured":
         settings = {"prototypes": prototypes, **settings}
-    return regulators.make(config.regulator, **settings)
-
-
-def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
-    """The outer step over the devices that are asked for."""
+    regulator = regulators.make(config.regulator, **settings)
     devices = runtime.all_devices()
     if config.devices and jax.process_count() > 1:
         raise ValueError(f"--devices={config.devices}: processes share tasks over all devices of each; leave it out")
     if config.devices > len(devices):
         raise ValueError(f"--devices={config.devices}: there are {len(devices)}")
-    return meta.make_meta_step(
+    step = meta.make_meta_step(
         evaluation.classification_loss(tuner),
         regulator,
         make_optimizer(config),
@@ -161,6 +164,7 @@ def make_step(config: Config, tuner: Tuner, regulator: Regulator) -> MetaStep:
         mapper=config.mapper,
         devices=devices[: config.devices] if config.devices else devices,
     )
+    return tuner, regulator, step
 
 
 def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: Any) -> None:
@@ -225,9 +229,7 @@ def train(
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains, or goes on; writes and returns what was learned, and the validation losses."""
     workdir = runtime.absolute(workdir)
-    tuner = tuners.make(config.tuner, **json_object("tuner_settings", config.tuner_settings))
-    regulator = make_regulator(config)
-    step = make_step(config, tuner, regulator)
+    tuner, regulator, step = make_program(dataclasses.replace(config, tasks=""))
     if config.batch_size % step.devices:
         raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
     if config.tasks_at_once and config.batch_size // step.devices % config.tasks_at_once:
@@ -252,8 +254,7 @@ def train(
         context=related or regulator.settings.get("context_dim") is not None or "offsets" in config.learn,
     )
     if related:
-        regulator = make_regulator(config, len(episodes.themes))
-        step = make_step(config, tuner, regulator)
+        tuner, regulator, step = make_program(dataclasses.replace(config, tasks=""), len(episodes.themes))
     prompt = tuner.init(jax.random.key(config.seed), clip, None)
     phi = regulator.init(jax.random.key(config.seed + 1), prompt)
     start = meta.init_meta(prompt, phi, config.inner_rate)

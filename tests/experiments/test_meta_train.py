@@ -156,6 +156,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(clip, hierar
     assert not np.array_equal(other.prompt["context"], trained[1].prompt["context"])
 
 
+def test_runs_that_differ_in_tasks_alone_share_one_compiled_step(clip, hierarchy, config, tmp_path):
+    step = meta_train.make_program(dataclasses.replace(config, tasks=""))[2]
+    learned = [
+        meta_train.train(dataclasses.replace(config, tasks=name), tmp_path / name, clip, hierarchy)[0]
+        for name in ("some", "others")
+    ]
+    assert step.update._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, *learned)
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(clip, hierarchy, config, trained, tmp_path, monkeypatch):
     def stop(self, step, state, *rest, **more):
         if step == 2:
