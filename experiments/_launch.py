@@ -243,9 +243,11 @@ def _run_in(folder: Any, run: Callable[[Any, Any], Any], config: Any, name: str)
 
     from gram_jax import evaluation, runtime
 
-    # Orbax reports every file it touches at the level of our own messages.
+    # Orbax reports every file that it touches at the level of our own messages, and what goes wrong in its threads with
+    # a traceback of each; the error itself reaches the run, which says it in one line.
     if not flags.FLAGS["verbosity"].present:
-        absl_logging.get_absl_logger().setLevel(logging.WARNING)
+        for theirs in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+            theirs.setLevel(logging.CRITICAL)
     runtime.enable_compilation_cache(folder)
     settings = dataclasses.asdict(config)
     first = jax.process_index() == 0
