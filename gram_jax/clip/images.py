@@ -84,6 +84,13 @@ class ImageTransform:
                 )
             if not all(_is_finite(number) and (number or name == "mean") for number in value or ()):
                 raise ValueError(f"ImageTransform.{name} is {value!r}; it must be of finite numbers, a std not 0")
+        with np.errstate(all="ignore"):
+            whole = np.isfinite(self._table()).all()
+        if not whole:
+            raise ValueError(
+                f"ImageTransform.rescale_factor {self.rescale_factor!r}, mean {self.mean!r} and std {self.std!r} make "
+                "pixels that are not finite"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
@@ -201,15 +208,17 @@ class ImageTransform:
         Returns:
           float32 array of the same shape.
         """
-        # The arithmetic of transformers, rounding included, on each of the 256 values a channel can have.
-        table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)  # [values, channels]
-        table = (table if self.rescale_factor is None else table * self.rescale_factor).astype(np.float32)
-        if self.mean is not None:
-            table = (table - np.float32(self.mean)) / np.float32(self.std)
+        table = self._table()
         floats = np.empty(pixels.shape, np.float32)
         for channel in range(3):
             floats[..., channel] = table[:, channel][pixels[..., channel]]
         return floats
+
+    def _table(self) -> np.ndarray:
+        """What each of the 256 values of a channel becomes: transformers' arithmetic, rounding included, `[256, 3]`."""
+        table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
+        table = (table if self.rescale_factor is None else table * self.rescale_factor).astype(np.float32)
+        return table if self.mean is None else (table - np.float32(self.mean)) / np.float32(self.std)
 
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
         """One image, resized and cropped: the bytes before normalisation.

@@ -196,9 +196,11 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         outside = [shard for shard in names if Path(shard).name != shard]
         if outside:
             raise ValueError(f"{folder / INDEX} names a shard outside the folder, {outside[0]!r}; do not trust it")
-        missing = [shard for shard in names if not (folder / shard).is_file()]
+        there = {path.name for path in folder.iterdir()}  # asked for by name, a shard may have one no file can have
+        missing = [shard for shard in names if shard not in there]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}")
+            shown = ", ".join(shard[:200] for shard in missing[:20])
+            raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} shards: {shown}")
         return [folder / shard for shard in names]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:

@@ -152,6 +152,7 @@ class Tokenizer:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"text {index} is {text!r}, a {type(text).__name__}; texts must be strings")
+            _check_unicode(text, f"text {index}")
         limit = self.context_length if length is None else length
         if not 2 <= limit <= self.context_length:
             raise ValueError(f"length={length} must lie between 2 and the context length {self.context_length}")
@@ -219,6 +220,8 @@ def class_tokens(
     """
     if template.count("{}") != 1:
         raise ValueError(f"template {template!r} must hold '{{}}' exactly once, where the class name goes")
+    _check_unicode(template, "the template")
+    _check_unicode(suffix, "the suffix")
     cleaned = _clean_names(names)
     name_pieces = tokenizer.pieces(cleaned)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -251,10 +254,22 @@ def _clean_names(names: Sequence[str]) -> list[str]:
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise ValueError(f"class {index} is {name!r}, a {type(name).__name__}; class names must be strings")
+        _check_unicode(name, f"class {index}")
         cleaned.append(" ".join(name.replace("_", " ").split()))
         if not cleaned[-1]:
             raise ValueError(f"class {index} has the empty name {name!r}; every class needs a name")
     return cleaned
+
+
+def _check_unicode(text: str, which: str) -> None:
+    """Raises ValueError for half a surrogate pair, which Python's strings may hold and no file in UTF-8 does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{which}, {text[:60]!a}, holds half of a surrogate pair at {error.start}, which is no character; "
+            "remove it, or read the text with errors='replace'"
+        ) from None
 
 
 def _encode_classes(tokenizer: Tokenizer, names: Sequence[str], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -333,7 +333,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         shapes = about["parts"]
         sizes = [about["items"], about["shard_rows"], *(size for shape in shapes.values() for size in shape)]
         if any(type(size) is not int or size < 1 for size in sizes) or _count(about) > MAX_SHARDS:
-            raise ValueError(f"it has sizes {sizes}")
+            raise ValueError(f"it has the sizes {str(sizes)[:200]}")
         if about["dtype"] not in DTYPES or "images" not in shapes or not set(shapes) <= {"images", "texts", "views"}:
             raise ValueError("it is no description of a store")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

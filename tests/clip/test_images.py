@@ -304,6 +304,7 @@ def test_batches_that_cannot_be_stacked():
         ({"crop_size": {"height": 8, "width": 1.5}}, r"ImageTransform.crop is \(8, 1.5\)"),
         ({"resample": 9}, "ImageTransform.resample is 9"),
         ({"image_mean": [0.5]}, r"ImageTransform.mean is \(0.5,\)"),
+        ({"image_mean": [3e38, 0.5, 0.5]}, r"mean \(3e\+38, 0.5, 0.5\) and std .* make pixels that are not finite"),
     ],
 )
 def test_configurations_that_are_refused(config, message):

@@ -120,6 +120,13 @@ def test_shards(small, folder):
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
+def test_a_shard_with_a_name_that_no_file_can_have_is_missing(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "é" * 300}}))
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 1 shards: é{200}$"):
+        load_clip(folder)
+
+
 def test_a_missing_shard_is_named(folder):
     shard(folder)
     (folder / "model-00002-of-00003.safetensors").unlink()

@@ -199,6 +199,7 @@ def test_a_limit_is_needed(tokenizer):
     [
         ([], {}, "the list is empty"),
         (["a", 3], {}, r"text 1 is 3, a int; texts must be strings"),
+        (["a", "b \ud800"], {}, r"text 1, 'b \\ud800', holds half of a surrogate pair at 2"),
         (["a"], {"length": 41}, r"length=41 must lie between 2 and the context length 40"),
         (["a", "cat " * 50], {}, r"text 1, 'cat cat .*\.\.\.', has 52 tokens .*the limit is 40; shorten it"),
         (["cat cat cat", "cat cat"], {"length": 3}, r"text 0, 'cat cat cat', has 5 .*2 texts are too long"),
@@ -248,6 +249,8 @@ def test_class_templates(tokenizer):
         ("cat", {}, r"pass a list: \['cat'\]"),
         (["cat", None], {}, "class 1 is None, a NoneType"),
         (["cat", "_ "], {}, "class 1 has the empty name '_ '"),
+        (["cat", "\udfff"], {}, r"class 1, '\\udfff', holds half of a surrogate pair"),
+        (["cat"], {"suffix": "\ud800"}, "the suffix, .*, holds half of a surrogate pair"),
         (["cat", "<|endoftext|>"], {}, "class 1, .* holds a special token"),
         (["red_cat", "cat", "Red  CAT"], {}, r"classes 0, 'red_cat', and 2, 'Red  CAT', are the same .*\('red cat'\)"),
         (["cat", "dog " * 40], {}, r"class 1, 'dog .*is too long.*the context holds 40"),

@@ -157,6 +157,10 @@ def test_a_damaged_store_is_refused_and_the_file_is_named(about, arrays, tmp_pat
         (tmp_path / "store.json").write_text(content)
         with pytest.raises(ValueError, match=r"store\.json cannot be used"):
             open_store(tmp_path)
+    (tmp_path / "store.json").write_text(json.dumps(about | {"parts": {"images": "x" * 50_000}}))
+    with pytest.raises(StoreError, match=r"it has the sizes .{200}\); ") as raised:
+        open_store(tmp_path)
+    assert len(str(raised.value)) < 1000
 
 
 def test_features_that_are_not_finite_or_of_another_shape_are_never_written(about, arrays, tmp_path):
