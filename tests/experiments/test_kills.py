@@ -255,8 +255,8 @@ def test_killed_many_times_at_any_moment_it_ends_with_the_same_bytes(inputs, nam
         if is_over(name, workdir):
             break
         process, begun = start(inputs, name, workdir), time.monotonic()
-        if number % 3 == 0:  # at any moment of the first seconds, imports and compilation included
-            seconds = rng.uniform(0.1, 4.0)
+        if number % 3 == 2:  # at any moment of the first seconds, imports and what is read again included
+            seconds = rng.uniform(0.1, 3.0)
             ready = lambda begun=begun, seconds=seconds: time.monotonic() - begun > seconds  # noqa: E731
         else:  # a moment after the next pieces
             more = program.pieces(workdir) + rng.randrange(1, 3)
