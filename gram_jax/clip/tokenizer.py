@@ -139,7 +139,8 @@ class Tokenizer:
           int32 array [N, T].
 
         Raises:
-          ValueError: no texts; an entry that is not a string; a text longer than the limit, unless `truncate`.
+          ValueError: no texts; an entry that is not a string, or holds half a surrogate pair; a text longer than the
+              limit, unless `truncate`.
 
         Example:
           >>> tokenizer = train_tokenizer(["a cat"] * 9, vocab_size=520, context_length=77)
@@ -206,8 +207,8 @@ def class_tokens(
       `Classes`, each array cut to its longest class.
 
     Raises:
-      ValueError: an empty list; a name that is no string, empty, holds a special token or is too long; two names
-          that the tokenizer cannot tell apart; a template without exactly one `{}`.
+      ValueError: an empty list; a name that is no string, empty, holds a special token or half a surrogate pair, or is
+          too long; two names that the tokenizer cannot tell apart; a template without exactly one `{}`.
 
     Example:
       >>> tokenizer = train_tokenizer(["a photo of a cat.", "a dog"] * 4, vocab_size=600, context_length=32)
@@ -300,7 +301,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
       A `Tokenizer`, the same for the same texts on every run and machine.
 
     Raises:
-      ValueError: if `vocab_size` is below 514, or there are no words.
+      ValueError: if `vocab_size` is below 514, there are no words, or a text holds half a surrogate pair.
 
     Example:
       >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)
@@ -319,6 +320,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
         raise ValueError(f"vocab_size={vocab_size} is too small; the bytes and special tokens take {MIN_VOCAB_SIZE}")
     pipeline = CLIPTokenizer().backend_tokenizer
     texts_of = collections.Counter(texts)
+    for text in texts_of:
+        _check_unicode(text, "a text")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # The trainer numbers the word-final bytes in the order of a randomly seeded hash map, and ties between merges fall
     # by number. One private character for each word-final byte puts them in the sorted alphabet instead.

@@ -157,6 +157,8 @@ def test_training_refusals():
         train_tokenizer(["a"], 100, 16)
     with pytest.raises(ValueError, match="no words"):
         train_tokenizer(["", " "], 600, 16)
+    with pytest.raises(ValueError, match=r"a text, .* holds half of a surrogate pair at 4"):
+        train_tokenizer(["cat \ud800"], 600, 16)
 
 
 def test_equal_by_content(tokenizer, corpus, tmp_path):
