@@ -21,8 +21,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["gram_jax", "gram_jax.*", "experiments", "experiments.*"]),
-    package_data={"gram_jax": ["assets/**/*", "data/**/*.json"]},
+    # In a wheel the programs are gram_jax.experiments, so that no other top-level package is installed.
+    packages=[
+        *find_packages(include=["gram_jax", "gram_jax.*"]),
+        *(f"gram_jax.{name}" for name in find_packages(include=["experiments", "experiments.*"])),
+    ],
+    package_dir={"gram_jax.experiments": "experiments"},
+    package_data={"gram_jax": ["assets/**/*", "data/**/*.json", "**/*.pyi", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
@@ -33,6 +38,7 @@ setup(
         "huggingface_hub>=1.31",
         "importlib_resources>=6",  # tensorflow-datasets needs it to build a dataset, and does not say so
         "jax>=0.10",
+        "lazy_loader>=0.4",
         "matplotlib>=3.10",  # plots, and the typefaces of the embedded world
         "numpy>=2.0",
         "optax>=0.2.5",

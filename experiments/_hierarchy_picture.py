@@ -12,7 +12,7 @@ from gram_jax.tasks import Hierarchy
 
 _THEMES, _CLASSES, _IMAGES = 12, 7, 4
 _SIDE, _GAP = 40, 3  # pixels of an image, and between images
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # of visual domains; safe for all eyes
+_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # of visual domains; safe for all eyes
 _PAPER = (255, 255, 255)
 
 
@@ -30,7 +30,7 @@ def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
     h = hierarchy
     sizes = np.bincount(h.themes, minlength=len(h.theme_texts))
     themes = np.argsort(-sizes, kind="stable")[:_THEMES]
-    domains = min(len(_COLOURS), 1 + int(h.domains.max()))
+    domains = min(len(_COLORS), 1 + int(h.domains.max()))
     height = 0.34 + 0.36 * domains
     figure = Figure(figsize=(1.9 + 1.75 * _CLASSES, height * len(themes) + 0.5), facecolor="white")
     FigureCanvasAgg(figure)
@@ -62,7 +62,7 @@ def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
 
 
 def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray:
-    """A class: a row of images for each visual domain, with a stripe of the domain's colour in front."""
+    """A class: a row of images for each visual domain, with a stripe of the domain's color in front."""
     from matplotlib.colors import to_rgb
     from PIL import Image
 
@@ -72,7 +72,7 @@ def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray
         members = h.members[(h.classes == number) & (h.domains == domain)][:_IMAGES]
         top = domain * step
         if len(members):
-            canvas[top : top + _SIDE, :_GAP] = np.round(255 * np.array(to_rgb(_COLOURS[domain])))
+            canvas[top : top + _SIDE, :_GAP] = np.round(255 * np.array(to_rgb(_COLORS[domain])))
         for place, image in enumerate(corpus.images(members.tolist())):
             picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
             pixels = np.asarray(picture.convert("RGB").resize((_SIDE, _SIDE)))

@@ -30,7 +30,9 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import _processes
+from gram_jax.errors import InputError
+
+from . import _processes
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +72,17 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
 
 
 def at_least(config: Any, least: int, *names: str) -> None:
-    """Raises ValueError for a setting below a bound; every value of a tuple counts, and None is no value."""
+    """Raises InputError for a setting below a bound; every value of a tuple counts, and None is no value."""
     for name, value in _values(config, names):
         if value < least:
-            raise ValueError(f"--{name}={value}: it must be at least {least}")
+            raise InputError(f"--{name}={value}: it must be at least {least}")
 
 
 def positive(config: Any, *names: str) -> None:
-    """Raises ValueError for a setting that is no positive number; tuples and None as in :func:`at_least`."""
+    """Raises InputError for a setting that is no positive number; tuples and None as in :func:`at_least`."""
     for name, value in _values(config, names):
         if not 0 < value < float("inf"):
-            raise ValueError(f"--{name}={value}: it must be a positive number")
+            raise InputError(f"--{name}={value}: it must be a positive number")
 
 
 def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -92,13 +94,13 @@ def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:
-    """The JSON object that a flag holds; ValueError, naming the flag, for anything else."""
+    """The JSON object that a flag holds; InputError, naming the flag, for anything else."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{name}={text!r} is not JSON: {error}") from error
+        raise InputError(f"--{name}={text!r} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
+        raise InputError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
     return found
 
 
@@ -171,7 +173,7 @@ def _experiment_name(run: Callable) -> str:
     if module == "__main__":  # started with python -m: the real name is in the module's spec
         main = sys.modules["__main__"]
         module = main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__ or "experiment").stem
-    return module.rpartition(".")[2]
+    return module.removesuffix(".__main__").removesuffix(".run").rpartition(".")[2]
 
 
 def _define(field: dataclasses.Field, kind: Any) -> None:
@@ -212,7 +214,7 @@ class _ListParser(flags.ListParser):
         try:
             return [self._item(value) for value in values]
         except ValueError as error:
-            raise ValueError(f"expected comma-separated {self._item.__name__} values: {error}") from error
+            raise InputError(f"expected comma-separated {self._item.__name__} values: {error}") from error
 
 
 def _parse(argv: Sequence[str], config_class: type) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 from absl import flags
 
+from gram_jax.errors import InputError
+
 KINDS = {
     "steps": "all take every step together; a notice to stop reaches all, and all save the same step",
     "units": "each does its own units of work; one that is told to stop keeps what it finished, and the others end too",
@@ -37,7 +39,7 @@ def joined(distributed: str | None) -> Iterator[None]:
       distributed: how the experiment is shared, one of KINDS; None where it cannot be, and `define` was not called.
 
     Raises:
-      ValueError: flags that belong to --distributed are given without it, or this host is one of several already.
+      InputError: flags that belong to --distributed are given without it, or this host is one of several already.
       DistributedError: as `runtime.connect`.
     """
     import jax
@@ -48,10 +50,10 @@ def joined(distributed: str | None) -> Iterator[None]:
     if distributed and flags.FLAGS.distributed:
         runtime.connect(**given, preemption=distributed == "steps")
     elif alone := [f"--{name}={value}" for name, value in given.items() if value is not None]:
-        raise ValueError(f"{' '.join(alone)}: add --distributed, in every process")
+        raise InputError(f"{' '.join(alone)}: add --distributed, in every process")
     elif jax.process_count() > 1:
         remedy = "add --distributed, on every host" if distributed else "run this experiment on a machine of its own"
-        raise ValueError(f"this is host {jax.process_index()} of a slice of {jax.process_count()}; {remedy}")
+        raise InputError(f"this is host {jax.process_index()} of a slice of {jax.process_count()}; {remedy}")
     with contextlib.ExitStack() as stack:
         if not runtime.is_main():
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -66,7 +68,7 @@ def joined(distributed: str | None) -> Iterator[None]:
 
 
 def agree(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError, in every process, where one was started with other settings; each that differs is named."""
+    """Raises InputError, in every process, where one was started with other settings; each that differs is named."""
     import jax
 
     from gram_jax import runtime
@@ -83,7 +85,7 @@ def agree(settings: Mapping[str, Any]) -> None:
         ]
         if differing:
             here = jax.process_index()
-            raise ValueError(
+            raise InputError(
                 f"process {number} was started with {', '.join(differing)}, as process {here} was; give all processes "
                 "the same settings"
             )

@@ -14,8 +14,9 @@ import os
 import time
 from typing import Any
 
-from experiments._launch import at_least, launch, setting
 from gram_jax.data import load_dataset
+
+from ._launch import at_least, launch, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Config:
 
     data_dir: str = setting("", "folder of TFDS datasets; WORKDIR/data if empty")
     pairs: int = setting(100_000, "image-text pairs of the corpus; 0 for no corpus")
-    dataset: tuple[str, ...] = setting((), "labelled datasets: glyphs:NAME or glyphs:NAME/DOMAIN")
+    dataset: tuple[str, ...] = setting((), "labeled datasets: glyphs:NAME or glyphs:NAME/DOMAIN")
     seed: int = setting(0, "seed of the draws")
 
     def __post_init__(self) -> None:
@@ -32,8 +33,8 @@ class Config:
 
 
 def run(config: Config, workdir: Any) -> None:
-    """Builds the corpus and the labelled datasets, and says what they hold."""
-    from gram_jax.data.glyphs.builders import build_corpus, build_labelled
+    """Builds the corpus and the labeled datasets, and says what they hold."""
+    from gram_jax.data.glyphs.builders import build_corpus, build_labeled
 
     datasets = [load_dataset(spec, seed=config.seed) for spec in config.dataset]
     data_dir = os.path.expanduser(config.data_dir) or os.fspath(workdir / "data")
@@ -44,7 +45,7 @@ def run(config: Config, workdir: Any) -> None:
         print(f"glyph_corpus: {pairs} pairs in {data_dir}; {seconds:.1f} s, {pairs / seconds:.0f} pairs a second")
     for dataset in datasets:
         name = dataset.name.removeprefix("glyphs:").partition("/")[0]
-        sources = build_labelled(name, data_dir, dataset.domain, config.seed)
+        sources = build_labeled(name, data_dir, dataset.domain, config.seed)
         sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
         print(f"{dataset.name}: {len(dataset.class_names)} classes, {sizes}, in {data_dir}")
 

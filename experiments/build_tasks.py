@@ -30,15 +30,17 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from experiments import _hierarchy_picture
-from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
+from gram_jax.errors import InputError
 from gram_jax.tasks import Hierarchy, build_hierarchy, from_groups, load_hierarchy, outline, save_hierarchy
 from gram_jax.tasks.build import CLASS_TEXTS, METHODS, about_sample
 from gram_jax.tasks.clustering import SAMPLE, Watch
 from gram_jax.tuners import ArrayFileError
+
+from . import _hierarchy_picture
+from ._launch import at_least, launch, setting
 
 TRUE_GROUPS = "true_groups"
 HIERARCHY, OUTLINE, PICTURE = "hierarchy.safetensors", "hierarchy.txt", "hierarchy.png"
@@ -70,11 +72,11 @@ class Config:
         at_least(self, 1, "themes", "domains", "min_members", "sample", "batch_size")
         at_least(self, 0, "pairs")
         if self.method == TRUE_GROUPS and self.corpus != "glyphs":
-            raise ValueError(f"--method={TRUE_GROUPS}: nobody knows the true groups of {self.corpus!r}, only of glyphs")
+            raise InputError(f"--method={TRUE_GROUPS}: nobody knows the true groups of {self.corpus!r}, only of glyphs")
         if self.method == TRUE_GROUPS and self.class_text != "keyword":
-            raise ValueError(f"--method={TRUE_GROUPS} calls classes by their names; leave --class_text out")
+            raise InputError(f"--method={TRUE_GROUPS} calls classes by their names; leave --class_text out")
         if self.method != TRUE_GROUPS and self.classes > self.pairs > 0:
-            raise ValueError(f"--classes={self.classes} of --pairs={self.pairs}: there are fewer pairs than clusters")
+            raise InputError(f"--classes={self.classes} of --pairs={self.pairs}: there are fewer pairs than clusters")
 
 
 class _Watched:
@@ -100,7 +102,7 @@ def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray
       batch_size: pairs a step.
 
     Returns:
-      Image features and text features, float32 `[pairs, embed_dim]` each, normalised. Captions longer than the clip's
+      Image features and text features, float32 `[pairs, embed_dim]` each, normalized. Captions longer than the clip's
       context are cut.
     """
     with runtime.Progress(len(corpus), "images", unit="image") as progress:

@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments._launch import at_least, launch, setting
 from gram_jax import runtime
 from gram_jax.clip import ImageError, ImageTransform
-from gram_jax.data import Dataset, coop, load_dataset
-from gram_jax.data.coop_layouts import LAYOUTS
-from gram_jax.data.glyphs.sheet import contact_sheet
-from gram_jax.data.index import SPLITS
+from gram_jax.data import Dataset, load_dataset
+from gram_jax.data.dataset import SPLITS
+from gram_jax.data.readers import coop
+from gram_jax.data.readers.coop_layouts import LAYOUTS
+from gram_jax.errors import InputError
+from gram_jax.reporting.contact_sheet import contact_sheet
+
+from ._launch import at_least, launch, setting
 
 _THUMBNAIL = ImageTransform(size=96, crop=(96, 96))
 _WHOLE = ImageTransform(size=None, crop=None)
@@ -52,7 +55,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.dataset:
-            raise ValueError("--dataset is empty; give at least one")
+            raise InputError("--dataset is empty; give at least one")
         at_least(self, 0, "images")
         at_least(self, 1, "columns")
 
@@ -66,7 +69,7 @@ def run(config: Config, workdir: Any) -> None:
         print(f"  missing or wrong: {len(found)}" if found else "  all is well")
         problems += [f"{spec}: {problem}" for problem in found]
     if problems:
-        raise ValueError("\n  ".join([f"missing or wrong: {len(problems)}", *problems]))
+        raise InputError("\n  ".join([f"missing or wrong: {len(problems)}", *problems]))
 
 
 def check(config: Config, spec: str, workdir: Any) -> list[str]:

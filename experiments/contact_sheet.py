@@ -1,4 +1,4 @@
-"""A picture of a labelled dataset, or of the corpus with its captions.
+"""A picture of a labeled dataset, or of the corpus with its captions.
 
     python -m experiments.contact_sheet --dataset=glyphs:greek_small/serif-italic+noise
     python -m experiments.contact_sheet --dataset=corpus
@@ -12,9 +12,10 @@ import dataclasses
 import re
 from typing import Any
 
-from experiments._launch import at_least, launch, setting
 from gram_jax.data import glyphs, load_dataset
-from gram_jax.data.glyphs.sheet import contact_sheet
+from gram_jax.reporting.contact_sheet import contact_sheet
+
+from ._launch import at_least, launch, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Config:
     """What to show."""
 
     dataset: str = setting("corpus", "glyphs:NAME, glyphs:NAME/DOMAIN, or corpus")
-    split: str = setting("train", "the split of a labelled dataset", choices=("train", "val", "test"))
+    split: str = setting("train", "the split of a labeled dataset", choices=("train", "val", "test"))
     images: int = setting(96, "how many images")
-    per_class: int = setting(2, "images a class of a labelled dataset")
+    per_class: int = setting(2, "images a class of a labeled dataset")
     columns: int = setting(12, "images a row")
     seed: int = setting(0, "seed of the draw")
 

@@ -34,10 +34,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
-from experiments._launch import at_least, launch, setting
 from gram_jax import runtime
 from gram_jax.clip import Clip
-from gram_jax.data import Corpus, Dataset, load_corpus, load_dataset, loading, store, views
+from gram_jax.data import Corpus, Dataset, load_corpus, load_dataset
+from gram_jax.data import augmentation as views
+from gram_jax.data import feature_store as store
+from gram_jax.data import prefetch as loading
+from gram_jax.errors import InputError
+
+from ._launch import at_least, launch, setting
 
 STORE = "store"
 _TOKENS = 8  # texts are padded to a multiple of so many tokens: few shapes are compiled
@@ -62,7 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if bool(self.corpus) == bool(self.dataset):
-            raise ValueError(f"--corpus={self.corpus!r} --dataset={self.dataset!r}: give one of them")
+            raise InputError(f"--corpus={self.corpus!r} --dataset={self.dataset!r}: give one of them")
         at_least(self, 1, "batch_size", "shard_rows")
         at_least(self, 0, "pairs", "views", "workers")
 
@@ -129,7 +134,7 @@ def features(clip: Clip, batches: Iterator[np.ndarray], sharding: NamedSharding)
 def embed(config: Config, folder: Path, clip: Clip, source: Corpus | Dataset) -> float:
     """Writes the shards of this process that are missing; returns the share of the time spent waiting for input."""
     if clip.transform.output_size is None:
-        raise ValueError("the clip's image transform makes images of any size; set a crop in its configuration")
+        raise InputError("the clip's image transform makes images of any size; set a crop in its configuration")
     about = store.describe_store(
         clip,
         source,
@@ -177,7 +182,7 @@ def embed(config: Config, folder: Path, clip: Clip, source: Corpus | Dataset) ->
 def run(config: Config, workdir: Any) -> None:
     """Embeds the corpus or dataset, or continues, and says what the store holds."""
     if "://" in os.fspath(workdir):
-        raise ValueError(f"--workdir={workdir}: a store is mapped into memory and must be in a local or mounted folder")
+        raise InputError(f"--workdir={workdir}: a store is mapped into memory and must be in a local or mounted folder")
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     if config.corpus:
         source = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)

@@ -37,15 +37,19 @@ import numpy as np
 import optax
 
 import gram_jax as gram
-from experiments import _nans
-from experiments._launch import at_least, json_object, launch, positive, setting
 from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners
+from gram_jax import tuning as tuning_lib
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, load_corpus, ordered
+from gram_jax.errors import InputError
+from gram_jax.io import absolute
 from gram_jax.meta import Meta, MetaState, MetaStep
 from gram_jax.regulators import Regulator
 from gram_jax.tasks.episodes import CROSS
 from gram_jax.tuners import Tuner
+
+from . import _nans
+from ._launch import at_least, json_object, launch, positive, setting
 
 # A resumed run may differ in these.
 MAY_CHANGE = (
@@ -149,11 +153,11 @@ def make_program(config: Config, prototypes: int = 1) -> tuple[Tuner, Regulator,
     regulator = regulators.make(config.regulator, **settings)
     devices = runtime.all_devices()
     if config.devices and jax.process_count() > 1:
-        raise ValueError(f"--devices={config.devices}: processes share tasks over all devices of each; leave it out")
+        raise InputError(f"--devices={config.devices}: processes share tasks over all devices of each; leave it out")
     if config.devices > len(devices):
-        raise ValueError(f"--devices={config.devices}: there are {len(devices)}")
+        raise InputError(f"--devices={config.devices}: there are {len(devices)}")
     step = meta.make_meta_step(
-        evaluation.classification_loss(tuner),
+        tuning_lib.classification_loss(tuner),
         regulator,
         make_optimizer(config),
         steps=config.inner_steps,
@@ -170,7 +174,7 @@ def make_program(config: Config, prototypes: int = 1) -> tuple[Tuner, Regulator,
 def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: Any) -> None:
     """Says how much memory a step is going to take; it is compiled here, and not again when it is taken."""
     began = time.monotonic()
-    needed = evaluation.memory_bytes(step.update.lower(state, frozen, batch).compile())
+    needed = tuning_lib.memory_bytes(step.update.lower(state, frozen, batch).compile())
     if runtime.is_main():
         line = runtime.memory_line(needed, step.devices, runtime.available_memory())
         print(f"{line}; compiled in {time.monotonic() - began:.1f} s", flush=True)
@@ -184,7 +188,7 @@ def reader(hierarchy: tasks.Hierarchy, tuner: Tuner, clip: Clip, corpus: Corpus 
     if corpus is None:
         corpus = load_corpus(about["corpus"], pairs=about["pairs"], seed=about["seed"])
     if corpus.content_hash != about["content_hash"]:
-        raise ValueError(
+        raise InputError(
             f"the hierarchy was built from a corpus of hash {about['content_hash'][:12]}, and this one has "
             f"{corpus.content_hash[:12]}; build the tasks again"
         )
@@ -228,12 +232,12 @@ def train(
     config: Config, workdir: Any, clip: Clip, hierarchy: tasks.Hierarchy, *, corpus: Corpus | None = None
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains, or goes on; writes and returns what was learned, and the validation losses."""
-    workdir = runtime.absolute(workdir)
+    workdir = absolute(workdir)
     tuner, regulator, step = make_program(dataclasses.replace(config, tasks=""))
     if config.batch_size % step.devices:
-        raise ValueError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
+        raise InputError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
     if config.tasks_at_once and config.batch_size // step.devices % config.tasks_at_once:
-        raise ValueError(
+        raise InputError(
             f"--tasks_at_once={config.tasks_at_once}: a device has {config.batch_size // step.devices} tasks a step, "
             "which is no multiple of it"
         )
@@ -344,7 +348,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     hierarchy = tasks.load_hierarchy(config.tasks, clip=clip)
     _, rows = train(config, workdir, clip, hierarchy)
-    print(f"meta checkpoint in {runtime.absolute(workdir) / 'meta.safetensors'}", flush=True)
+    print(f"meta checkpoint in {absolute(workdir) / 'meta.safetensors'}", flush=True)
     environment = evaluation.environment(weights=gram.weights_hash(clip.params))
     return evaluation.Results(dataclasses.asdict(config), environment, rows)
 

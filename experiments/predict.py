@@ -2,7 +2,7 @@
 
     python -m experiments.predict --images=photos --classes="cat,dog"
     python -m experiments.predict --images=photos --classes_file=names.txt --prompt=tuned.safetensors --top=5
-    python -m experiments.predict --images=photos --classes_from=folder:labelled --prompt=tuned.safetensors
+    python -m experiments.predict --images=photos --classes_from=folder:labeled --prompt=tuned.safetensors
     python -m experiments.predict --images=photos --classes="cat,dog" --clip=openai/clip-vit-base-patch16
 
 A prompt is what ``gram_jax.tuners.save_prompt`` wrote, as ``experiments.evaluate --save_prompts`` does; of a meta
@@ -30,14 +30,16 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, meta, regulators, runtime, tuners
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_dataset
-from gram_jax.data.files import SUFFIXES
-from gram_jax.data.sources import FORMS
+from gram_jax.data.readers.files import SUFFIXES
+from gram_jax.data.readers.sources import FORMS
+from gram_jax.errors import InputError
 from gram_jax.tuners import ArrayFileError, Tuner
 from gram_jax.tuners.base import Prompt
+
+from ._launch import at_least, launch, setting
 
 TEMPLATE = "a photo of a {}."
 NAMED_BY = ("classes", "classes_file", "classes_from")
@@ -64,13 +66,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise ValueError("--images is empty: name the folder of images to classify")
+            raise InputError("--images is empty: name the folder of images to classify")
         given = [f"--{name}" for name in NAMED_BY if getattr(self, name)]
         if len(given) != 1:
             ways = ", ".join(f"--{name}" for name in NAMED_BY)
-            raise ValueError(f"give the class names by one of {ways}; given: {' and '.join(given) or 'none'}")
+            raise InputError(f"give the class names by one of {ways}; given: {' and '.join(given) or 'none'}")
         if self.template is not None and self.template.count("{}") != 1:
-            raise ValueError(f"--template={self.template!r}: it must hold exactly one {{}} for the class name")
+            raise InputError(f"--template={self.template!r}: it must hold exactly one {{}} for the class name")
         at_least(self, 1, "top", "batch_size")
 
 
@@ -82,7 +84,7 @@ def run(config: Config, workdir: Any) -> None:
         raise FileNotFoundError(f"--images={config.images}: there is no such folder")
     total = sum(1 for _ in image_files(folder))
     if not total:
-        raise ValueError(f"--images={config.images}: no file in it ends in one of {' '.join(sorted(SUFFIXES))}")
+        raise InputError(f"--images={config.images}: no file in it ends in one of {' '.join(sorted(SUFFIXES))}")
     output = epath.Path(config.output).expanduser() if config.output else workdir / "predictions.csv"
     if output.is_dir():
         raise IsADirectoryError(f"--output={config.output} is a folder; name the file to write, e.g. predictions.csv")
@@ -105,7 +107,7 @@ def run(config: Config, workdir: Any) -> None:
                 table.writerow([name, *cells[:2], *cells, ""])
             progress.update()
         if broken == progress.done:
-            raise ValueError(f"--images={config.images}: none of {broken} images can be read; the last: {error}")
+            raise InputError(f"--images={config.images}: none of {broken} images can be read; the last: {error}")
     if broken:
         listed = ", ".join(first) + ", ..." * (broken > len(first))
         logger.warning("%d of %d images cannot be read, see the column error: %s", broken, progress.done, listed)
@@ -122,13 +124,13 @@ def class_names(config: Config) -> list[str]:
         try:
             names = epath.Path(config.classes_file).expanduser().read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source} is no UTF-8 text: {error}") from error
+            raise InputError(f"{source} is no UTF-8 text: {error}") from error
     names = [name for name in (name.removeprefix("\ufeff").strip() for name in names) if name]
     if len(names) < 2:
-        raise ValueError(f"{source} holds {len(names)} class names; give at least two")
+        raise InputError(f"{source} holds {len(names)} class names; give at least two")
     for index, name in enumerate(names):
         if (first := names.index(name)) != index:
-            raise ValueError(
+            raise InputError(
                 f"{source}: {name!r} is both class {first + 1} and class {index + 1}; name each class once"
             )
     return names
@@ -164,7 +166,7 @@ def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner
     if learned.structure is not None:
         text = evaluation.class_features(clip, names, [TEMPLATE]).mean(0)
         context = jnp.concatenate([learned.structure.center[: -len(text)], text])
-    return tuner, meta.start(learned, context)
+    return tuner, meta.initial_prompt(learned, context)
 
 
 def make_classifier(
@@ -179,7 +181,7 @@ def make_classifier(
       template: how classes are worded where no text prompt does it; None is the default.
 
     Raises:
-      ValueError: the prompt belongs to another clip or class list, or does not fit the names.
+      InputError: the prompt belongs to another clip or class list, or does not fit the names.
     """
     clip.class_tokens(names, "{}")  # a prediction by a name that two classes have would say nothing
     if not path:
@@ -188,7 +190,7 @@ def make_classifier(
     if not tuner.needs_names:
         return make_scorer(tuner, prompt, clip, evaluation.class_features(clip, names, [template or TEMPLATE]))
     if template is not None:
-        raise ValueError(f"--template is of no use to {path}: the context of {tuner.name} stands in its place; omit it")
+        raise InputError(f"--template is of no use to {path}: the context of {tuner.name} stands in its place; omit it")
     if tuner.settings.get("class_specific"):
         count = len(jax.tree.leaves(prompt)[0])
         if count != len(names):

@@ -33,9 +33,12 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecu
 from pathlib import Path
 from typing import Any
 
+from gram_jax.errors import InputError
+
 # Worker processes import this module: what imports JAX is imported by the functions that need it.
-from experiments import _workers
-from experiments._launch import at_least, launch, setting
+from gram_jax.runtime import workers as _workers
+
+from ._launch import at_least, launch, setting
 
 MAY_CHANGE = ("workers", "max_broken")  # what an interrupted run may be continued with
 STATE, PLAN, SHARDS, SKIPPED, DATASET = "prepare.json", "plan.jsonl", "shards", "skipped.jsonl", "dataset"
@@ -66,15 +69,15 @@ class Config:
         at_least(self, 1, "pairs", "max_pixels", "max_bytes", "shard_pairs")
         at_least(self, 0, "workers")
         if not 0.0 <= self.max_broken <= 1.0:
-            raise ValueError(f"--max_broken={self.max_broken}: it must be a share, from 0 to 1")
+            raise InputError(f"--max_broken={self.max_broken}: it must be a share, from 0 to 1")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise ValueError(f"--name={self.name!r}: lower case letters, digits and underscores, a letter first")
+            raise InputError(f"--name={self.name!r}: lower case letters, digits and underscores, a letter first")
 
 
 def plan(config: Config, workdir: Path) -> int:
     """Divides the source into units, a JSON line each, unless that is done; returns their number."""
-    from gram_jax.data import pair_shards
-    from gram_jax.data.pairs import Reading, plan_units
+    from gram_jax.data.pairs import shards as pair_shards
+    from gram_jax.data.pairs.reading import Reading, plan_units
 
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
     path = workdir / STATE
@@ -83,14 +86,14 @@ def plan(config: Config, workdir: Path) -> int:
             state = json.loads(path.read_text())
             begun, units = dict(state["settings"]), int(state["units"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); give another --workdir") from error
+            raise InputError(f"{path} is damaged ({error!r}); give another --workdir") from error
         differing = [
             f"--{name}={begun.get(name)!r}, this run has {value!r}"
             for name, value in settings.items()
             if begun.get(name) != value
         ]
         if differing:
-            raise ValueError(
+            raise InputError(
                 f"{workdir} was begun with {'; with '.join(differing)}; give the same settings, or another --workdir"
             )
         return units
@@ -116,7 +119,7 @@ def plan(config: Config, workdir: Path) -> int:
 def write_shards(config: Config, workdir: Path, units: int) -> None:
     """Writes the shards that are not there yet, in as many processes as there are workers."""
     from gram_jax import runtime
-    from gram_jax.data import pair_shards
+    from gram_jax.data.pairs import shards as pair_shards
 
     folder = workdir / SHARDS
     folder.mkdir(exist_ok=True)
@@ -138,7 +141,7 @@ def write_shards(config: Config, workdir: Path, units: int) -> None:
 
 def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set[int], ahead: int) -> Iterator[Any]:
     """Shards as they are finished; only so many units are in memory at a time."""
-    from gram_jax.data.pair_shards import write_shard
+    from gram_jax.data.pairs.shards import write_shard
 
     running = set()
     try:
@@ -155,9 +158,9 @@ def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in finished)
     except BrokenExecutor as error:
-        raise ValueError(f"a worker process was ended, by a lack of memory perhaps; {_KEPT}") from error
+        raise InputError(f"a worker process was ended, by a lack of memory perhaps; {_KEPT}") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{error}. {_KEPT[0].upper()}{_KEPT[1:]}") from error
+        raise InputError(f"{error}. {_KEPT[0].upper()}{_KEPT[1:]}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -169,8 +172,8 @@ def _count(totals: Counter, shard: Any) -> None:
 
 def check_broken(config: Config, workdir: Path, units: int) -> None:
     """Lists what was skipped, and refuses a corpus of which too much is broken."""
-    from gram_jax.data import pair_shards
-    from gram_jax.data.pairs import DAMAGED
+    from gram_jax.data.pairs import shards as pair_shards
+    from gram_jax.data.pairs.reading import DAMAGED
 
     pairs, skipped = 0, Counter()
     part = workdir / f"{SKIPPED}.part"
@@ -187,7 +190,7 @@ def check_broken(config: Config, workdir: Path, units: int) -> None:
     # Nobody knows how many pairs a damaged archive has lost: archives are compared with archives.
     share = max(total / max(1, pairs + total), skipped[DAMAGED] / units)
     if share > config.max_broken:
-        raise ValueError(
+        raise InputError(
             f"{total} of {pairs + total} entries are no pairs ({_told(skipped)}), {100 * share:.2g} % where "
             f"--max_broken={config.max_broken} allows {100 * config.max_broken:.2g} %; {workdir / SKIPPED} lists them. "
             f"All that was read is kept: the same command with --max_broken={min(1.0, share + 0.01):.2f} accepts it at "
@@ -202,10 +205,10 @@ def _told(counts: dict[str, int]) -> str:
 def run(config: Config, workdir: Any) -> None:
     """Prepares the corpus, or continues, and says what it holds."""
     from gram_jax import runtime
-    from gram_jax.data import pair_dataset
+    from gram_jax.data.pairs import prepared as pair_dataset
 
     if "://" in os.fspath(workdir):
-        raise ValueError(f"--workdir={workdir}: array_record files are written to a local folder; copy them from there")
+        raise InputError(f"--workdir={workdir}: array_record files are written to a local folder; copy them from there")
     workdir, started = Path(workdir), time.monotonic()
     units = plan(config, workdir)
     folder = workdir / DATASET

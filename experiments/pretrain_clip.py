@@ -4,8 +4,8 @@
 
 The default flags make the weights that ship with the package (``gram_jax.load_clip("mini")``): a ViT of 4 layers and
 width 192 over 8-pixel patches, a text transformer of 3 layers and width 128, a byte-pair vocabulary trained on the
-captions; 2.7 million parameters. The difficulty of the corpus grows along the first steps, from centred
-black-on-white characters under their full names to all corpus faces, colours, noise and the whole caption grammar: a
+captions; 2.7 million parameters. The difficulty of the corpus grows along the first steps, from centered
+black-on-white characters under their full names to all corpus faces, colors, noise and the whole caption grammar: a
 start at full difficulty learns nothing for a long time.
 
 It takes about an hour on two cores, under 4 GiB, and reaches, averaged over the nineteen datasets on held-out
@@ -32,15 +32,18 @@ import numpy as np
 import optax
 
 import gram_jax as gram
-from experiments import _nans
-from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
+from gram_jax import reporting as reporting_lib
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip, init_params
 from gram_jax.clip.tokenizer import Tokenizer, train_tokenizer
 from gram_jax.data import glyphs
+from gram_jax.errors import InputError
 from gram_jax.objectives import contrastive_loss
+
+from . import _nans
+from ._launch import at_least, launch, setting
 
 PHOTO = "a photo of a {}."
 # A resumed run may differ in these: the first steps do not depend on them.
@@ -53,7 +56,7 @@ class Config:
     """The settings of a pre-training run."""
 
     seed: int = setting(0, "seed of the weights and of the corpus")
-    steps: int = setting(5500, "optimiser steps")
+    steps: int = setting(5500, "optimizer steps")
     batch_size: int = setting(256, "image-text pairs a step")
     learning_rate: float = setting(1.5e-3, "peak of the learning rate")
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices")
@@ -74,7 +77,7 @@ class Config:
     eval_every: int = setting(500, "steps between zero-shot evaluations")
     eval_images: int = setting(2, "validation images a class in those")
     probe_images: int = setting(32, "training images a class for the linear probe")
-    datasets: tuple[str, ...] = setting(glyphs.NAMES, "labelled datasets to evaluate on")
+    datasets: tuple[str, ...] = setting(glyphs.NAMES, "labeled datasets to evaluate on")
     debug_nans: bool = setting(
         False, "look at the loss of every step, and do one that is not finite again, with checks that tell where"
     )
@@ -83,9 +86,9 @@ class Config:
         at_least(self, 1, "steps", "batch_size", "vocabulary_pairs", "save_every")
         at_least(self, 1, "eval_every", "eval_images", "ramp", "page")
         if 32 % self.patch_size:
-            raise ValueError(f"--patch_size={self.patch_size}: it must divide the 32 pixels of an image")
+            raise InputError(f"--patch_size={self.patch_size}: it must divide the 32 pixels of an image")
         for name in self.datasets:
-            glyphs.catalogue(name)
+            glyphs.catalog(name)
 
 
 def make_clip(config: Config) -> Clip:
@@ -178,7 +181,7 @@ def accuracies(clip: Clip, config: Config, split: str, limit: int, domain: str =
     """Zero-shot accuracy of every dataset under its fitting template and under "a photo of a {}."."""
     found: dict[str, dict[str, float]] = {}
     for name in config.datasets:
-        dataset = glyphs.labelled(name, domain)
+        dataset = glyphs.labeled(name, domain)
         positions = [i for i in dataset.select(split) if dataset.references[i][2] < limit]
         features = evaluation.image_features(clip, dataset.images(positions))
         found[name] = {}
@@ -273,7 +276,7 @@ def measure(config: Config, clip: Clip) -> evaluation.Results:
         row("zero_shot:fitting", name, values["fitting"])
         row("zero_shot:photo", name, values["photo"])
     for name in config.datasets:
-        dataset = glyphs.labelled(name)
+        dataset = glyphs.labeled(name)
         hashes[dataset.name] = dataset.content_hash
         fit = [i for i in dataset.select("train") if dataset.references[i][2] < config.probe_images]
         test = dataset.select("test")
@@ -284,13 +287,15 @@ def measure(config: Config, clip: Clip) -> evaluation.Results:
             len(dataset.class_names),
         )
         row("linear_probe", name, float(np.mean(predicted == dataset.labels[test])), shots=config.probe_images)
-        unseen = [face for face in glyphs.catalogue(name).faces if not glyphs.FACES[face].in_corpus]
+        unseen = [face for face in glyphs.catalog(name).faces if not glyphs.FACES[face].in_corpus]
         single = dataclasses.replace(config, datasets=(name,))
         faces = [accuracies(clip, single, "test", 4, face)[name]["fitting"] for face in unseen]
         row("zero_shot:fitting", name, float(np.mean(faces)), domain="unseen faces")
     for domain in (None, "unseen faces"):
-        table = evaluation.transpose(evaluation.pivot([row for row in rows if row.domain == domain], over=("shots",)))
-        print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{evaluation.to_text(table)}")
+        table = reporting_lib.transpose(
+            reporting_lib.pivot([row for row in rows if row.domain == domain], over=("shots",))
+        )
+        print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{reporting_lib.to_text(table)}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 

@@ -25,10 +25,13 @@ import time
 from typing import Any
 
 import gram_jax as gram
-from experiments import build_tasks, evaluate, meta_train
-from experiments._launch import launch, setting
-from gram_jax import evaluation, runtime
+from gram_jax import evaluation
 from gram_jax.data import load_corpus
+from gram_jax.io import absolute
+
+from . import build_tasks, meta_train
+from ._launch import launch, setting
+from .evaluate import run as evaluate
 
 DATASETS = ("georgian", "arabic", "syllabics")
 
@@ -38,7 +41,7 @@ class Config:
     """What the demonstration may be asked to do more or less of."""
 
     seeds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "seeds of the few-shot draws")
-    shots: tuple[int, ...] = setting((1, 4), "labelled images a class")
+    shots: tuple[int, ...] = setting((1, 4), "labeled images a class")
     dataset: tuple[str, ...] = setting(tuple(f"glyphs:{name}" for name in DATASETS), "datasets: glyphs:NAME")
     domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" for all')
     max_test_images: int = setting(10, "test images a class; 0 for all")
@@ -91,7 +94,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     def stage(text: str) -> None:
         print(f"\n[{time.monotonic() - begin:3.0f} s] {text}", flush=True)
 
-    workdir = runtime.absolute(workdir)
+    workdir = absolute(workdir)
     clip = gram.load_clip("mini")
     corpus = load_corpus("glyphs", pairs=config.pairs, seed=config.seed)
     sources = {"": "clusters", "random_tasks": "random"} | ({"true_groups": "true_groups"} if config.ceiling else {})

@@ -4,7 +4,7 @@
     python -m experiments.report --results=runs/coop/results.json,runs/maple/results.json --against=coop
 
 Reads the rows that ``experiments.evaluate`` writes and puts methods side by side: base-to-new, few-shot in the domain
-of training and in shifted ones, cross-dataset, domain generalisation, long tails by head, middle and tail, accuracy
+of training and in shifted ones, cross-dataset, domain generalization, long tails by head, middle and tail, accuracy
 along adaptation, each dataset, and the other metrics that were measured. Differences to the tuner, and to the method
 that --against names, are paired over seeds and tested. Published numbers, marked as such, stand beside measurements of
 the same datasets under the same protocol, and beside no others.
@@ -27,14 +27,21 @@ from typing import Any
 
 from etils import epath
 
-from experiments import _plots, _plots_protocols, _published, _sheets, _tables
-from experiments._files import replace
-from experiments._launch import launch, setting
-from experiments._measures import BESIDE, COSTS
-from experiments._protocols import PROTOCOLS, has_new, imbalance
-from experiments._tables import comparisons, reference
 from gram_jax import evaluation
+from gram_jax import reporting as reporting_lib
+from gram_jax.errors import InputError
 from gram_jax.evaluation import Results, Row
+from gram_jax.evaluation.measures import BESIDE, COSTS
+from gram_jax.evaluation.protocols import PROTOCOLS, has_new, imbalance
+from gram_jax.io import write_file
+from gram_jax.reporting import evaluation_tables as _tables
+from gram_jax.reporting import plots as _plots
+from gram_jax.reporting import protocol_plots as _plots_protocols
+from gram_jax.reporting import published as _published
+from gram_jax.reporting import sheets as _sheets
+from gram_jax.reporting.evaluation_tables import comparisons, reference
+
+from ._launch import launch, setting
 
 __all__ = ["Config", "comparisons", "merge", "reference", "run", "write"]
 
@@ -64,10 +71,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.results:
-            raise ValueError("--results is empty: name at least one result file, e.g. --results=runs/coop/results.json")
+            raise InputError("--results is empty: name at least one result file, e.g. --results=runs/coop/results.json")
         for file in self.results:
             if self.results.count(file) > 1:
-                raise ValueError(f"--results names {file} twice; name each file once")
+                raise InputError(f"--results names {file} twice; name each file once")
 
 
 def run(config: Config, workdir: Any) -> None:
@@ -77,10 +84,10 @@ def run(config: Config, workdir: Any) -> None:
     for flag, named in (("methods", config.methods), ("against", (config.against,))):
         for method in named:
             if method not in (None, *known):
-                raise ValueError(f"--{flag} names {method!r}, which no file holds; they hold {', '.join(known)}")
+                raise InputError(f"--{flag} names {method!r}, which no file holds; they hold {', '.join(known)}")
     if config.methods:
         if config.against not in (None, *config.methods):
-            raise ValueError(f"--against={config.against} is not among --methods; add it there")
+            raise InputError(f"--against={config.against} is not among --methods; add it there")
         found = [
             dataclasses.replace(results, rows=tuple(row for row in results.rows if row.method in config.methods))
             for results in found
@@ -103,7 +110,7 @@ def write(
       results: what experiments found, of one clip.
       workdir: where to write.
       names: what the results are called, usually their files.
-      shots: labelled images a class in the tables by step and by dataset; the largest number by default.
+      shots: labeled images a class in the tables by step and by dataset; the largest number by default.
       against: a method that every other one is compared with as well; zero-shot where nothing else is compared.
       show: called with the tables as aligned text.
 
@@ -111,7 +118,7 @@ def write(
       The text of ``table.md``.
 
     Raises:
-      ValueError: nothing can be shown, or a draw was measured twice with different values; the message names the
+      InputError: nothing can be shown, or a draw was measured twice with different values; the message names the
         files.
     """
     names = list(names or (f"results {i + 1}" for i in range(len(results))))
@@ -119,26 +126,26 @@ def write(
     kinds = [kind for kind in _tables.kinds(rows) if _tables.shots_of(rows, kind)]
     if not kinds:
         protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
-        raise ValueError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
+        raise InputError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
     measured = sorted({n for kind in kinds for n in _tables.shots_of(rows, kind) if n is not None})
     if shots is not None and shots not in measured:
-        raise ValueError(f"--shots={shots} was not measured; the files hold {', '.join(map(str, measured)) or 'none'}")
+        raise InputError(f"--shots={shots} was not measured; the files hold {', '.join(map(str, measured)) or 'none'}")
     shots = _tables.default_shots(rows) if shots is None else shots
     unlike = {dataset: why for found in results for dataset, why in _published.unlike(found).items()}
     sheets = list(_sheets.sheets(rows, shots, against or reference(rows), unlike))
     footer = [*_reading(rows, sheets), *_beside(sheets, unlike), *_notes(rows), *_unshown(rows)]
     footer += _provenance(results, names)
-    markdown = _render(sheets, footer, "## ", "- ", evaluation.to_markdown)
+    markdown = _render(sheets, footer, "## ", "- ", reporting_lib.to_markdown)
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    replace(workdir / "table.md", markdown)
-    replace(workdir / "table.csv", _to_csv(sheets))
+    write_file(workdir / "table.md", markdown)
+    write_file(workdir / "table.csv", _to_csv(sheets))
     for name, plot in PLOTS.items():
         path = workdir / f"{name}.png"
         if not plot(rows, path, shots=shots):
             path.unlink(missing_ok=True)  # of an earlier report, which the tables no longer belong to
     if show is not None:
-        show("\n" + _render(sheets, footer, "", "* ", evaluation.to_text))
+        show("\n" + _render(sheets, footer, "", "* ", reporting_lib.to_text))
         show(f"tables and plots in {workdir}")
     return markdown
 
@@ -147,7 +154,7 @@ def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
     """The rows of all results, each draw once; of costs, which differ from run to run, the first.
 
     Raises:
-      ValueError: a draw was measured twice with different values; the message names the files.
+      InputError: a draw was measured twice with different values; the message names the files.
     """
     merged: dict[Row, tuple[Row, str]] = {}
     for found, name in zip(results, names, strict=True):
@@ -158,7 +165,7 @@ def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
                 fields = dataclasses.asdict(row).items()
                 text = ", ".join(f"{field}={value!r}" for field, value in fields if value is not None)
                 text = text.replace(f", value={row.value!r}", "")
-                raise ValueError(
+                raise InputError(
                     f"{where} and {name} hold different values of the same draw, {first.value!r} and {row.value!r}, "
                     f"for {text}; report files of different clips or settings apart from each other"
                 )
@@ -295,7 +302,7 @@ def _render(
     footer: Sequence[str],
     heading: str,
     bullet: str,
-    to_table: Callable[[evaluation.Table], str],
+    to_table: Callable[[reporting_lib.Table], str],
 ) -> str:
     parts = [f"{heading}{sheet.title}\n\n{to_table(sheet.table())}\n" for sheet in sheets]
     return "\n".join([*parts, "".join(f"{bullet}{line}\n" for line in footer)])

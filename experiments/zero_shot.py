@@ -1,4 +1,4 @@
-"""Zero-shot classification of labelled datasets by class names in templates.
+"""Zero-shot classification of labeled datasets by class names in templates.
 
     python -m experiments.zero_shot
     python -m experiments.zero_shot --dataset=glyphs:chess/noise,glyphs:greek_small --template="a photo of a {}."
@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from experiments._launch import at_least, launch, setting
 from gram_jax import evaluation, runtime
+from gram_jax import reporting as reporting_lib
 from gram_jax.data import Dataset, glyphs, load_dataset
-from gram_jax.data.sources import FORMS
+from gram_jax.data.readers.sources import FORMS
+from gram_jax.errors import InputError
+
+from ._launch import at_least, launch, setting
 
 OWN = "own"
 
@@ -44,10 +47,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.dataset or not self.template:
-            raise ValueError("--dataset and --template need at least one value each")
+            raise InputError("--dataset and --template need at least one value each")
         for template in self.template:
             if template != OWN and template.count("{}") != 1:
-                raise ValueError(
+                raise InputError(
                     f'--template={template!r}: it must be "{OWN}" or hold exactly one {{}} for the class name'
                 )
         at_least(self, 1, "batch_size")
@@ -83,8 +86,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             )
     for domain in dict.fromkeys(row.domain for row in rows):
         title = f"domain {domain}" if domain else "top-1 accuracy, %"
-        table = evaluation.transpose(evaluation.pivot(row for row in rows if row.domain == domain))
-        print(f"\n{title}\n{evaluation.to_text(table)}")
+        table = reporting_lib.transpose(reporting_lib.pivot(row for row in rows if row.domain == domain))
+        print(f"\n{title}\n{reporting_lib.to_text(table)}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 

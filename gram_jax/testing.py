@@ -14,6 +14,7 @@ from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip, init_params
 from gram_jax.clip.tokenizer import Tokenizer, train_tokenizer
+from gram_jax.errors import InputError
 
 VOCAB_SIZE = 632  # every word of TEXT is one token
 TEXT = (
@@ -33,7 +34,7 @@ def tiny_config(**overrides: Any) -> ClipConfig:
       The configuration.
 
     Raises:
-      ValueError: if no field has that name.
+      InputError: if no field has that name.
 
     Example:
       >>> tiny_config(text_layers=5, embed_dim=7).text.layers
@@ -63,7 +64,7 @@ def tiny_config(**overrides: Any) -> ClipConfig:
         elif tower in towers and field in {known.name for known in dataclasses.fields(towers[tower])}:
             changes[tower][field] = value
         else:
-            raise ValueError(
+            raise InputError(
                 f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD."
             )
     # Replaced together, as width and heads must fit each other at every moment.
@@ -101,7 +102,7 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
       The clip.
 
     Raises:
-      ValueError: if `text_vocab_size` is overridden, or no field has that name.
+      InputError: if `text_vocab_size` is overridden, or no field has that name.
 
     Example:
       >>> clip = tiny_clip(text_layers=2)
@@ -109,7 +110,7 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
       True
     """
     if "text_vocab_size" in overrides:
-        raise ValueError(f"tiny_clip has a tokenizer of {VOCAB_SIZE} tokens: text_vocab_size cannot be overridden.")
+        raise InputError(f"tiny_clip has a tokenizer of {VOCAB_SIZE} tokens: text_vocab_size cannot be overridden.")
     config = tiny_config(**overrides)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gram_jax.clip.modules import ACTIVATIONS
+from gram_jax.errors import InputError
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # No CLIP comes near these; what is beyond them is a damaged file, and would fill the memory before it failed.
@@ -19,22 +20,22 @@ def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, found {value!r}.")
+            raise InputError(f"{type(config).__name__}.{name} must be a positive integer, found {value!r}.")
         if value > (limit := _LIMITS.get(name, MAX_SIZE)):
-            raise ValueError(f"{type(config).__name__}.{name} must be at most {limit}, found {value}.")
+            raise InputError(f"{type(config).__name__}.{name} must be at most {limit}, found {value}.")
 
 
 def _require_transformer(config: TextConfig | VisionConfig) -> None:
     _require_positive(config, "width", "layers", "heads", "mlp_width")
     kind = type(config).__name__
     if config.width % config.heads:
-        raise ValueError(
+        raise InputError(
             f"{kind}.width must be a multiple of {kind}.heads, found width {config.width} and {config.heads} heads."
         )
     if not isinstance(config.activation, str) or config.activation not in ACTIVATIONS:
-        raise ValueError(f"{kind}.activation must be one of {sorted(ACTIVATIONS)}, found {config.activation!r}.")
+        raise InputError(f"{kind}.activation must be one of {sorted(ACTIVATIONS)}, found {config.activation!r}.")
     if isinstance(config.norm_eps, bool) or not isinstance(config.norm_eps, int | float) or not config.norm_eps > 0:
-        raise ValueError(f"{kind}.norm_eps must be positive, found {config.norm_eps!r}.")
+        raise InputError(f"{kind}.norm_eps must be positive, found {config.norm_eps!r}.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class TextConfig:
         _require_transformer(self)
         _require_positive(self, "vocab_size", "context_length")
         if isinstance(self.eos_token_id, bool) or not isinstance(self.eos_token_id, int) or self.eos_token_id < 0:
-            raise ValueError(f"TextConfig.eos_token_id must be a token id, found {self.eos_token_id!r}.")
+            raise InputError(f"TextConfig.eos_token_id must be a token id, found {self.eos_token_id!r}.")
 
     @property
     def eos_rule(self) -> str:
@@ -90,7 +91,7 @@ class VisionConfig:
       width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
       image_size: side of the square input image in pixels.
       patch_size: side of a square patch in pixels; a remainder at the right and lower edge is dropped.
-      channels: number of colour channels.
+      channels: number of color channels.
 
     Example:
       >>> VisionConfig(image_size=224, patch_size=16).num_patches
@@ -111,7 +112,7 @@ class VisionConfig:
         _require_transformer(self)
         _require_positive(self, "image_size", "patch_size", "channels")
         if self.patch_size > self.image_size:
-            raise ValueError(
+            raise InputError(
                 "VisionConfig.patch_size must not exceed image_size, "
                 f"found patch size {self.patch_size} and image size {self.image_size}."
             )
@@ -161,11 +162,11 @@ class ClipConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "embed_dim")
         if isinstance(self.class_chunk, bool) or not isinstance(self.class_chunk, int) or self.class_chunk < 0:
-            raise ValueError(
+            raise InputError(
                 f"ClipConfig.class_chunk must be a number of classes, or 0 for all at once, found {self.class_chunk!r}."
             )
         if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(
+            raise InputError(
                 f"ClipConfig.compute_dtype must be one of {list(COMPUTE_DTYPES)}, found {self.compute_dtype!r}."
             )
 
@@ -183,25 +184,25 @@ class ClipConfig:
           The configuration, validated.
 
         Raises:
-          ValueError: if it is not a CLIP's, or states an impossible or unsupported size or setting.
+          InputError: if it is not a CLIP's, or states an impossible or unsupported size or setting.
 
         Example:
           >>> ClipConfig.from_hf({"model_type": "siglip"})
           Traceback (most recent call last):
           ...
-          ValueError: Only CLIP models are supported: model_type in config.json must be 'clip', found 'siglip'.
+          gram_jax.errors.InputError: Only CLIP models are supported: ...
         """
         model_type = config.get("model_type")
         if model_type != "clip":
-            raise ValueError(
+            raise InputError(
                 f"Only CLIP models are supported: model_type in config.json must be 'clip', found {model_type!r}."
             )
         for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
             if not isinstance(config.get(name) or {}, Mapping):
-                raise ValueError(f"{name} in config.json must be an object, found {config[name]!r}.")
+                raise InputError(f"{name} in config.json must be an object, found {config[name]!r}.")
         scale = _default(config, "logit_scale_init_value", 2.6592)
         if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise ValueError(f"logit_scale_init_value in config.json must be a number, found {scale!r}.")
+            raise InputError(f"logit_scale_init_value in config.json must be a number, found {scale!r}.")
         text = _tower(config, "text", _TEXT_KEYS, TextConfig)
         vision = _tower(config, "vision", _VISION_KEYS, VisionConfig)
         return cls(
@@ -215,7 +216,7 @@ class ClipConfig:
         """The dictionary that transformers' `CLIPConfig` reads back to the same model.
 
         Returns:
-          A JSON-serialisable dictionary; `compute_dtype`, `remat` and `class_chunk` are settings of a run
+          A JSON-serializable dictionary; `compute_dtype`, `remat` and `class_chunk` are settings of a run
             and are left out.
 
         Example:
@@ -271,7 +272,7 @@ def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], cls: 
 def _single_id(value: Any) -> Any:
     if isinstance(value, list | tuple):
         if len(value) != 1:
-            raise ValueError(f"text_config.eos_token_id must be one token id, found {value!r}.")
+            raise InputError(f"text_config.eos_token_id must be one token id, found {value!r}.")
         return value[0]
     return value
 
@@ -279,6 +280,6 @@ def _single_id(value: Any) -> Any:
 def _side(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         if not value or any(side != value[0] for side in value):
-            raise ValueError(f"vision_config.{name} must be square, found {value!r}.")
+            raise InputError(f"vision_config.{name} must be square, found {value!r}.")
         return value[0]
     return value

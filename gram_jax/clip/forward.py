@@ -62,7 +62,7 @@ def encode_image(
       Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
 
     Raises:
-      ValueError: if a shape, width, layer number or placement does not fit; the message states the numbers.
+      InputError: if a shape, width, layer number or placement does not fit; the message states the numbers.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -105,11 +105,11 @@ def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
       images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
 
     Returns:
-      Features `[images, embed_dim]`, normalised, and patches `[images, patches, embed_dim]`, not normalised, row by row
+      Features `[images, embed_dim]`, normalized, and patches `[images, patches, embed_dim]`, not normalized, row by row
       of the image; at least float32.
 
     Raises:
-      ValueError: if the shape of the images does not fit.
+      InputError: if the shape of the images does not fit.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -140,7 +140,7 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
       Features `[..., embed_dim]`, at least float32; NaN where an id is outside the vocabulary.
 
     Raises:
-      ValueError: if `token_ids` are not integers or are longer than the context.
+      InputError: if `token_ids` are not integers or are longer than the context.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -172,7 +172,7 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
       Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
 
     Raises:
-      ValueError: if a shape, width, layer number or class position does not fit, or the context and the longest class
+      InputError: if a shape, width, layer number or class position does not fit, or the context and the longest class
         do not fit into the context length; the message states the numbers.
 
     Example:
@@ -205,7 +205,7 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
       `[..., tokens, width]`, at least float32; NaN where an id is outside the vocabulary.
 
     Raises:
-      ValueError: if `token_ids` are not integers or are longer than the context.
+      InputError: if `token_ids` are not integers or are longer than the context.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -227,15 +227,15 @@ def logits(image_features: Array, text_features: Array, logit_scale: Array | flo
     logits[b, c] = exp(logit_scale) * <f_b, t_c>, in full precision on every device.
 
     Args:
-      image_features: normalised, `[images, dim]`.
-      text_features: normalised, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
+      image_features: normalized, `[images, dim]`.
+      text_features: normalized, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
       logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
 
     Returns:
       `[images, classes]`, at least float32.
 
     Raises:
-      ValueError: if the shapes do not fit together.
+      InputError: if the shapes do not fit together.
 
     Example:
       >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gram_jax.errors import InputError
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
@@ -23,25 +25,25 @@ MAX_SIDE = 1 << 14  # of a transformed image
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF's orientation to Pillow's transposition
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image that cannot be read or used; the message names it, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """CLIP's image transform: to RGB, resize, centre crop, to floats, normalise.
+    """CLIP's image transform: to RGB, resize, center crop, to floats, normalize.
 
-    Before normalisation the bytes are those of transformers' `CLIPImageProcessorPil`, for any size. The long side of a
+    Before normalization the bytes are those of transformers' `CLIPImageProcessorPil`, for any size. The long side of a
     resized image is rounded down; a crop larger than the image is padded with black. Transparency is laid over white.
-    EXIF orientation is applied. Greyscale with more than 8 bits (mode I;16, or I and F with values above 255) is scaled
+    EXIF orientation is applied. Grayscale with more than 8 bits (mode I;16, or I and F with values above 255) is scaled
     from 0..65535 to 0..255, where Pillow's own conversion would clip it to white.
 
     Attributes:
       size: the shortest edge after resizing, or (height, width), or None for no resizing; pixels.
-      crop: (height, width) of the centre crop, or None for no crop; pixels.
+      crop: (height, width) of the center crop, or None for no crop; pixels.
       resample: Pillow's number of the resampling filter, 3 being bicubic.
       rescale_factor: what bytes are multiplied with, or None.
-      mean: per channel, subtracted after rescaling, or None for no normalisation.
+      mean: per channel, subtracted after rescaling, or None for no normalization.
       std: per channel, divided by afterwards.
       max_pixels: images with more pixels are refused before they are decoded.
 
@@ -67,27 +69,27 @@ class ImageTransform:
             value = getattr(self, name)
             sides = () if value is None else value if isinstance(value, tuple) else (value,)
             if not all(isinstance(side, int) and side > 0 for side in sides) or (name == "crop" and len(sides) == 1):
-                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be in whole pixels, above 0")
+                raise InputError(f"ImageTransform.{name} is {value!r}; it must be in whole pixels, above 0")
             if any(side > MAX_SIDE for side in sides):
-                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be at most {MAX_SIDE} pixels")
+                raise InputError(f"ImageTransform.{name} is {value!r}; it must be at most {MAX_SIDE} pixels")
         if not (self.rescale_factor is None or _is_finite(self.rescale_factor)):
-            raise ValueError(f"ImageTransform.rescale_factor is {self.rescale_factor!r}; it must be a number, or None")
+            raise InputError(f"ImageTransform.rescale_factor is {self.rescale_factor!r}; it must be a number, or None")
         if self.resample not in range(6):
-            raise ValueError(
+            raise InputError(
                 f"ImageTransform.resample is {self.resample!r}; it must be one of Pillow's filters, 0 to 5"
             )
         for name in ("mean", "std"):
             value = getattr(self, name)
             if (value is None) != (self.mean is None) or (value is not None and len(value) != 3):
-                raise ValueError(
+                raise InputError(
                     f"ImageTransform.{name} is {value!r}; mean and std must be three numbers each, or None"
                 )
             if not all(_is_finite(number) and (number or name == "mean") for number in value or ()):
-                raise ValueError(f"ImageTransform.{name} is {value!r}; it must be of finite numbers, a std not 0")
+                raise InputError(f"ImageTransform.{name} is {value!r}; it must be of finite numbers, a std not 0")
         with np.errstate(all="ignore"):
             whole = np.isfinite(self._table()).all()
         if not whole:
-            raise ValueError(
+            raise InputError(
                 f"ImageTransform.rescale_factor {self.rescale_factor!r}, mean {self.mean!r} and std {self.std!r} make "
                 "pixels that are not finite"
             )
@@ -106,7 +108,7 @@ class ImageTransform:
           The transform.
 
         Raises:
-          ValueError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
+          InputError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
 
         Example:
           >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
@@ -114,9 +116,9 @@ class ImageTransform:
         """
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
         if not kind.startswith("CLIP"):
-            raise ValueError(f"preprocessor_config.json is for {kind!r}; only CLIP's image processors are supported")
+            raise InputError(f"preprocessor_config.json is for {kind!r}; only CLIP's image processors are supported")
         if config.get("do_pad"):
-            raise ValueError("preprocessor_config.json sets do_pad; CLIP's image transform has no padding step")
+            raise InputError("preprocessor_config.json sets do_pad; CLIP's image transform has no padding step")
 
         def given(key: str, default: Any) -> Any:
             return default if config.get(key) is None else config[key]
@@ -221,7 +223,7 @@ class ImageTransform:
         return table if self.mean is None else (table - np.float32(self.mean)) / np.float32(self.std)
 
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
-        """One image, resized and cropped: the bytes before normalisation.
+        """One image, resized and cropped: the bytes before normalization.
 
         Args:
           image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
@@ -296,7 +298,7 @@ def _read_size(size: Any, square: bool) -> int | tuple[int, int]:
             return size["shortest_edge"]
         if set(size) == {"height", "width"}:
             return size["height"], size["width"]
-    raise ValueError(f"preprocessor_config.json has size {size!r}; pass a number, a shortest_edge, or height and width")
+    raise InputError(f"preprocessor_config.json has size {size!r}; pass a number, a shortest_edge, or height and width")
 
 
 def _read_channels(value: Any) -> tuple[float, ...]:
@@ -349,7 +351,7 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
     turn = TURNS.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey_to_rgb(image, name)
+        return _deep_gray_to_rgb(image, name)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -364,8 +366,8 @@ def _orientation(image: Any) -> int:
         return 1
 
 
-def _deep_grey_to_rgb(image: Any, name: str) -> Any:
-    """Greyscale of more than 8 bits; values that fit 8 bits stay as they are, unless the mode says 16."""
+def _deep_gray_to_rgb(image: Any, name: str) -> Any:
+    """Grayscale of more than 8 bits; values that fit 8 bits stay as they are, unless the mode says 16."""
     from PIL import Image
 
     values = np.asarray(image)

@@ -1,4 +1,4 @@
-"""The clip: configuration, parameters, tokenizer and image transform in one pytree, and its random initialisation."""
+"""The clip: configuration, parameters, tokenizer and image transform in one pytree, and its random initialization."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.errors import InputError
 
 if TYPE_CHECKING:
     from gram_jax.clip.images import ImageTransform
@@ -46,7 +47,7 @@ class Clip:
     def class_tokens(
         self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False
     ) -> Classes:
-        """Tokenises class names, for `encode_classes`.
+        """Tokenizes class names, for `encode_classes`.
 
         Args:
           names: class names; underscores are read as spaces.
@@ -57,7 +58,7 @@ class Clip:
           The classes, arrays only.
 
         Raises:
-          ValueError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
+          InputError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -78,7 +79,7 @@ class Clip:
           int32 `[texts, tokens]`.
 
         Raises:
-          ValueError: if there is no tokenizer or a text is too long.
+          InputError: if there is no tokenizer or a text is too long.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -97,7 +98,7 @@ class Clip:
           float32 `[images, image size, image size, 3]`.
 
         Raises:
-          ValueError: if there is no image transform, or an image cannot be read.
+          InputError: if there is no image transform, or an image cannot be read.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -106,12 +107,12 @@ class Clip:
           True
         """
         if self.transform is None:
-            raise ValueError("This clip has no image transform: give it one with clip.replace(transform=...).")
+            raise InputError("This clip has no image transform: give it one with clip.replace(transform=...).")
         return self.transform(images)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
+            raise InputError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
         return self.tokenizer
 
 

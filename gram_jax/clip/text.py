@@ -54,7 +54,7 @@ def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array)
       end: int `[...]`, where the feature is read.
 
     Returns:
-      `[..., embed_dim]`, not normalised.
+      `[..., embed_dim]`, not normalized.
     """
     return _full(params, config, embed(params, token_ids), end)
 
@@ -72,7 +72,7 @@ def class_features(
       share_prefix: where the tokens in front of the names are the same for all classes, run them only once.
 
     Returns:
-      `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalised.
+      `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalized.
     """
 
     def run(classes: Classes, prompt: TextPrompt) -> Array:

@@ -1,4 +1,4 @@
-"""Words to token ids: CLIP's byte-pair tokenizer, and class names tokenised for prompts.
+"""Words to token ids: CLIP's byte-pair tokenizer, and class names tokenized for prompts.
 
 The tokenizer itself is transformers' `CLIPTokenizer`; this module gives it a hash (so that it can be a static part of a
 `Clip`), a fast batch encoder, and the two views of a list of class names that prompt tuning needs.
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from gram_jax.errors import InputError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"  # CLIP marks the last piece of a word with this suffix
@@ -49,7 +51,7 @@ class Classes:
 class Tokenizer:
     """A CLIP tokenizer with a length limit, compared and hashed by content.
 
-    Two tokenizers are equal when they turn every text into the same ids: same vocabulary, merges, normalisation,
+    Two tokenizers are equal when they turn every text into the same ids: same vocabulary, merges, normalization,
     special tokens and context length, wherever they were loaded from.
 
     Args:
@@ -57,7 +59,7 @@ class Tokenizer:
       context_length: most tokens of a text, start and end included; default: the tokenizer's `model_max_length`.
 
     Raises:
-      ValueError: if there is no usable limit, or a special token is missing from the vocabulary.
+      InputError: if there is no usable limit, or a special token is missing from the vocabulary.
 
     Example:
       >>> tokenizer = train_tokenizer(["a cat", "a dog"] * 4, vocab_size=600, context_length=16)
@@ -70,7 +72,7 @@ class Tokenizer:
     def __init__(self, hf: Any, context_length: int | None = None):
         limit = hf.model_max_length if context_length is None else context_length
         if not 3 <= limit <= 1 << 20:  # transformers writes 1e30 for "no limit"
-            raise ValueError(f"context length {limit} is no usable limit; pass context_length=77 or what the model has")
+            raise InputError(f"context length {limit} is no usable limit; pass context_length=77 or what the model has")
         # An own copy: a tokenizer.json may carry truncation and padding, and transformers changes both in use.
         state = json.loads(hf.backend_tokenizer.to_str())
         state["truncation"] = state["padding"] = None
@@ -80,7 +82,7 @@ class Tokenizer:
         ids = {name: getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         for name, value in ids.items():
             if value is None:
-                raise ValueError(f"the tokenizer has no {name}_token; a CLIP tokenizer needs {START!r} and {END!r}")
+                raise InputError(f"the tokenizer has no {name}_token; a CLIP tokenizer needs {START!r} and {END!r}")
         self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
         parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
         content = {part: state[part] for part in parts} | {key: state["model"][key] for key in ("vocab", "merges")}
@@ -139,7 +141,7 @@ class Tokenizer:
           int32 array [N, T].
 
         Raises:
-          ValueError: no texts; an entry that is not a string, or holds half a surrogate pair; a text longer than the
+          InputError: no texts; an entry that is not a string, or holds half a surrogate pair; a text longer than the
               limit, unless `truncate`.
 
         Example:
@@ -149,19 +151,19 @@ class Tokenizer:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
-            raise ValueError("no texts to encode: the list is empty")
+            raise InputError("no texts to encode: the list is empty")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise ValueError(f"text {index} is {text!r}, a {type(text).__name__}; texts must be strings")
+                raise InputError(f"text {index} is {text!r}, a {type(text).__name__}; texts must be strings")
             _check_unicode(text, f"text {index}")
         limit = self.context_length if length is None else length
         if not 2 <= limit <= self.context_length:
-            raise ValueError(f"length={length} must lie between 2 and the context length {self.context_length}")
+            raise InputError(f"length={length} must lie between 2 and the context length {self.context_length}")
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         if lengths.max() > limit:
             if not truncate:
-                raise ValueError(self._too_long(texts, lengths, limit))
+                raise InputError(self._too_long(texts, lengths, limit))
             rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
             lengths = np.minimum(lengths, limit)
         return self._pad(rows, lengths, int(lengths.max()) if length is None else length)
@@ -191,9 +193,9 @@ def class_tokens(
     *,
     allow_duplicates: bool = False,
 ) -> Classes:
-    """Tokenises class names for zero-shot use and for prompt tuning.
+    """Tokenizes class names for zero-shot use and for prompt tuning.
 
-    As in CoOp, underscores become spaces, and the tail that follows a learned context is `name + suffix`, tokenised as
+    As in CoOp, underscores become spaces, and the tail that follows a learned context is `name + suffix`, tokenized as
     one text (a name that ends in a full stop and its suffix may share a token).
 
     Args:
@@ -207,7 +209,7 @@ def class_tokens(
       `Classes`, each array cut to its longest class.
 
     Raises:
-      ValueError: an empty list; a name that is no string, empty, holds a special token or half a surrogate pair, or is
+      InputError: an empty list; a name that is no string, empty, holds a special token or half a surrogate pair, or is
           too long; two names that the tokenizer cannot tell apart; a template without exactly one `{}`.
 
     Example:
@@ -220,7 +222,7 @@ def class_tokens(
       Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022 (arXiv 2109.01134), section 3.2.
     """
     if template.count("{}") != 1:
-        raise ValueError(f"template {template!r} must hold '{{}}' exactly once, where the class name goes")
+        raise InputError(f"template {template!r} must hold '{{}}' exactly once, where the class name goes")
     _check_unicode(template, "the template")
     _check_unicode(suffix, "the suffix")
     cleaned = _clean_names(names)
@@ -230,10 +232,10 @@ def class_tokens(
     for index, pieces in enumerate(name_pieces):
         if not pieces or special.intersection(pieces):
             problem = "holds a special token" if pieces else "has no tokens"
-            raise ValueError(f"class {index}, {names[index]!r}, {problem}; rename it")
+            raise InputError(f"class {index}, {names[index]!r}, {problem}; rename it")
         first = seen.setdefault(tuple(pieces), index)
         if first != index and not allow_duplicates:
-            raise ValueError(
+            raise InputError(
                 f"classes {first}, {names[first]!r}, and {index}, {names[index]!r}, are the same to the tokenizer "
                 f"({tokenizer.normalize(cleaned[index])!r}); rename one, or pass allow_duplicates=True"
             )
@@ -248,26 +250,26 @@ def class_tokens(
 
 def _clean_names(names: Sequence[str]) -> list[str]:
     if isinstance(names, str):
-        raise ValueError(f"names is the single string {names!r}; pass a list: [{names!r}]")
+        raise InputError(f"names is the single string {names!r}; pass a list: [{names!r}]")
     if len(names) == 0:
-        raise ValueError("the list of class names is empty; a classifier needs at least one class")
+        raise InputError("the list of class names is empty; a classifier needs at least one class")
     cleaned = []
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"class {index} is {name!r}, a {type(name).__name__}; class names must be strings")
+            raise InputError(f"class {index} is {name!r}, a {type(name).__name__}; class names must be strings")
         _check_unicode(name, f"class {index}")
         cleaned.append(" ".join(name.replace("_", " ").split()))
         if not cleaned[-1]:
-            raise ValueError(f"class {index} has the empty name {name!r}; every class needs a name")
+            raise InputError(f"class {index} has the empty name {name!r}; every class needs a name")
     return cleaned
 
 
 def _check_unicode(text: str, which: str) -> None:
-    """Raises ValueError for half a surrogate pair, which Python's strings may hold and no file in UTF-8 does."""
+    """Raises InputError for half a surrogate pair, which Python's strings may hold and no file in UTF-8 does."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{which}, {text[:60]!a}, holds half of a surrogate pair at {error.start}, which is no character; "
             "remove it, or read the text with errors='replace'"
         ) from None
@@ -279,7 +281,7 @@ def _encode_classes(tokenizer: Tokenizer, names: Sequence[str], texts: list[str]
     lengths = np.array([len(pieces) for pieces in tokenizer.pieces(texts)])
     bad = np.flatnonzero(lengths > limit)
     if bad.size:
-        raise ValueError(
+        raise InputError(
             f"class {bad[0]}, {names[bad[0]]!r}, is too long: {texts[bad[0]]!r} has {lengths[bad[0]] + 2} tokens with "
             f"start and end, the context holds {tokenizer.context_length}; shorten the name or the template"
         )
@@ -301,7 +303,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
       A `Tokenizer`, the same for the same texts on every run and machine.
 
     Raises:
-      ValueError: if `vocab_size` is below 514, there are no words, or a text holds half a surrogate pair.
+      InputError: if `vocab_size` is below 514, there are no words, or a text holds half a surrogate pair.
 
     Example:
       >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)
@@ -317,7 +319,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     from transformers import CLIPTokenizer
 
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(f"vocab_size={vocab_size} is too small; the bytes and special tokens take {MIN_VOCAB_SIZE}")
+        raise InputError(f"vocab_size={vocab_size} is too small; the bytes and special tokens take {MIN_VOCAB_SIZE}")
     pipeline = CLIPTokenizer().backend_tokenizer
     texts_of = collections.Counter(texts)
     for text in texts_of:
@@ -334,7 +336,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
             yield from itertools.repeat(line, count)
 
     if not any(marked_words()):
-        raise ValueError("the texts hold no words to train a tokenizer on")
+        raise InputError("the texts hold no words to train a tokenizer on")
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(

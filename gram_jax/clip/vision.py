@@ -56,7 +56,7 @@ def image_features(
         be `MaskedTokens`.
 
     Returns:
-      Features `[images, embed_dim]`, not normalised, and the auxiliary outputs by layer.
+      Features `[images, embed_dim]`, not normalized, and the auxiliary outputs by layer.
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
@@ -110,7 +110,7 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
       images: `[images, size, size, channels]`.
 
     Returns:
-      `[images, 1 + patches, embed_dim]`, the image's feature in front, not normalised.
+      `[images, 1 + patches, embed_dim]`, the image's feature in front, not normalized.
     """
     block = make_block(config.vision, config.compute_dtype)
     norm = layer_norm(config.vision.norm_eps)

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gram_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -33,7 +35,7 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.captions) != len(self.references):
-            raise ValueError(
+            raise InputError(
                 f"corpus {self.name!r} has {len(self.captions)} captions and {len(self.references)} references; give "
                 "one of each for every pair"
             )
@@ -76,7 +78,7 @@ def load_corpus(spec: str = "glyphs", *, pairs: int = 20000, seed: int = 0) -> C
       its records; where it lies does not change its content hash.
 
     Raises:
-      ValueError: for an unknown specification, fewer than one pair, or more pairs than there are.
+      InputError: for an unknown specification, fewer than one pair, or more pairs than there are.
       FileNotFoundError: where there is no prepared corpus.
 
     Example:
@@ -93,23 +95,23 @@ def load_corpus(spec: str = "glyphs", *, pairs: int = 20000, seed: int = 0) -> C
     if kind == "array_record" and separator:
         return _load_prepared(folder, pairs)
     if spec != "glyphs":
-        raise ValueError(
+        raise InputError(
             f"the corpus {spec!r} is not known; the corpora are: glyphs, array_record:FOLDER (make one of your own "
             "pairs with experiments.prepare_corpus)"
         )
     if pairs < 1:
-        raise ValueError(f"a corpus of {pairs} pairs is empty; ask for at least 1")
+        raise InputError(f"a corpus of {pairs} pairs is empty; ask for at least 1")
     captions = tuple(glyphs.pair(index, seed).caption for index in range(pairs))
     return Corpus("glyphs", captions, tuple(range(pairs)), lambda index: glyphs.pair(index, seed).image)
 
 
 def _load_prepared(folder: str, pairs: int) -> Corpus:
-    from gram_jax.data import pair_dataset
+    from gram_jax.data.pairs import prepared as pair_dataset
 
     manifest = pair_dataset.read_manifest(folder)
     count = pairs or manifest.pairs
     if not 1 <= count <= manifest.pairs:
-        raise ValueError(f"the corpus in {folder} has {manifest.pairs} pairs, not {pairs}; 0 stands for all of them")
+        raise InputError(f"the corpus in {folder} has {manifest.pairs} pairs, not {pairs}; 0 stands for all of them")
     captions = pair_dataset.read_captions(folder, count)
     name = f"array_record:{os.path.abspath(os.path.expanduser(folder))}"
     read = pair_dataset.image_reader(folder)

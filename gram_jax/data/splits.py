@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from gram_jax.data.files import examples
-from gram_jax.data.index import SPLITS, Dataset
+from gram_jax.data.dataset import SPLITS, Dataset
+from gram_jax.data.readers.files import examples
+from gram_jax.errors import InputError
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ DIVIDED = "each class divided 50/20/30 into train, val and test"
 
 
 class Item(NamedTuple):
-    """One labelled image."""
+    """One labeled image."""
 
     reference: Any
     label: int
@@ -51,7 +52,7 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
       The images of each split.
 
     Raises:
-      ValueError: where a class has so few images that a split of it would be empty: fewer than four.
+      InputError: where a class has so few images that a split of it would be empty: fewer than four.
 
     Example:
       >>> parts = divide({"cat": range(10), "dog": range(10, 20)}, random.Random(0), "toy")
@@ -68,7 +69,7 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
         rng.shuffle(shuffled)
         train, val = round(len(shuffled) * TRAIN_SHARE), round(len(shuffled) * VAL_SHARE)
         if not (train and val and len(shuffled) - train - val):
-            raise ValueError(
+            raise InputError(
                 f"{what}: class {name!r} has {len(shuffled)} images, too few to divide into train, val and test; give "
                 "at least 4, or give the splits yourself"
             )
@@ -92,7 +93,7 @@ def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) 
       The images of train, and those of val.
 
     Raises:
-      ValueError: where a class has so few images that val would be empty: fewer than three.
+      InputError: where a class has so few images that val would be empty: fewer than three.
 
     Example:
       >>> [len(part) for part in hold_out({"cat": range(10), "dog": range(8)}, random.Random(0), "toy")]
@@ -106,7 +107,7 @@ def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) 
     for name, items in classes.items():
         count = round(len(items) * HELD_OUT_SHARE)
         if not count:
-            raise ValueError(
+            raise InputError(
                 f"{what}: class {name!r} has {len(items)} training images, too few to take a fifth of them for val"
             )
         shuffled = list(items)
@@ -120,7 +121,7 @@ def group(items: Sequence[Item]) -> dict[int, list[Item]]:
     """Items by label, in the order in which labels first appear.
 
     Args:
-      items: labelled images.
+      items: labeled images.
 
     Returns:
       The items of each label.
@@ -152,7 +153,7 @@ def assign_roles(found: Collection[str], what: str) -> Roles:
       Roles by name.
 
     Raises:
-      ValueError: for two names of one role.
+      InputError: for two names of one role.
 
     Example:
       >>> assign_roles(["train", "validation"], "toy").of
@@ -163,7 +164,7 @@ def assign_roles(found: Collection[str], what: str) -> Roles:
     """
     of = {name: ROLES[name] for name in found}
     if len(set(of.values())) < len(of):
-        raise ValueError(f"{what} has the splits {', '.join(sorted(of))}, of which two mean the same; remove one")
+        raise InputError(f"{what} has the splits {', '.join(sorted(of))}, of which two mean the same; remove one")
     if set(of.values()) == {"train"}:
         return Roles(of, True, DIVIDED)
     if "test" not in of.values():
@@ -181,7 +182,7 @@ def build(
     about: Mapping[str, Any],
     domain: str = "",
 ) -> Dataset:
-    """A dataset of labelled items: train first, then val, then test, each in its given order.
+    """A dataset of labeled items: train first, then val, then test, each in its given order.
 
     Args:
       name: its name.
@@ -196,7 +197,7 @@ def build(
       A ``Dataset``.
 
     Raises:
-      ValueError: for a name or template that is no Unicode text, as "\\ud800" in JSON makes it.
+      InputError: for a name or template that is no Unicode text, as "\\ud800" in JSON makes it.
 
     Example:
       >>> build("toy", {"test": [Item("a.jpg", 0)]}, ["big_cat"], "{}", str, {}).class_names
@@ -208,7 +209,7 @@ def build(
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{name}: {text!r} is no text, it holds half of a Unicode pair; correct the file")
+            raise InputError(f"{name}: {text!r} is no text, it holds half of a Unicode pair; correct the file")
     flat = [(item, split) for split in SPLITS for item in items.get(split, ())]
     trained = {item.label for item in items.get("train", ())}
     notes = list(about.get("notes", ()))

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gram_jax.errors import InputError
+
 FILE = Path(__file__).parent.parent / "assets" / "templates.json"
 DEFAULT = "a photo of a {}."
 # SHA-256 of the lists' lines, see digest: ten points of accuracy hang on these words.
@@ -49,7 +51,7 @@ def dataset_template(dataset: str) -> str:
       A text with one "{}" for the class name.
 
     Raises:
-      ValueError: for a name that is not in the table, which the message lists.
+      InputError: for a name that is not in the table, which the message lists.
 
     Example:
       >>> dataset_template("oxford_pets")
@@ -60,7 +62,7 @@ def dataset_template(dataset: str) -> str:
     """
     table = _tables()["datasets"]
     if dataset not in table:
-        raise ValueError(f"there is no template for {dataset!r}; the table holds {', '.join(table)}")
+        raise InputError(f"there is no template for {dataset!r}; the table holds {', '.join(table)}")
     return table[dataset]
 
 
@@ -77,7 +79,7 @@ def ensemble(name: str) -> tuple[str, ...]:
       Texts with one "{}" each, in the published order.
 
     Raises:
-      ValueError: for another name.
+      InputError: for another name.
 
     Example:
       >>> ensemble("clip_7")[:2], len(ensemble("promptsrc_60"))
@@ -88,7 +90,7 @@ def ensemble(name: str) -> tuple[str, ...]:
       (2023), public code.
     """
     if name not in ENSEMBLES:
-        raise ValueError(f"there is no ensemble of templates {name!r}; choose among {', '.join(ENSEMBLES)}")
+        raise InputError(f"there is no ensemble of templates {name!r}; choose among {', '.join(ENSEMBLES)}")
     return tuple(_tables()["ensembles"][name])
 
 
@@ -100,7 +102,7 @@ def _tables() -> dict:
     found |= {name: digest(lines) for name, lines in tables["ensembles"].items()}
     for name, expected in {"datasets": DATASETS_HASH, **ENSEMBLE_HASHES}.items():
         if found.get(name) != expected:
-            raise ValueError(
+            raise InputError(
                 f"{FILE}: the templates {name!r} are not the published ones (SHA-256 {found.get(name)}, expected "
                 f"{expected}); install the package again, and give templates of your own by flag"
             )

@@ -18,12 +18,13 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Clip, logits
 from gram_jax.data import templates as published
+from gram_jax.errors import InputError
 from gram_jax.evaluation.tip_adapter import cached_logits, search, tune_keys
 from gram_jax.evaluation.zero_shot import class_features
 
 Array = jax.Array
 State = dict[str, Array]
-Labelled = tuple[Array, Array]
+Labeled = tuple[Array, Array]
 
 _STRENGTHS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)  # CoOp's coarse grid for the linear probe
 _HALVINGS = 8
@@ -36,11 +37,11 @@ class Baseline(NamedTuple):
     Attributes:
       name: the method's name; `make(name, **settings)` makes it again.
       settings: what the factory was called with, defaults filled in; JSON values.
-      fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labelled frozen image features
+      fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labeled frozen image features
         `[images, embed_dim]`, int labels `[images]`, and a pair of such features and labels to choose settings with.
         Methods that read no labels take None for them. Not to be traced.
       apply: `apply(state, clip, features) -> logits`, float32 `[images, classes]`; pure.
-      needs_labels: whether `fit` reads labelled features.
+      needs_labels: whether `fit` reads labeled features.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -69,7 +70,7 @@ def hand_crafted(template: str = published.DEFAULT) -> Baseline:
       The method.
 
     Raises:
-      ValueError: if the template has not one "{}".
+      InputError: if the template has not one "{}".
 
     Example:
       >>> hand_crafted("a drawing of a {}.").settings["template"]
@@ -95,7 +96,7 @@ def ensemble(templates: str | Sequence[str] = "clip_7") -> Baseline:
       The method.
 
     Raises:
-      ValueError: if there is no such list, no template, or a template has not one "{}".
+      InputError: if there is no such list, no template, or a template has not one "{}".
 
     Example:
       >>> len(ensemble(["a photo of a {}.", "{}"]).settings["templates"])
@@ -124,8 +125,8 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
       The method. It needs validation features unless C is given.
 
     Raises:
-      ValueError: a setting has an impossible value; `fit` raises it if validation features are missing, or a class has
-        no labelled image.
+      InputError: a setting has an impossible value; `fit` raises it if validation features are missing, or a class has
+        no labeled image.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -136,21 +137,21 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", appendix A.3; the search as in the public
-      code of "Learning to Prompt for Vision-Language Models". There, features are not normalised.
+      code of "Learning to Prompt for Vision-Language Models". There, features are not normalized.
     """
     if strength is not None:
         _check_positive("strength", strength)
     _check_count("max_iter", max_iter, least=1)
 
-    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labelled | None = None) -> State:
+    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
         del clip
-        features, labels = _check_labelled(names, features, labels)
+        features, labels = _check_labeled(names, features, labels)
         missing = sorted(set(range(len(names))) - set(labels.tolist()))
         if missing:
-            raise ValueError(f"class {names[missing[0]]!r} has no labelled image; a linear probe needs one of each.")
+            raise InputError(f"class {names[missing[0]]!r} has no labeled image; a linear probe needs one of each.")
         if strength is not None:
             return _regression(features, labels, strength, max_iter)
-        queries, answers = _check_labelled(names, *_require(validation, "linear_probe", "strength"))
+        queries, answers = _check_labeled(names, *_require(validation, "linear_probe", "strength"))
         tried: dict[float, tuple[float, State]] = {}
 
         def score(strength: float) -> float:
@@ -187,9 +188,9 @@ def tip_adapter(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Baseline:
-    """Tip-Adapter: the labelled features as a cache beside the zero-shot classifier.
+    """Tip-Adapter: the labeled features as a cache beside the zero-shot classifier.
 
-    With keys k_i, the labelled features, one-hot labels y_i, and t_c as in `ensemble`,
+    With keys k_i, the labeled features, one-hot labels y_i, and t_c as in `ensemble`,
 
         logits[b, c] = exp(logit_scale) * <f_b, t_c> + alpha sum_i exp( -beta (1 - <f_b, k_i>) ) y_ic.
 
@@ -201,16 +202,16 @@ def tip_adapter(
       alpha: weight of the cache. None chooses it on the validation features: 20 values from 0.1 to 3.
       beta: sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
       templates: as in `ensemble`, or texts with one "{}" each.
-      epochs: passes over the labelled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
+      epochs: passes over the labeled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
       learning_rate: of AdamW.
-      batch_size: labelled features a step; the last batch of a pass may be smaller.
-      seed: of the order of the labelled features.
+      batch_size: labeled features a step; the last batch of a pass may be smaller.
+      seed: of the order of the labeled features.
 
     Returns:
       The method. It needs validation features unless alpha and beta are given.
 
     Raises:
-      ValueError: a setting has an impossible value; `fit` raises it if validation features are missing.
+      InputError: a setting has an impossible value; `fit` raises it if validation features are missing.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -221,7 +222,7 @@ def tip_adapter(
 
     Reference:
       "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", section 3, equations 4 to 6; grids and
-      optimiser as in its public code.
+      optimizer as in its public code.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None:
@@ -233,11 +234,11 @@ def tip_adapter(
     texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
     _check_templates(texts)
 
-    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labelled | None = None) -> State:
-        keys, labels = _check_labelled(names, features, labels)
+    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
+        keys, labels = _check_labeled(names, features, labels)
         queries = None
         if alpha is None or beta is None:
-            queries, answers = _check_labelled(names, *_require(validation, "tip_adapter", "alpha and beta"))
+            queries, answers = _check_labeled(names, *_require(validation, "tip_adapter", "alpha and beta"))
         state = {
             "texts": class_features(clip, names, texts),
             "keys": jnp.asarray(keys),
@@ -288,7 +289,7 @@ def make(name: str, **settings: Any) -> Baseline:
       The method.
 
     Raises:
-      ValueError: if there is no such method, or a setting has an impossible value.
+      InputError: if there is no such method, or a setting has an impossible value.
 
     Example:
       >>> make("linear_probe", strength=0.3).settings["strength"]
@@ -298,13 +299,13 @@ def make(name: str, **settings: Any) -> Baseline:
       Our own choice.
     """
     if name not in _FACTORIES:
-        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(NAMES)}.")
+        raise InputError(f"There is no baseline {name!r}; there are {', '.join(NAMES)}.")
     return _FACTORIES[name](**settings)
 
 
 def _of_texts(name: str, settings: dict[str, Any], texts: Sequence[str]) -> Baseline:
     def fit(
-        clip: Clip, names: Sequence[str], features: Any = None, labels: Any = None, validation: Labelled | None = None
+        clip: Clip, names: Sequence[str], features: Any = None, labels: Any = None, validation: Labeled | None = None
     ) -> State:
         del features, labels, validation
         return {"texts": class_features(clip, names, texts)}
@@ -328,26 +329,26 @@ def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_i
     return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
 
 
-def _require(validation: Labelled | None, name: str, settings: str) -> Labelled:
+def _require(validation: Labeled | None, name: str, settings: str) -> Labeled:
     if validation is None:
-        raise ValueError(
+        raise InputError(
             f"{name} chooses {settings} on validation features, and none are given; pass validation=(features, labels) "
             f"or set {settings}."
         )
     return validation
 
 
-def _check_labelled(names: Sequence[str], features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_labeled(names: Sequence[str], features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     if features is None or labels is None:
-        raise ValueError("labelled image features are needed, and none are given.")
+        raise InputError("labeled image features are needed, and none are given.")
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(
+        raise InputError(
             f"{list(features.shape)} features and {list(labels.shape)} labels: give [images, embed_dim] and one label "
             "for each."
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(
+        raise InputError(
             f"labels must be integers from 0 to {len(names) - 1}, found {labels.dtype} from {labels.min()} to "
             f"{labels.max()}."
         )
@@ -356,17 +357,17 @@ def _check_labelled(names: Sequence[str], features: Any, labels: Any) -> tuple[n
 
 def _check_templates(templates: Sequence[str]) -> None:
     if not templates:
-        raise ValueError('no template is given; give texts with one "{}" each.')
+        raise InputError('no template is given; give texts with one "{}" each.')
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
-            raise ValueError(f'a template is a text with one "{{}}" for the class name, found {template!r}.')
+            raise InputError(f'a template is a text with one "{{}}" for the class name, found {template!r}.')
 
 
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, found {value!r}.")
+        raise InputError(f"{name} must be a positive number, found {value!r}.")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}.")
+        raise InputError(f"{name} must be an integer of at least {least}, found {value!r}.")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
+from gram_jax.errors import InputError
 from gram_jax.objectives.base import by_class, normalize, weighted_mean
 
 Array = jax.Array
@@ -26,7 +27,7 @@ def class_means(features: Array, labels: Array, num_classes: int, mask: Array | 
       float [K, D], 0 for a class without images, and bool [K], which classes have images.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> means, present = class_means(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([0, 0, 2]), 3)
@@ -58,7 +59,7 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
       float []; 0 where every image is at its class mean, NaN for fewer than two classes with images.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> features, labels = jnp.array([[0.0], [2.0], [4.0], [6.0]]), jnp.array([0, 0, 1, 1])
@@ -79,7 +80,7 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
     return jnp.where(count > 1, jnp.sum(jnp.where(kept, scatter / jnp.where(kept, sizes, 1.0) ** 2, 0.0)), jnp.nan)
 
 
-def equiangularity(vectors: Array, valid: Array | None = None, *, centred: bool = True) -> tuple[Array, Array]:
+def equiangularity(vectors: Array, valid: Array | None = None, *, centered: bool = True) -> tuple[Array, Array]:
     """NC2: how much larger the cosines of different classes are than a simplex frame's, and how unequal they are.
 
     The mean and the standard deviation of  cos(v_i, v_j) + 1 / (K - 1)  over i != j.
@@ -87,23 +88,23 @@ def equiangularity(vectors: Array, valid: Array | None = None, *, centred: bool 
     Args:
       vectors: text features or class means, float [K, D].
       valid: bool [K], False for classes that do not count. None: all do.
-      centred: remove the mean of the vectors first. CLIP's features lie in a narrow cone; a statement about frames is
+      centered: remove the mean of the vectors first. CLIP's features lie in a narrow cone; a statement about frames is
         one about directions from its axis.
 
     Returns:
       float [] twice; both 0 for a simplex equiangular tight frame, NaN for fewer than two classes.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
-      >>> [round(float(value), 4) for value in equiangularity(jnp.eye(3), centred=False)]
+      >>> [round(float(value), 4) for value in equiangularity(jnp.eye(3), centered=False)]
       [0.5, 0.0]
 
     Reference:
       Papyan, Han and Donoho (2020), the maximal-angle and equiangularity measures.
     """
-    vectors, valid = _prepare(vectors, valid, centred)
+    vectors, valid = _prepare(vectors, valid, centered)
     vectors = normalize(vectors)
     cosines = jnp.matmul(vectors, vectors.T, precision="highest")
     pairs = valid[:, None] & valid[None] & ~jnp.eye(len(vectors), dtype=bool)
@@ -114,7 +115,7 @@ def equiangularity(vectors: Array, valid: Array | None = None, *, centred: bool 
 
 
 def simplex_distance(
-    vectors: Array, others: Array | None = None, valid: Array | None = None, *, centred: bool = True
+    vectors: Array, others: Array | None = None, valid: Array | None = None, *, centered: bool = True
 ) -> Array:
     """How far products of vectors, at any scale, are from those of a simplex equiangular tight frame.
 
@@ -127,14 +128,14 @@ def simplex_distance(
       vectors: v, float [K, D].
       others: u, float [K, D]. None: the vectors themselves.
       valid: bool [K], False for classes that do not count. None: all do.
-      centred: remove the mean of each set first.
+      centered: remove the mean of each set first.
 
     Returns:
       float [], from 0 to 2; NaN for fewer than two classes. With K > D + 1, where no frame exists, it is at least
       sqrt(2 - 2 sqrt(D / (K - 1))).
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> round(float(simplex_distance(jnp.eye(4))), 4), round(float(simplex_distance(jnp.eye(4), -jnp.eye(4))), 4)
@@ -145,7 +146,7 @@ def simplex_distance(
     """
     others = vectors if others is None else others
     _check_alike(vectors, others)
-    (vectors, valid), (others, _) = (_prepare(part, valid, centred) for part in (vectors, others))
+    (vectors, valid), (others, _) = (_prepare(part, valid, centered) for part in (vectors, others))
     count = jnp.sum(valid)
     both = valid[:, None] & valid[None]
     frame = jnp.where(both, jnp.eye(len(vectors)) - 1.0 / count, 0.0) / jnp.sqrt(count - 1.0)
@@ -155,7 +156,7 @@ def simplex_distance(
 
 
 def duality(
-    text_features: Array, image_means: Array, valid: Array | None = None, *, centred: bool = True
+    text_features: Array, image_means: Array, valid: Array | None = None, *, centered: bool = True
 ) -> tuple[Array, Array]:
     """NC3: whether text features and class means of images are the same, up to a rotation and exactly.
 
@@ -165,25 +166,25 @@ def duality(
       text_features: t, float [K, D].
       image_means: m, float [K, D].
       valid: bool [K], False for classes that do not count, e.g. without images. None: all do.
-      centred: remove the mean of each set first.
+      centered: remove the mean of each set first.
 
     Returns:
       float [] twice: 0 and 1 where the two are the same; NaN for no class.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> turned = jnp.array([[0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
       >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-      >>> [round(float(value), 4) for value in duality(text, turned, centred=False)]
+      >>> [round(float(value), 4) for value in duality(text, turned, centered=False)]
       [0.0, 0.0]
 
     Reference:
       Papyan, Han and Donoho (2020), convergence to self-duality; the comparison of Gram matrices is our own choice.
     """
     _check_alike(text_features, image_means)
-    (texts, valid), (means, _) = (_prepare(part, valid, centred) for part in (text_features, image_means))
+    (texts, valid), (means, _) = (_prepare(part, valid, centered) for part in (text_features, image_means))
     both = valid[:, None] & valid[None]
     grams = [
         _of_length_1(jnp.where(both, jnp.matmul(part, part.T, precision="highest"), 0.0)) for part in (texts, means)
@@ -210,18 +211,18 @@ def nearest_mean_agreement(
       float32 [], from 0 to 1; NaN if nothing is left.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> float(nearest_mean_agreement(jnp.eye(2), jnp.array([[1.0], [0.8]]), jnp.array([[1.0], [0.0]])))
       0.5
 
     Reference:
-      Papyan, Han and Donoho (2020), simplification to the nearest class centre.
+      Papyan, Han and Donoho (2020), simplification to the nearest class center.
     """
     shapes = [jnp.shape(part) for part in (logits, features, means)]
     if [len(shape) for shape in shapes] != [2, 2, 2] or shapes[0] != (shapes[1][0], shapes[2][0]):
-        raise ValueError(f"expected logits [N, K], features [N, D] and means [K, D]; found {shapes}")
+        raise InputError(f"expected logits [N, K], features [N, D] and means [K, D]; found {shapes}")
     _check(features, jnp.argmax(logits, axis=-1), mask)
     features, means = at_least_float32(features), at_least_float32(means)
     # |f - m|^2 = |f|^2 - 2 <f, m> + |m|^2, of which the first is the same for all classes.
@@ -240,20 +241,20 @@ def neural_collapse(
     labels: Array,
     mask: Array | None = None,
     *,
-    centred: bool = True,
+    centered: bool = True,
 ) -> dict[str, Array]:
-    """All measures of this module of a prompted clip on labelled images, for logs.
+    """All measures of this module of a prompted clip on labeled images, for logs.
 
     Those of text features take all classes, those of image means and of both the classes that have images.
 
     Args:
       logits: float [N, K].
-      image_features: normalised, float [N, D].
-      text_features: normalised, float [K, D], or [N, K, D] where they depend on the image: then the normalised mean of
+      image_features: normalized, float [N, D].
+      text_features: normalized, float [K, D], or [N, K, D] where they depend on the image: then the normalized mean of
         each class over the images counts.
       labels: int [N], in 0..K-1.
       mask: bool or float [N]; 0 leaves an image out. None keeps all.
-      centred: remove the mean of the text features, and of the image means, in NC2, NC3 and the distances.
+      centered: remove the mean of the text features, and of the image means, in NC2, NC3 and the distances.
 
     Returns:
       float [] each: "nc1"; "nc2_text_mean", "nc2_text_std", "nc2_image_mean", "nc2_image_std" of `equiangularity`;
@@ -261,7 +262,7 @@ def neural_collapse(
       `simplex_distance`.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> from gram_jax.objectives import simplex_etf
@@ -271,7 +272,7 @@ def neural_collapse(
       (True, 1.0)
 
     Reference:
-      Papyan, Han and Donoho (2020); the relation to generalisation of prompts: "Neural Collapse Anchored Prompt Tuning
+      Papyan, Han and Donoho (2020); the relation to generalization of prompts: "Neural Collapse Anchored Prompt Tuning
       for Generalizable Vision-Language Models".
     """
     if jnp.ndim(text_features) == 3:
@@ -282,25 +283,25 @@ def neural_collapse(
     means, present = class_means(image_features, labels, num_classes, mask)
     measures = {"nc1": within_class_variability(image_features, labels, num_classes, mask)}
     for name, vectors, valid in (("text", text_features, None), ("image", means, present)):
-        angles = equiangularity(vectors, valid, centred=centred)
+        angles = equiangularity(vectors, valid, centered=centered)
         measures[f"nc2_{name}_mean"], measures[f"nc2_{name}_std"] = angles
-        measures[f"simplex_{name}"] = simplex_distance(vectors, None, valid, centred=centred)
-    measures["nc3_gram"], measures["nc3_cosine"] = duality(text_features, means, present, centred=centred)
-    measures["simplex_both"] = simplex_distance(text_features, means, present, centred=centred)
+        measures[f"simplex_{name}"] = simplex_distance(vectors, None, valid, centered=centered)
+    measures["nc3_gram"], measures["nc3_cosine"] = duality(text_features, means, present, centered=centered)
+    measures["simplex_both"] = simplex_distance(text_features, means, present, centered=centered)
     measures["nc4"] = nearest_mean_agreement(logits, image_features, means, present, mask)
     return measures
 
 
-def _prepare(vectors: Array, valid: Array | None, centred: bool) -> tuple[Array, Array]:
+def _prepare(vectors: Array, valid: Array | None, centered: bool) -> tuple[Array, Array]:
     """The vectors, 0 where they do not count, and which count."""
     if jnp.ndim(vectors) != 2 or (valid is not None and jnp.shape(valid) != jnp.shape(vectors)[:1]):
-        raise ValueError(
+        raise InputError(
             f"expected vectors [K, D] and valid [K] or None; found {jnp.shape(vectors)} and "
             f"{None if valid is None else jnp.shape(valid)}"
         )
     vectors = at_least_float32(jnp.asarray(vectors))
     valid = jnp.ones(len(vectors), bool) if valid is None else jnp.asarray(valid, bool)
-    return (_centre(vectors, valid) if centred else jnp.where(valid[:, None], vectors, 0.0)), valid
+    return (_centre(vectors, valid) if centered else jnp.where(valid[:, None], vectors, 0.0)), valid
 
 
 def _centre(vectors: Array, valid: Array) -> Array:
@@ -316,7 +317,7 @@ def _of_length_1(matrix: Array) -> Array:
 def _check(features: Array, labels: Array, mask: Array | None) -> None:
     shape, count = jnp.shape(features), jnp.shape(labels)
     if len(shape) != 2 or count != shape[:1] or (mask is not None and jnp.shape(mask) != count):
-        raise ValueError(
+        raise InputError(
             f"expected features [N, D], labels [N] and a mask [N] or None; found {shape}, {count} and "
             f"{None if mask is None else jnp.shape(mask)}"
         )
@@ -324,4 +325,4 @@ def _check(features: Array, labels: Array, mask: Array | None) -> None:
 
 def _check_alike(vectors: Array, others: Array) -> None:
     if jnp.shape(vectors) != jnp.shape(others):
-        raise ValueError(f"expected two sets of vectors [K, D]; found {jnp.shape(vectors)} and {jnp.shape(others)}")
+        raise InputError(f"expected two sets of vectors [K, D]; found {jnp.shape(vectors)} and {jnp.shape(others)}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gram_jax.data import Dataset, long_tail
+from gram_jax.errors import InputError
 
 VAL_SHOTS = 4  # validation images a class, at most
 RULE = "random.Random(seed): classes as they first appear in train, a sample without replacement of each"
@@ -29,11 +30,11 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
       int64 ``[classes * shots]``, positions in the dataset, class after class.
 
     Raises:
-      ValueError: if ``shots`` is no positive number, or a class, which the message names, has fewer images.
+      InputError: if ``shots`` is no positive number, or a class, which the message names, has fewer images.
 
     Example:
       >>> from gram_jax.data import glyphs
-      >>> chess = glyphs.labelled("chess")
+      >>> chess = glyphs.labeled("chess")
       >>> drawn = few_shot(chess, shots=2, seed=1)
       >>> chess.labels[drawn[:6]].tolist(), set(chess.splits[drawn].tolist())
       ([0, 0, 1, 1, 2, 2], {'train'})
@@ -60,11 +61,11 @@ def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarra
       Two int64 arrays of positions in the dataset, class after class; the first is that of ``few_shot``.
 
     Raises:
-      ValueError: as ``few_shot``; or if the dataset has no val split.
+      InputError: as ``few_shot``; or if the dataset has no val split.
 
     Example:
       >>> from gram_jax.data import glyphs
-      >>> train, val = few_shot_and_val(glyphs.labelled("chess"), shots=16, seed=1)
+      >>> train, val = few_shot_and_val(glyphs.labeled("chess"), shots=16, seed=1)
       >>> len(train), len(val)
       (192, 48)
 
@@ -100,11 +101,11 @@ def long_tail_draw(
       int64 positions in the dataset, class after class, in the order of ``few_shot``.
 
     Raises:
-      ValueError: as ``few_shot`` and ``long_tail``; or for a label that the dataset does not have.
+      InputError: as ``few_shot`` and ``long_tail``; or for a label that the dataset does not have.
 
     Example:
       >>> from gram_jax.data import glyphs
-      >>> chess = glyphs.labelled("chess")
+      >>> chess = glyphs.labeled("chess")
       >>> drawn = long_tail_draw(chess, 0.25, 16, seed=1, labels=[4, 2, 0])
       >>> np.bincount(chess.labels[drawn]).tolist()
       [4, 0, 8, 0, 16]
@@ -116,7 +117,7 @@ def long_tail_draw(
     count = len(dataset.class_names)
     order = list(range(count)) if labels is None else [int(label) for label in labels]
     if len(set(order)) < len(order) or not all(0 <= label < count for label in order):
-        raise ValueError(
+        raise InputError(
             f"labels {order} are no choice of the {count} classes of {dataset.name!r}; give each label once, from 0."
         )
     sizes = dict(zip(order, long_tail(len(order), ratio, largest).tolist(), strict=True))
@@ -127,12 +128,12 @@ def long_tail_draw(
 
 def _few_shot(dataset: Dataset, shots: int, rng: random.Random, split: str) -> np.ndarray:
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise ValueError(f"shots is {shots!r}; give a number of images a class, at least 1.")
+        raise InputError(f"shots is {shots!r}; give a number of images a class, at least 1.")
     items = _by_class(dataset, split)
     for label, name in enumerate(dataset.class_names):
         found = len(items.get(label, ()))
         if found < shots:
-            raise ValueError(
+            raise InputError(
                 f"class {name!r} of {dataset.name!r} has {found} images of split {split!r}, and {shots} shots are "
                 f"asked for; ask for at most {found}, or leave the class out."
             )
@@ -145,77 +146,3 @@ def _by_class(dataset: Dataset, split: str) -> dict[int, list[int]]:
     for position in dataset.select(split).tolist():
         items.setdefault(int(dataset.labels[position]), []).append(position)
     return items
-
-
-def batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
-    """The items of every batch: permutations of all items, one after the other, cut into batches.
-
-    So after any number of steps no item was seen more than once more often than another, also where a batch is
-    larger than the whole set. Batches of fewer steps are the first ones of more steps.
-
-    Args:
-      seed: seed of the order.
-      count: number of items, at least 1.
-      batch_size: items a batch, at least 1.
-      steps: number of batches, 0 or more.
-
-    Returns:
-      int64 ``[steps, batch_size]``, from 0 to ``count - 1``.
-
-    Raises:
-      ValueError: if a number is out of range.
-
-    Example:
-      >>> drawn = batches(seed=0, count=4, batch_size=6, steps=2)
-      >>> sorted(drawn.ravel().tolist())
-      [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-
-    Reference:
-      Our own choice; public code drops the rest of an epoch instead, see ``epoch_batches``.
-    """
-    if count < 1 or batch_size < 1 or steps < 0:
-        raise ValueError(
-            f"{steps} batches of {batch_size} out of {count} items cannot be drawn; give at least 1 item, 1 item a "
-            "batch, and 0 steps or more."
-        )
-    rng = np.random.default_rng(seed)
-    epochs = -(-steps * batch_size // count)
-    order = [rng.permutation(count) for _ in range(epochs)]
-    stream = np.concatenate(order) if order else np.empty(0, np.int64)
-    return stream[: steps * batch_size].reshape(steps, batch_size)
-
-
-def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.ndarray:
-    """The items of every batch of whole epochs: each epoch is a permutation whose rest, too small a batch, is dropped.
-
-    Where there are fewer items than a batch has, an epoch is one batch of all of them.
-
-    Args:
-      seed: seed of the order.
-      count: number of items, at least 1.
-      batch_size: items a batch, at least 1.
-      epochs: number of epochs, 0 or more.
-
-    Returns:
-      int64 ``[epochs * max(1, count // batch_size), min(batch_size, count)]``, from 0 to ``count - 1``.
-
-    Raises:
-      ValueError: if a number is out of range.
-
-    Example:
-      >>> epoch_batches(seed=0, count=7, batch_size=3, epochs=4).shape
-      (8, 3)
-
-    Reference:
-      The loader of Dassl: shuffled, ``drop_last`` where there is at least one whole batch. Its order is PyTorch's.
-    """
-    if count < 1 or batch_size < 1 or epochs < 0:
-        raise ValueError(
-            f"{epochs} epochs in batches of {batch_size} out of {count} items cannot be drawn; give at least 1 item, 1 "
-            "item a batch, and 0 epochs or more."
-        )
-    rng = np.random.default_rng(seed)
-    size = min(batch_size, count)
-    kept = count // size * size
-    order = [rng.permutation(count)[:kept] for _ in range(epochs)]
-    return np.array(order, np.int64).reshape(-1, size)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gram_jax.clip import Classes, Clip
+from gram_jax.errors import InputError
 from gram_jax.tuners import Tuner
 
 PyTree = Any
@@ -39,11 +40,11 @@ def prompted_features(
       host. Text features that depend on the image are averaged over the images.
 
     Raises:
-      ValueError: if there are no images, or the batch size is below 1.
+      InputError: if there are no images, or the batch size is below 1.
 
     Example:
       >>> from gram_jax import tuners
-      >>> from gram_jax.evaluation import pad_classes
+      >>> from gram_jax.tuning import pad_classes
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
       >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
@@ -56,7 +57,7 @@ def prompted_features(
       Our own choice.
     """
     if batch_size < 1 or not len(images):
-        raise ValueError(
+        raise InputError(
             f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
         )
     apply = jax.jit(tuner.apply)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
+
 
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """The fraction of samples whose largest logit is at their label.
@@ -20,7 +22,7 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
       float32 []; NaN if nothing is left.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,7 +52,7 @@ def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array | Non
       float32 [C, C]; rows are true classes, columns predicted ones.
 
     Raises:
-      ValueError: the shapes do not fit.
+      InputError: the shapes do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,7 +132,7 @@ def expected_calibration_error(
       float32 []; NaN if nothing is left.
 
     Raises:
-      ValueError: the shapes do not fit, or ``bins`` < 1.
+      InputError: the shapes do not fit, or ``bins`` < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,7 +163,7 @@ def calibration_error(
       float32 [], as :func:`expected_calibration_error`; NaN if nothing is left.
 
     Raises:
-      ValueError: the shapes do not fit, or ``bins`` < 1.
+      InputError: the shapes do not fit, or ``bins`` < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -172,9 +174,9 @@ def calibration_error(
       See :func:`expected_calibration_error`.
     """
     if bins < 1:
-        raise ValueError(f"bins={bins}: at least one bin is needed")
+        raise InputError(f"bins={bins}: at least one bin is needed")
     if confidence.ndim != 1 or correct.shape != confidence.shape or (mask is not None and mask.shape != correct.shape):
-        raise ValueError(
+        raise InputError(
             f"expected confidence [N], correct [N] and a mask [N] or None; found {confidence.shape}, {correct.shape} "
             f"and {None if mask is None else mask.shape}"
         )
@@ -188,7 +190,7 @@ def calibration_error(
 
 def _check(scores: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or (mask is not None and mask.shape != labels.shape):
-        raise ValueError(
+        raise InputError(
             f"expected scores [N, C], labels [N] and a mask [N] or None; found {scores.shape}, {labels.shape} and "
             f"{None if mask is None else mask.shape}"
         )

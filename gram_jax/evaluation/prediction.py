@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from gram_jax.clip import Classes, Clip
-from gram_jax.evaluation.tuning import Tuning
+from gram_jax.errors import InputError
+from gram_jax.tuning.step import Tuning
 
 Array = jax.Array
 PyTree = Any
@@ -47,11 +48,11 @@ def predict(
       `[runs, images, number of valid classes]`, on the host; or what `reduce` kept, put together.
 
     Raises:
-      ValueError: if there are no images, or the batch size is below 1.
+      InputError: if there are no images, or the batch size is below 1.
 
     Example:
       >>> from gram_jax import regulators, tuners
-      >>> from gram_jax.evaluation import make_tuning, pad_classes
+      >>> from gram_jax.tuning import make_tuning, pad_classes
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
       >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
@@ -64,7 +65,7 @@ def predict(
       Our own choice.
     """
     if batch_size < 1 or not len(images):
-        raise ValueError(
+        raise InputError(
             f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
         )
     # The smallest of 256, 512, 1024, ... that holds all images.

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gram_jax.errors import InputError
+
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "steps"))
 def _fit(features: jax.Array, labels: jax.Array, decay: float, num_classes: int, steps: int) -> dict[str, jax.Array]:
@@ -55,7 +57,7 @@ def linear_probe(
       int64 ``[queries]``, the predicted labels.
 
     Raises:
-      ValueError: where features and labels differ in number, or a label is out of range.
+      InputError: where features and labels differ in number, or a label is out of range.
 
     Example:
       >>> linear_probe(np.eye(2), np.array([0, 1]), np.array([[0.9, 0.1]]), num_classes=2).tolist()
@@ -65,9 +67,9 @@ def linear_probe(
       Radford et al. (2021), section 3.2: a linear probe by L-BFGS on frozen features.
     """
     if len(features) != len(labels) or not len(labels):
-        raise ValueError(f"{len(features)} features and {len(labels)} labels: give one label for each feature")
+        raise InputError(f"{len(features)} features and {len(labels)} labels: give one label for each feature")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but num_classes is {num_classes}")
+        raise InputError(f"labels run from {labels.min()} to {labels.max()}, but num_classes is {num_classes}")
     features = jnp.asarray(features, jnp.float32)
     weights = _fit(features, jnp.asarray(labels, jnp.int32), decay, num_classes, steps)
     return np.argmax(queries @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"]), axis=-1)

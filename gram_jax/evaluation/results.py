@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from gram_jax.errors import InputError
 from gram_jax.evaluation.statistics import Summary, p_value, paired_difference
 
 SCHEMA = 1
@@ -24,7 +25,7 @@ SCHEMA = 1
 _PACKAGES = ("gram_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "pillow")
 
 
-class ResultsError(ValueError):
+class ResultsError(InputError):
     """A result file does not follow the schema."""
 
 
@@ -39,7 +40,7 @@ class Row:
       metric: e.g. "accuracy"; fractions are in [0, 1].
       value: the number, finite.
       domain: the visual domain, where the dataset has several.
-      shots: labelled images a class; None where nothing was trained.
+      shots: labeled images a class; None where nothing was trained.
       seed: the seed of the draw.
       split: the classes: "all", "base" or "new"; of long tails also "head", "middle" and "tail" of the base classes.
       step: the step of training; None where nothing was trained.
@@ -174,7 +175,7 @@ def compare(
       The :class:`Comparison`, its ``over`` naming the fields that do vary.
 
     Raises:
-      ValueError: a method has no rows or several for one draw, a draw is missing on one side, or the rows vary in a
+      InputError: a method has no rows or several for one draw, a draw is missing on one side, or the rows vary in a
         field outside ``over``.
 
     Example:
@@ -195,19 +196,19 @@ def compare(
             continue
         draw = tuple(getattr(row, name) for name in names)
         if draw in draws[row.method]:
-            raise ValueError(f"{row.method!r} has two rows of {metric!r} for {_describe(names, draw)}: keep one")
+            raise InputError(f"{row.method!r} has two rows of {metric!r} for {_describe(names, draw)}: keep one")
         draws[row.method][draw] = row.value
     for method, found in draws.items():
         if not found:
-            raise ValueError(f"no rows of {metric!r} for method {method!r}")
+            raise InputError(f"no rows of {metric!r} for method {method!r}")
     for draw in draws[a].keys() ^ draws[b].keys():
         missing = b if draw in draws[a] else a
-        raise ValueError(f"{missing!r} was not measured on {_describe(names, draw)}: compare methods on the same draws")
+        raise InputError(f"{missing!r} was not measured on {_describe(names, draw)}: compare methods on the same draws")
     pairs = list(draws[a])
     varying = [name for i, name in enumerate(names) if len({draw[i] for draw in pairs}) > 1]
     if not set(varying) <= set(over):
         extra = sorted(set(varying) - set(over))
-        raise ValueError(f"the rows also vary in {', '.join(extra)}: filter them, or name these fields in `over`")
+        raise InputError(f"the rows also vary in {', '.join(extra)}: filter them, or name these fields in `over`")
     difference = paired_difference([draws[a][draw] for draw in pairs], [draws[b][draw] for draw in pairs])
     return comparison(a, b, metric, ", ".join(varying), difference)
 

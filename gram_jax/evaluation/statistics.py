@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gram_jax.errors import InputError
+
 _ROUNDING = 1e-12  # far below what one image more or less makes of an accuracy, far above float64's error
 
 
@@ -40,7 +42,7 @@ def summarize(values: ArrayLike) -> Summary:
       A :class:`Summary`; one value has a mean but no spread.
 
     Raises:
-      ValueError: there are no values, not a single axis, or some are not finite.
+      InputError: there are no values, not a single axis, or some are not finite.
 
     Example:
       >>> summary = summarize([0.6, 0.7, 0.8])
@@ -52,9 +54,9 @@ def summarize(values: ArrayLike) -> Summary:
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"expected one axis with at least one value, found shape {values.shape}")
+        raise InputError(f"expected one axis with at least one value, found shape {values.shape}")
     if not np.all(np.isfinite(values)):
-        raise ValueError(f"expected finite values, found {values[~np.isfinite(values)][0]}")
+        raise InputError(f"expected finite values, found {values[~np.isfinite(values)][0]}")
     mean, n = float(values.mean()), values.size
     if n == 1:
         return Summary(mean, math.nan, (math.nan, math.nan), 1)
@@ -77,7 +79,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Summary:
       The :class:`Summary` of a - b. An interval on one side of zero is the paired t-test at 5 %.
 
     Raises:
-      ValueError: the lengths differ, or as for :func:`summarize`.
+      InputError: the lengths differ, or as for :func:`summarize`.
 
     Example:
       >>> difference = paired_difference([0.6, 0.7, 0.8], [0.5, 0.62, 0.69])
@@ -89,7 +91,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Summary:
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"paired values must be as many on both sides, found shapes {a.shape} and {b.shape}")
+        raise InputError(f"paired values must be as many on both sides, found shapes {a.shape} and {b.shape}")
     return summarize(a - b)
 
 
@@ -133,7 +135,7 @@ def harmonic_mean(base: ArrayLike, new: ArrayLike) -> np.ndarray:
       float64, the broadcast shape, in the unit of the arguments.
 
     Raises:
-      ValueError: an accuracy is negative.
+      InputError: an accuracy is negative.
 
     Example:
       >>> float(harmonic_mean(75.0, 50.0))
@@ -144,7 +146,7 @@ def harmonic_mean(base: ArrayLike, new: ArrayLike) -> np.ndarray:
     """
     base, new = np.broadcast_arrays(np.asarray(base, np.float64), np.asarray(new, np.float64))
     if np.any(base < 0) or np.any(new < 0):
-        raise ValueError(f"accuracies must not be negative, found {min(base.min(), new.min())}")
+        raise InputError(f"accuracies must not be negative, found {min(base.min(), new.min())}")
     total = base + new
     return np.divide(2 * base * new, total, out=np.zeros_like(total), where=total > 0)
 
@@ -184,6 +186,6 @@ def mean_of_harmonics(base: Sequence[float] | np.ndarray, new: Sequence[float] |
       52.5
 
     Reference:
-      Our own choice, reported beside the other and labelled.
+      Our own choice, reported beside the other and labeled.
     """
     return float(np.mean(harmonic_mean(base, new)))

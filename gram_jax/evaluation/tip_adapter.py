@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache of labelled features: its logits, its two settings, and its keys as something to tune."""
+"""Tip-Adapter's cache of labeled features: its logits, its two settings, and its keys as something to tune."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
       state: "texts" `[classes, embed_dim]`, "keys" `[cached, embed_dim]`, "values" `[cached, classes]` one-hot,
         "alpha" and "beta" scalars.
       logit_scale: the logarithm of the clip's scale.
-      features: `[images, embed_dim]`, normalised.
+      features: `[images, embed_dim]`, normalized.
 
     Returns:
       `[images, classes]`.
@@ -37,7 +37,7 @@ def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
 def search(
     state: State, logit_scale: Array, queries: np.ndarray, answers: np.ndarray, alpha: float | None, beta: float | None
 ) -> tuple[float, float]:
-    """The alpha and beta of the best accuracy on labelled queries; those that are given stay.
+    """The alpha and beta of the best accuracy on labeled queries; those that are given stay.
 
     Args:
       state, logit_scale: as in `cached_logits`.
@@ -76,7 +76,7 @@ def tune_keys(
     """The keys after cross-entropy on what they were made of, by AdamW under a cosine schedule.
 
     Args:
-      state, logit_scale: as in `cached_logits`; the keys are the labelled features.
+      state, logit_scale: as in `cached_logits`; the keys are the labeled features.
       labels: int `[cached]`.
       epochs: passes over them.
       learning_rate: of AdamW.
@@ -84,7 +84,7 @@ def tune_keys(
       seed: of their order.
 
     Returns:
-      `[cached, embed_dim]`, no longer normalised.
+      `[cached, embed_dim]`, no longer normalized.
     """
     orders = jnp.asarray(_orders(len(labels), batch_size, epochs, seed))
     schedule = optax.cosine_decay_schedule(learning_rate, len(orders))

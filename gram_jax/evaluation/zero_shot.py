@@ -11,12 +11,13 @@ import numpy as np
 
 from gram_jax.clip.forward import encode_image, encode_text
 from gram_jax.clip.model import Clip
+from gram_jax.errors import InputError
 
 _CLASSES, _TOKENS = 64, 8  # texts run in blocks of so many classes, padded to a multiple of so many tokens
 
 
 def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> jax.Array:
-    """One feature a class: the mean over templates of its normalised text features, normalised again.
+    """One feature a class: the mean over templates of its normalized text features, normalized again.
 
     t_k = normalize( mean_j normalize( text(template_j(name_k)) ) )
 
@@ -26,10 +27,10 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
       templates: texts with one "{}" each; several make an ensemble.
 
     Returns:
-      float32 ``[classes, embed]``, normalised.
+      float32 ``[classes, embed]``, normalized.
 
     Raises:
-      ValueError: for an empty list of templates, or names that the tokenizer refuses.
+      InputError: for an empty list of templates, or names that the tokenizer refuses.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -40,13 +41,13 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
       Radford et al. (2021), section 3.1.4, prompt ensembling in embedding space.
     """
     if not templates:
-        raise ValueError("no template was given; give at least one text with one {} in it")
+        raise InputError("no template was given; give at least one text with one {} in it")
     total = sum(_text_features(clip, names, template) for template in templates)
     return jnp.asarray(total / np.linalg.norm(total, axis=-1, keepdims=True))
 
 
 def _text_features(clip: Clip, names: Sequence[str], template: str) -> np.ndarray:
-    """Normalised text features, computed in blocks of few shapes: many datasets share one compiled program."""
+    """Normalized text features, computed in blocks of few shapes: many datasets share one compiled program."""
     token_ids = np.asarray(clip.class_tokens(list(names), template, allow_duplicates=True).token_ids)
     classes, tokens = token_ids.shape
     width = min(-(-tokens // _TOKENS) * _TOKENS, clip.config.text.context_length)
@@ -68,10 +69,10 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
       batch_size: images a step.
 
     Returns:
-      float32 ``[images, embed]``, normalised, on the host.
+      float32 ``[images, embed]``, normalized, on the host.
 
     Raises:
-      ValueError: for no images, or a batch size below 1.
+      InputError: for no images, or a batch size below 1.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -82,7 +83,7 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
       Our own choice.
     """
     if batch_size < 1 or not len(images):
-        raise ValueError(
+        raise InputError(
             f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1"
         )
     batch_size = min(batch_size, len(images))

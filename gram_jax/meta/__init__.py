@@ -2,8 +2,16 @@
 
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.files import load_meta, save_meta
+from gram_jax.meta.initialization import (
+    Meta,
+    Structure,
+    init_meta,
+    initial_prompt,
+    regulator_context,
+    relation,
+    with_structure,
+)
 from gram_jax.meta.objective import Task, meta_objective
-from gram_jax.meta.start import Meta, Structure, init_meta, regulator_context, relation, start, with_structure
 from gram_jax.meta.step import MetaState, MetaStep, make_meta_step
 
 __all__ = [
@@ -14,12 +22,12 @@ __all__ = [
     "Task",
     "adapt",
     "init_meta",
+    "initial_prompt",
     "load_meta",
     "make_meta_step",
     "meta_objective",
     "regulator_context",
     "relation",
     "save_meta",
-    "start",
     "with_structure",
 ]

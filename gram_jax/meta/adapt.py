@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -57,7 +58,7 @@ def adapt(
       which are not differentiated.
 
     Raises:
-      ValueError: if `steps` or `gradient` is not one of the above, or `learning_rate` has another structure.
+      InputError: if `steps` or `gradient` is not one of the above, or `learning_rate` has another structure.
 
     Example:
       >>> from gram_jax.regulators import identity
@@ -116,16 +117,16 @@ def check_steps(steps: Any, gradient: Any) -> tuple[int, int]:
       The number of steps, and how many of the last ones are differentiated.
 
     Raises:
-      ValueError: names the setting and the value found.
+      InputError: names the setting and the value found.
     """
     count = _integer(steps)
     if count is None or count < 0:
-        raise ValueError(f"steps is {steps!r}; give a number of inner steps, 0 or more.")
+        raise InputError(f"steps is {steps!r}; give a number of inner steps, 0 or more.")
     if isinstance(gradient, str) and gradient in GRADIENTS:
         return count, count
     last = _integer(gradient)
     if last is None or not 1 <= last <= count:
-        raise ValueError(
+        raise InputError(
             f'gradient is {gradient!r} at steps={count}; choose "exact", "first_order", or how many of the last steps '
             "are differentiated, a number from 1 to steps."
         )
@@ -144,7 +145,7 @@ def _per_leaf(learning_rate: PyTree, prompt: PyTree) -> PyTree:
     if jax.tree.structure(learning_rate) == structure:
         return jax.tree.map(jnp.asarray, learning_rate)
     if jax.tree.structure(learning_rate) != jax.tree.structure(0.0) or jnp.ndim(learning_rate):
-        raise ValueError(
+        raise InputError(
             f"learning_rate has structure {jax.tree.structure(learning_rate)} and the prompt {structure}; give one "
             "number, or a number for each leaf of the prompt."
         )

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip import Clip
-from gram_jax.meta.start import Meta, Structure
+from gram_jax.errors import InputError
+from gram_jax.meta.initialization import Meta, Structure
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import ArrayFileError, Tuner, read_arrays, write_arrays
 from gram_jax.tuners.files import check_described, check_kind, check_prompt, describe
@@ -41,7 +42,7 @@ def save_meta(
       notes: anything else worth keeping, JSON values, e.g. the settings of the run; kept under "notes" in the header.
 
     Raises:
-      ValueError: if the tuner is class-specific (its start would belong to one class list), or `meta` is not one of
+      InputError: if the tuner is class-specific (its start would belong to one class list), or `meta` is not one of
         this tuner and regulator on this clip.
 
     Example:
@@ -61,7 +62,7 @@ def save_meta(
       Our own choice.
     """
     if tuner.settings.get("class_specific"):
-        raise ValueError(
+        raise InputError(
             f"{tuner.name} is class-specific: its start belongs to one class list, and a meta checkpoint to none; "
             "meta-learn a shared prompt."
         )

@@ -1,4 +1,4 @@
-"""The tasks that meta-learning learns from, and the loss that it minimises."""
+"""The tasks that meta-learning learns from, and the loss that it minimizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.meta.adapt import adapt
-from gram_jax.meta.start import Meta, regulator_context, start
+from gram_jax.meta.initialization import Meta, initial_prompt, regulator_context
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -73,7 +74,7 @@ def meta_objective(
       `"support"` `[tasks, steps]`, the loss that each inner step started from.
 
     Raises:
-      ValueError: if a setting is out of range, or the cross query is missing.
+      InputError: if a setting is out of range, or the cross query is missing.
 
     Example:
       >>> from gram_jax.meta import init_meta
@@ -94,7 +95,7 @@ def meta_objective(
     def one(task: Task) -> dict[str, Array]:
         prompt, support = adapt(
             loss,
-            start(meta, task.context),
+            initial_prompt(meta, task.context),
             meta.phi,
             task.support,
             regulator=regulator,
@@ -116,10 +117,10 @@ def meta_objective(
 
 
 def check_cross(cross_weight: Any, tasks: Task | None = None) -> None:
-    """Raises ValueError for a weight that is not a number >= 0, or a weight without a query to go with it."""
+    """Raises InputError for a weight that is not a number >= 0, or a weight without a query to go with it."""
     if not isinstance(cross_weight, (int, float)) or not 0 <= cross_weight < math.inf:
-        raise ValueError(f"cross_weight is {cross_weight!r}; give a number >= 0.")
+        raise InputError(f"cross_weight is {cross_weight!r}; give a number >= 0.")
     if tasks is not None and cross_weight and not jax.tree.leaves(tasks.cross):
-        raise ValueError(
+        raise InputError(
             f"cross_weight is {cross_weight}, but the tasks have no cross query; give them one, or set cross_weight=0."
         )

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gram_jax.errors import InputError
 from gram_jax.meta.adapt import check_steps
+from gram_jax.meta.initialization import Meta
 from gram_jax.meta.objective import Task, check_cross, meta_objective
-from gram_jax.meta.start import Meta
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
@@ -31,7 +32,7 @@ class MetaState:
 
     Attributes:
       meta: what is learned.
-      optimizer_state: state of the outer optimiser, over the learned parts of `meta`.
+      optimizer_state: state of the outer optimizer, over the learned parts of `meta`.
       step: int32, number of outer steps done.
 
     Example:
@@ -73,10 +74,10 @@ class MetaStep(NamedTuple):
         counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
         if len(counts) != 1 or counts == {()}:
             found = sorted(counts)
-            raise ValueError(f"the tasks' arrays start with axes {found}; stack all of them on one axis of tasks.")
+            raise InputError(f"the tasks' arrays start with axes {found}; stack all of them on one axis of tasks.")
         (count,) = counts.pop()
         if not count or count % self.devices:
-            raise ValueError(
+            raise InputError(
                 f"{count} tasks cannot be shared by {self.devices} devices; give a positive multiple of "
                 f"{self.devices}, or fewer devices."
             )
@@ -123,7 +124,7 @@ def make_meta_step(
       `meta_objective`, for all tasks in their order, and a scalar `"PART_gradient_norm"` for each learned part.
 
     Raises:
-      ValueError: if a setting is unknown or out of range; the step raises it if the tasks cannot be shared out.
+      InputError: if a setting is unknown or out of range; the step raises it if the tasks cannot be shared out.
 
     Example:
       >>> from gram_jax.meta import init_meta
@@ -148,14 +149,14 @@ def make_meta_step(
     check_cross(cross_weight)
     learn = _check_learn(learn)
     if mapper not in MAPPERS:
-        raise ValueError(f"mapper is {mapper!r}; choose one of {', '.join(map(repr, MAPPERS))}.")
+        raise InputError(f"mapper is {mapper!r}; choose one of {', '.join(map(repr, MAPPERS))}.")
     devices = list(jax.devices() if devices is None else devices)
     if not devices:
-        raise ValueError("devices is empty; give at least one, or None for all.")
+        raise InputError("devices is empty; give at least one, or None for all.")
     if mapper == "pmap" and len({device.process_index for device in devices}) > 1:
-        raise ValueError("mapper is 'pmap', which maps over the devices of one process; give 'shard_map' on several.")
+        raise InputError("mapper is 'pmap', which maps over the devices of one process; give 'shard_map' on several.")
     if tasks_at_once is not None and (isinstance(tasks_at_once, bool) or tasks_at_once < 1):
-        raise ValueError(f"tasks_at_once is {tasks_at_once!r}; give a number of at least 1, or None for all.")
+        raise InputError(f"tasks_at_once is {tasks_at_once!r}; give a number of at least 1, or None for all.")
 
     def body(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
         def objective(learned: dict[str, PyTree], tasks: Task) -> tuple[Array, dict[str, Array]]:
@@ -208,7 +209,7 @@ def make_meta_step(
 
     def init(meta: Meta) -> MetaState:
         if "offsets" in learn and meta.offsets is None:
-            raise ValueError("offsets are to be learned, and this start has none; give it some by with_structure.")
+            raise InputError("offsets are to be learned, and this start has none; give it some by with_structure.")
         state = MetaState(meta, optimizer.init(_learned(meta, learn)), jnp.zeros((), jnp.int32))
         # Copied, because a step donates its state; with a plain dtype, because a weak one would compile a second time.
         state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)
@@ -238,7 +239,7 @@ def _by_groups(
     if size is None or size >= count:
         return gradient(learned, tasks)
     if count % size:
-        raise ValueError(f"a device has {count} tasks, which is no multiple of tasks_at_once={size}; change either.")
+        raise InputError(f"a device has {count} tasks, which is no multiple of tasks_at_once={size}; change either.")
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // size, size, *leaf.shape[1:]), tasks)
 
     def add(total: PyTree, group: Task) -> tuple[PyTree, dict[str, Array]]:
@@ -257,5 +258,5 @@ def _learned(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:
 def _check_learn(learn: Sequence[str]) -> tuple[str, ...]:
     found = (learn,) if isinstance(learn, str) else tuple(learn)
     if not found or len(set(found)) != len(found) or not set(found) <= set(PARTS):
-        raise ValueError(f"learn is {learn!r}; name one or more of {', '.join(map(repr, PARTS))}, each once.")
+        raise InputError(f"learn is {learn!r}; name one or more of {', '.join(map(repr, PARTS))}, each once.")
     return found

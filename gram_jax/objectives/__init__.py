@@ -1,4 +1,4 @@
-"""Losses and regularisers: pure functions of features and labels, at least float32 inside, summed by weight."""
+"""Losses and regularizers: pure functions of features and labels, at least float32 inside, summed by weight."""
 
 from gram_jax.objectives.aggregation import gaussian_aggregate, gaussian_weights
 from gram_jax.objectives.base import Reference
@@ -13,7 +13,7 @@ from gram_jax.objectives.long_tail import class_weights, logit_adjustment, long_
 from gram_jax.objectives.npt import npt
 from gram_jax.objectives.promptsrc import prometar, promptsrc, textual_diversity
 from gram_jax.objectives.registry import CLASSIFICATION, NAMES, Combined, make
-from gram_jax.objectives.regularised import regularised, weighted_sum
+from gram_jax.objectives.regularized import regularized, weighted_sum
 
 __all__ = [
     "CLASSIFICATION",
@@ -38,7 +38,7 @@ __all__ = [
     "positive_weights",
     "prometar",
     "promptsrc",
-    "regularised",
+    "regularized",
     "simplex_etf",
     "simplex_floor",
     "textual_diversity",

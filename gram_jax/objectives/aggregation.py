@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax.errors import InputError
+
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> np.ndarray:
     """The weight of the prompt after each epoch.
@@ -24,7 +26,7 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> np.ndarray:
       float64 `[epochs]`, of sum 1. To aggregate while tuning, add w_e times the prompt after epoch e.
 
     Raises:
-      ValueError: if a setting is out of range.
+      InputError: if a setting is out of range.
 
     Example:
       >>> gaussian_weights(20, mean=15, std=1).round(3)[12:17].tolist()
@@ -35,11 +37,11 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> np.ndarray:
       self-ensembling; mean 15 and std 1 over 20 epochs from base to new, 6 and 10 across datasets in its public code.
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs is {epochs!r}; give an integer of at least 1.")
+        raise InputError(f"epochs is {epochs!r}; give an integer of at least 1.")
     if not math.isfinite(mean):
-        raise ValueError(f"mean is {mean!r}; give an epoch, a finite number.")
+        raise InputError(f"mean is {mean!r}; give an epoch, a finite number.")
     if not 0 < std < math.inf:
-        raise ValueError(f"std is {std!r}; give a number of epochs above 0.")
+        raise InputError(f"std is {std!r}; give a number of epochs above 0.")
     exponents = -0.5 * ((np.arange(1, epochs + 1) - mean) / std) ** 2
     # A bell far from every epoch would be 0 everywhere: only its ratios matter.
     weights = np.exp(exponents - exponents.max())
@@ -60,7 +62,7 @@ def gaussian_aggregate(trajectory: Any, mean: float, std: float) -> Any:
       One prompt, with the dtypes of the trajectory.
 
     Raises:
-      ValueError: if there are no leaves, leaves differ in their number of epochs, or a setting is out of range.
+      InputError: if there are no leaves, leaves differ in their number of epochs, or a setting is out of range.
 
     Example:
       >>> trajectory = {"context": jnp.array([[0.0], [1.0], [2.0]])}
@@ -74,7 +76,7 @@ def gaussian_aggregate(trajectory: Any, mean: float, std: float) -> Any:
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(trajectory)}
     if len(lengths) != 1 or lengths == {()}:
         found = sorted(lengths) or "no arrays"
-        raise ValueError(f"a trajectory needs leaves [epochs, ...] of one number of epochs, found {found}.")
+        raise InputError(f"a trajectory needs leaves [epochs, ...] of one number of epochs, found {found}.")
     ((epochs,),) = lengths
     weights = gaussian_weights(epochs, mean, std)
 

@@ -1,4 +1,4 @@
-"""What a regulariser is given besides the prompted outputs, and the means that all of them take."""
+"""What a regularizer is given besides the prompted outputs, and the means that all of them take."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
+from gram_jax.errors import InputError
 
 if TYPE_CHECKING:
     from gram_jax.tuners import Outputs
 
 Array = jax.Array
 
-# A pure function (prompt, outputs, labels, reference) -> scalar; regularisers by name, each with its weight.
-Regulariser = Callable[[Any, "Outputs", Array, "Reference"], Array]
-Regularisers = dict[str, tuple[float, Regulariser]]
+# A pure function (prompt, outputs, labels, reference) -> scalar; regularizers by name, each with its weight.
+Regularizer = Callable[[Any, "Outputs", Array, "Reference"], Array]
+Regularizers = dict[str, tuple[float, Regularizer]]
 
 _EXCLUDED = -1e9  # the logit of a class that only fills up the shape
 _SHORT = 1e-12  # squared length below which a vector has no direction
@@ -38,8 +39,8 @@ class Reference(NamedTuple):
 
     Attributes:
       logits: of the frozen clip, float `[images, classes]`.
-      image_features: of the frozen clip, normalised, float `[images, embed]`.
-      text_features: of the frozen clip, normalised, float `[classes, embed]`, e.g. of many templates, as
+      image_features: of the frozen clip, normalized, float `[images, embed]`.
+      text_features: of the frozen clip, normalized, float `[classes, embed]`, e.g. of many templates, as
         `textual_diversity` makes them.
       valid: bool `[classes]`, False for classes that only fill up a shape. None: all count.
       weights: non-negative float `[images]`, e.g. 0 for images that only fill up a batch. None: all weigh the same.
@@ -73,9 +74,9 @@ def read(name: str, reference: Any, field: str, *like: tuple[int, ...]) -> Array
     """A field of the reference; ValueError where it is None or of none of the shapes `like` (not checked if empty)."""
     value = getattr(as_reference(reference), field)
     if value is None:
-        raise ValueError(f"{name} reads reference.{field}, which is None; {_REMEDY[field]}.")
+        raise InputError(f"{name} reads reference.{field}, which is None; {_REMEDY[field]}.")
     if like and jnp.shape(value) not in like:
-        raise ValueError(
+        raise InputError(
             f"{name} needs reference.{field} of shape {' or '.join(str(list(shape)) for shape in like)}, found "
             f"{list(jnp.shape(value))}; {_REMEDY[field]}."
         )

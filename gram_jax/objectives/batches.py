@@ -1,4 +1,4 @@
-"""The loss of a batch under any regularisers, and the loss that a regulator holds it against."""
+"""The loss of a batch under any regularizers, and the loss that a regulator holds it against."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from gram_jax.clip import Clip, logits
+from gram_jax.errors import InputError
 from gram_jax.objectives.base import Reference
 from gram_jax.objectives.registry import CLASSIFICATION, Combined, default_weight, make, parse
 
@@ -27,7 +28,7 @@ class BatchLoss(NamedTuple):
     Attributes:
       loss: `loss(prompt, clip, batch) -> scalar`; or `-> (scalar, scalar)`, the loss and the one whose gradient a
         regulator reads, where one is named.
-      weights: the regularisers with their weights.
+      weights: the regularizers with their weights.
       texts: the names whose frozen text features the batch must hold.
       reads: the fields of a `Reference` that anything reads.
 
@@ -46,7 +47,7 @@ class BatchLoss(NamedTuple):
 def batch_loss(
     tuner: Tuner, spec: str = "", *, settings: Mapping[str, Mapping[str, Any]] | None = None, reference: str = ""
 ) -> BatchLoss:
-    """The loss of a batch: classification plus regularisers, for whatever tunes a prompt.
+    """The loss of a batch: classification plus regularizers, for whatever tunes a prompt.
 
         loss = CE( where(valid, logits, -1e9), labels ) + sum_i w_i R_i
         held = sum_j w_j R_j                                                 where `reference` names R_j
@@ -55,23 +56,23 @@ def batch_loss(
 
     Args:
       tuner: the tuner.
-      spec: regularisers with weights, as `make` reads them, each weight above 0.
-      settings: by name, settings of a regulariser.
-      reference: regularisers whose gradient a regulator such as `gram_jax.regulators.prograd` reads; "" for none.
+      spec: regularizers with weights, as `make` reads them, each weight above 0.
+      settings: by name, settings of a regularizer.
+      reference: regularizers whose gradient a regulator such as `gram_jax.regulators.prograd` reads; "" for none.
 
     Returns:
       The loss. Its `batch` is a dictionary: "classes" and "images" as the tuner takes them, "labels" int `[images]`,
       "valid" bool `[classes]` (may be missing where every class counts), and in "reference" and "run_reference", two
       dictionaries that are read as one (may be missing where nothing is read):
 
-      * "text_features": by name of `texts`, frozen features of the classes `[classes, embed]`, normalised;
+      * "text_features": by name of `texts`, frozen features of the classes `[classes, embed]`, normalized;
       * "image_features": frozen features of the images, `[images, embed]`; where the images are such, they serve;
       * "counts", "clusters": as in `Reference`.
 
-      The frozen logits that a regulariser reads are made of these features, its own text among them.
+      The frozen logits that a regularizer reads are made of these features, its own text among them.
 
     Raises:
-      ValueError: as `make` and `positive_weights`; on a batch, where something is missing that is read.
+      InputError: as `make` and `positive_weights`; on a batch, where something is missing that is read.
 
     Example:
       >>> from gram_jax import tuners
@@ -84,13 +85,13 @@ def batch_loss(
       ()
 
     Reference:
-      Our own choice of form; see the regularisers.
+      Our own choice of form; see the regularizers.
     """
     settings = dict(settings or {})
     weights = positive_weights(spec)
     for name in settings:
         if name not in weights:
-            raise ValueError(f"settings of {name!r} are given, and {spec!r} does not name it; add it, or drop them.")
+            raise InputError(f"settings of {name!r} are given, and {spec!r} does not name it; add it, or drop them.")
 
     def terms(weights: Mapping[str, float], own: Mapping[str, Any]) -> dict[str, Combined]:
         found = {}
@@ -129,7 +130,7 @@ def batch_loss(
 
 
 def positive_weights(spec: str) -> dict[str, float]:
-    """The regularisers of a text with their weights, the published ones filled in, in the order of their names.
+    """The regularizers of a text with their weights, the published ones filled in, in the order of their names.
 
     Args:
       spec: as `make` reads it.
@@ -138,7 +139,7 @@ def positive_weights(spec: str) -> dict[str, float]:
       Weights by name.
 
     Raises:
-      ValueError: as `make`; or if a weight is not a positive number.
+      InputError: as `make`; or if a weight is not a positive number.
 
     Example:
       >>> positive_weights("npt:0.5,kgcoop")
@@ -150,12 +151,12 @@ def positive_weights(spec: str) -> dict[str, float]:
     found = {name: default_weight(name) if weight is None else weight for name, weight in parse(spec).items()}
     for name, weight in found.items():
         if not 0 < weight < math.inf:
-            raise ValueError(f"the weight of {name!r} is {weight!r}; give a positive number, or leave {name!r} out.")
+            raise InputError(f"the weight of {name!r} is {weight!r}; give a positive number, or leave {name!r} out.")
     return dict(sorted(found.items()))
 
 
 def _reference(name: str, term: Combined, clip: Clip, batch: dict[str, Any], known: dict[str, Any]) -> Reference:
-    """What one regulariser is held against: its own text, and logits of it."""
+    """What one regularizer is held against: its own text, and logits of it."""
     texts = known.get("text_features", {}).get(name)
     images = known.get("image_features")
     if images is None and jnp.ndim(batch["images"]) == 2:

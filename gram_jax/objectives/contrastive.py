@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gram_jax.errors import InputError
+
 
 def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
     """Each image picks its own text among the batch's, and each text its image.
@@ -13,15 +15,15 @@ def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_
     With L = exp(logit_scale) F T^t,  loss = mean_i [ CE(L_i, i) + CE(L^t_i, i) ] / 2.
 
     Args:
-      image_features: normalised, float ``[batch, embed]``.
-      text_features: normalised, float ``[batch, embed]``; row i belongs to image i.
+      image_features: normalized, float ``[batch, embed]``.
+      text_features: normalized, float ``[batch, embed]``; row i belongs to image i.
       logit_scale: the logarithm of the inverse temperature, a scalar.
 
     Returns:
       The loss, a scalar, in nats.
 
     Raises:
-      ValueError: where the two sets of features differ in shape.
+      InputError: where the two sets of features differ in shape.
 
     Example:
       >>> features = jnp.eye(2)
@@ -32,7 +34,7 @@ def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_
       Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), figure 3.
     """
     if image_features.shape != text_features.shape:
-        raise ValueError(
+        raise InputError(
             f"image features {image_features.shape} and text features {text_features.shape} differ in shape; "
             "give one text for each image"
         )

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip.modules import at_least_float32
+from gram_jax.errors import InputError
 from gram_jax.objectives.base import (
     Reference,
-    Regularisers,
+    Regularizers,
     by_class,
     mean_of_classes,
     mean_of_images,
@@ -29,8 +30,8 @@ _MOST, _SMALLEST = 16, 4  # clusters, and classes in one on average, where their
 
 def cpt(
     weight: float = 1.0, *, simplex: float = 0.25, convergence: float = 0.15, rotation: float = 0.10
-) -> Regularisers:
-    """Cluster-aware simplex frames, class convergence and rotation stabilisation.
+) -> Regularizers:
+    """Cluster-aware simplex frames, class convergence and rotation stabilization.
 
     With M clusters of the K classes, k_m classes in cluster m, C the cosines of text features t, and t^ those of the
     frozen clip,
@@ -42,7 +43,7 @@ def cpt(
     As published, the first also counts the diagonal of C, which adds the number of classes over M, a constant. Clusters
     of one class add nothing; those of more than d + 1 classes, which no frame in d dimensions holds, are measured from
     the least value that they can reach (see `npt`). In the second, a batch counts the classes that it has images of.
-    Features are the normalised ones throughout. Text features that depend on the image: the first and third term are
+    Features are the normalized ones throughout. Text features that depend on the image: the first and third term are
     averaged over the images, the second takes each image's own.
 
     Args:
@@ -52,7 +53,7 @@ def cpt(
       rotation: weight of the third.
 
     Returns:
-      `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}` for `regularised`, without those of weight 0.
+      `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}` for `regularized`, without those of weight 0.
       They read `reference.clusters` (see `class_clusters`) and `reference.text_features`.
 
     Example:
@@ -82,7 +83,7 @@ def class_clusters(text_features: Array, num_clusters: int | None = None, seed: 
       int32 `[classes]`, numbers from 0 to M - 1.
 
     Raises:
-      ValueError: if there are fewer classes than clusters, or the features have another number of axes.
+      InputError: if there are fewer classes than clusters, or the features have another number of axes.
 
     Example:
       >>> class_clusters(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
@@ -93,10 +94,10 @@ def class_clusters(text_features: Array, num_clusters: int | None = None, seed: 
     """
     features = np.asarray(text_features, np.float32)
     if features.ndim != 2 or not len(features):
-        raise ValueError(f"class_clusters needs text features [classes, embed], found {list(features.shape)}.")
+        raise InputError(f"class_clusters needs text features [classes, embed], found {list(features.shape)}.")
     count = min(_MOST, max(1, len(features) // _SMALLEST)) if num_clusters is None else num_clusters
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(features):
-        raise ValueError(
+        raise InputError(
             f"num_clusters is {count!r} of {len(features)} classes; give an integer from 1 to their number."
         )
     from sklearn.cluster import KMeans

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax.clip.modules import at_least_float32
+from gram_jax.errors import InputError
 
 if TYPE_CHECKING:
     from gram_jax.tuners import Outputs
@@ -29,7 +30,7 @@ def cross_entropy(outputs: Outputs, labels: jax.Array, *, weights: jax.Array | N
       The loss, a scalar in nats, at least float32; NaN if a label is outside the classes.
 
     Raises:
-      ValueError: if a shape does not fit or labels are not integers.
+      InputError: if a shape does not fit or labels are not integers.
 
     Example:
       >>> from gram_jax.tuners import Outputs
@@ -43,13 +44,13 @@ def cross_entropy(outputs: Outputs, labels: jax.Array, *, weights: jax.Array | N
     """
     shape, count = jnp.shape(outputs.logits), jnp.shape(labels)
     if len(shape) != 2 or count != shape[:1]:
-        raise ValueError(
+        raise InputError(
             f"cross_entropy needs logits [images, classes] and labels [images], found {list(shape)} and {list(count)}."
         )
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ValueError(f"labels must be integers, found {jnp.result_type(labels)}.")
+        raise InputError(f"labels must be integers, found {jnp.result_type(labels)}.")
     if weights is not None and jnp.shape(weights) != count:
-        raise ValueError(f"weights must have the labels' shape {list(count)}, found {list(jnp.shape(weights))}.")
+        raise InputError(f"weights must have the labels' shape {list(count)}, found {list(jnp.shape(weights))}.")
     labels, logits = jnp.asarray(labels), at_least_float32(outputs.logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     losses = jnp.where((labels >= 0) & (labels < shape[1]), losses, jnp.nan)

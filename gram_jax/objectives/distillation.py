@@ -9,34 +9,35 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.objectives.base import Reference, Regularisers, log_probabilities, mean_of_images, read
+from gram_jax.errors import InputError
+from gram_jax.objectives.base import Reference, Regularizers, log_probabilities, mean_of_images, read
 
 
-def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularisers:
+def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularizers:
     """The cross-entropy of prompted probabilities under those of the frozen clip.
 
     With logits z and z^ of the prompted and the frozen clip and temperature T,
 
         R = -T^2 mean_b sum_k softmax(z^_b / T)_k log softmax(z_b / T)_k,
 
-    whose gradient is that of T^2 KL(frozen || prompted). As a regulariser it is knowledge distillation; its gradient is
+    whose gradient is that of T^2 KL(frozen || prompted). As a regularizer it is knowledge distillation; its gradient is
     the reference of the regulator `gram_jax.regulators.prograd`.
 
     Args:
-      weight: of the regulariser.
+      weight: of the regularizer.
       temperature: T, > 0.
 
     Returns:
-      `{"distillation": (weight, R)}` for `regularised`; it reads `reference.logits`.
+      `{"distillation": (weight, R)}` for `regularized`; it reads `reference.logits`.
 
     Raises:
-      ValueError: if the temperature is not a positive number.
+      InputError: if the temperature is not a positive number.
 
     Example:
       >>> from gram_jax.objectives import Reference
       >>> from gram_jax.tuners import Outputs
-      >>> _, regulariser = distillation()["distillation"]
-      >>> value = regulariser({}, Outputs(jnp.zeros((3, 2)), None, None), None, Reference(logits=jnp.ones((3, 2))))
+      >>> _, regularizer = distillation()["distillation"]
+      >>> value = regularizer({}, Outputs(jnp.zeros((3, 2)), None, None), None, Reference(logits=jnp.ones((3, 2))))
       >>> bool(jnp.isclose(value, jnp.log(2)))
       True
 
@@ -44,7 +45,7 @@ def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularise
       "Prompt-aligned Gradient for Prompt Tuning" (ProGrad); the factor T^2 is that of its public code.
     """
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature!r}; give a number above 0.")
+        raise InputError(f"temperature is {temperature!r}; give a number above 0.")
 
     def knowledge(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> jax.Array:
         del prompt, labels

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax.errors import InputError
+
 Array = jax.Array
 
 
@@ -28,7 +30,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarr
       float64 `[classes, dim]`, one vertex a row.
 
     Raises:
-      ValueError: if there is no such frame.
+      InputError: if there is no such frame.
 
     Example:
       >>> vertices = simplex_etf(3, 2)
@@ -39,12 +41,12 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarr
       Papyan, Han and Donoho, "Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training".
     """
     if num_classes < 2 or num_classes > dim + 1:
-        raise ValueError(
+        raise InputError(
             f"a simplex equiangular tight frame of {num_classes} classes in {dim} dimensions does not exist: it takes "
             "at least 2 classes, and at most one more than dimensions. Cluster the classes (class_clusters) and give "
             "each cluster a frame of its own."
         )
-    # Orthonormal rows that are orthogonal to (1, ..., 1): all but the first left factor of the centred identity.
+    # Orthonormal rows that are orthogonal to (1, ..., 1): all but the first left factor of the centered identity.
     basis = np.linalg.qr(np.column_stack([np.ones(num_classes), np.eye(num_classes)[:, :-1]]))[0][:, 1:]
     rotation = np.eye(dim)
     if seed is not None:
@@ -59,7 +61,7 @@ def simplex_floor(num_classes: Any, dim: int) -> Array:
             = K max(0, K - 1 - d) / (d (K - 1)^2)
 
     0 up to K = d + 1, where the frame exists. Beyond, sum_ij <t_i, t_j>^2 >= K^2 / d (Welch) and |sum_i t_i|^2 >= 0,
-    with equality for centred tight frames of equal norm, which always exist there.
+    with equality for centered tight frames of equal norm, which always exist there.
 
     Args:
       num_classes: K, a number or array; 0 where it is below 2.
@@ -85,7 +87,7 @@ def simplex_loss(vectors: Array, groups: Array) -> Array:
         L_m = sum_{i != j in m} (<t_i, t_j> + 1 / (k_m - 1))^2 - k_m (k_m - 1) floor(k_m, d),    0 where k_m < 2
 
     Args:
-      vectors: normalised, `[..., classes, dim]`.
+      vectors: normalized, `[..., classes, dim]`.
       groups: bool `[classes, classes]`, True where two classes are of one group; all False for one that counts nowhere.
 
     Returns:

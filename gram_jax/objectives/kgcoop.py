@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.objectives.base import Reference, Regularisers, mean_of_classes, read
+from gram_jax.objectives.base import Reference, Regularizers, mean_of_classes, read
 
 
-def kgcoop(weight: float = 8.0) -> Regularisers:
-    """Knowledge-guided context optimisation: text features keep the direction of hand-written ones.
+def kgcoop(weight: float = 8.0) -> Regularizers:
+    """Knowledge-guided context optimization: text features keep the direction of hand-written ones.
 
         R = 1 - mean_k <t_k, t_k^hand>
 
@@ -23,15 +23,15 @@ def kgcoop(weight: float = 8.0) -> Regularisers:
       weight: lambda.
 
     Returns:
-      The regulariser with its weight, `{"kgcoop": (weight, R)}`, for `regularised`. It reads
+      The regularizer with its weight, `{"kgcoop": (weight, R)}`, for `regularized`. It reads
       `reference.text_features`, those of the dataset's own template.
 
     Example:
       >>> from gram_jax.objectives import Reference, kgcoop
       >>> from gram_jax.tuners import Outputs
-      >>> weight, regulariser = kgcoop()["kgcoop"]
+      >>> weight, regularizer = kgcoop()["kgcoop"]
       >>> outputs = Outputs(None, None, jnp.array([[1.0, 0.0], [0.6, 0.8]]))
-      >>> round(float(regulariser({}, outputs, None, Reference(text_features=jnp.eye(2)))), 4)
+      >>> round(float(regularizer({}, outputs, None, Reference(text_features=jnp.eye(2)))), 4)
       0.1
 
     Reference:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.objectives.base import Reference, read
 from gram_jax.objectives.cross_entropy import cross_entropy
-from gram_jax.objectives.regularised import Classification
+from gram_jax.objectives.regularized import Classification
 
 if TYPE_CHECKING:
     from gram_jax.tuners import Outputs
@@ -84,11 +85,11 @@ def long_tailed(adjustment: float = 0.0, exponent: float = 0.0) -> Classificatio
       exponent: gamma of `class_weights`, >= 0.
 
     Returns:
-      `classification(outputs, labels, reference)` for `regularised`; it reads `reference.counts`. Predictions are made
+      `classification(outputs, labels, reference)` for `regularized`; it reads `reference.counts`. Predictions are made
       from the logits as they are.
 
     Raises:
-      ValueError: if a setting is negative or not finite.
+      InputError: if a setting is negative or not finite.
 
     Example:
       >>> from gram_jax.objectives import Reference
@@ -103,7 +104,7 @@ def long_tailed(adjustment: float = 0.0, exponent: float = 0.0) -> Classificatio
     """
     for name, value in (("adjustment", adjustment), ("exponent", exponent)):
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value!r}; give a number of at least 0.")
+            raise InputError(f"{name} is {value!r}; give a number of at least 0.")
 
     def classification(outputs: Outputs, labels: Array, reference: Reference) -> Array:
         counts = read("long_tailed", reference, "counts", jnp.shape(outputs.logits)[-1:])

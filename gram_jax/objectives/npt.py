@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.objectives.base import (
     Reference,
-    Regularisers,
+    Regularizers,
     by_class,
     mean_of_images,
     normalize,
@@ -23,7 +23,7 @@ from gram_jax.objectives.etf import simplex_loss
 Array = jax.Array
 
 
-def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centred: bool = False) -> Regularisers:
+def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered: bool = False) -> Regularizers:
     """Language-modality collapse and multi-modality isomorphism.
 
     With t_k the text features of K classes in d dimensions, and m_k = normalize(mean of f_i over the batch's images of
@@ -34,22 +34,22 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centred: 
 
     The first is 0 exactly where the text features are a simplex frame; the second pulls the images' class means onto
     the same frame. A frame exists for K <= d + 1. Beyond, `simplex_floor` is the least value that any features reach,
-    at a centred tight frame; it is subtracted, so that 0 remains the optimum (gradients do not change), and 0 up to
+    at a centered tight frame; it is subtracted, so that 0 remains the optimum (gradients do not change), and 0 up to
     d + 1. Where classes outnumber dimensions by far, `cpt` gives each cluster of classes a frame of its own.
 
-    Text features that depend on the image: the first term is averaged over the images, the second takes the normalised
+    Text features that depend on the image: the first term is averaged over the images, the second takes the normalized
     mean of t_k over the images of class k.
 
     Args:
       weight: multiplies both.
       text: weight of the collapse of the text features.
       image: weight of the isomorphism.
-      centred: remove the mean before norms are taken: of all classes in the first term, of the batch's classes in the
+      centered: remove the mean before norms are taken: of all classes in the first term, of the batch's classes in the
         second. CLIP's features lie in two narrow cones, one for each modality; centring leaves the cones where they
         are, and asks for frames around their axes.
 
     Returns:
-      `{"npt_text": ..., "npt_image": ...}` for `regularised`, without those of weight 0. They read nothing of the
+      `{"npt_text": ..., "npt_image": ...}` for `regularized`, without those of weight 0. They read nothing of the
       frozen clip.
 
     Example:
@@ -62,21 +62,21 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centred: 
 
     Reference:
       "Neural Collapse Anchored Prompt Tuning for Generalizable Vision-Language Models", whose text names the two
-      regularisers. Their formulas, the weights, the floor and `centred` are our own choices.
+      regularizers. Their formulas, the weights, the floor and `centered` are our own choices.
     """
     parts = {
-        "npt_text": (weight * text, _collapse(centred)),
-        "npt_image": (weight * image, _isomorphism(centred)),
+        "npt_text": (weight * text, _collapse(centered)),
+        "npt_image": (weight * image, _isomorphism(centered)),
     }
     return {name: part for name, part in parts.items() if part[0] != 0}
 
 
-def _collapse(centred: bool) -> Any:
+def _collapse(centered: bool) -> Any:
     def collapse(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
         del prompt, labels
         vectors = at_least_float32(outputs.text_features)
         valid = valid_classes(reference, vectors.shape[-2])
-        if centred:
+        if centered:
             vectors = center(vectors, valid)
         count = jnp.sum(valid)
         each = simplex_loss(vectors, valid[:, None] & valid[None]) / jnp.maximum(count * (count - 1), 1)
@@ -85,7 +85,7 @@ def _collapse(centred: bool) -> Any:
     return collapse
 
 
-def _isomorphism(centred: bool) -> Any:
+def _isomorphism(centered: bool) -> Any:
     def isomorphism(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
         del prompt
         texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
@@ -93,7 +93,7 @@ def _isomorphism(centred: bool) -> Any:
         means, present = by_class(images, labels, num_classes, reference.weights)
         if texts.ndim == 3:
             texts = normalize(by_class(text_of_images(texts, labels), labels, num_classes, reference.weights)[0])
-        if centred:
+        if centered:
             means, texts = center(means, present), center(texts, present)
         distance = jnp.sum((normalize(means) - texts) ** 2, axis=-1)
         return weighted_mean(distance, present)

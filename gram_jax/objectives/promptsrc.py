@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
+from gram_jax.errors import InputError
 from gram_jax.objectives.base import (
     Reference,
-    Regularisers,
+    Regularizers,
     log_probabilities,
     mean_of_classes,
     mean_of_images,
@@ -21,7 +22,7 @@ from gram_jax.objectives.base import (
 Array = jax.Array
 
 
-def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, logits: float = 1.0) -> Regularisers:
+def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, logits: float = 1.0) -> Regularizers:
     """The three self-consistency terms of PromptSRC.
 
     With t^, f^, p^ = softmax(z^) the frozen clip's text features, image features and probabilities, d the width of
@@ -40,7 +41,7 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
       logits: weight of the third.
 
     Returns:
-      `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}` for `regularised`, without those of
+      `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}` for `regularized`, without those of
       weight 0. They read `reference.text_features` (see `textual_diversity`), `image_features` of the same views of the
       same images, and `logits` of these two.
 
@@ -60,8 +61,8 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
     return {name: part for name, part in parts.items() if part[0] != 0}
 
 
-def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) -> Regularisers:
-    """The two regularisers whose gradient ProMetaR modulates: `promptsrc`'s text and image terms, weighed otherwise.
+def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) -> Regularizers:
+    """The two regularizers whose gradient ProMetaR modulates: `promptsrc`'s text and image terms, weighed otherwise.
 
     Args:
       weight: multiplies both.
@@ -69,7 +70,7 @@ def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) ->
       image: weight of the mean absolute difference of image features.
 
     Returns:
-      `{"prometar_text": ..., "prometar_image": ...}` for `regularised`, without those of weight 0. They read
+      `{"prometar_text": ..., "prometar_image": ...}` for `regularized`, without those of weight 0. They read
       `reference.text_features` (see `textual_diversity`) and `reference.image_features`.
 
     Example:
@@ -91,16 +92,16 @@ def textual_diversity(features: Array) -> Array:
 
         t^_k = u_k / |u_k|,    u_k = mean_j text(template_j(name_k)),
 
-    the mean of features that are *not* normalised. (CLIP's own ensembles average normalised ones.)
+    the mean of features that are *not* normalized. (CLIP's own ensembles average normalized ones.)
 
     Args:
       features: float `[templates, classes, embed]`, of `encode_text(clip, token_ids, normalize=False)`.
 
     Returns:
-      Normalised, at least float32 `[classes, embed]`.
+      Normalized, at least float32 `[classes, embed]`.
 
     Raises:
-      ValueError: if the features have another number of axes, or there is no template.
+      InputError: if the features have another number of axes, or there is no template.
 
     Example:
       >>> mean = textual_diversity(jnp.array([[[3.0, 0.0]], [[0.0, 4.0]]]))
@@ -112,7 +113,7 @@ def textual_diversity(features: Array) -> Array:
       60 templates are `gram_jax.data.templates.ensemble("promptsrc_60")`; mean before norm as in the public code.
     """
     if jnp.ndim(features) != 3 or not jnp.shape(features)[0]:
-        raise ValueError(
+        raise InputError(
             f"textual_diversity needs features [templates, classes, embed] of at least one template, found "
             f"{list(jnp.shape(features))}."
         )

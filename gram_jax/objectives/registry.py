@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flax.core import FrozenDict
 
-from gram_jax.objectives.base import Regularisers
+from gram_jax.errors import InputError
+from gram_jax.objectives.base import Regularizers
 from gram_jax.objectives.cpt import cpt
 from gram_jax.objectives.distillation import distillation
 from gram_jax.objectives.kgcoop import kgcoop
 from gram_jax.objectives.long_tail import long_tailed
 from gram_jax.objectives.npt import npt
 from gram_jax.objectives.promptsrc import prometar, promptsrc
-from gram_jax.objectives.regularised import Objective, regularised, weighted_sum
+from gram_jax.objectives.regularized import Objective, regularized, weighted_sum
 
 if TYPE_CHECKING:
     from gram_jax.tuners import Tuner
 
-_FACTORIES: dict[str, Callable[..., Regularisers]] = {
+_FACTORIES: dict[str, Callable[..., Regularizers]] = {
     "cpt": cpt,
     "distillation": distillation,
     "kgcoop": kgcoop,
@@ -33,7 +34,7 @@ _FACTORIES: dict[str, Callable[..., Regularisers]] = {
 CLASSIFICATION = {"logit_adjustment": ("adjustment", 1.0), "class_weights": ("exponent", 1.0)}
 NAMES = tuple(sorted(_FACTORIES | CLASSIFICATION))
 
-# Of every regulariser that these make: the sides of the clip that it reaches, the fields of the reference it reads.
+# Of every regularizer that these make: the sides of the clip that it reaches, the fields of the reference it reads.
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpt_convergence": ("text image", ()),
     "cpt_rotation": ("text", ("text_features",)),
@@ -54,9 +55,9 @@ class Combined(NamedTuple):
     """An objective, what it consists of and what it needs.
 
     Attributes:
-      loss: `loss(prompt, outputs, labels, reference=None) -> (scalar, parts)`; see `regularised`.
+      loss: `loss(prompt, outputs, labels, reference=None) -> (scalar, parts)`; see `regularized`.
       penalty: the same without the classification loss; see `weighted_sum`.
-      weights: by name, the weight of every regulariser, as `parts` names them.
+      weights: by name, the weight of every regularizer, as `parts` names them.
       reads: the fields of the `Reference` that must not be None.
 
     Example:
@@ -73,21 +74,21 @@ class Combined(NamedTuple):
 
 
 def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]) -> Combined:
-    """The objective that a text names: the classification loss plus regularisers by weight.
+    """The objective that a text names: the classification loss plus regularizers by weight.
 
     Args:
       spec: names of `NAMES` with weights, "NAME:WEIGHT,NAME:WEIGHT"; without ":WEIGHT", that of the factory's default,
         which is the published one where there is one. "" is the cross-entropy alone. The numbers of "logit_adjustment"
         and "class_weights" are the strength and the exponent of `long_tailed`, which replaces the cross-entropy.
-      tuner: the tuner that is trained with it; regularisers that cannot reach its prompt are refused. None: unchecked.
+      tuner: the tuner that is trained with it; regularizers that cannot reach its prompt are refused. None: unchecked.
       settings: by name, further settings of its factory, e.g. `promptsrc={"image": 20.0}`.
 
     Returns:
       The objective.
 
     Raises:
-      ValueError: if a name or a setting is unknown (the message names the nearest one), given twice or malformed, or a
-        regulariser reaches nothing that the tuner prompts.
+      InputError: if a name or a setting is unknown (the message names the nearest one), given twice or malformed, or a
+        regularizer reaches nothing that the tuner prompts.
 
     Example:
       >>> make("kgcoop:8").weights["kgcoop"]
@@ -95,7 +96,7 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
       >>> make("kgcop:8")
       Traceback (most recent call last):
         ...
-      ValueError: there is no objective 'kgcop' (did you mean 'kgcoop'?); known: ...
+      gram_jax.errors.InputError: there is no objective 'kgcop' (did you mean 'kgcoop'?); known: ...
 
     Reference:
       Our own choice.
@@ -103,7 +104,7 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
     parsed = parse(spec)
     for name in settings:
         if name not in parsed:
-            raise ValueError(f"settings for {name!r} are given, but {spec!r} does not name it; add it, or drop them.")
+            raise InputError(f"settings for {name!r} are given, but {spec!r} does not name it; add it, or drop them.")
     found: dict[str, Any] = {}
     tail: dict[str, float] = {}
     for name, number in parsed.items():
@@ -119,7 +120,7 @@ def make(spec: str, *, tuner: Tuner | None = None, **settings: Mapping[str, Any]
             found |= made
     reads = {field for part in found for field in _PARTS[part][1]} | ({"counts"} if tail else set())
     weights = FrozenDict({part: weight for part, (weight, _) in found.items()})
-    loss = regularised(found, classification=long_tailed(**tail) if tail else None)
+    loss = regularized(found, classification=long_tailed(**tail) if tail else None)
     return Combined(loss, weighted_sum(found), weights, frozenset(reads))
 
 
@@ -129,15 +130,15 @@ def parse(spec: str) -> dict[str, float | None]:
     for item in spec.split(",") if spec.strip() else []:
         name, colon, number = (part.strip() for part in item.partition(":"))
         if not name:
-            raise ValueError(f'{spec!r} has an empty entry; write "NAME:WEIGHT,NAME:WEIGHT".')
+            raise InputError(f'{spec!r} has an empty entry; write "NAME:WEIGHT,NAME:WEIGHT".')
         if name not in NAMES:
-            raise ValueError(f"there is no objective {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
+            raise InputError(f"there is no objective {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
         if name in parsed:
-            raise ValueError(f"{spec!r} names {name!r} twice; give each once.")
+            raise InputError(f"{spec!r} names {name!r} twice; give each once.")
         try:
             parsed[name] = float(number) if colon else None
         except ValueError:
-            raise ValueError(f"the weight of {name!r} is {number!r}; give a number, as in {name}:1.0.") from None
+            raise InputError(f"the weight of {name!r} is {number!r}; give a number, as in {name}:1.0.") from None
     return parsed
 
 
@@ -148,7 +149,7 @@ def default_weight(name: str) -> float:
     return inspect.signature(_FACTORIES[name]).parameters["weight"].default
 
 
-def _call(name: str, weight: float | None, settings: Mapping[str, Any]) -> Regularisers:
+def _call(name: str, weight: float | None, settings: Mapping[str, Any]) -> Regularizers:
     factory = _FACTORIES[name]
     _check_settings(name, settings, [known for known in inspect.signature(factory).parameters if known != "weight"])
     return factory(**settings) if weight is None else factory(weight, **settings)
@@ -158,14 +159,14 @@ def _check_settings(name: str, settings: Mapping[str, Any], known: list[str]) ->
     for setting in settings:
         if setting not in known:
             listed = f"known: {', '.join(known)}" if known else "it has none besides its number"
-            raise ValueError(f"{name} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
+            raise InputError(f"{name} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
 
 
-def _check_reach(name: str, made: Regularisers, tuner: Tuner) -> None:
+def _check_reach(name: str, made: Regularizers, tuner: Tuner) -> None:
     reached = {side for part in made for side in _PARTS[part][0].split()}
     if reached and not reached & tuner.changes:
         sides = " and ".join(sorted(reached, reverse=True))
-        raise ValueError(
+        raise InputError(
             f"{name} acts on {sides} features, which no prompt of the tuner {tuner.name!r} changes: its gradient is 0. "
             f"Drop {name}, or choose a tuner that prompts the {sides} side."
         )

@@ -1,4 +1,4 @@
-"""Gradient-regulating functions: factories of pairs of pure functions, exactly the identity at initialisation."""
+"""Gradient-regulating functions: factories of pairs of pure functions, exactly the identity at initialization."""
 
 from gram_jax.regulators.affine import affine
 from gram_jax.regulators.base import Regulator

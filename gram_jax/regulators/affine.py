@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.regulators.base import Regulator, leafwise, rms
 
 Array = jax.Array
@@ -17,7 +18,7 @@ PER = {"channel": 1, "token": 2, "layer": 3}
 def affine(per: str = "channel") -> Regulator:
     """Scales each channel of the gradient and shifts it by a multiple of the gradient's own size.
 
-    With s and b learned, 0 at initialisation, and rms(g) the root mean square over the last two axes of a leaf (the
+    With s and b learned, 0 at initialization, and rms(g) the root mean square over the last two axes of a leaf (the
     tokens and channels of one layer or class),
 
         R(g) = (1 + s) * g + rms(g) * b.
@@ -34,7 +35,7 @@ def affine(per: str = "channel") -> Regulator:
       The regulator; it reads no context.
 
     Raises:
-      ValueError: if `per` is none of these.
+      InputError: if `per` is none of these.
 
     Example:
       >>> prompt = {"context": jnp.zeros((10, 4, 8))}
@@ -46,7 +47,7 @@ def affine(per: str = "channel") -> Regulator:
       shared by tokens.
     """
     if per not in PER:
-        raise ValueError(f"affine: per is {per!r}; choose one of {', '.join(map(repr, PER))}.")
+        raise InputError(f"affine: per is {per!r}; choose one of {', '.join(map(repr, PER))}.")
     axes = PER[per]
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from gram_jax.errors import InputError
+
 Array = jax.Array
 PyTree = Any
 
@@ -78,10 +80,10 @@ def leafwise(
     def init(key: Array, prompt: PyTree) -> PyTree:
         paths, structure = jax.tree_util.tree_flatten_with_path(prompt)
         if not paths:
-            raise ValueError(f"the prompt given to {name}'s init has no arrays; give it what a tuner's init returns.")
+            raise InputError(f"the prompt given to {name}'s init has no arrays; give it what a tuner's init returns.")
         for path, leaf in paths:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(
+                raise InputError(
                     f"prompt leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, and {name} regulates gradients of "
                     "floats; keep other arrays out of the prompt."
                 )
@@ -107,7 +109,7 @@ def by_leaf(name: str, phi: PyTree, grads: PyTree) -> tuple[list[tuple[Any, Arra
     try:
         return paths, structure.flatten_up_to(phi), structure
     except ValueError as error:
-        raise ValueError(f"phi of {name} was made for a prompt of another structure: {error}") from error
+        raise InputError(f"phi of {name} was made for a prompt of another structure: {error}") from error
 
 
 def rms(values: Array, axes: int) -> Array:
@@ -139,10 +141,10 @@ def turned(gradient: Array, turn: Callable[[Array], Array]) -> Array:
 def read_context(name: str, context: Any, context_dim: int) -> Array:
     """The context vector at a root mean square of 1, so that its scale does not matter; checks its size."""
     if context is None:
-        raise ValueError(f"{name} was made with context_dim={context_dim} and is given no context; pass context=.")
+        raise InputError(f"{name} was made with context_dim={context_dim} and is given no context; pass context=.")
     context = jnp.asarray(context)
     if context.shape != (context_dim,):
-        raise ValueError(
+        raise InputError(
             f"{name} was made with context_dim={context_dim} and is given a context of shape {list(context.shape)}; "
             f"pass one vector [{context_dim}] a task."
         )
@@ -158,7 +160,7 @@ def positive(name: str, setting: str, value: Any, *, optional: bool = False) -> 
     except TypeError:
         number = 0
     if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{name}: {setting} is {value!r}; give an integer of at least 1.")
+        raise InputError(f"{name}: {setting} is {value!r}; give an integer of at least 1.")
     return number
 
 
@@ -179,7 +181,7 @@ def _check_parameters(name: str, path: str, found: PyTree, expected: PyTree) -> 
 
     found, expected = shapes(found), shapes(expected)
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"phi of {name} at prompt leaf {path} has shapes {found}, and this prompt and these settings take "
-            f"{expected}; initialise phi for this prompt."
+            f"{expected}; initialize phi for this prompt."
         )

@@ -23,7 +23,7 @@ def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = N
         gate  = sigma(w^T tanh(W^T c^ + a') + b)                 a scalar for each leaf
         R(g)  = (1 - gate) x + gate g.
 
-    U is 0 at initialisation: R is exactly the identity, and the gate, which stands near 1/2, lets the gradient with
+    U is 0 at initialization: R is exactly the identity, and the gate, which stands near 1/2, lets the gradient with
     respect to U through. The network belongs to a leaf and is shared by its rows: tokens, layers and classes.
 
     Args:
@@ -35,7 +35,7 @@ def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = N
       The regulator.
 
     Raises:
-      ValueError: if a setting is not a positive integer; on application, if the context has another length.
+      InputError: if a setting is not a positive integer; on application, if the context has another length.
 
     Example:
       >>> prompt = {"context": jnp.zeros((4, 8))}

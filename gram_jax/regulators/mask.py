@@ -21,7 +21,7 @@ def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
         h_t    = tanh(V^T g^_t + W^T c^ + a)                     hidden units
         R(g)_t = 2 sigma(U^T h_t + b) * g_t.
 
-    U and b are 0 at initialisation, where the gate is exactly 1 and the gradient with respect to U and b is not 0. The
+    U and b are 0 at initialization, where the gate is exactly 1 and the gradient with respect to U and b is not 0. The
     network belongs to a leaf and is shared by its rows: tokens, layers and classes.
 
     Args:
@@ -32,7 +32,7 @@ def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
       The regulator.
 
     Raises:
-      ValueError: if a setting is not a positive integer; on application, if the context has another length.
+      InputError: if a setting is not a positive integer; on application, if the context has another length.
 
     Example:
       >>> prompt = {"context": jnp.zeros((4, 8))}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.regulators.base import Regulator, rms, unit_rms
 from gram_jax.regulators.reference import with_reference
 
@@ -35,7 +36,7 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
       The regulator. It has no parameters; it is exactly the identity where the reference is 0.
 
     Raises:
-      ValueError: if a setting has an impossible value; on application, if the context is missing or unlike the prompt.
+      InputError: if a setting has an impossible value; on application, if the context is missing or unlike the prompt.
 
     Example:
       >>> regulator = prograd()
@@ -49,7 +50,7 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
       prompt is one, and so is a class-specific context, whose classes are blocks of their own here.
     """
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-        raise ValueError(f"prograd: strength is {strength!r}; give a number of at least 0.")
+        raise InputError(f"prograd: strength is {strength!r}; give a number of at least 0.")
 
     def apply_leaf(phi: dict[str, Any], gradient: Array, reference: Array) -> Array:
         del phi

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import objectives
+from gram_jax.errors import InputError
 from gram_jax.regulators.base import Regulator, by_leaf, leafwise
 
 Array = jax.Array
@@ -24,7 +25,7 @@ def with_reference(
     """A regulator that treats every leaf of a prompt by itself, beside the same leaf of a reference gradient.
 
     Its context is that gradient, at the same prompt: a pytree of the structure and shapes of the gradients. The
-    setting "reference" names the regularisers that it is the gradient of, as `gram_jax.objectives.make` reads them:
+    setting "reference" names the regularizers that it is the gradient of, as `gram_jax.objectives.make` reads them:
 
         objective = objectives.make(regulator.settings["reference"])
         context = jax.grad(lambda prompt: objective.penalty(prompt, outputs(prompt), labels, reference)[0])(prompt)
@@ -40,11 +41,11 @@ def with_reference(
       The regulator. It raises ValueError where the context is missing or unlike the gradients, and as `leafwise`.
 
     Raises:
-      ValueError: if "reference" is not a text that names at least one regulariser.
+      InputError: if "reference" is not a text that names at least one regularizer.
     """
     spec = settings["reference"]
     if not isinstance(spec, str) or not objectives.make(spec).weights:
-        raise ValueError(f'{name}: reference is {spec!r}; name a regulariser, e.g. "distillation".')
+        raise InputError(f'{name}: reference is {spec!r}; name a regularizer, e.g. "distillation".')
 
     def regulate(parameters: dict[str, Any], gradient: Array, reference: Array) -> Array:
         return apply_leaf(parameters, gradient, jnp.reshape(reference, gradient.shape).astype(gradient.dtype))
@@ -65,7 +66,7 @@ def with_reference(
 def _references(name: str, grads: PyTree, context: PyTree) -> list[Array]:
     """The leaves of the reference gradient, which must be like those of the gradients."""
     if context is None:
-        raise ValueError(
+        raise InputError(
             f"{name} holds a gradient against a reference gradient and is given no context; pass context=, the "
             "gradient of what its setting 'reference' names, at the same prompt."
         )
@@ -77,7 +78,7 @@ def _references(name: str, grads: PyTree, context: PyTree) -> list[Array]:
         }
 
     if jax.tree.structure(context) != jax.tree.structure(grads) or shapes(context) != shapes(grads):
-        raise ValueError(
+        raise InputError(
             f"{name} is given a reference gradient of shapes {shapes(context)} beside a gradient of shapes "
             f"{shapes(grads)}; both must be gradients with respect to the same prompt."
         )

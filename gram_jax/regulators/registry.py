@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from gram_jax.errors import InputError
 from gram_jax.objectives.registry import nearest
 from gram_jax.regulators.affine import affine
 from gram_jax.regulators.base import Regulator
@@ -34,7 +35,7 @@ def make(name: str, **settings: Any) -> Regulator:
       The regulator.
 
     Raises:
-      ValueError: if there is no such regulator, or it has no such setting; the message names the nearest one.
+      InputError: if there is no such regulator, or it has no such setting; the message names the nearest one.
 
     Example:
       >>> make("gated_low_rank", rank=4).settings["rank"]
@@ -44,10 +45,10 @@ def make(name: str, **settings: Any) -> Regulator:
       Our own choice.
     """
     if name not in _FACTORIES:
-        raise ValueError(f"there is no regulator {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
+        raise InputError(f"there is no regulator {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}.")
     known = list(inspect.signature(_FACTORIES[name]).parameters)
     for setting in settings:
         if setting not in known:
             listed = f"known: {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"regulator {name!r} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
+            raise InputError(f"regulator {name!r} has no setting {setting!r}{nearest(setting, known)}; {listed}.")
     return _FACTORIES[name](**settings)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.errors import InputError
 from gram_jax.regulators.base import Regulator, leafwise, positive, turned
 
 Array = jax.Array
@@ -23,7 +24,7 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
         x     = |g| (u + d(u)) / |u + d(u)|                  as long as g
         R(g)  = (1 + tanh s(w)) * x                          each channel by a factor from 0 to 2
 
-    U and s are 0 at initialisation: R is exactly the identity. U_0 and s_0 are what all prototypes share, U_p and s_p
+    U and s are 0 at initialization: R is exactly the identity. U_0 and s_0 are what all prototypes share, U_p and s_p
     what each of them changes. The parameters belong to a leaf and are shared by its rows: tokens, layers and classes.
 
     Args:
@@ -34,7 +35,7 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
       The regulator.
 
     Raises:
-      ValueError: if a setting is not a positive integer; on application, if the relation is missing or of another
+      InputError: if a setting is not a positive integer; on application, if the relation is missing or of another
         length.
 
     Example:
@@ -53,7 +54,7 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
       `gated_low_rank`.
     """
     if prototypes is None:
-        raise ValueError(
+        raise InputError(
             "structured: prototypes is None; say how many there are, e.g. len(meta.structure.prototypes) of a Meta."
         )
     settings = {
@@ -86,13 +87,13 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
 def _relation(context: Any, prototypes: int) -> Array:
     """The context, if it is a relation to so many prototypes."""
     if context is None:
-        raise ValueError(
+        raise InputError(
             f"structured was made with prototypes={prototypes} and is given no context; pass context=, the relation of "
             "the task to them, as meta.relation makes it."
         )
     context = jnp.asarray(context)
     if context.shape != (prototypes,):
-        raise ValueError(
+        raise InputError(
             f"structured was made with prototypes={prototypes} and is given a context of shape {list(context.shape)}; "
             f"pass the relation of the task to them, one vector [{prototypes}], as meta.relation makes it."
         )

@@ -1,4 +1,4 @@
-"""A learned regulator inside any Optax optimiser."""
+"""A learned regulator inside any Optax optimizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gram_jax.regulators.base import Regulator
 
 
 def as_optax(regulator: Regulator, phi: Any, context: Any = None) -> optax.GradientTransformation:
-    """An Optax transformation that regulates gradients, to be chained in front of an optimiser.
+    """An Optax transformation that regulates gradients, to be chained in front of an optimizer.
 
-    The optimiser sees R_phi(g, c) in place of g. The transformation keeps no state, so a state of the chain is
+    The optimizer sees R_phi(g, c) in place of g. The transformation keeps no state, so a state of the chain is
     small, and phi stays frozen.
 
     Args:

@@ -4,8 +4,8 @@ progress, estimates of memory, a compilation cache, a lock on its folder.
 Only programs in ``experiments`` import this package; the library never does.
 """
 
-from gram_jax.runtime.cache import compile_quickly, enable_compilation_cache
 from gram_jax.runtime.checkpoints import CheckpointError, Checkpoints, ConfigMismatchError, Restored
+from gram_jax.runtime.compilation import compile_quickly, enable_compilation_cache
 from gram_jax.runtime.devices import (
     DistributedError,
     all_devices,
@@ -19,11 +19,10 @@ from gram_jax.runtime.devices import (
     make_mesh,
     own_rows,
 )
-from gram_jax.runtime.lock import WorkdirError, claim
 from gram_jax.runtime.memory import available_memory, memory_line
-from gram_jax.runtime.metrics import MetricsLog, read_metrics
-from gram_jax.runtime.paths import absolute
+from gram_jax.runtime.metrics_log import MetricsLog, read_metrics
 from gram_jax.runtime.progress import Progress
+from gram_jax.runtime.workdir import WorkdirError, claim
 
 __all__ = [
     "CheckpointError",
@@ -34,7 +33,6 @@ __all__ = [
     "Progress",
     "Restored",
     "WorkdirError",
-    "absolute",
     "all_devices",
     "available_memory",
     "barrier",

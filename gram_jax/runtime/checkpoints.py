@@ -19,13 +19,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from gram_jax.errors import InputError
+from gram_jax.io import absolute
 from gram_jax.runtime.devices import is_loss
-from gram_jax.runtime.paths import absolute
 
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be read or written, or it holds another kind of state."""
 
 
@@ -62,7 +63,7 @@ class Checkpoints:
       may_change: dotted names of config fields in which a resumed run may differ, e.g. ("steps",).
 
     Raises:
-      ValueError: ``keep`` or ``best`` is out of range.
+      InputError: ``keep`` or ``best`` is out of range.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -88,9 +89,9 @@ class Checkpoints:
         may_change: Sequence[str] = (),
     ):
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
+            raise InputError(f"keep={keep}: at least one checkpoint must be kept")
         if best not in (None, "max", "min"):
-            raise ValueError(f"best={best!r}: expected 'max', 'min' or None")
+            raise InputError(f"best={best!r}: expected 'max', 'min' or None")
         self._folder = absolute(folder)
         self._config = json.loads(json.dumps(config))
         self._may_change = frozenset(may_change)

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from gram_jax.errors import InputError
+
 JOIN_SECONDS = 300
 HEARTBEAT_SECONDS = 30
 _DAY = 86_400
@@ -25,7 +27,7 @@ _DAY = 86_400
 _LOST = ("gloo", "nccl", "heartbeat", "coordination", "barrier", "unavailable", "connection reset", "socket closed")
 
 
-class DistributedError(ValueError):
+class DistributedError(InputError):
     """The processes of a run cannot be joined; the message says what to check."""
 
 
@@ -205,7 +207,7 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
       Their numbers.
 
     Raises:
-      ValueError: the rows of this process do not lie together; `all_devices` puts devices in an order in which they do.
+      InputError: the rows of this process do not lie together; `all_devices` puts devices in an order in which they do.
 
     Example:
       >>> from jax.sharding import PartitionSpec
@@ -219,7 +221,7 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
     places = sharding.addressable_devices_indices_map((count,)).values()
     parts = sorted({part.indices(count)[:2] for (part,) in places})
     if not parts or any(end != start for (_, end), (start, _) in itertools.pairwise(parts)):
-        raise ValueError(f"the rows of process {jax.process_index()} are {parts}: they must lie together")
+        raise InputError(f"the rows of process {jax.process_index()} are {parts}: they must lie together")
     return range(parts[0][0], parts[-1][1])
 
 

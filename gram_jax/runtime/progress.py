@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 import jax
 
+from gram_jax.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 _REDRAW_SECONDS = 0.2
@@ -34,7 +36,7 @@ class Progress:
       clock: seconds as a float; for tests.
 
     Raises:
-      ValueError: ``initial`` is not within 0 and ``total``.
+      InputError: ``initial`` is not within 0 and ``total``.
 
     Example:
       >>> with Progress(3, "train") as progress:
@@ -61,7 +63,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         if not 0 <= initial <= total:
-            raise ValueError(f"initial={initial} must lie between 0 and total={total}")
+            raise InputError(f"initial={initial} must lie between 0 and total={total}")
         self.total, self.done = total, initial
         self._description, self._unit, self._every_seconds, self._clock = description, unit, every_seconds, clock
         self._values: dict[str, Any] = {}

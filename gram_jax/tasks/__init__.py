@@ -3,14 +3,7 @@
 from gram_jax.tasks.build import build_hierarchy, from_groups
 from gram_jax.tasks.clustering import assign, kmeans
 from gram_jax.tasks.episodes import Episode, Episodes, make_episodes
-from gram_jax.tasks.hierarchy import (
-    Hierarchy,
-    centroid_clip,
-    class_table,
-    load_hierarchy,
-    outline,
-    save_hierarchy,
-)
+from gram_jax.tasks.hierarchy import Hierarchy, centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
 
 __all__ = [
     "Episode",

@@ -9,7 +9,7 @@ import numpy as np
 
 from gram_jax.tasks.clustering import BLOCK, SAMPLE, Computed, Watch, assign, group_sums, ignore, kmeans, one_thread
 from gram_jax.tasks.hierarchy import Hierarchy
-from gram_jax.tasks.naming import Grouping, normalise
+from gram_jax.tasks.naming import Grouping, normalize
 
 _DOMAIN_MEMBERS = 3  # members for each visual domain that a class is split into
 
@@ -71,7 +71,7 @@ def assemble(
         texts=tuple(texts[i] for i in order),
         theme_texts=tuple(theme_texts[i] for i in kept),
         image_features=features,
-        centroids=normalise(group_sums(classes, len(order), said)),
+        centroids=normalize(group_sums(classes, len(order), said)),
         about=about,
         token_rows=None if token_rows is None else token_rows[order],
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.clip import Clip
+from gram_jax.errors import InputError
 from gram_jax.tasks.assembling import assemble
 from gram_jax.tasks.clustering import SAMPLE, Computed, Watch, assign, ignore, kmeans, sliceable
 from gram_jax.tasks.hierarchy import Hierarchy
@@ -62,7 +63,7 @@ def build_hierarchy(
 
     Args:
       captions: N texts.
-      image_features: float `[N, embed_dim]`, frozen and normalised: an array, a memory map, or a part of a feature
+      image_features: float `[N, embed_dim]`, frozen and normalized: an array, a memory map, or a part of a feature
         store.
       text_features: float `[N, embed_dim]`, likewise.
       themes: how many themes are looked for.
@@ -86,7 +87,7 @@ def build_hierarchy(
       The `Hierarchy`; classes are sorted by theme and text, members by class and domain.
 
     Raises:
-      ValueError: if a setting is out of range, there are fewer pairs than clusters, the features do not belong to the
+      InputError: if a setting is out of range, there are fewer pairs than clusters, the features do not belong to the
         captions, or no theme has two classes.
 
     Example:
@@ -105,7 +106,7 @@ def build_hierarchy(
     image, text = _check(captions, image_features, text_features)
     _check_settings(themes, classes, class_text, domains, min_members, sample, method, clip)
     if classes > len(captions):
-        raise ValueError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
+        raise InputError(f"{classes} classes of {len(captions)} pairs; look for fewer classes, or use more pairs.")
     count = classes or max(2, len(captions) // _PAIRS_A_CLASS)
     small = min(_CLUSTERS, max(1, count // 2), sample)
     watch("words", 0, len(captions))
@@ -197,7 +198,7 @@ def from_groups(
       The `Hierarchy`; a class's text is its name.
 
     Raises:
-      ValueError: as `build_hierarchy`.
+      InputError: as `build_hierarchy`.
 
     Example:
       >>> features = np.eye(12, dtype=np.float32)
@@ -209,7 +210,7 @@ def from_groups(
       Our own choice.
     """
     if len(classes) != len(themes):
-        raise ValueError(f"{len(themes)} themes and {len(classes)} classes: give both for every pair.")
+        raise InputError(f"{len(themes)} themes and {len(classes)} classes: give both for every pair.")
     image, text = _check(themes, image_features, text_features)
     _check_settings(1, 1, "keyword", domains, min_members, SAMPLE, "clusters", None)
     names = sorted(set(zip(themes, classes, strict=True)))
@@ -252,7 +253,7 @@ def _drop_small(grouping: Grouping, texts: Sequence[str] | None, min_members: in
     per_theme = np.bincount(grouping.themes[large], minlength=1 + max(grouping.themes, default=0))
     keep = large & (per_theme[grouping.themes] >= 2)
     if not keep.any():
-        raise ValueError(
+        raise InputError(
             f"no theme is left with two classes of at least {min_members} members: the largest of {len(sizes)} classes "
             f"has {max(sizes, default=0)}; use more pairs, fewer classes, or a smaller min_members."
         )
@@ -276,11 +277,11 @@ def _random_names(grouping: Grouping, spoken: Spoken) -> list[str]:
 
 def _check(captions: Sequence[str], image: Any, text: Any) -> tuple[Any, Any]:
     if not len(captions):
-        raise ValueError("The corpus is empty: there are no pairs to cluster; give at least a few hundred.")
+        raise InputError("The corpus is empty: there are no pairs to cluster; give at least a few hundred.")
     image, text = sliceable(image), sliceable(text)
     for kind, features in (("image", image), ("text", text)):
         if len(features.shape) != 2 or features.shape[0] != len(captions):
-            raise ValueError(
+            raise InputError(
                 f"{kind} features have shape {list(features.shape)} for {len(captions)} captions; give one row for "
                 "each, in the same order."
             )
@@ -301,9 +302,9 @@ def _check_settings(
     for name, value in counts.items():
         least = 0 if name == "classes" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; give a number of at least {least}.")
+            raise InputError(f"{name} is {value!r}; give a number of at least {least}.")
     for name, value, choices in (("class_text", class_text, CLASS_TEXTS), ("method", method, METHODS)):
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
+            raise InputError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
     if class_text != "keyword" and (clip is None or clip.tokenizer is None):
-        raise ValueError(f"class_text={class_text!r} needs the clip that the features come from, with its tokenizer.")
+        raise InputError(f"class_text={class_text!r} needs the clip that the features come from, with its tokenizer.")

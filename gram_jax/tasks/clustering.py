@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gram_jax.errors import InputError
+
 _MANY = 200  # above so many clusters, careful seeding costs more than it brings
 _SMALLEST_ROWS, _SMALLEST_CLUSTERS = 256, 16
 _LARGEST = 1 << 26  # distances at once
@@ -79,7 +81,7 @@ def kmeans(
       float32 `[k, dim]`.
 
     Raises:
-      ValueError: if there are fewer rows (or rows of the sample) than clusters.
+      InputError: if there are fewer rows (or rows of the sample) than clusters.
 
     Example:
       >>> rows = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 0.0], [9.0, 2.0]])
@@ -92,7 +94,7 @@ def kmeans(
     features = sliceable(features)
     rows = len(features) if sample is None else min(sample, len(features))
     if not 1 <= k <= rows:
-        raise ValueError(
+        raise InputError(
             f"{k} clusters of {rows} rows: there must be at least 1 cluster, and a row for each; use fewer clusters or "
             "more pairs."
         )
@@ -134,7 +136,7 @@ def assign(
       int32 `[rows]`; of centroids equally near, the first.
 
     Raises:
-      ValueError: if the widths differ, or there are no centroids.
+      InputError: if the widths differ, or there are no centroids.
 
     Example:
       >>> assign(np.array([[0.0, 1.0], [5.0, 5.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [4.0, 4.0]])).tolist()
@@ -145,7 +147,7 @@ def assign(
     """
     features, centroids = sliceable(features), np.asarray(centroids, np.float32)
     if len(features.shape) != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1] or not len(centroids):
-        raise ValueError(
+        raise InputError(
             f"features {list(features.shape)} and centroids {list(centroids.shape)} do not fit together; both need "
             "shape [count, dim] with the same dim, and at least one centroid."
         )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gram_jax.clip import Classes, Clip, encode_classes
+from gram_jax.errors import InputError
 from gram_jax.meta import Task
 from gram_jax.tasks.hierarchy import Hierarchy, class_table
 
@@ -84,10 +85,10 @@ class Episodes:
           The `Episode`.
 
         Raises:
-          ValueError: if the progress is not between 0 and 1.
+          InputError: if the progress is not between 0 and 1.
         """
         if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress is {progress!r}; give the share of the training that is done, from 0 to 1.")
+            raise InputError(f"progress is {progress!r}; give the share of the training that is done, from 0 to 1.")
         rng = np.random.default_rng([seed, index])
         s = self.settings
         kind = s["cross"] if s["cross"] != "both" else ("domain", "theme")[index % 2]
@@ -168,10 +169,10 @@ class Episodes:
           `meta.with_structure`.
 
         Raises:
-          ValueError: if the episodes were made without `context`.
+          InputError: if the episodes were made without `context`.
         """
         if self._text_features is None:
-            raise ValueError("these episodes have no contexts; make them with context=True.")
+            raise InputError("these episodes have no contexts; make them with context=True.")
 
         def context(theme: np.ndarray) -> np.ndarray:
             image = np.mean([self._features[self._rows[number]].mean(0) for number in theme], axis=0)
@@ -249,7 +250,7 @@ def make_episodes(
       The `Episodes`.
 
     Raises:
-      ValueError: if a setting is out of range, or the hierarchy is too small for these tasks; the message says what
+      InputError: if a setting is out of range, or the hierarchy is too small for these tasks; the message says what
         would fit.
 
     Example:
@@ -277,7 +278,7 @@ def make_episodes(
     texts = ways + cross_ways if cross == "class" else max(ways, cross_ways)
     themes = _themes(hierarchy.themes, text_ids, fits & (sizes >= needed), texts)
     if len(themes) < (2 if cross in ("theme", "both") else 1):
-        raise ValueError(_too_small(hierarchy.themes, text_ids, fits, sizes, needed, texts, cross))
+        raise InputError(_too_small(hierarchy.themes, text_ids, fits, sizes, needed, texts, cross))
     order = np.argsort(hierarchy.classes, kind="stable")
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
     return Episodes(
@@ -308,16 +309,16 @@ def _check_settings(counts: dict[str, int], cross: str, curriculum: float) -> No
         except TypeError:
             good = False
         if not good:
-            raise ValueError(f"{name} is {value!r}; give a number of at least {least}.")
+            raise InputError(f"{name} is {value!r}; give a number of at least {least}.")
     if cross not in CROSS:
-        raise ValueError(f"cross is {cross!r}; choose one of {', '.join(map(repr, CROSS))}.")
+        raise InputError(f"cross is {cross!r}; choose one of {', '.join(map(repr, CROSS))}.")
     if cross in ("domain", "both") and counts["cross_ways"] != counts["ways"]:
-        raise ValueError(
+        raise InputError(
             f"cross_ways is {counts['cross_ways']} and ways {counts['ways']}: with cross={cross!r} the classes are the "
             "same ones; leave cross_ways out."
         )
     if not 0.0 <= curriculum <= 1.0:
-        raise ValueError(f"curriculum is {curriculum!r}; give a share of the training, from 0 to 1.")
+        raise InputError(f"curriculum is {curriculum!r}; give a share of the training, from 0 to 1.")
 
 
 def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:
@@ -327,7 +328,7 @@ def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, n
         max_tokens = int(np.quantile(lengths, _COMMON, method="higher"))
     fits = lengths <= max_tokens
     if not 2 <= max_tokens < limit or not fits.any():
-        raise ValueError(
+        raise InputError(
             f"max_tokens is {max_tokens}; the texts of the classes have {lengths.min()} to {lengths.max()} tokens with "
             f"full stop and end, and the clip's context holds {limit} with the start."
         )

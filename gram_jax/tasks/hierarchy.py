@@ -13,6 +13,7 @@ import numpy as np
 
 from gram_jax.clip import Classes, Clip, weights_hash
 from gram_jax.clip.tokenizer import class_tokens
+from gram_jax.errors import InputError
 from gram_jax.tuners import ArrayFileError, read_arrays, write_arrays
 
 KIND = "hierarchy"
@@ -30,15 +31,15 @@ class Hierarchy:
       themes: int32 `[C]`, the theme of each class.
       texts: C texts, what each class is called; no two classes of a theme have the same.
       theme_texts: T texts, the most telling words of each theme, for people.
-      image_features: float32 `[M, embed_dim]`, the members' frozen image features, normalised and rounded to float16,
+      image_features: float32 `[M, embed_dim]`, the members' frozen image features, normalized and rounded to float16,
         as a file holds them.
-      centroids: float32 `[C, embed_dim]`, the normalised mean of each class's frozen text features.
+      centroids: float32 `[C, embed_dim]`, the normalized mean of each class's frozen text features.
       about: where it comes from, JSON values: the corpus, the clip (its weights hash under "clip"), the settings.
       token_rows: float32 `[C, text width]`, the token embeddings that stand for the classes where these are not called
         by words; see `centroid_clip`. None otherwise.
 
     Raises:
-      ValueError: if the parts do not fit together.
+      InputError: if the parts do not fit together.
 
     Example:
       >>> from gram_jax.tasks import from_groups
@@ -62,22 +63,22 @@ class Hierarchy:
     def __post_init__(self) -> None:
         count, lengths = len(self.members), {name: len(getattr(self, name)) for name in _PER_MEMBER}
         if set(lengths.values()) != {count} or not count:
-            raise ValueError(f"A hierarchy needs members, and one entry of each for every member; found {lengths}.")
+            raise InputError(f"A hierarchy needs members, and one entry of each for every member; found {lengths}.")
         lengths = {name: len(getattr(self, name)) for name in ("themes", "texts", "centroids")}
         if self.token_rows is not None:
             lengths["token_rows"] = len(self.token_rows)
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"A hierarchy needs one entry of each for every class; found {lengths}.")
+            raise InputError(f"A hierarchy needs one entry of each for every class; found {lengths}.")
         for name, values, limit in (
             ("classes", self.classes, len(self.texts)),
             ("themes", self.themes, len(self.theme_texts)),
         ):
             if values.min() < 0 or values.max() >= limit:
-                raise ValueError(
+                raise InputError(
                     f"{name} of a hierarchy go from 0 to {limit - 1}, found {values.min()}..{values.max()}."
                 )
         if len(np.unique(self.members)) < count:
-            raise ValueError("A pair belongs to two classes of a hierarchy; give each pair to one class at most.")
+            raise InputError("A pair belongs to two classes of a hierarchy; give each pair to one class at most.")
 
 
 _PER_MEMBER = ("members", "classes", "domains", "image_features")
@@ -95,7 +96,7 @@ def save_hierarchy(path: str | os.PathLike[str], hierarchy: Hierarchy) -> None:
       hierarchy: the hierarchy.
 
     Raises:
-      ValueError: if `about` is no JSON.
+      InputError: if `about` is no JSON.
 
     Example:
       >>> import tempfile
@@ -166,11 +167,11 @@ def load_hierarchy(path: str | os.PathLike[str], *, clip: Clip | None = None) ->
         for name, array in tree.items():
             kinds, axes = ("f", 2) if name in _FLOATS else ("iu", 1)
             if array.dtype.kind not in kinds or array.ndim != axes:
-                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+                raise InputError(f"{name} is {array.dtype} {list(array.shape)}")
         tree["image_features"] = tree["image_features"].astype(np.float32)
         texts, theme_texts = tuple(header["texts"]), tuple(header["theme_texts"])
         if not all(isinstance(text, str) for text in (*texts, *theme_texts)):
-            raise ValueError("a text of it is none")
+            raise InputError("a text of it is none")
         return Hierarchy(**tree, texts=texts, theme_texts=theme_texts, about=about)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArrayFileError(f"{path} holds no whole hierarchy ({error}); build it again.") from error
@@ -229,7 +230,7 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
       The clip, with a table of V + C rows.
 
     Raises:
-      ValueError: if the rows do not have the text transformer's width.
+      InputError: if the rows do not have the text transformer's width.
 
     Example:
       >>> from gram_jax.tasks import from_groups
@@ -248,7 +249,7 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
     if rows is None:
         return clip
     if rows.shape[1] != clip.config.text.width:
-        raise ValueError(
+        raise InputError(
             f"The classes' tokens have width {rows.shape[1]}, this clip's have {clip.config.text.width}; give the clip "
             "that the hierarchy was built with."
         )
@@ -270,7 +271,7 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
       `Classes` of NumPy arrays with C rows.
 
     Raises:
-      ValueError: if a text does not fit the clip, or the clip lacks the classes' tokens.
+      InputError: if a text does not fit the clip, or the clip lacks the classes' tokens.
 
     Example:
       >>> from gram_jax.tasks import from_groups
@@ -284,7 +285,7 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
       As `gram_jax.clip.class_tokens`.
     """
     if clip.tokenizer is None:
-        raise ValueError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
+        raise InputError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
     if hierarchy.token_rows is None:
         classes = class_tokens(clip.tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
         return Classes(
@@ -294,7 +295,7 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     first = clip.config.text.vocab_size - count
     rows = np.asarray(clip.params["text"]["token_embedding"][first:], np.float32)
     if first < clip.tokenizer.vocab_size or not np.allclose(rows, hierarchy.token_rows, atol=1e-2):
-        raise ValueError("The classes of this hierarchy are tokens that the clip lacks; give centroid_clip(clip, ...).")
+        raise InputError("The classes of this hierarchy are tokens that the clip lacks; give centroid_clip(clip, ...).")
     tokens = np.arange(first, first + count, dtype=np.int32)[:, None]
     before, behind = (clip.tokenizer.pieces([part])[0] for part in TEMPLATE.split("{}"))
     tail = [*clip.tokenizer.pieces([SUFFIX])[0], clip.tokenizer.eos_token_id]

@@ -99,7 +99,7 @@ def agreeing(grouping: Grouping, image: Any, min_members: int, *, watch: Watch =
     labels, count = grouping.classes.copy(), len(grouping.themes)
     themes, done, total = np.unique(grouping.themes), 0, _ROUNDS * int(np.sum(labels >= 0))
     for _ in range(_ROUNDS if count else 0):
-        centroids = normalise(group_sums(labels, count, image))
+        centroids = normalize(group_sums(labels, count, image))
         members = np.flatnonzero(labels >= 0)
         of_member = grouping.themes[labels[members]]
         members = members[np.argsort(of_member, kind="stable")]
@@ -134,7 +134,7 @@ def name_at_random(grouping: Grouping, phrases: Terms) -> list[str]:
 def name_by_medoid(grouping: Grouping, captions: Sequence[str], text: Any, clip: Clip) -> list[str]:
     """Names classes by the caption nearest to the mean text feature, without the words that do not fit the clip."""
     count = len(grouping.themes)
-    centroids = normalise(group_sums(grouping.classes, count, text))
+    centroids = normalize(group_sums(grouping.classes, count, text))
     pairs = np.flatnonzero(grouping.classes >= 0)
     nearness = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), BLOCK):
@@ -179,7 +179,7 @@ def token_means(grouping: Grouping, vocabulary: Terms, clip: Clip) -> np.ndarray
         weights = np.where(weights.sum(1, keepdims=True) > 0, weights, own)
         weights = weights / np.maximum(weights.sum(1, keepdims=True), 1e-9)
         lengths = weights @ np.linalg.norm(embedded, axis=1)
-        rows[part] = normalise(weights @ embedded) * lengths[:, None]
+        rows[part] = normalize(weights @ embedded) * lengths[:, None]
     return rows
 
 
@@ -199,7 +199,7 @@ def telling_words(grouping: Grouping, vocabulary: Terms) -> list[str]:
     ]
 
 
-def normalise(rows: np.ndarray) -> np.ndarray:
+def normalize(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their Euclidean norms; float32."""
     rows = np.asarray(rows, np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.tasks.clustering import Computed, Watch, assign, group_sums, ignore, kmeans, one_thread
-from gram_jax.tasks.naming import Grouping, normalise
+from gram_jax.tasks.naming import Grouping, normalize
 from gram_jax.tasks.phrases import Terms, group_counts
 
 _SHARE, _SPREAD = 0.3, 0.003  # a theme's word: in this share of a cluster's captions, in this share of the clusters
@@ -56,8 +56,8 @@ def find_themes(
     weights = spread[columns] ** 0.25
     own = _unit_rows(vocabulary.matrix[:, columns], weights.astype(np.float32))
     common = share[:, columns].toarray()
-    common = normalise(np.where(common > _NOISE, common, 0.0) * weights)
-    centroids = _CENTROID_WEIGHT * normalise(group_sums(micro, clusters, text))
+    common = normalize(np.where(common > _NOISE, common, 0.0) * weights)
+    centroids = _CENTROID_WEIGHT * normalize(group_sums(micro, clusters, text))
 
     def rows(key: Any) -> np.ndarray:
         said, cluster = own[key].tocoo(), micro[key]
@@ -138,7 +138,7 @@ def _unit_rows(matrix: Any, weights: np.ndarray) -> Any:
 
 
 def _reduced(matrix: Any, most: int, seed: int) -> np.ndarray:
-    """Normalised rows of a sparse matrix; in their leading directions, where it has more columns than `most`."""
+    """Normalized rows of a sparse matrix; in their leading directions, where it has more columns than `most`."""
     from sklearn.preprocessing import normalize
     from sklearn.utils.extmath import randomized_svd
 

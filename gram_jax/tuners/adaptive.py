@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, encode_patches
+from gram_jax.errors import InputError
 from gram_jax.tuners.base import Outputs, Prompt, Tuner, check_count, frozen_text_features, make_outputs
 from gram_jax.tuners.networks import linear, uniform
 
@@ -60,7 +61,7 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value.
+      InputError: a setting has an impossible value.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -78,7 +79,7 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
     if width is not None:
         check_count("width", width)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a number in [0, 1), found {dropout!r}.")
+        raise InputError(f"dropout must be a number in [0, 1), found {dropout!r}.")
     settings = {"width": width, "dropout": float(dropout)}
 
     def init(key: Array, clip: Clip, classes: Classes | Array | None) -> Prompt:
@@ -142,7 +143,7 @@ def monte_carlo(
       The `Beliefs`.
 
     Raises:
-      ValueError: if the tuner is another one, or `samples` is no positive integer.
+      InputError: if the tuner is another one, or `samples` is no positive integer.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -158,7 +159,7 @@ def monte_carlo(
       Learning", equation 2.
     """
     if tuner.name != "adaptive":
-        raise ValueError(f"monte_carlo needs a tuner that adaptive made, found {tuner.name!r}.")
+        raise InputError(f"monte_carlo needs a tuner that adaptive made, found {tuner.name!r}.")
     check_count("samples", samples)
 
     def one(key: Array) -> Array:

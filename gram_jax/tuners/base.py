@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gram_jax.clip import (
-    Classes,
-    Clip,
-    TextPrompt,
-    embed_tokens,
-    encode_classes,
-    encode_image,
-    logits,
-)
+from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classes, encode_image, logits
 from gram_jax.clip.validation import check_text_prompt
+from gram_jax.errors import InputError
 
 Array = jax.Array
 Prompt = dict[str, Any]
@@ -31,9 +24,9 @@ class Outputs(NamedTuple):
 
     Attributes:
       logits: `[images, classes]`, cosine similarities times the frozen scale exp(logit_scale).
-      image_features: `[images, embed_dim]`, normalised.
+      image_features: `[images, embed_dim]`, normalized.
       text_features: `[classes, embed_dim]`, or `[images, classes, embed_dim]` where they depend on the image;
-        normalised.
+        normalized.
     """
 
     logits: Array
@@ -62,7 +55,7 @@ class Tuner(NamedTuple):
       >>> clip, tuner = tiny_clip(), coop(num_tokens=4)
       >>> classes = clip.class_tokens(["cat", "dog", "bird"])
       >>> prompt = tuner.init(jax.random.key(0), clip, classes)
-      >>> features = jnp.ones((5, clip.config.embed_dim)) / 4  # frozen and normalised
+      >>> features = jnp.ones((5, clip.config.embed_dim)) / 4  # frozen and normalized
       >>> tuner.apply(prompt, clip, classes, features).logits.shape
       (5, 3)
     """
@@ -77,21 +70,21 @@ class Tuner(NamedTuple):
 
 
 def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outputs:
-    """What the clip says without a prompt: the zero-shot classifier, and the reference of regularisers.
+    """What the clip says without a prompt: the zero-shot classifier, and the reference of regularizers.
 
     logits[b, c] = exp(logit_scale) * <image(x_b), text(template with name c)>
 
     Args:
       clip: the frozen clip.
       classes: as `clip.class_tokens` makes them, under their own template; or text features
-        `[classes, embed_dim]`, normalised, e.g. the mean over many templates.
-      images: `[images, size, size, channels]`, or image features `[images, embed_dim]`, normalised.
+        `[classes, embed_dim]`, normalized, e.g. the mean over many templates.
+      images: `[images, size, size, channels]`, or image features `[images, embed_dim]`, normalized.
 
     Returns:
       The outputs.
 
     Raises:
-      ValueError: if a shape does not fit.
+      InputError: if a shape does not fit.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -131,7 +124,7 @@ def frozen_text_features(clip: Clip, classes: Classes | Array) -> Array:
 
 def _check_frozen(kind: str, axis: str, shape: tuple[int, ...], embed_dim: int) -> None:
     if len(shape) != 2 or shape[1] != embed_dim:
-        raise ValueError(
+        raise InputError(
             f"frozen {kind} features must have shape [{axis}, {embed_dim}], found {list(shape)}; "
             "the clip that tunes must be the one that computed them."
         )
@@ -156,13 +149,13 @@ def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str, 
       The embeddings.
 
     Raises:
-      ValueError: if there is no tokenizer, no token, or a wrong number of tokens.
+      InputError: if there is no tokenizer, no token, or a wrong number of tokens.
     """
     tokens = clip.tokenize([init_text])[0, 1:-1]
     if not len(tokens):
-        raise ValueError(f"init_text {init_text!r} has no tokens; give it words, or None for a random start.")
+        raise InputError(f"init_text {init_text!r} has no tokens; give it words, or None for a random start.")
     if num_tokens is not None and (len(tokens) < num_tokens or (len(tokens) > num_tokens and not spare)):
-        raise ValueError(
+        raise InputError(
             f"init_text {init_text!r} is {len(tokens)} tokens to this clip, but {name} is {num_tokens}; change the "
             f"words, or set {name}=None to take as many tokens as they are."
         )
@@ -170,33 +163,33 @@ def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str, 
 
 
 def check_room(clip: Clip, context: Array, classes: Classes | None) -> None:
-    """Raises ValueError unless a context and the classes fit the text transformer together; None is not checked."""
+    """Raises InputError unless a context and the classes fit the text transformer together; None is not checked."""
     if classes is not None:
         check_names(classes)
         check_text_prompt(TextPrompt(context), clip.config.text, jnp.shape(classes.tail_ids))
 
 
 def check_names(classes: Any) -> None:
-    """Raises ValueError unless classes are class names as tokens."""
+    """Raises InputError unless classes are class names as tokens."""
     if not isinstance(classes, Classes):
-        raise ValueError(
+        raise InputError(
             f"This tuner's prompt stands around class names: classes must be what clip.class_tokens makes, found "
             f"{type(classes).__name__}; frozen text features are of no use to it."
         )
 
 
 def check_depth(depth: int, layers: Mapping[str, int]) -> None:
-    """Raises ValueError if a prompt is deeper than a transformer of the clip; `layers` is named by tower."""
+    """Raises InputError if a prompt is deeper than a transformer of the clip; `layers` is named by tower."""
     short = {tower: count for tower, count in layers.items() if depth > count}
     if short:
         found = " and ".join(f"{count} {tower} layers" for tower, count in short.items())
-        raise ValueError(f"depth is {depth}, but this clip has only {found}; use depth={min(short.values())} or less.")
+        raise InputError(f"depth is {depth}, but this clip has only {found}; use depth={min(short.values())} or less.")
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless a setting is a positive integer."""
+    """Raises InputError unless a setting is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, found {value!r}.")
+        raise InputError(f"{name} must be a positive integer, found {value!r}.")
 
 
 def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int | None:
@@ -211,10 +204,10 @@ def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int
       The number of tokens; None where only the clip's tokenizer can say it.
 
     Raises:
-      ValueError: names the setting and the value found.
+      InputError: names the setting and the value found.
     """
     if init_text is not None and (not isinstance(init_text, str) or not init_text.strip()):
-        raise ValueError(f"init_text must be a text with words in it, or None for a random start, found {init_text!r}.")
+        raise InputError(f"init_text must be a text with words in it, or None for a random start, found {init_text!r}.")
     if num_tokens is not None:
         check_count(name, num_tokens)
         return num_tokens
@@ -222,9 +215,9 @@ def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless a setting is one of its choices."""
+    """Raises InputError unless a setting is one of its choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
+        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
 
 
 def num_parameters(prompt: Any) -> int:

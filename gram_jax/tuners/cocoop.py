@@ -30,9 +30,9 @@ def cocoop(
     hidden: int | None = None,
     chunk: int = 4,
 ) -> Tuner:
-    """Conditional context optimisation: a small network of the image's feature shifts all context vectors alike.
+    """Conditional context optimization: a small network of the image's feature shifts all context vectors alike.
 
-    With context v_1, ..., v_n, E the frozen token embedding and f_b the normalised feature of image b,
+    With context v_1, ..., v_n, E the frozen token embedding and f_b the normalized feature of image b,
 
         h(f)   = W_2 relu(W_1 f + a_1) + a_2
         t_bc   = text([SOS] v_1 + h(f_b) ... v_n + h(f_b) E(name_c) . [EOS]),
@@ -53,7 +53,7 @@ def cocoop(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
+      InputError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
         context and class names do not fit the clip's context length.
 
     Example:

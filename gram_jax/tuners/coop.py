@@ -8,6 +8,7 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
 from gram_jax.clip.prompts import CLASS_POSITIONS
+from gram_jax.errors import InputError
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
@@ -29,7 +30,7 @@ def coop(
     position: str = "end",
     class_specific: bool = False,
 ) -> Tuner:
-    """Context optimisation: the words around a class name become free vectors.
+    """Context optimization: the words around a class name become free vectors.
 
     With context v_1, ..., v_n and E the frozen token embedding,
 
@@ -49,7 +50,7 @@ def coop(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
+      InputError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
         context and class names do not fit the clip's context length.
 
     Example:
@@ -64,7 +65,7 @@ def coop(
     """
     check_choice("position", position, CLASS_POSITIONS)
     if not isinstance(class_specific, bool):
-        raise ValueError(f"class_specific must be True or False, found {class_specific!r}.")
+        raise InputError(f"class_specific must be True or False, found {class_specific!r}.")
     num_tokens = check_words("num_tokens", num_tokens, init_text)
     settings = {
         "num_tokens": num_tokens,

@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, MaskedTokens, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS
+from gram_jax.errors import InputError
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
@@ -69,7 +70,7 @@ def dpt(
 
     The text side is CoOp's. The lower L - T of the vision transformer's L layers read [c, patches, P_l] with m learned
     tokens each. Each of the upper T layers reads [c, patches, Q], Q made by that layer for each image: with the k
-    classes that the frozen clip finds most likely, their prompted text features t_j, not normalised, and the layer's
+    classes that the frozen clip finds most likely, their prompted text features t_j, not normalized, and the layer's
     own tokens x (no gradient flows into them) and ten learned ones S,
 
         p_j = W_p t_j + a,    A_j = W_v sum_i softmax_i( <W_q p_j, W_k z_i> / sqrt(32) ) z_i,    z = [x ; S],
@@ -100,7 +101,7 @@ def dpt(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than
+      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than
         `class_layers`, the words are fewer than `num_text` tokens, or context and class names do not fit the context
         length.
 
@@ -120,11 +121,11 @@ def dpt(
     check_count("num_visual", num_visual)
     check_count("num_classes", num_classes)
     if isinstance(class_layers, bool) or not isinstance(class_layers, int) or class_layers < 0:
-        raise ValueError(f"class_layers must be an integer, 0 or more, found {class_layers!r}.")
+        raise InputError(f"class_layers must be an integer, 0 or more, found {class_layers!r}.")
     if not isinstance(class_specific, bool):
-        raise ValueError(f"class_specific must be True or False, found {class_specific!r}.")
+        raise InputError(f"class_specific must be True or False, found {class_specific!r}.")
     if class_specific and not class_layers:
-        raise ValueError("class_specific needs class_layers of 1 or more: without them there is nothing to classify.")
+        raise InputError("class_specific needs class_layers of 1 or more: without them there is nothing to classify.")
     settings = FrozenDict(
         {
             "num_text": num_text,
@@ -140,7 +141,7 @@ def dpt(
     def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
         layers, width = clip.config.vision.layers, clip.config.vision.width
         if class_layers > layers:
-            raise ValueError(f"class_layers is {class_layers}, but this clip has only {layers} vision layers.")
+            raise InputError(f"class_layers is {class_layers}, but this clip has only {layers} vision layers.")
         context_key, visual_key, aware_key, classifier_key = jax.random.split(key, 4)
         prompt = {"text": text_init(context_key, context_key, clip, classes, ("num_text", num_text), 1, init_text)}
         if class_layers < layers:
@@ -173,7 +174,7 @@ def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes
       The outputs.
 
     Raises:
-      ValueError: if a shape does not fit.
+      InputError: if a shape does not fit.
     """
     check_names(classes)
     return _forward(prompt, clip, classes, images, settings=settings)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax.clip import Clip, logits
+from gram_jax.errors import InputError
 from gram_jax.tuners.base import Prompt, Tuner, frozen_outputs
 from gram_jax.tuners.dpt import dpt_outputs
 from gram_jax.tuners.networks import linear, norm
@@ -40,7 +41,7 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
       `[classes]`, which may be missing where every class counts.
 
     Raises:
-      ValueError: if the tuner is another one, the weight is no number >= 0, or there is no classifier for it; the loss
+      InputError: if the tuner is another one, the weight is no number >= 0, or there is no classifier for it; the loss
         raises it if the classifier is for another number of classes.
 
     Example:
@@ -57,11 +58,11 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
       "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model", section III, and its public code.
     """
     if tuner.name != "dpt":
-        raise ValueError(f"dpt_loss needs a tuner that dpt made, found {tuner.name!r}.")
+        raise InputError(f"dpt_loss needs a tuner that dpt made, found {tuner.name!r}.")
     if isinstance(class_weight, bool) or not isinstance(class_weight, (int, float)) or not 0 <= class_weight < math.inf:
-        raise ValueError(f"class_weight must be a number, 0 or more, found {class_weight!r}.")
+        raise InputError(f"class_weight must be a number, 0 or more, found {class_weight!r}.")
     if class_weight and not tuner.settings["class_specific"]:
-        raise ValueError(
+        raise InputError(
             f"class_weight is {class_weight}, but this dpt has no classifier of class prompts; make it with "
             "class_specific=True, or set class_weight=0."
         )
@@ -79,7 +80,7 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
             return total
         classifier = prompt["classifier"]
         if classifier["kernel"].shape[-1] != outputs.logits.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"the classifier of class prompts is for {classifier['kernel'].shape[-1]} classes, but there are "
                 f"{outputs.logits.shape[1]}; train on the class list that the prompt was made for."
             )

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from gram_jax.clip import Clip, weights_hash
+from gram_jax.errors import InputError
 from gram_jax.tuners.base import Prompt, Tuner
 
 FORMAT = 1
@@ -24,7 +25,7 @@ _PACKAGES = ("gram_jax", "jax")
 _FREE = ("chunk",)  # settings that change memory and speed, and no number
 
 
-class ArrayFileError(ValueError):
+class ArrayFileError(InputError):
     """A file of learned arrays is damaged, or belongs to another clip, tuner or settings; the message says which."""
 
 
@@ -40,7 +41,7 @@ def write_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], header: 
       header: JSON values.
 
     Raises:
-      ValueError: if the tree holds something else, or the header is no JSON.
+      InputError: if the tree holds something else, or the header is no JSON.
 
     Example:
       >>> import tempfile
@@ -56,7 +57,7 @@ def write_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], header: 
     from safetensors.numpy import save
 
     if not isinstance(tree, Mapping):
-        raise ValueError(f"Arrays are written from nested dictionaries, found {type(tree).__name__}.")
+        raise InputError(f"Arrays are written from nested dictionaries, found {type(tree).__name__}.")
     leaves, empty = {}, []
     for name, leaf in _flatten(tree):
         if leaf is None:
@@ -68,7 +69,7 @@ def write_arrays(path: str | os.PathLike[str], tree: Mapping[str, Any], header: 
         content["digest"] = _digest(content, leaves)
         metadata = json.dumps(content, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The header of {path} must be JSON: {error}.") from error
+        raise InputError(f"The header of {path} must be JSON: {error}.") from error
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{path.name}.part"
@@ -118,7 +119,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         content = json.loads(metadata[_KEY])
         digest = content.pop("digest")
         if content["format"] == FORMAT and digest != _digest(content, leaves):
-            raise ValueError("its contents do not have the digest that was written")
+            raise InputError("its contents do not have the digest that was written")
         if content["format"] == FORMAT:
             return _unflatten(leaves, content["empty"]), dict(content["header"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -141,7 +142,7 @@ def save_prompt(path: str | os.PathLike[str], prompt: Prompt, tuner: Tuner, clip
       clip: the clip that it was tuned on.
 
     Raises:
-      ValueError: if the prompt is not one of this tuner on this clip.
+      InputError: if the prompt is not one of this tuner on this clip.
 
     Example:
       >>> import tempfile
@@ -292,7 +293,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
     """Names and arrays of leaves; None stands for an empty dictionary."""
     for key, value in tree.items():
         if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(f"Keys must be texts without '/', found {key!r} below {prefix or 'the top'!r}.")
+            raise InputError(f"Keys must be texts without '/', found {key!r} below {prefix or 'the top'!r}.")
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             if value:
@@ -302,7 +303,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
             continue
         if not isinstance(value, (np.ndarray, np.generic, jax.Array)) or str(value.dtype) not in _DTYPES:
             found = getattr(value, "dtype", type(value).__name__)
-            raise ValueError(f"{name} must be an array of {', '.join(_DTYPES)}, found {found}.")
+            raise InputError(f"{name} must be an array of {', '.join(_DTYPES)}, found {found}.")
         yield name, np.array(value, order="C")
 
 
@@ -315,9 +316,9 @@ def _unflatten(leaves: Mapping[str, np.ndarray], empty: Sequence[str]) -> dict[s
         for key in parents:
             branch = branch.setdefault(key, {})
             if not isinstance(branch, dict):
-                raise ValueError(f"{name} lies below an array")
+                raise InputError(f"{name} lies below an array")
         if last in branch:
-            raise ValueError(f"{name} is there twice")
+            raise InputError(f"{name} is there twice")
         branch[last] = leaf
     return tree
 

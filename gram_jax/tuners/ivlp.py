@@ -52,7 +52,7 @@ def ivlp(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
+      InputError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
         `depth`, the words are fewer than `num_text` tokens, or context and class names do not fit the context length.
 
     Example:

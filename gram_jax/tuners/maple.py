@@ -54,7 +54,7 @@ def maple(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
+      InputError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
         `depth`, the words are fewer than `num_tokens` tokens, or context and class names do not fit the context length.
 
     Example:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from gram_jax.errors import InputError
 from gram_jax.tuners.adaptive import adaptive
 from gram_jax.tuners.base import Tuner
 from gram_jax.tuners.cocoop import cocoop
@@ -43,7 +44,7 @@ def make(name: str, **settings: Any) -> Tuner:
       The tuner.
 
     Raises:
-      ValueError: if there is no such tuner or setting (with the nearest ones), or a setting has an impossible value.
+      InputError: if there is no such tuner or setting (with the nearest ones), or a setting has an impossible value.
 
     Example:
       >>> make("coop", num_tokens=16, position="middle").settings["num_tokens"]
@@ -51,18 +52,19 @@ def make(name: str, **settings: Any) -> Tuner:
       >>> make("coop", num_token=16)
       Traceback (most recent call last):
         ...
-      ValueError: coop has no setting 'num_token'; did you mean 'num_tokens'? It has num_tokens, init_text, ...
+      gram_jax.errors.InputError: coop has no setting 'num_token'; did you mean 'num_tokens'? ...
+
 
     Reference:
       Our own choice.
     """
     if name not in _FACTORIES:
-        raise ValueError(f"There is no tuner {name!r}{_hint(name, NAMES)} There are {', '.join(NAMES)}.")
+        raise InputError(f"There is no tuner {name!r}{_hint(name, NAMES)} There are {', '.join(NAMES)}.")
     factory = _FACTORIES[name]
     known = list(inspect.signature(factory).parameters)
     for setting in settings:
         if setting not in known:
-            raise ValueError(f"{name} has no setting {setting!r}{_hint(setting, known)} It has {', '.join(known)}.")
+            raise InputError(f"{name} has no setting {setting!r}{_hint(setting, known)} It has {', '.join(known)}.")
     return factory(**settings)
 
 

@@ -50,7 +50,7 @@ def text_deep(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer text layers than `depth`,
+      InputError: a setting has an impossible value. `init` raises it if the clip has fewer text layers than `depth`,
         the words are fewer than `num_tokens` tokens, or context and class names do not fit the context length.
 
     Example:

@@ -64,7 +64,7 @@ def upt(
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`,
+      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`,
         or context and class names do not fit the context length.
 
     Example:

@@ -38,7 +38,7 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
       The tuner.
 
     Raises:
-      ValueError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`.
+      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`.
 
     Example:
       >>> from gram_jax.testing import tiny_clip

@@ -16,10 +16,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gram_jax.data.glyphs import faces
-from gram_jax.data.glyphs.datasets import catalogue
+from gram_jax.data.glyphs.datasets import catalog
 from gram_jax.data.glyphs.drawing import IMAGE_SIZE, encode_png
-from gram_jax.data.glyphs.indices import labelled
+from gram_jax.data.glyphs.indices import labeled
 from gram_jax.data.glyphs.world import SPLIT_SIZES, pair
+from gram_jax.errors import InputError
 
 _IMAGE = {"shape": (IMAGE_SIZE, IMAGE_SIZE, 3), "encoding_format": "png"}
 
@@ -33,8 +34,8 @@ class CorpusConfig(tfds.core.BuilderConfig):
 
 
 @dataclasses.dataclass
-class LabelledConfig(tfds.core.BuilderConfig):
-    """Which labelled dataset, in which domain, of which seed."""
+class LabeledConfig(tfds.core.BuilderConfig):
+    """Which labeled dataset, in which domain, of which seed."""
 
     dataset: str = "greek_small"
     domain: str = ""
@@ -80,15 +81,15 @@ class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": encode_png(drawn.image), "caption": drawn.caption, "truth": truth}
 
 
-class GlyphLabelled(tfds.core.GeneratorBasedBuilder):
-    """Labelled images of one dataset of the embedded world in one visual domain."""
+class GlyphLabeled(tfds.core.GeneratorBasedBuilder):
+    """Labeled images of one dataset of the embedded world in one visual domain."""
 
-    name = "glyph_labelled"
+    name = "glyph_labeled"
     VERSION = tfds.core.Version("1.0.0")
-    builder_config: LabelledConfig
+    builder_config: LabeledConfig
 
     def _info(self) -> tfds.core.DatasetInfo:
-        entry = catalogue(self.builder_config.dataset)
+        entry = catalog(self.builder_config.dataset)
         features = {
             "image": tfds.features.Image(**_IMAGE),
             "label": tfds.features.ClassLabel(names=list(entry.class_names)),
@@ -102,7 +103,7 @@ class GlyphLabelled(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
-        dataset = labelled(config.dataset, config.domain, config.seed)
+        dataset = labeled(config.dataset, config.domain, config.seed)
         for number, position in enumerate(dataset.select(split)):
             (image,) = dataset.images([position])
             yield number, {"image": encode_png(image), "label": int(dataset.labels[position])}
@@ -131,7 +132,7 @@ def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: i
       A random-access data source; item i holds ``image`` (uint8 ``[32, 32, 3]``), ``caption`` (bytes) and ``truth``.
 
     Raises:
-      ValueError: for fewer than one pair.
+      InputError: for fewer than one pair.
 
     Example:
       >>> import tempfile
@@ -143,15 +144,15 @@ def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: i
       tensorflow.org/datasets, array_record data sources.
     """
     if pairs < 1:
-        raise ValueError(f"a corpus of {pairs} pairs cannot be built; ask for at least 1")
+        raise InputError(f"a corpus of {pairs} pairs cannot be built; ask for at least 1")
     config = CorpusConfig(name=f"pairs_{pairs}_seed_{seed}", pairs=pairs, seed=seed)
     return _build(GlyphCorpus, config, data_dir)["train"]
 
 
-def build_labelled(
+def build_labeled(
     dataset: str, data_dir: str | os.PathLike[str], domain: str = "", seed: int = 0
 ) -> dict[str, Sequence[dict[str, Any]]]:
-    """Builds a labelled dataset as a TFDS dataset, unless it is there already, and opens it.
+    """Builds a labeled dataset as a TFDS dataset, unless it is there already, and opens it.
 
     Args:
       dataset: a name of ``datasets.NAMES``.
@@ -163,21 +164,21 @@ def build_labelled(
       Random-access data sources by split; items hold ``image`` (uint8 ``[32, 32, 3]``) and ``label``.
 
     Raises:
-      ValueError: for a dataset or a domain that does not exist.
+      InputError: for a dataset or a domain that does not exist.
 
     Example:
       >>> import tempfile
-      >>> sources = build_labelled("chess", tempfile.mkdtemp())
+      >>> sources = build_labeled("chess", tempfile.mkdtemp())
       >>> len(sources["train"])
       384
 
     Reference:
       tensorflow.org/datasets, array_record data sources.
     """
-    labelled(dataset, domain, seed)
+    labeled(dataset, domain, seed)
     readable = "".join(letter if letter.isalnum() else "-" for letter in domain) or "print"
-    config = LabelledConfig(name=f"{dataset}-{readable}-seed_{seed}", dataset=dataset, domain=domain, seed=seed)
-    return _build(GlyphLabelled, config, data_dir)
+    config = LabeledConfig(name=f"{dataset}-{readable}-seed_{seed}", dataset=dataset, domain=domain, seed=seed)
+    return _build(GlyphLabeled, config, data_dir)
 
 
 def _build(builder_class: Any, config: Any, data_dir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,18 +6,18 @@ import random
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character
-from gram_jax.data.glyphs.looks import Look
+from gram_jax.data.glyphs.appearance import Look
 
 # Stated rates of a corpus at full difficulty, by what the caption says of the character.
 WRONG_RATE = 0.02  # names another character of the same kind
-UNNAMED_RATE = 0.06  # kind, typeface or colour alone: incomplete
+UNNAMED_RATE = 0.06  # kind, typeface or color alone: incomplete
 SHORT_RATE = 0.13  # the short name alone, ambiguous between kinds
 
 _ARTICLES = ("", "the character ", "a picture of ", "an image of ", "the sign ", "one ")
 _PREFIXES = {
     "print": ("", "a print of ", "the character ", "printed "),
     "negative": ("", "a negative of ", "the character "),
-    "colour": ("", "a poster of ", "a photo of a "),
+    "color": ("", "a poster of ", "a photo of a "),
     "noise": ("a photo of a ", "a grainy photo of ", "a noisy scan of ", "a noisy ", ""),
     "blur": ("a photo of a ", "a blurred photo of ", "an unsharp ", "out of focus: ", ""),
     "faint": ("a faded print of ", "a faint ", "a pale ", ""),
@@ -70,7 +70,7 @@ def caption(
     Args:
       character: what the picture shows.
       others: characters of the same kind, one of which a wrong caption names.
-      look: how it is drawn; captions speak of the face, the colours and the rendering now and then.
+      look: how it is drawn; captions speak of the face, the colors and the rendering now and then.
       rng: the source of randomness, advanced in place.
       difficulty: from 0 to 1.
 
@@ -91,7 +91,7 @@ def caption(
         character = others[int(rng.random() * len(others))]
     face = faces.FACES.get(look.face)
     face_words = _pick(rng, face.words) if face is not None and face.words else ""
-    if look.rendering == "colour":
+    if look.rendering == "color":
         suffix = _pick(rng, (f" in {look.ink}", f", {look.ink} on {look.paper}", f" on {look.paper}"))
     else:
         suffix = _pick(rng, _SUFFIXES[look.rendering])

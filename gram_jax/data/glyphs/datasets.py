@@ -1,4 +1,4 @@
-"""The labelled datasets of the embedded world: their classes, names and fitting templates."""
+"""The labeled datasets of the embedded world: their classes, names and fitting templates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character, characters, faces_of
+from gram_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class GlyphDataset:
-    """A labelled dataset: classes of characters under short names.
+    """A labeled dataset: classes of characters under short names.
 
     Attributes:
       name: "greek_small".
@@ -89,8 +90,8 @@ NAMES: tuple[str, ...] = tuple(_SELECTORS)
 
 
 @functools.cache
-def catalogue(name: str) -> GlyphDataset:
-    """One labelled dataset of the embedded world.
+def catalog(name: str) -> GlyphDataset:
+    """One labeled dataset of the embedded world.
 
     Args:
       name: one of ``NAMES``.
@@ -99,17 +100,17 @@ def catalogue(name: str) -> GlyphDataset:
       A ``GlyphDataset``, its classes in the order of their code points.
 
     Raises:
-      ValueError: for a name that is not in the catalogue.
+      InputError: for a name that is not in the catalog.
 
     Example:
-      >>> catalogue("chess").class_names[:2]
+      >>> catalog("chess").class_names[:2]
       ('white king', 'white queen')
 
     Reference:
       Our own choice of datasets, after the eleven of Zhou et al. (2022): fine-grained, coarse, long and short.
     """
     if name not in _SELECTORS:
-        raise ValueError(f"there is no glyph dataset {name!r}; the catalogue holds {', '.join(NAMES)}")
+        raise InputError(f"there is no glyph dataset {name!r}; the catalog holds {', '.join(NAMES)}")
     select, template = _SELECTORS[name]
     classes: dict[str, list[int]] = {}
     for character in characters().values():

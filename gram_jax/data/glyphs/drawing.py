@@ -1,4 +1,4 @@
-"""Draws a character: a typeface's outline, rasterised by FreeType through Pillow, under a look."""
+"""Draws a character: a typeface's outline, rasterized by FreeType through Pillow, under a look."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character
-from gram_jax.data.glyphs.looks import Look
+from gram_jax.data.glyphs.appearance import Look
 
 IMAGE_SIZE = 32
 _REFERENCE = 256  # pixels per em at which outlines are measured
@@ -103,7 +103,7 @@ def render(character: Character, look: Look) -> np.ndarray:
     if look.rendering == "faint":
         ink = paper + (0.12 + 0.2 * look.amount) * (ink - paper)
     if look.rendering not in ("striped", "noise"):
-        return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # one colour for each of the mask's 256 levels
+        return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # one color for each of the mask's 256 levels
     if look.rendering == "striped":
         # Ruled paper: dark lines whose distance and slope come from the look.
         rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from gram_jax.errors import InputError
+
 RECORD = Path(__file__).parent / "record.json"
 
 
@@ -70,7 +72,7 @@ FACES: dict[str, Face] = {
 }
 
 
-class FontError(ValueError):
+class FontError(InputError):
     """A font file that is missing, is not a font, lacks a character, or is not the one on record."""
 
 

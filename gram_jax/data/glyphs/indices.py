@@ -1,19 +1,19 @@
-"""The labelled datasets of the embedded world as indices that draw their images when they are read."""
+"""The labeled datasets of the embedded world as indices that draw their images when they are read."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gram_jax.data.glyphs.datasets import catalogue
+from gram_jax.data.dataset import Dataset
+from gram_jax.data.glyphs.datasets import catalog
 from gram_jax.data.glyphs.world import SPLIT_SIZES, domain_name, example, split_domain
-from gram_jax.data.index import Dataset
 
 
-def labelled(name: str, domain: str = "", seed: int = 0) -> Dataset:
-    """A labelled dataset in one visual domain.
+def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
+    """A labeled dataset in one visual domain.
 
     Args:
-      name: a name of ``catalogue.NAMES``.
+      name: a name of ``catalog.NAMES``.
       domain: a face, a rendering, face+rendering, or the path of a font file; "" for the corpus faces in plain print.
       seed: the seed of the images.
 
@@ -21,18 +21,18 @@ def labelled(name: str, domain: str = "", seed: int = 0) -> Dataset:
       A ``Dataset``; references are ``[split, label, number]``.
 
     Raises:
-      ValueError: for a dataset or a domain that does not exist.
+      InputError: for a dataset or a domain that does not exist.
       FontError: for a font file that cannot be used.
 
     Example:
-      >>> chess = labelled("chess", "negative")
+      >>> chess = labeled("chess", "negative")
       >>> len(chess), chess.class_names[6], chess.images([0])[0].shape
       (720, 'black king', (32, 32, 3))
 
     Reference:
       Our own choice.
     """
-    entry = catalogue(name)
+    entry = catalog(name)
     split_domain(entry, domain)
     references = [
         (split, label, number)

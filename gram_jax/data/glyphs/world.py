@@ -1,8 +1,8 @@
-"""Draws from the embedded world: image-text pairs of the corpus and labelled images of the datasets.
+"""Draws from the embedded world: image-text pairs of the corpus and labeled images of the datasets.
 
 Every draw is a pure function of (stream, seed, index). What the streams share: the characters, the corpus faces and
 the corpus renderings. What they never share: random draws (the stream's name is part of every draw's seed, so no
-rendering of one stream comes back in another), and the unseen faces and unseen renderings, which appear in labelled
+rendering of one stream comes back in another), and the unseen faces and unseen renderings, which appear in labeled
 draws alone.
 """
 
@@ -19,10 +19,11 @@ import numpy as np
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character, characters, faces_of, kinds
+from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS, RENDERINGS, Look, draw_look
 from gram_jax.data.glyphs.captions import caption
 from gram_jax.data.glyphs.datasets import GlyphDataset
 from gram_jax.data.glyphs.drawing import render
-from gram_jax.data.glyphs.looks import CORPUS_RENDERINGS, RENDERINGS, Look, draw_look
+from gram_jax.errors import InputError
 
 SPLIT_SIZES = {"train": 32, "val": 8, "test": 20}  # images of each class
 _PLAIN_FACES = ("sans", "serif")
@@ -94,7 +95,7 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
     """One image-text pair of the endless corpus.
 
     Kinds are drawn with weight n^0.65 (n characters), characters of a kind evenly, faces evenly among the corpus faces
-    that draw the character. Difficulty 0 is black on white, centred, in two plain faces, under the full name; 1 is the
+    that draw the character. Difficulty 0 is black on white, centered, in two plain faces, under the full name; 1 is the
     corpus proper: all corpus faces, half of the images in other renderings than plain print, captions as
     ``captions`` states.
 
@@ -144,12 +145,12 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
       ``(face, rendering)``; the face is "" where the corpus faces take turns.
 
     Raises:
-      ValueError: for a name that is no domain of the dataset; the message lists those it has.
+      InputError: for a name that is no domain of the dataset; the message lists those it has.
       FontError: for a font file that is missing, broken, or lacks a character of the dataset.
 
     Example:
-      >>> from gram_jax.data.glyphs.datasets import catalogue
-      >>> split_domain(catalogue("chess"), "mono+noise")
+      >>> from gram_jax.data.glyphs.datasets import catalog
+      >>> split_domain(catalog("chess"), "mono+noise")
       ('mono', 'noise')
 
     Reference:
@@ -173,7 +174,7 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
                     f"({', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}); choose another font or dataset"
                 )
         else:
-            raise ValueError(
+            raise InputError(
                 f"{part!r} is no domain of the glyph dataset {dataset.name!r}; its domains are the faces "
                 f"{', '.join(dataset.faces)}, the renderings {', '.join(RENDERINGS)}, face+rendering, or a font's path"
             )
@@ -209,8 +210,8 @@ def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
       Names of domains.
 
     Example:
-      >>> from gram_jax.data.glyphs.datasets import catalogue
-      >>> unseen_domains(catalogue("chess"))[:2]
+      >>> from gram_jax.data.glyphs.datasets import catalog
+      >>> unseen_domains(catalog("chess"))[:2]
       ('sans-bold-oblique', 'mono-bold')
 
     Reference:
@@ -221,7 +222,7 @@ def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
 
 
 def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: int, seed: int = 0) -> np.ndarray:
-    """One labelled image; a pure function of its arguments.
+    """One labeled image; a pure function of its arguments.
 
     Args:
       dataset: the dataset.
@@ -235,8 +236,8 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
       uint8 ``[32, 32, 3]``.
 
     Example:
-      >>> from gram_jax.data.glyphs.datasets import catalogue
-      >>> example(catalogue("greek_small"), "negative", "test", 3, 0).shape
+      >>> from gram_jax.data.glyphs.datasets import catalog
+      >>> example(catalog("greek_small"), "negative", "test", 3, 0).shape
       (32, 32, 3)
 
     Reference:

@@ -1,0 +1,1 @@
+"""Measures speed, memory and operations of training steps."""

@@ -1,0 +1,43 @@
+from . import clip, data, evaluation, meta, objectives, regulators, reporting, tasks, tuners, tuning
+from .clip import (
+    Clip,
+    TextPrompt,
+    VisualPrompt,
+    embed_tokens,
+    encode_classes,
+    encode_image,
+    encode_text,
+    load_clip,
+    logits,
+    save_clip,
+    weights_hash,
+)
+from .meta import adapt, load_meta, make_meta_step, save_meta
+
+__all__ = [
+    "Clip",
+    "TextPrompt",
+    "VisualPrompt",
+    "adapt",
+    "clip",
+    "data",
+    "embed_tokens",
+    "encode_classes",
+    "encode_image",
+    "encode_text",
+    "evaluation",
+    "load_clip",
+    "load_meta",
+    "logits",
+    "make_meta_step",
+    "meta",
+    "objectives",
+    "regulators",
+    "reporting",
+    "save_clip",
+    "save_meta",
+    "tasks",
+    "tuners",
+    "tuning",
+    "weights_hash",
+]

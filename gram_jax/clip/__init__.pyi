@@ -1,0 +1,35 @@
+from .config import ClipConfig, TextConfig, VisionConfig
+from .formats.huggingface import load_clip, save_clip
+from .formats.weights import WeightsError, weights_hash
+from .forward import embed_tokens, encode_classes, encode_image, encode_patches, encode_text, logits
+from .images import ImageError, ImageTransform
+from .model import Clip, init_params
+from .prompts import MaskedTokens, TextPrompt, VisualPrompt
+from .tokenizer import Classes, Tokenizer, class_tokens, train_tokenizer
+
+__all__ = [
+    "Classes",
+    "Clip",
+    "ClipConfig",
+    "ImageError",
+    "ImageTransform",
+    "MaskedTokens",
+    "TextConfig",
+    "TextPrompt",
+    "Tokenizer",
+    "VisionConfig",
+    "VisualPrompt",
+    "WeightsError",
+    "class_tokens",
+    "embed_tokens",
+    "encode_classes",
+    "encode_image",
+    "encode_patches",
+    "encode_text",
+    "init_params",
+    "load_clip",
+    "logits",
+    "save_clip",
+    "train_tokenizer",
+    "weights_hash",
+]

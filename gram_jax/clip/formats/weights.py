@@ -1,0 +1,306 @@
+"""CLIP weights in Hugging Face's safetensors layout: one table, used for reading, writing and hashing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.model import Params, init_params
+from gram_jax.errors import InputError
+
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
+_FILE_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CHANNELS = 3
+_MOST_LISTED = 20  # problems of one kind in an error message
+
+
+class WeightsError(InputError):
+    """Weights that cannot be read, or do not fit the configuration; the message lists all that is wrong."""
+
+
+class Row(NamedTuple):
+    """One leaf of our tree and the tensors of the file that it is made of.
+
+    Attributes:
+      hf: the tensor's name in the file; with `{}` for the layer, one tensor for each index of the leaf's first axis.
+      path: the keys that lead to the leaf.
+      layout: "same", "transposed" (the file has kernels as [out, in]) or "patches" (the file has a convolution kernel
+          [out, channel, row, column], the leaf rows ordered by (row, column, channel)).
+    """
+
+    hf: str
+    path: tuple[str, ...]
+    layout: str = "same"
+
+
+def _norm(hf: str, *path: str) -> list[Row]:
+    return [Row(f"{hf}.weight", (*path, "scale")), Row(f"{hf}.bias", (*path, "bias"))]
+
+
+def _dense(hf: str, *path: str) -> list[Row]:
+    return [Row(f"{hf}.weight", (*path, "kernel"), "transposed"), Row(f"{hf}.bias", (*path, "bias"))]
+
+
+def _layers(tower: str) -> list[Row]:
+    hf, path = f"{tower}_model.encoder.layers.{{}}", (tower, "layers")
+    attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+    return [
+        *_norm(f"{hf}.layer_norm1", *path, "norm_1"),
+        *(row for name, key in attention.items() for row in _dense(f"{hf}.self_attn.{name}", *path, "attention", key)),
+        *_norm(f"{hf}.layer_norm2", *path, "norm_2"),
+        *_dense(f"{hf}.mlp.fc1", *path, "mlp", "up"),
+        *_dense(f"{hf}.mlp.fc2", *path, "mlp", "down"),
+    ]
+
+
+TABLE: tuple[Row, ...] = (
+    Row("logit_scale", ("logit_scale",)),
+    Row("text_model.embeddings.token_embedding.weight", ("text", "token_embedding")),
+    Row("text_model.embeddings.position_embedding.weight", ("text", "position_embedding")),
+    *_layers("text"),
+    *_norm("text_model.final_layer_norm", "text", "final_norm"),
+    Row("text_projection.weight", ("text", "projection"), "transposed"),
+    Row("vision_model.embeddings.class_embedding", ("vision", "class_embedding")),
+    Row("vision_model.embeddings.patch_embedding.weight", ("vision", "patch_embedding"), "patches"),
+    Row("vision_model.embeddings.position_embedding.weight", ("vision", "position_embedding")),
+    *_norm("vision_model.pre_layrnorm", "vision", "pre_norm"),  # the misspelling is the file format's
+    *_layers("vision"),
+    *_norm("vision_model.post_layernorm", "vision", "post_norm"),
+    Row("visual_projection.weight", ("vision", "projection"), "transposed"),
+)
+
+
+def _to_hf(array: np.ndarray, layout: str) -> np.ndarray:
+    if layout == "transposed":
+        return array.T
+    if layout == "patches":
+        rows, width = array.shape
+        side = math.isqrt(rows // _CHANNELS)
+        if side * side * _CHANNELS != rows:
+            raise WeightsError(f"the patch embedding has {rows} rows; only square patches of RGB images are supported")
+        return array.reshape(side, side, _CHANNELS, width).transpose(3, 2, 0, 1)
+    return array
+
+
+def _from_hf(array: np.ndarray, layout: str) -> np.ndarray:
+    if layout == "transposed":
+        return array.T
+    if layout == "patches":
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return array
+
+
+def _leaf(params: Mapping[str, Any], path: Sequence[str]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
+
+
+def _tensors(row: Row, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and views, in the file's layout, of the tensors that a leaf is made of."""
+    if "{}" in row.hf:
+        for index, part in enumerate(leaf):
+            yield row.hf.format(index), _to_hf(part, row.layout)
+    else:
+        yield row.hf, _to_hf(leaf, row.layout)
+
+
+def _shapes(config: ClipConfig) -> Params:
+    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+
+
+def _expected(shapes: Params) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the file must hold."""
+    expected = {}
+    for row in TABLE:
+        # A broadcast scalar has a shape and takes no memory.
+        leaf = np.broadcast_to(np.float32(0), _leaf(shapes, row.path).shape)
+        expected |= {name: tensor.shape for name, tensor in _tensors(row, leaf)}
+    return expected
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened = safe_open(str(file), "numpy")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is no whole safetensors file ({error}); download or write it again") from error
+    with opened as tensors:
+        yield tensors
+
+
+def _problem(kind: str, lines: Sequence[str]) -> list[str]:
+    more = [f"  ... and {len(lines) - _MOST_LISTED} more"] if len(lines) > _MOST_LISTED else []
+    return [f"{kind} ({len(lines)}):", *(f"  {line}" for line in lines[:_MOST_LISTED]), *more] if lines else []
+
+
+def _locate(files: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Path]:
+    """Which file holds which tensor; everything that does not fit ends up in one error."""
+    where: dict[str, Path] = {}
+    unexpected, misshapen, unusable = [], [], []
+    for file in files:
+        with _open(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dictionary and cannot be iterated)
+                if name.endswith(".position_ids"):  # a constant that old files carry along
+                    continue
+                part = tensors.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if name not in expected:
+                    unexpected.append(f"{name} {list(shape)}")
+                elif name in where:
+                    unexpected.append(f"{name} {list(shape)}, in both {where[name].name} and {file.name}")
+                elif shape != expected[name]:
+                    misshapen.append(f"{name}: found {list(shape)}, expected {list(expected[name])}")
+                elif dtype not in _FILE_DTYPES:
+                    unusable.append(f"{name}: found {dtype}, expected one of {', '.join(_FILE_DTYPES)}")
+                where[name] = file
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in where]
+    lines = [
+        *_problem("missing", missing),
+        *_problem("unexpected", unexpected),
+        *_problem("of another shape", misshapen),
+        *_problem("of an unusable type", unusable),
+    ]
+    if lines:
+        names = ", ".join(str(file) for file in files)
+        raise WeightsError("\n".join([f"{names} does not fit config.json; use the two of one model. Tensors", *lines]))
+    return where
+
+
+def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "float32") -> Params:
+    """Reads Hugging Face CLIP weights from safetensors files.
+
+    One leaf at a time, so that the peak in host memory is the parameters and a few copies of their largest leaf.
+
+    Args:
+      files: one file, or the shards of one model.
+      config: the sizes that the tensors must have.
+      dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
+
+    Returns:
+      The parameters, as `init_params` states the tree.
+
+    Raises:
+      WeightsError: a file is damaged, or tensors are missing, unexpected, of another shape or type (all listed).
+    """
+    target = _dtype(dtype)
+    files = [Path(file) for file in files]
+    shapes = _shapes(config)
+    where = _locate(files, _expected(shapes))
+    params: Params = {}
+    for row in TABLE:
+        shape = _leaf(shapes, row.path).shape
+        stacked = "{}" in row.hf
+        names = [row.hf.format(index) for index in range(shape[0])] if stacked else [row.hf]
+        leaf = np.empty(shape if stacked else (1, *shape), target)
+        # Opened anew for each leaf: pages of a mapped file count as memory of the process until it is closed.
+        with contextlib.ExitStack() as stack:
+            opened = {file: stack.enter_context(_open(file)) for file in {where[name] for name in names}}
+            for index, name in enumerate(names):
+                leaf[index] = _from_hf(opened[where[name]].get_tensor(name), row.layout)
+        branch = params
+        for key in row.path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[row.path[-1]] = jnp.asarray(leaf if stacked else leaf[0])
+    return params
+
+
+def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: str | None = None) -> None:
+    """Writes parameters as the safetensors file of a Hugging Face CLIP; the file appears whole or not at all.
+
+    Args:
+      params: the parameters.
+      config: the sizes that they must have.
+      file: where to write.
+      dtype: "float32", "float16" or "bfloat16"; default: each leaf as it is.
+
+    Raises:
+      WeightsError: a leaf is missing, unexpected or of another shape than the configuration says.
+    """
+    from safetensors.numpy import save_file
+
+    _check_params(params, config)
+    target = None if dtype is None else _dtype(dtype)
+    tensors = {}
+    for row in TABLE:
+        for name, tensor in _tensors(row, np.asarray(_leaf(params, row.path))):
+            tensors[name] = np.array(tensor, target, order="C")
+    file = Path(file)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, unfinished, metadata={"format": "pt"})  # without it transformers refuses the file
+        # safetensors writes for the owner alone; other files of the folder follow the user's mask.
+        mask = os.umask(0)
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def weights_hash(params: Params) -> str:
+    """Identifies weights by content.
+
+    Each tensor is hashed under its Hugging Face name, in its Hugging Face shape, as little-endian float32. So the hash
+    depends neither on how this library arranges its tree nor on the dtype of a lossless copy.
+
+    Args:
+      params: the parameters.
+
+    Returns:
+      64 hexadecimal digits.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
+      False
+
+    Reference:
+      Our own choice; SHA-256 is FIPS 180-4.
+    """
+    digests = []
+    for row in TABLE:
+        for name, tensor in _tensors(row, np.asarray(_leaf(params, row.path))):
+            values = np.array(tensor, "<f4", order="C")
+            digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values).hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check_params(params: Params, config: ClipConfig) -> None:
+    def named(tree: Params) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
+
+    found, expected = named(params), named(_shapes(config))
+    lines = [
+        *_problem("missing", sorted(expected.keys() - found.keys())),
+        *_problem("unexpected", sorted(found.keys() - expected.keys())),
+        *_problem(
+            "of another shape",
+            [
+                f"{name}: found {list(found[name])}, expected {list(expected[name])}"
+                for name in sorted(expected.keys() & found.keys())
+                if found[name] != expected[name]
+            ],
+        ),
+    ]
+    if lines:
+        raise WeightsError("\n".join(["the parameters do not fit the configuration. Leaves", *lines]))

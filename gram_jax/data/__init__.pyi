@@ -1,0 +1,38 @@
+from . import glyphs, templates
+from .augmentation import view, view_stack
+from .corpus import Corpus, load_corpus
+from .dataset import Dataset, base_and_new, imbalanced, long_tail, restrict
+from .feature_key import feature_key
+from .feature_store import Store, StoreError, open_store
+from .pairs.reading import Pair, Reading, Skipped, plan_units, read_pairs, read_unit
+from .prefetch import Ordered, ordered
+from .readers import coop
+from .readers.sources import load_dataset
+
+__all__ = [
+    "Corpus",
+    "Dataset",
+    "Ordered",
+    "Pair",
+    "Reading",
+    "Skipped",
+    "Store",
+    "StoreError",
+    "base_and_new",
+    "coop",
+    "feature_key",
+    "glyphs",
+    "imbalanced",
+    "load_corpus",
+    "load_dataset",
+    "long_tail",
+    "open_store",
+    "ordered",
+    "plan_units",
+    "read_pairs",
+    "read_unit",
+    "restrict",
+    "templates",
+    "view",
+    "view_stack",
+]

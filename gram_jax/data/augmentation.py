@@ -1,0 +1,141 @@
+"""Augmented views of images, as prompt tuners are trained on them: a random crop, resized, flipped or not."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gram_jax.clip.images import BICUBIC, ImageTransform
+from gram_jax.data.glyphs.world import stream
+from gram_jax.errors import InputError
+
+SCALE = (0.08, 1.0)  # of the image's area
+RATIO = (3 / 4, 4 / 3)  # width over height
+VERSION = f"views-1: crop {SCALE[0]:g}..{SCALE[1]:g}, ratio 3/4..4/3, bicubic, flip 1/2"
+_TRIES = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(rng: random.Random, height: int, width: int) -> Box:
+    """Draws the part of an image that a view shows.
+
+    Ten times: area = height * width * U(0.08, 1), ratio = exp U(log 3/4, log 4/3), w = round(sqrt(area * ratio)),
+    h = round(sqrt(area / ratio)); the first (h, w) that fits the image is placed evenly. If none does, the largest box
+    in the middle whose ratio is allowed.
+
+    Args:
+      rng: the source of randomness.
+      height: of the image, pixels.
+      width: of the image, pixels.
+
+    Returns:
+      The box.
+
+    Example:
+      >>> box = random_box(random.Random(0), 100, 200)
+      >>> 0.07 < box.height * box.width / 20000 <= 1
+      True
+
+    Reference:
+      torchvision's ``RandomResizedCrop.get_params``; Szegedy et al., Going Deeper with Convolutions, CVPR 2015, sec. 6.
+    """
+    for _ in range(_TRIES):
+        area = height * width * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
+    w, h = width, height
+    if width < RATIO[0] * height:
+        h = round(width / RATIO[0])
+    elif width > RATIO[1] * height:
+        w = round(height * RATIO[1])
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def view(transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image") -> Any:
+    """One augmented view of an image: a pure function of image, seed, item and number.
+
+    A random box (`random_box`) is resized to the transform's output size, bicubic, and mirrored with probability 1/2;
+    all before the transform's normalization.
+
+    Args:
+      transform: the clip's transform, which says how large a view is.
+      image: whatever the transform takes.
+      seed: the seed of the views.
+      item: the number of the image in its dataset or corpus.
+      number: which view of the image, from 0.
+      name: what errors call the image.
+
+    Returns:
+      uint8 `[height, width, 3]`, for `transform.normalize`.
+
+    Raises:
+      ImageError: the image cannot be read.
+      InputError: the transform has no output size.
+
+    Example:
+      >>> transform = ImageTransform(size=8, crop=(8, 8))
+      >>> view(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, number=1).shape
+      (8, 8, 3)
+
+    Reference:
+      Zhou et al., Learning to Prompt for Vision-Language Models (2022); ``random_resized_crop`` and ``random_flip`` of
+      their configurations.
+    """
+    from PIL import Image
+
+    if transform.output_size is None:
+        raise InputError("the image transform makes images of any size, and views need one; set ImageTransform.crop")
+    pixels = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
+    rng = stream(f"view/{number}", seed, item)
+    top, left, height, width = random_box(rng, *pixels.shape[:2])
+    mirrored = rng.random() < 0.5
+    part = Image.fromarray(pixels[top : top + height, left : left + width])
+    resized = np.asarray(part.resize(transform.output_size[::-1], BICUBIC))
+    return np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+
+
+def view_stack(transform: ImageTransform, image: Any, seed: int, item: int, count: int, name: str = "the image") -> Any:
+    """An image as it is and augmented views of it, as test-time tuning takes them; the image is decoded once.
+
+    Args:
+      transform: the clip's transform.
+      image: whatever the transform takes.
+      seed: the seed of the views.
+      item: the number of the image in its dataset.
+      count: how many, at least 1; the first is the image as the transform makes it, number n of the others is `view` n.
+      name: what errors call the image.
+
+    Returns:
+      uint8 `[count, height, width, 3]`, for `transform.normalize`.
+
+    Raises:
+      ImageError: the image cannot be read.
+      InputError: the transform has no output size, or the count is below 1.
+
+    Example:
+      >>> transform = ImageTransform(size=8, crop=(8, 8))
+      >>> view_stack(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, count=64).shape
+      (64, 8, 8, 3)
+
+    Reference:
+      ``AugMixAugmenter`` of the public code of "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
+      Models", without its mixing; its crops are bilinear.
+    """
+    if count < 1:
+        raise InputError(f"{count} views of {name} are asked for; ask for at least 1.")
+    pixels = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
+    augmented = [view(transform, pixels, seed, item, number, name) for number in range(1, count)]
+    return np.stack([transform.pixels(pixels, name), *augmented])

@@ -1,0 +1,119 @@
+"""How a character is drawn: face, size, place, colors and rendering, drawn at random or named as a domain."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+# Eleven basic color terms of English, as red, green, blue in 0..255.
+COLORS: dict[str, tuple[int, int, int]] = {
+    "black": (15, 15, 15),
+    "white": (245, 245, 245),
+    "red": (205, 35, 35),
+    "green": (30, 140, 55),
+    "blue": (35, 65, 200),
+    "yellow": (240, 215, 50),
+    "orange": (240, 135, 30),
+    "purple": (125, 45, 160),
+    "pink": (245, 150, 190),
+    "brown": (120, 72, 35),
+    "grey": (135, 135, 135),
+}
+_DARK = ("black", "red", "green", "blue", "purple", "brown")
+_LIGHT = ("white", "yellow", "pink", "orange", "grey")
+
+# Renderings that corpora show, and those that none does: unseen domains.
+CORPUS_RENDERINGS = ("print", "negative", "color", "noise", "blur", "faint")
+UNSEEN_RENDERINGS = ("rotated", "outline", "small", "striped", "pixelated")
+RENDERINGS = CORPUS_RENDERINGS + UNSEEN_RENDERINGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Everything that decides an image besides the character.
+
+    Attributes:
+      face: the name of a face, or the path of a font file.
+      rendering: one of ``RENDERINGS``.
+      ink: the name of the ink's color.
+      paper: the name of the paper's color.
+      ink_rgb: the ink as drawn, near its named color.
+      paper_rgb: the paper as drawn, near its named color.
+      size: scale of the character, 1 being ordinary.
+      shift: horizontal and vertical displacement, in pixels.
+      angle: rotation in degrees.
+      amount: strength of the rendering (noise, blur, faintness, ...), in 0..1.
+      noise_seed: seed of the pixel noise.
+    """
+
+    face: str
+    rendering: str
+    ink: str = "black"
+    paper: str = "white"
+    ink_rgb: tuple[int, int, int] = COLORS["black"]
+    paper_rgb: tuple[int, int, int] = COLORS["white"]
+    size: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    angle: float = 0.0
+    amount: float = 0.5
+    noise_seed: int = 0
+
+
+def _near(color: str, rng: random.Random, spread: float) -> tuple[int, int, int]:
+    red, green, blue = (
+        min(255, max(0, round(channel + spread * (2.0 * rng.random() - 1.0)))) for channel in COLORS[color]
+    )
+    return red, green, blue
+
+
+def _pick(rng: random.Random, options: tuple[str, ...]) -> str:
+    return options[int(rng.random() * len(options))]
+
+
+def draw_look(rng: random.Random, face: str, rendering: str, jitter: float = 1.0) -> Look:
+    """A look of the given face and rendering, everything else drawn at random.
+
+    Only ``rng.random()`` is used, whose sequence Python keeps the same from version to version.
+
+    Args:
+      rng: the source of randomness, advanced in place.
+      face: the name of a face, or the path of a font file.
+      rendering: one of ``RENDERINGS``.
+      jitter: how far size, place and colors vary, in 0..1; 0 is centered black on white at its ordinary size.
+
+    Returns:
+      A ``Look``.
+
+    Example:
+      >>> draw_look(random.Random(0), "serif", "negative").paper
+      'black'
+
+    Reference:
+      Our own choice; the colors are the eleven basic terms of Berlin and Kay (1969).
+    """
+    ink, paper = "black", "white"
+    if rendering == "negative":
+        ink, paper = "white", "black"
+    elif rendering == "color":
+        dark, light = _pick(rng, _DARK), _pick(rng, _LIGHT)
+        ink, paper = (light, dark) if rng.random() < 0.3 else (dark, light)
+    angle = 6.0 * jitter * (2.0 * rng.random() - 1.0)
+    if rendering == "rotated":
+        angle = (15.0 + 25.0 * rng.random()) * (1.0 if rng.random() < 0.5 else -1.0)
+    size = 1.0 + 0.15 * jitter * (2.0 * rng.random() - 1.0)
+    reach = 2.5 * jitter
+    if rendering == "small":
+        size, reach = 0.55 + 0.1 * rng.random(), 5.0
+    return Look(
+        face=face,
+        rendering=rendering,
+        ink=ink,
+        paper=paper,
+        ink_rgb=_near(ink, rng, 25.0 * jitter),
+        paper_rgb=_near(paper, rng, 25.0 * jitter),
+        size=size,
+        shift=(reach * (2.0 * rng.random() - 1.0), reach * (2.0 * rng.random() - 1.0)),
+        angle=angle,
+        amount=rng.random(),
+        noise_seed=int(rng.random() * 2**32),
+    )

@@ -1,0 +1,3 @@
+from . import coop
+
+__all__ = ["coop"]

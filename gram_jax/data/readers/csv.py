@@ -1,0 +1,123 @@
+"""Labeled images listed in a CSV file: a user's own data."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from gram_jax.data.dataset import Dataset
+from gram_jax.data.readers.files import examples, local_folder, missing, path_of, read_text
+from gram_jax.data.splits import ROLES, Item, assign_roles, build, divide, group
+from gram_jax.data.templates import DEFAULT
+from gram_jax.errors import InputError
+
+REQUIRED, OPTIONAL = ("image", "label"), "split"
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    line: int
+    image: str
+    label: str
+    split: str
+
+
+def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
+    """A CSV file with a header and the columns image, label and, optionally, split.
+
+    ``image`` is a path relative to the file's folder, ``label`` a class name, ``split`` one of train, val (valid,
+    validation) and test; further columns are left alone. Without the column, or with train alone, the images are
+    divided by ``splits.divide``; without test, val serves as test. Labels follow the sorted class names.
+
+    Args:
+      path: the file, UTF-8.
+      seed: the seed of a split that is made.
+
+    Returns:
+      A ``Dataset`` whose references are the paths as they stand in the file; reading gives the path of the image.
+
+    Raises:
+      InputError: for a line that cannot be used, which the message names by its number, or images that are missing.
+
+    Reference:
+      Our own choice; the division is CoOp's.
+    """
+    what = f"csv:{os.fspath(path)}"
+    file = local_folder(os.path.dirname(path) or ".", what) / os.path.basename(path)
+    rows, has_splits = _rows(file, what)
+    _check(file, rows, what)
+    names = sorted({row.label for row in rows})
+    labels = {name: label for label, name in enumerate(names)}
+    roles = assign_roles(sorted({row.split for row in rows}) if has_splits else ["train"], what)
+    if roles.divided:
+        found = group([Item(row.image, labels[row.label]) for row in rows])
+        # In label order, so that the split does not hang on the order of classes in the file.
+        classes = {name: sorted(found[label]) for name, label in labels.items()}
+        parts, said = divide(classes, random.Random(seed), what), f"made, as none is given: {roles.said}; seed {seed}"
+    else:
+        parts, said = {}, roles.said
+        for row in rows:
+            parts.setdefault(roles.of[row.split], []).append(Item(row.image, labels[row.label]))
+    about = {"source": file.name, "split": said}
+    read = functools.partial(path_of, str(file.parent))
+    return build(f"csv:{file.stem}", parts, names, DEFAULT, read, about)
+
+
+def _rows(file: Path, what: str) -> tuple[list[Row], bool]:
+    """The checked lines of the table, and whether it has splits."""
+    reader = csv.DictReader(io.StringIO(read_text(file, what), newline=""), strict=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        if not set(REQUIRED) <= set(columns):
+            raise InputError(
+                f"{what}: the first line has the columns {', '.join(columns) or 'none'}; it must name the columns "
+                "image and label, separated by commas, and may name split"
+            )
+        if len(set(columns)) < len(columns):
+            raise InputError(f"{what}: the first line names a column twice: {', '.join(columns)}")
+        rows = [_row(fields, reader.line_num, what) for fields in reader]
+    except csv.Error as error:
+        line = reader.line_num + 1  # of the line after the last one that was read
+        raise InputError(f"{what}, line {line} is no CSV ({error}); look for an open quote") from error
+    if not rows:
+        raise InputError(f"{what} has a header and no images; add a line for each image")
+    return rows, OPTIONAL in columns
+
+
+def _row(fields: Mapping[str | None, str | list[str] | None], line: int, what: str) -> Row:
+    if None in fields or None in fields.values():
+        count = "more" if None in fields else "fewer"
+        raise InputError(f"{what}, line {line} has {count} fields than the header; put names with commas in quotes")
+    image, label = (fields[column].strip() for column in REQUIRED)
+    for column, value in zip(REQUIRED, (image, label), strict=True):
+        if not value:
+            raise InputError(f"{what}, line {line} has no {column}")
+    split = fields.get(OPTIONAL, "train").strip()
+    if split not in ROLES:
+        raise InputError(f"{what}, line {line} has the split {split!r}; it must be one of {', '.join(ROLES)}")
+    return Row(line, image, label, split)
+
+
+def _check(file: Path, rows: list[Row], what: str) -> None:
+    """Raises InputError where an image is listed twice or is not there."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        if (other := first.setdefault(os.path.normpath(row.image), row)) is not row:
+            raise InputError(
+                f"{what}, line {row.line} lists the image {row.image!r} of line {other.line} again "
+                f"({row.label!r}, {row.split}, and {other.label!r}, {other.split}); an image has one class, one split"
+            )
+    if lost := set(missing(file.parent, [row.image for row in rows])):
+        lines = [row for row in rows if row.image in lost]
+        raise InputError(
+            f"{what}, line {lines[0].line}: there is no image {file.parent / lines[0].image}; {len(lost)} of "
+            f"{len(rows)} images are missing: {examples([row.image for row in lines])}"
+        )

@@ -1,0 +1,69 @@
+"""The error for bad input, hints for misspelled names, and the argument checks that the whole library shares."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Bad input: a setting, a file or an array that the caller can correct.
+
+    The message is one line that names the thing, the value found and the remedy. The command line prints it without a
+    traceback and exits with status 2.
+
+    Example:
+      >>> raise InputError("--shots=0: it must be at least 1")
+      Traceback (most recent call last):
+        ...
+      gram_jax.errors.InputError: --shots=0: it must be at least 1
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the known word closest to an unknown one, or "" if none is close.
+
+    Example:
+      >>> nearest("kgcop", ["kgcoop", "npt"])
+      " (did you mean 'kgcoop'?)"
+    """
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def require_known(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError unless `value` is one of the known words; suggests the closest one.
+
+    Example:
+      >>> require_known("optimizer", "sgd", ["adam", "sgd"])
+    """
+    known = list(known)
+    if value not in known:
+        raise InputError(
+            f"{name}={value!r} is unknown{nearest(value, known)}; choose from {', '.join(known) or 'none'}"
+        )
+
+
+def require_int(name: str, value: Any, least: int = 1) -> None:
+    """Raises InputError unless `value` is an integer of at least `least`.
+
+    Example:
+      >>> require_int("num_tokens", 4)
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r}: it must be an integer of at least {least}")
+
+
+def require_number(name: str, value: Any, least: float | None = None, above: float | None = None) -> None:
+    """Raises InputError unless `value` is a finite number, at least `least` and greater than `above`.
+
+    Example:
+      >>> require_number("learning_rate", 0.1, above=0)
+    """
+    number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    if number and (least is None or value >= least) and (above is None or value > above):
+        return
+    bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
+    raise InputError(f"{name}={value!r}: it must be a finite number{bound}")

@@ -1,0 +1,83 @@
+"""Paths, JSON files and atomic writes, local and remote (gs://)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from gram_jax.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+
+def absolute(path: PathLike) -> epath.Path:
+    """Returns an absolute path; remote paths (`gs://...`) are absolute already.
+
+    `epath.Path.resolve` is no substitute: it would turn `gs://bucket` into a local folder of that name.
+
+    Example:
+      >>> str(absolute("gs://bucket/run")), absolute("run").is_absolute()
+      ('gs://bucket/run', True)
+    """
+    path = epath.Path(path)
+    return path if is_remote(path) else epath.Path(os.path.abspath(path))
+
+
+def is_remote(path: PathLike) -> bool:
+    """Returns whether a path is a URL such as `gs://bucket/file`."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[epath.Path]:
+    """Yields a temporary path beside `path`; on success renames it to `path`, on an error deletes it.
+
+    A reader, or a run that was killed, sees the old file or the complete new one. Missing parent folders are created.
+    The temporary name ends in the process number and ".part", so several processes may write the same file.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f"{path.name}.{os.getpid()}.part"
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: PathLike, content: str | bytes) -> None:
+    """Writes a whole file atomically; text is encoded as UTF-8."""
+    with atomic_path(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
+    """Writes a JSON file atomically, with a final newline."""
+    write_file(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      InputError: the file is not valid UTF-8 or not valid JSON.
+      FileNotFoundError: there is no such file.
+    """
+    try:
+        return json.loads(epath.Path(path).read_bytes().decode())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{os.fspath(path)} is not valid JSON: {error}") from error
+
+
+def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed `.npz` file atomically."""
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)

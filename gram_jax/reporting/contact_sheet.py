@@ -1,0 +1,58 @@
+"""Contact sheets: pictures of datasets and corpora for people, who look before they believe."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gram_jax.data.glyphs import faces
+from gram_jax.errors import InputError
+
+_LINE_HEIGHT = 11
+_LETTER_WIDTH = 5.2  # of the font below, on average
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], labels: Sequence[str], columns: int = 12, scale: int = 3, lines: int = 2
+) -> Image.Image:
+    """Lays images out in a grid, each with its label under it.
+
+    Args:
+      images: uint8 arrays ``[H, W, 3]`` of one size.
+      labels: one text an image, wrapped to the image's width.
+      columns: images a row.
+      scale: how many times each pixel is repeated.
+      lines: most lines of a label; longer ones are cut.
+
+    Returns:
+      A picture.
+
+    Raises:
+      InputError: for no images, or another number of labels than of images.
+
+    Example:
+      >>> contact_sheet([np.zeros((32, 32, 3), np.uint8)] * 3, ["a", "b", "c"], columns=2).size
+      (208, 252)
+
+    Reference:
+      Our own choice.
+    """
+    if not len(images) or len(images) != len(labels):
+        raise InputError(f"{len(images)} images and {len(labels)} labels: a sheet needs images, and a label for each")
+    height, width = images[0].shape[:2]
+    cell_width, cell_height = width * scale + 8, height * scale + lines * _LINE_HEIGHT + 8
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (min(columns, len(images)) * cell_width, rows * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(faces.font_path(faces.FACES["sans"]), 9)
+    letters = max(1, int(width * scale / _LETTER_WIDTH))
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = number % columns * cell_width + 4, number // columns * cell_height + 4
+        picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x, y))
+        for line, text in enumerate(textwrap.wrap(label, letters)[:lines]):
+            draw.text((x, y + height * scale + 1 + line * _LINE_HEIGHT), text, fill="black", font=font)
+    return sheet

@@ -1,0 +1,186 @@
+"""experiments.benchmark.costs at a tiny size: a row for every tuner, against counts from their definitions."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmark import costs
+from experiments.benchmark.gauge import matmul_flops
+from gram_jax import evaluation, tuners
+from gram_jax.clip import Clip, ClipConfig
+from gram_jax.clip.config import VisionConfig
+from gram_jax.clip.model import init_params
+from gram_jax.testing import tiny_clip, tiny_config, tiny_tokenizer
+
+LAYERS, CLASSES, BATCH = 1, 6, 3
+COMPOSED = ("coop+kgcoop:2+prograd", "ivlp+cpt+npt+promptsrc")
+QUICK = ("coop", "vpt", "ivlp", "adaptive")
+TINY = tiny_config(text_layers=LAYERS, vision_layers=LAYERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(costs.CLIPS, "mini", lambda: TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config():
+    return costs.Config(clip_size="mini", methods=(*QUICK, *COMPOSED), classes=CLASSES, batch_size=BATCH, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("costs")
+    return workdir, costs.run(config, workdir)
+
+
+def by_method(results):
+    found = {}
+    for row in results.rows:
+        assert (row.protocol, row.dataset) == ("tuning_step", "random:mini")
+        found.setdefault(row.method, {})[row.metric] = row.value
+    return found
+
+
+@pytest.mark.slow
+def test_every_other_tuner_has_its_costs(config, tmp_path):
+    others = tuple(name for name in tuners.NAMES if name not in QUICK)
+    found = by_method(costs.run(dataclasses.replace(config, methods=others), tmp_path))
+    assert tuple(found) == others
+    assert all(min(values.values()) > 0 for values in found.values())
+
+
+def test_tuners_and_compositions_have_their_costs(finished, config):
+    workdir, results = finished
+    found = by_method(results)
+    assert list(found) == list(config.methods)
+    for values in found.values():
+        assert values.keys() == {
+            "parameters", "batch_size", "compile_seconds", "matmul_flops", "argument_bytes", "temp_bytes", "step_bytes",
+            "step_seconds",
+        }  # fmt: skip
+        assert min(values.values()) > 0
+        assert values["batch_size"] == BATCH
+    table = (workdir / "table.md").read_text()
+    assert f"{CLASSES} classes" in table
+    assert all(f"| {method} |" in table for method in config.methods)
+    text, vision = TINY.text.width, TINY.vision.width
+    assert found["coop"]["parameters"] == found["coop+kgcoop:2+prograd"]["parameters"] == 4 * text
+    assert found["vpt"]["parameters"] == 8 * LAYERS * vision
+    assert found["ivlp"]["parameters"] == 4 * LAYERS * (text + vision)
+    assert found["adaptive"]["parameters"] == 4 * TINY.embed_dim**2
+    evaluation.write_results(workdir / "results.json", results)
+
+
+def test_only_what_a_step_reads_is_among_its_arguments(finished):
+    """A prompt of text does not read the vision transformer, one of images not the text transformer."""
+    found = by_method(finished[1])
+    clip = tiny_clip(text_layers=LAYERS, vision_layers=LAYERS)
+    sizes = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(clip.params[name])) for name in ("text", "vision")}
+    shared = {name: 8 * found[name]["parameters"] + 1024 for name in ("coop", "vpt", "ivlp")}  # prompt and momentum
+    pixels = BATCH * 12 * 12 * 3 * 4
+    assert sizes["text"] / 2 < found["coop"]["argument_bytes"] < sizes["text"] + shared["coop"]
+    assert sizes["vision"] / 2 < found["vpt"]["argument_bytes"] - pixels < sizes["vision"] + shared["vpt"]
+    assert found["ivlp"]["argument_bytes"] > 0.9 * sum(sizes.values())
+
+
+def test_operations_are_those_of_all_images(finished, config):
+    """Twice as many images, twice as many products; but the cosine of raw and regulated gradient is taken once."""
+    step = costs.build(dataclasses.replace(config, batch_size=2 * BATCH), costs.random_clip(config), "vpt")
+    traced = jax.jit(step.tuning.step).trace(*step.arguments)
+    once = by_method(finished[1])["vpt"]
+    found, cosine = once["matmul_flops"], 2 * once["parameters"]
+    assert matmul_flops(traced.jaxpr.jaxpr) - cosine == 2 * (found - cosine)
+    tokens, width = 1 + TINY.vision.num_patches + 8, TINY.vision.width
+    assert found > 2 * BATCH * tokens * 2 * width**2  # keys and values of all tokens, at least
+
+
+def test_parameters_at_published_size():
+    config = ClipConfig(vision=VisionConfig(patch_size=16))
+    params = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    clip = Clip(params, config, tiny_tokenizer(77))
+
+    def count(name):
+        tuner = costs.tuner_of(name, clip)
+        shapes = jax.eval_shape(lambda key, clip: tuner.init(key, clip, None), jax.random.key(0), clip)
+        return tuners.num_parameters(shapes)
+
+    found = {name: count(name) for name in ("coop", "cocoop", "vpt", "text_deep", "ivlp", "maple")}
+    assert found["coop"] == 4 * 512
+    assert found["cocoop"] == 33_312 + 4 * 512
+    assert found["vpt"] == 12 * 8 * 768
+    assert found["text_deep"] == 12 * 4 * 512
+    assert found["ivlp"] == 46_080
+    assert found["maple"] == pytest.approx(3.555e6, rel=1e-3)
+
+
+def test_what_does_not_fit_is_compiled_and_not_run(config, tmp_path):
+    config = dataclasses.replace(config, methods=("coop",), memory_limit=1e-6, batch_size=None)
+    results = costs.run(config, tmp_path)
+    (found,) = by_method(results).values()
+    assert "step_seconds" not in found
+    assert found["temp_bytes"] > 0
+    assert found["batch_size"] == 32
+    assert "GiB" in (tmp_path / "table.md").read_text().splitlines()[-1]
+
+
+def test_batch_is_the_published_one_of_cocoop(config):
+    config = dataclasses.replace(config, batch_size=None)
+    clip = costs.random_clip(config)
+    assert [costs.build(config, clip, name).batch_size for name in ("cocoop", "cocoop+npt", "coop")] == [1, 1, 32]
+
+
+def test_finished_methods_are_kept(finished, config, monkeypatch):
+    workdir, results = finished
+    monkeypatch.setattr(costs, "measure", None)
+    assert costs.run(config, workdir).rows == results.rows
+
+
+def test_timed_steps_end_when_time_is_up(config, monkeypatch):
+    config = dataclasses.replace(config, repeats=5, max_seconds=0.0)
+    step = costs.build(config, costs.random_clip(config), "coop")
+    calls = []
+    monkeypatch.setattr(costs.jax, "block_until_ready", calls.append)
+    costs.measure(config, step)
+    assert len(calls) == 2  # one that is not timed, one that is
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("copo",)}, "--methods=copo: there is no tuner 'copo'; there are adaptive"),
+        ({"methods": ("coop+kgcop",)}, "coop.kgcop: there is no objective 'kgcop' .did you mean 'kgcoop'.*Regulators:"),
+        ({"methods": ("coop+prograd+affine",)}, "prograd and affine are both regulators"),
+        ({"methods": ()}, "--methods is empty"),
+        ({"methods": ("coop", "coop")}, "give each once"),
+        ({"classes": 1}, "--classes=1: it must be at least 2"),
+        ({"class_chunk": -1}, "--class_chunk=-1: it must be at least 0"),
+        ({"batch_size": 0}, "--batch_size=0: it must be at least 1"),
+        ({"memory_limit": 0.0}, "give positives"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        costs.Config(**changes)
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_compiled(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "measure", None)
+    with pytest.raises(ValueError, match="which no prompt of the tuner 'vpt' changes"):
+        costs.run(dataclasses.replace(config, methods=("coop", "vpt+kgcoop")), tmp_path)
+
+
+@pytest.mark.parametrize(("count", "words"), [(121, 2), (122, 3), (1331, 3), (1332, 4)])
+def test_every_class_has_a_name_of_its_own(count, words):
+    names = costs.class_names(count)
+    assert len(set(names)) == count
+    assert {len(name.split()) for name in names} == {words}
+
+
+def test_random_features_have_length_1():
+    drawn = np.asarray(costs._unit(np.random.default_rng(0), 2, 5, 7))
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=-1), 1.0, rtol=1e-6)

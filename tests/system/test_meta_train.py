@@ -1,0 +1,273 @@
+"""experiments.meta_train on a planted hierarchy: what it learns and writes, that it repeats, resumes and refuses."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import gram_jax as gram
+from experiments import meta_train
+from gram_jax import regulators, runtime, tasks, tuners
+from gram_jax.data import load_corpus, ordered
+from gram_jax.testing import tiny_clip
+
+PAIRS = 96
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip(text_layers=1, vision_layers=1)
+
+
+@pytest.fixture(scope="module")
+def hierarchy(clip):
+    """Eight classes of twelve pairs in two themes, whose images point, with noise, to their class's text."""
+    names = ["cat", "dog", "bird", "fish", "oak", "elm", "ash", "fir"]
+    texts = np.asarray(gram.encode_text(clip, clip.tokenize([f"a photo of a {name}." for name in names])))
+    labels = np.arange(PAIRS) % 8
+    rng = np.random.default_rng(0)
+    text = texts[labels]
+    image = text + 0.1 * rng.standard_normal(text.shape)
+    image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
+    corpus = load_corpus("glyphs", pairs=PAIRS)
+    about = {
+        "clip": gram.weights_hash(clip.params),
+        "corpus": "glyphs",
+        "content_hash": corpus.content_hash,
+        "pairs": PAIRS,
+        "seed": 0,
+    }
+    themes = ["animal" if label < 4 else "tree" for label in labels]
+    return tasks.from_groups(themes, [names[label] for label in labels], image, text, about=about)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return meta_train.Config(
+        regulator_settings='{"rank": 2, "hidden": 3}',
+        steps=4,
+        batch_size=2,
+        ways=2,
+        shots=2,
+        cross_ways=2,
+        cross_queries=1,
+        max_tokens=0,
+        inner_steps=2,
+        inner_rate=0.5,
+        learning_rate=0.01,
+        eval_every=2,
+        eval_batches=1,
+        save_every=2,
+        devices=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(clip, hierarchy, config, tmp_path_factory):
+    folder = epath.Path(tmp_path_factory.mktemp("trained"))
+    return folder, *meta_train.train(config, folder, clip, hierarchy)
+
+
+def test_words_behind_a_context_are_meta_trained_with(clip, hierarchy, config, tmp_path):
+    # As published: two vectors from "a photo", and "of a" stays behind them.
+    settings = {"tuner": "maple", "tuner_settings": '{"depth": 1}', "steps": 1, "inner_steps": 1, "eval_every": 0}
+    learned, _ = meta_train.train(dataclasses.replace(config, **settings), epath.Path(tmp_path), clip, hierarchy)
+    start = tuners.maple(depth=1).init(jax.random.key(0), clip, None)
+    for after, before in zip(jax.tree.leaves(learned.prompt), jax.tree.leaves(start), strict=True):
+        assert after.shape == before.shape
+        assert not np.allclose(after, before, atol=1e-4)
+
+
+def test_learns_start_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
+    _, learned, _ = trained
+    tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
+    start = tuner.init(jax.random.key(0), clip, None)
+    phi = regulator.init(jax.random.key(1), start)
+    # Adam's first steps are as long as the learning rate in every entry, and the schedule falls from there.
+    moved = np.abs(learned.prompt["context"] - start["context"])
+    assert 0.01 < moved.max() < 0.04 + 1e-6
+    changed = jax.tree.map(lambda new, old: bool(np.any(new != old)), learned.phi, phi)
+    assert changed["context"]["up"]
+    assert np.allclose(learned.rates["context"], 0.5)
+    # An offset for each theme, whose prototype is where the theme's images and texts lie.
+    assert learned.offsets["context"].shape == (2, *start["context"].shape)
+    assert all(0.01 < np.abs(offset).max() < 0.04 + 1e-6 for offset in learned.offsets["context"] * 2)
+    images = [hierarchy.image_features[hierarchy.themes[hierarchy.classes] == theme].mean(0) for theme in (0, 1)]
+    width = clip.config.embed_dim
+    np.testing.assert_allclose(learned.structure.prototypes[:, :width], images, atol=1e-5)
+
+
+def test_without_offsets_one_start_serves_all_tasks(clip, hierarchy, config, tmp_path):
+    settings = dataclasses.replace(config, learn=("prompt", "phi"), steps=1, eval_every=0)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    assert learned.offsets is None
+    assert gram.meta.initial_prompt(learned) is learned.prompt
+
+
+def test_tasks_one_after_the_other_drawn_by_processes_teach_the_same(clip, hierarchy, config, trained, tmp_path):
+    settings = dataclasses.replace(config, tasks_at_once=1, worker_processes=2, eval_every=0)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5), learned, trained[1])
+
+
+@pytest.mark.parametrize("learn", [("prompt", "phi"), ("phi", "offsets")])
+def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, config, tmp_path, learn):
+    settings = dataclasses.replace(
+        config, regulator="structured", regulator_settings='{"rank": 2}', learn=learn, steps=2, eval_every=0
+    )
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    regulator = regulators.structured(prototypes=2, rank=2)
+    found = gram.load_meta(tmp_path / "meta.safetensors", tuners.coop(init_text="a photo of a"), regulator, clip)
+    assert (found.offsets is None) == ("offsets" not in learn)
+    assert found.structure.prototypes.shape == (2, 2 * clip.config.embed_dim)
+    for name in ("up", "shared_up", "scale", "shared_scale"):  # each prototype has learned
+        assert np.abs(learned.phi["context"][name]).max(axis=-1).all()
+
+
+def test_the_meta_checkpoint_holds_what_was_learned_and_from_what(clip, trained, hierarchy):
+    folder, learned, _ = trained
+    path = folder / "meta.safetensors"
+    tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
+    found = gram.load_meta(path, tuner, regulator, clip)
+    jax.tree.map(np.testing.assert_array_equal, found, learned)
+    notes = tuners.read_arrays(path)[1]["notes"]
+    assert notes["tasks"]["content_hash"] == hierarchy.about["content_hash"]
+    assert notes["settings"]["inner_steps"] == 2
+
+
+def test_metrics_tell_losses_before_and_after_adaptation(trained):
+    folder, _, rows = trained
+    records = runtime.read_metrics(folder / "metrics.jsonl")
+    steps = [record for record in records if "same" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    assert all(record["adapted"] < record["support"] for record in steps)
+    assert [row.step for row in rows if row.metric == "val_same"] == [0, 2, 4]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(clip, hierarchy, config, trained, tmp_path):
+    folder = trained[0]
+    meta_train.train(config, tmp_path / "again", clip, hierarchy)
+    assert (tmp_path / "again/meta.safetensors").read_bytes() == (folder / "meta.safetensors").read_bytes()
+    other = meta_train.train(dataclasses.replace(config, seed=1), tmp_path / "other", clip, hierarchy)[0]
+    assert not np.array_equal(other.prompt["context"], trained[1].prompt["context"])
+
+
+def test_runs_that_differ_in_tasks_alone_share_one_compiled_step(clip, hierarchy, config, tmp_path):
+    step = meta_train.make_program(dataclasses.replace(config, tasks=""))[2]
+    learned = [
+        meta_train.train(dataclasses.replace(config, tasks=name), tmp_path / name, clip, hierarchy)[0]
+        for name in ("some", "others")
+    ]
+    assert step.update._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, *learned)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(clip, hierarchy, config, trained, tmp_path, monkeypatch):
+    def stop(self, step, state, *rest, **more):
+        if step == 2:
+            self.wait()
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.Checkpoints, "exit_if_preempted", stop)
+        with pytest.raises(SystemExit):
+            meta_train.train(config, tmp_path, clip, hierarchy)
+    assert not (tmp_path / "meta.safetensors").exists()
+    meta_train.train(config, tmp_path, clip, hierarchy)
+    for name in ("meta.safetensors", "metrics.jsonl"):
+        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(clip, hierarchy, config, trained):
+    with pytest.raises(runtime.ConfigMismatchError, match=r"inner_rate: the checkpoint has 0\.5, this run has 0\.25"):
+        meta_train.train(dataclasses.replace(config, inner_rate=0.25), trained[0], clip, hierarchy)
+
+
+def test_a_tuner_that_needs_pixels_reads_them_from_the_corpus(clip, hierarchy, config, tmp_path):
+    pixel = dataclasses.replace(
+        config, tuner="vpt", tuner_settings='{"num_tokens": 1}', steps=1, eval_every=0, gradient="first_order"
+    )
+    learned, _ = meta_train.train(pixel, tmp_path, clip, hierarchy)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(learned))
+    images = meta_train.reader(hierarchy, tuners.vpt(), clip, None)(np.array([[3, 5]]))
+    corpus = load_corpus("glyphs", pairs=PAIRS)
+    np.testing.assert_array_equal(images[0], clip.preprocess(corpus.images(hierarchy.members[[3, 5]])))
+    with pytest.raises(ValueError, match="corpus of hash"):
+        meta_train.train(pixel, tmp_path / "other", clip, hierarchy, corpus=load_corpus("glyphs", pairs=PAIRS, seed=1))
+
+
+def test_a_loss_that_is_not_finite_names_the_tasks(clip, hierarchy, config, tmp_path):
+    broken = dataclasses.replace(
+        hierarchy, image_features=np.where(hierarchy.classes[:, None] == 0, np.nan, hierarchy.image_features)
+    )
+    settings = dataclasses.replace(config, eval_every=0)
+    with pytest.raises(FloatingPointError, match=r"not finite in tasks \[\d+.*there is no checkpoint.*--debug_nans"):
+        meta_train.train(settings, tmp_path, clip, broken)
+
+
+def test_a_run_that_breaks_off_says_what_is_left_and_debug_nans_where_it_began(
+    clip, hierarchy, config, tmp_path, monkeypatch
+):
+    factor = np.nan
+
+    def poisoned(draw, *arguments, **settings):
+        def drawn(index):
+            return jax.tree.map(lambda leaf: leaf * factor if leaf.dtype == np.float32 else leaf, draw(index))
+
+        return ordered(lambda index: drawn(index) if index == 3 else draw(index), *arguments, **settings)
+
+    settings = dataclasses.replace(config, eval_every=0)
+    monkeypatch.setattr(meta_train, "ordered", poisoned)
+    left = rf"loss of step 3 is not finite in tasks \[6, 7\]; the last good checkpoint is step 2 in {tmp_path}/check"
+    with pytest.raises(FloatingPointError, match=left):
+        meta_train.train(settings, tmp_path, clip, hierarchy)
+    again = dataclasses.replace(settings, debug_nans=True)  # the same command, with the flag
+    with pytest.raises(FloatingPointError, match=left + r".*What the step is given is not finite: tasks\.support"):
+        meta_train.train(again, tmp_path, clip, hierarchy)
+    factor = np.float32(1e38)  # finite, and its products are not
+    place = r".*Done again with checks: .*nan generated by primitive: .*, at /.*gram_jax/.*\.py:\d+ \("
+    with pytest.raises(FloatingPointError, match=left + place):
+        meta_train.train(again, tmp_path, clip, hierarchy)
+    monkeypatch.undo()
+    meta_train.train(again, tmp_path, clip, hierarchy)  # what was saved is good
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ways": 50}, "theme of 52 classes"),
+        ({"shots": 50}, "at least 51 members"),
+        ({"learn": ("prompt", "speed")}, "learn is"),
+        ({"gradient": "third_order"}, "gradient is 'third_order'"),
+        ({"tuner_settings": '{"tokens": 3}'}, "no setting 'tokens'"),
+        ({"tuner_settings": '{"num_tokens": 90}'}, "context"),
+        ({"devices": 99}, "--devices=99"),
+        ({"tasks_at_once": 3}, "--tasks_at_once=3: a device has 2 tasks a step"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(clip, hierarchy, config, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        meta_train.train(dataclasses.replace(config, **change), tmp_path, clip, hierarchy)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"inner_rate": -1.0}, {"tuner_settings": "{"}, {"regulator_settings": "3"}]
+)
+def test_impossible_flags_are_refused(change):
+    with pytest.raises(ValueError, match=f"--{next(iter(change))}="):
+        meta_train.Config(**change)
+
+
+def test_a_hierarchy_of_another_clip_ends_in_one_line(hierarchy, tmp_path):
+    gram.save_clip(tiny_clip(seed=5), tmp_path / "clip")
+    tasks.save_hierarchy(tmp_path / "hierarchy.safetensors", hierarchy)
+    arguments = [f"--tasks={tmp_path / 'hierarchy.safetensors'}", f"--clip={tmp_path / 'clip'}"]
+    command = [sys.executable, "-m", "experiments.meta_train", *arguments, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "clip" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,220 @@
+"""Published recipes: what they set, and one of them run end to end against NumPy, step by step."""
+
+import dataclasses
+import hashlib
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+import gram_jax as gram
+from experiments.evaluate import bench as _bench
+from experiments.evaluate import inputs as _inputs
+from experiments.evaluate import presets as _presets
+from experiments.evaluate import run as evaluate
+from gram_jax import evaluation, tuners
+from gram_jax import tuning as tuning_lib
+from gram_jax.clip import TextPrompt
+from gram_jax.data import load_dataset, view
+from gram_jax.testing import tiny_clip
+
+SEEDS = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    gram.save_clip(tiny_clip(seed=1, text_layers=1, vision_layers=1, text_context_length=40), folder)
+    return str(folder)
+
+
+def restated(clip, seed, shots, epochs, batch_size, decay, fresh, base=0.002):
+    """CoOp's context after every step: Dassl's schedule, PyTorch's SGD, the drawn batches, written out."""
+    chess = load_dataset("glyphs:chess")
+    support = [p for p in evaluation.few_shot(chess, shots, seed).tolist() if chess.labels[p] < 6]
+    names = clip.class_tokens(list(chess.class_names[:6]))
+
+    @jax.jit
+    def gradient(context, features, labels):
+        def loss(context):
+            texts = gram.encode_classes(clip, names, TextPrompt(context))
+            scores = jax.nn.log_softmax(gram.logits(features, texts, clip.params["logit_scale"]))
+            return -jnp.mean(scores[jnp.arange(len(labels)), labels])
+
+        return jax.grad(loss)(context)
+
+    def shown(position, epoch):
+        image = chess.images([position])[0]
+        if not fresh:
+            return clip.transform.pixels(image)
+        text = json.dumps(["glyphs:chess", chess.references[position]]).encode()
+        item = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
+        return view(clip.transform, image, seed, item, seen_before(position, epoch))
+
+    order, times = np.random.default_rng(seed), dict.fromkeys(support, 0)
+
+    def seen_before(position, epoch):
+        assert times[position] <= epoch
+        times[position] += 1
+        return times[position] - 1
+
+    context = np.asarray(gram.embed_tokens(clip, clip.tokenize(["a photo of a"])[0, 1:-1]), np.float64)
+    velocity, contexts = np.zeros_like(context), [context]
+    for epoch in range(epochs):
+        rate = 1e-5 if epoch == 0 else base / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+        items = order.permutation(len(support))
+        for start in range(0, len(items) - batch_size + 1, batch_size):
+            batch = [support[item] for item in items[start : start + batch_size]]
+            pixels = clip.transform.normalize(np.stack([shown(position, epoch) for position in batch]))
+            own = gradient(jnp.float32(context), gram.encode_image(clip, pixels), chess.labels[batch])
+            velocity = 0.9 * velocity + np.asarray(own, np.float64) + decay * context
+            context = context - rate * velocity
+            contexts.append(context)
+    return contexts
+
+
+def tuned_by(config, workdir, monkeypatch):
+    """What `experiments.evaluate` tunes, and its results."""
+    found = []
+    monkeypatch.setattr(evaluate, "tune", lambda *given: found.append(_bench.tune(*given)) or found[-1])
+    results = evaluate.run(config, epath.Path(workdir))
+    (tuned,) = found
+    return tuned, results
+
+
+@pytest.mark.parametrize(("decay", "augmentation"), [(None, "fresh"), (0.7, "none")])
+def test_a_recipe_is_dassls_schedule_and_pytorchs_sgd(folder, tmp_path, monkeypatch, decay, augmentation):
+    changes = {} if decay is None else {"weight_decay": decay, "augmentation": augmentation, "learning_rate": (0.5,)}
+    config = evaluate.Config(
+        preset="coop_b2n_vitb16", clip=folder, dataset=("glyphs:chess",), shots=(3,), seeds=SEEDS, batch_size=7,
+        epochs=(4,), report_steps=tuple(range(8)), methods=("tuner",), max_test_images=1, **changes,
+    )  # fmt: skip
+    tuned, results = tuned_by(config, tmp_path, monkeypatch)
+    clip = gram.load_clip(folder)
+    for run, seed in enumerate(SEEDS):
+        contexts = restated(clip, seed, 3, 4, 7, decay or 5e-4, augmentation == "fresh", 0.5 if decay else 0.002)
+        assert len(contexts) == 1 + 4 * (18 // 7)
+        for step in range(1, len(contexts)):
+            moved = tuned.prompts[step]["context"][run] - tuned.prompts[step - 1]["context"][run]
+            expected = contexts[step] - contexts[step - 1]
+            np.testing.assert_allclose(
+                moved, expected, atol=5e-3 * np.abs(expected).max() + 1e-7 * np.abs(contexts[step]).max()
+            )
+    settings = results.config
+    assert (settings["momentum"], settings["schedule"], settings["tuner"]) == (0.9, "warmup_cosine", "coop")
+    assert settings["tuner_settings"]["init_text"] == "a photo of a"
+    assert "KaiyangZhou/CoOp" in settings["preset_from"]
+    assert {row.protocol for row in results.rows} == {"base_to_new"}
+
+
+@pytest.mark.slow
+def test_a_recipe_at_full_size_on_the_embedded_world(tmp_path, monkeypatch):
+    """200 epochs on 16 shots with the shipped clip: the restated trajectory to its end."""
+    config = evaluate.Config(
+        preset="coop_b2n_vitb16", dataset=("glyphs:chess",), seeds=SEEDS, methods=("tuner",), report_steps=(),
+    )  # fmt: skip
+    tuned, _ = tuned_by(config, tmp_path, monkeypatch)
+    clip = gram.load_clip("mini")
+    for run, seed in enumerate(SEEDS):
+        contexts = restated(clip, seed, 16, 200, 32, 5e-4, fresh=True)
+        assert list(tuned.prompts) == [len(contexts) - 1] == [600]
+        moved = tuned.prompts[600]["context"][run] - np.float32(contexts[0])
+        expected = contexts[-1] - contexts[0]
+        assert np.linalg.norm(moved - expected) < 0.01 * np.linalg.norm(expected)
+
+
+def test_rows_of_the_table():
+    """Read off the published configurations: learning rate, epochs on 16 shots, batch, context."""
+    expected = {
+        "coop_fs_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 16})),
+        "coop_b2n_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 4, "init_text": "a photo of a"})),
+        "cocoop_b2n_vitb16": (0.002, 10, 1, ("cocoop", {"num_tokens": 4, "init_text": "a photo of a"})),
+        "vpt_b2n_vitb16": (0.0025, 5, 4, ("vpt", {"num_tokens": 8, "depth": 12})),
+        "maple_b2n_vitb16": (0.0035, 5, 4, ("maple", {"num_tokens": 2, "depth": 9, "init_text": "a photo of a"})),
+        "maple_xd_vitb16": (0.0026, 2, 4, ("maple", {"num_tokens": 2, "depth": 3, "init_text": "a photo of a"})),
+    }
+    for name, (rate, epochs, batch, tuner) in expected.items():
+        preset = _presets.PRESETS[name]
+        assert (preset.learning_rate, _presets.epochs(name, "coop:dtd", 16), preset.batch_size) == (rate, epochs, batch)
+        assert (preset.tuner[0], dict(preset.tuner[1])) == tuner
+    by_shots = [_presets.epochs("coop_fs_vitb16", "coop:dtd", shots) for shots in (1, 2, 3, 4, 8, 16, 32)]
+    assert by_shots == [50, 100, 100, 100, 200, 200, 200]
+    assert _presets.epochs("coop_fs_vitb16", "coop:imagenet", 16) == 50
+    for name, preset in _presets.PRESETS.items():
+        assert name.split("_")[-2] == preset.use
+        assert preset.provenance
+        if preset.tuner[0] in tuners.NAMES:
+            tuners.make(preset.tuner[0], **preset.tuner[1])
+
+
+def test_what_is_given_wins_over_a_preset():
+    found = evaluate.Config(
+        preset="vpt_b2n_vitb16", shots=(2,), momentum=0.0, augmentation="none", tuner_settings='{"depth": 2}'
+    )
+    assert (found.shots, found.momentum, found.augmentation) == ((2,), 0.0, "none")
+    assert json.loads(found.tuner_settings) == {"num_tokens": 8, "depth": 2}
+    assert (found.weight_decay, found.batch_size, found.learning_rate, found.epochs) == (5e-4, 4, (0.0025,), None)
+    assert (found.tuner, found.protocol, found.schedule) == ("vpt", ("base_to_new",), "warmup_cosine")
+    assert dataclasses.replace(found, batch_size=8).momentum == 0.0
+    targets = evaluate.Config(preset="coop_xd_vitb16", targets=("glyphs:digits",))  # its protocols are known by then
+    assert targets.protocol == ("cross_dataset", "domain_generalization")
+    alone = evaluate.Config(preset="coop_b2n_vitb16", meta="meta.safetensors")
+    assert (alone.tuner, alone.tuner_settings) == (None, "{}")  # the checkpoint's
+
+
+def test_defaults_without_a_preset():
+    plain = evaluate.Config()
+    assert (plain.protocol, plain.shots, plain.seeds) == (("few_shot", "base_to_new"), (1, 4, 16), (1, 2, 3))
+    assert (plain.learning_rate, plain.batch_size, plain.optimizer) == ((0.3, 1.0, 3.0), 32, "sgd")
+    assert (plain.momentum, plain.weight_decay, plain.schedule, plain.augmentation) == (0.0, 0.0, "cosine", "none")
+    assert (plain.tuner, plain.tuner_settings, plain.init_text, plain.steps) == (None, "{}", None, (50,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "prograd_fs_rn50"}, "needs a ResNet-50, .* which experiments.evaluate has no setting for"),
+        ({"preset": "coop"}, "--preset=coop: choose among coop_fs_vitb16, coop_b2n_vitb16"),
+        ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "is of the tuner 'coop'; leave --tuner=vpt out"),
+        ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): a preset counts in epochs; give --epochs"),
+    ],
+)
+def test_presets_that_cannot_be_run_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.Config(**changes)
+
+
+def test_fresh_views_never_come_twice_and_stored_ones_do():
+    order = tuning_lib.epoch_batches(1, 10, 4, 6)
+    fresh = _inputs.view_numbers(1, order, 10, 0)
+    assert len({(i, n) for i, n in zip(order.ravel().tolist(), fresh.ravel().tolist(), strict=True)}) == order.size
+    for item in range(10):
+        assert fresh[order == item].tolist() == list(range((order == item).sum()))
+    stored = _inputs.view_numbers(1, np.tile(np.arange(100), (40, 1)), 100, 8)
+    assert np.bincount(stored.ravel(), minlength=8).min() > 400
+    assert not np.array_equal(stored, _inputs.view_numbers(2, np.tile(np.arange(100), (40, 1)), 100, 8))
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_stored_views_are_those_of_the_views_module(folder, monkeypatch, pixels):
+    config = evaluate.Config(augmentation="stored", views=3, image_batch=8)
+    clip, tuner = gram.load_clip(folder), tuners.vpt(num_tokens=2) if pixels else tuners.coop()
+    bench = _bench.Bench(config, clip, tuner)
+    support = load_dataset("glyphs:chess").take([5, 40, 300])
+    order = np.array([[0, 2], [1, 0]])
+    numbers = _inputs.view_numbers(7, order, 3, 3)
+    for _ in range(2):
+        for items, views, images in zip(order, numbers, _inputs.run_inputs(bench, support, order, 7), strict=True):
+            expected = clip.transform.normalize(
+                np.stack([
+                    view(clip.transform, support.images([i])[0], 0, _inputs.item_number(support, i), int(n))
+                    for i, n in zip(items.tolist(), views.tolist(), strict=True)
+                ])
+            )  # fmt: skip
+            expected = expected if pixels else gram.encode_image(clip, expected)
+            np.testing.assert_allclose(images, expected, atol=1e-5)
+        monkeypatch.setattr(_inputs, "view", None)  # the second time from what is kept

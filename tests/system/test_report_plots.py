@@ -1,0 +1,49 @@
+"""The plots of single protocols, against numbers by hand, and what is compared where nobody says."""
+
+import itertools
+
+import numpy as np
+from scipy import stats
+
+from gram_jax.evaluation import Row
+from gram_jax.reporting import evaluation_tables as _tables
+from gram_jax.reporting import plots as _plots
+from gram_jax.reporting import protocol_plots as _plots_protocols
+
+
+def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(_plots, "save", lambda figure, path: figures.append(figure))
+    rows = [
+        Row(method, "cross_dataset", "glyphs:chess", "accuracy", 0.1 * seed + gain, domain, 4, seed, "all", 5)
+        for method, gain in (("coop", 0.1), ("coop+gram", 0.2))
+        for domain, seed in itertools.product((None, "glyphs:digits", "glyphs:arrows"), (1, 2, 3))
+    ]
+    assert _plots_protocols.transfer(rows, tmp_path / "a.png")
+    (panel,) = figures[0].axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["digits", "arrows", "mean"]
+    line, _, (bars,) = panel.containers[1].lines
+    np.testing.assert_allclose(line.get_ydata(), [40.0] * 3)  # 30, 40 and 50
+    half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
+    np.testing.assert_allclose(bars.get_segments()[2][:, 1], [40 - half, 40 + half])
+
+    values = {"base": 0.5, "new": 0.3, "head": 0.7, "tail": 0.2}
+    rows = [
+        Row("coop", f"imbalanced:{tau}", "toy", "accuracy", value * tau, None, 16, 1, split, 5)
+        for tau in (1, 0.25)
+        for split, value in values.items()
+    ]
+    assert _plots_protocols.long_tails(rows, tmp_path / "b.png")
+    shown = [axis.containers[0].lines[0].get_ydata() for axis in figures[1].axes]
+    np.testing.assert_allclose(shown[0], [37.5, 37.5 / 4])  # H of 50 and 30
+    np.testing.assert_allclose([shown[1], shown[2]], [[50, 12.5], [30, 7.5]])
+    np.testing.assert_allclose(shown[3], [17.5, 5.0])  # head and tail at tau 0.25
+    assert not _plots_protocols.long_tails(rows[:4], tmp_path / "c.png")
+    assert not _plots_protocols.transfer(rows, tmp_path / "d.png")
+
+
+def test_zero_shot_is_the_reference_where_nothing_else_is_compared():
+    rows = [Row(method, "few_shot", "toy", "accuracy", 0.5) for method in ("zero_shot", "coop", "coop+kgcoop", "vpt")]
+    assert _tables.reference(rows) == "zero_shot"
+    assert _tables.reference([*rows, Row("coop+gram", "few_shot", "toy", "accuracy", 0.5)]) is None
+    assert _tables.reference(rows[1:]) is None

@@ -1,0 +1,146 @@
+"""A structured start in experiments.evaluate and experiments.predict: each draw begins where its own context says."""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import gram_jax as gram
+from experiments import predict
+from experiments.evaluate import run as evaluate
+from gram_jax import meta, regulators, tuners
+from gram_jax.clip import TextPrompt
+from gram_jax.data import load_dataset
+
+SEEDS = (1, 2)
+TAU = 0.3
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The mini clip, and a meta checkpoint whose prototypes lie around the contexts of arabic."""
+    folder, clip = tmp_path_factory.mktemp("structured"), gram.load_clip("mini")
+    tuner, regulator = tuners.coop(num_tokens=2), regulators.affine()
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    dataset, rng = load_dataset("glyphs:arabic"), np.random.default_rng(0)
+    middle = np.mean([context(clip, dataset, seed) for seed in SEEDS], axis=0)
+    learned = meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), learning_rate=0.1)
+    prototypes = middle + 0.01 * rng.normal(size=(4, len(middle)))
+    learned = meta.with_structure(learned, prototypes, TAU)
+    learned = learned.replace(offsets={"context": np.float32(1.5 * rng.normal(size=(4, *prompt["context"].shape)))})
+    gram.save_meta(folder / "meta.safetensors", learned, tuner, regulator, clip)
+    return folder, clip, dataset, learned
+
+
+def context(clip, dataset, seed):
+    """The mean image feature of CoOp's draw of one image a class, and the mean text feature of the class names."""
+    rng, items = random.Random(seed), {}
+    for position in dataset.select("train").tolist():
+        items.setdefault(int(dataset.labels[position]), []).append(position)
+    support = [rng.sample(members, 1)[0] for members in items.values()]
+    images = gram.encode_image(clip, clip.preprocess(dataset.images(support)))
+    texts = clip.tokenize([f"a photo of a {name}." for name in dataset.class_names])
+    return np.concatenate([np.mean(images, axis=0), np.mean(gram.encode_text(clip, texts), axis=0)])
+
+
+def begin(learned, vector):
+    """theta + sum_p w_p Delta_p, in NumPy."""
+    prototypes = np.asarray(learned.structure.prototypes, np.float64)
+    center = prototypes.mean(0)
+    scores = np.exp(unit(prototypes - center) @ unit(vector - center) / TAU)
+    weights = scores / scores.sum()
+    return np.asarray(learned.prompt["context"]) + np.tensordot(weights, np.asarray(learned.offsets["context"]), 1)
+
+
+def test_every_draw_starts_at_its_own_prompt(made, tmp_path):
+    folder, clip, dataset, learned = made
+    config = evaluate.Config(
+        meta=str(folder / "meta.safetensors"),
+        methods=("gram",),
+        dataset=("glyphs:arabic",),
+        protocol=("few_shot",),
+        shots=(1,),
+        seeds=SEEDS,
+        steps=(1,),
+        learning_rate=(0.1,),
+        report_steps=(0,),
+        max_test_images=8,
+    )
+    results = evaluate.run(config, epath.Path(tmp_path))
+    found = [
+        row.value
+        for row in results.rows
+        if (row.method, row.step, row.metric, row.split, row.domain) == ("coop+gram", 0, "accuracy", "all", None)
+    ]
+    test = np.concatenate(
+        [[p for p in dataset.select("test") if dataset.labels[p] == label][:8] for label in range(29)]
+    )
+    images = gram.encode_image(clip, clip.preprocess(dataset.images(test)))
+    expected, starts = [], []
+    for seed in SEEDS:
+        starts.append(begin(learned, context(clip, dataset, seed)))
+        prompt = TextPrompt(np.float32(starts[-1]))
+        texts = gram.encode_classes(clip, clip.class_tokens(dataset.class_names), prompt)
+        expected.append(float(np.mean(np.argmax(images @ texts.T, -1) == dataset.labels[test])))
+    assert np.abs(starts[0] - starts[1]).max() > 0.01
+    assert expected[0] != expected[1]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_predict_asks_for_the_kind_that_the_names_tell(made):
+    folder, clip, dataset, learned = made
+    _, prompt = predict.load_prompt(str(folder / "meta.safetensors"), clip, dataset.class_names)
+    width = clip.config.embed_dim
+    center = np.asarray(learned.structure.prototypes).mean(0)
+    vector = np.concatenate([center[:width], context(clip, dataset, 1)[width:]])
+    np.testing.assert_allclose(prompt["context"], begin(learned, vector), rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_follow_class_names_to_another_dataset(made, tmp_path):
+    folder, clip, dataset, learned = made
+    config = evaluate.Config(
+        meta=str(folder / "meta.safetensors"),
+        methods=("gram",),
+        dataset=("glyphs:arabic",),
+        targets=("glyphs:syllabics",),
+        protocol=("cross_dataset",),
+        follow_classes=True,
+        shots=(1,),
+        seeds=SEEDS,
+        steps=(1,),
+        gram_learning_rate=(1e-12,),  # the start is the tuned prompt
+        report_steps=(),
+        max_test_images=8,
+    )
+    results = evaluate.run(config, epath.Path(tmp_path))
+
+    def found(method, domain):
+        rows = [row for row in results.rows if row.metric == "accuracy"]
+        return [row.value for row in rows if (row.method, row.domain, row.step) == (method, domain, 1)]
+
+    other = load_dataset("glyphs:syllabics")
+    members = [np.flatnonzero((other.splits == "test") & (other.labels == label)) for label in range(43)]
+    test = np.concatenate([positions[:8] for positions in members])
+    images = gram.encode_image(clip, clip.preprocess(other.images(test)))
+    names = np.mean(
+        gram.encode_text(clip, clip.tokenize([f"a photo of a {name}." for name in other.class_names])), axis=0
+    )
+    expected = []
+    for seed in SEEDS:
+        here = context(clip, dataset, seed)
+        there = np.concatenate([here[: len(names)], names])  # the images of the source, the class names of the target
+        texts = gram.encode_classes(
+            clip, clip.class_tokens(other.class_names), TextPrompt(np.float32(begin(learned, there)))
+        )
+        expected.append(float(np.mean(np.argmax(images @ texts.T, -1) == other.labels[test])))
+    assert found("coop+gram:following", "glyphs:syllabics") == pytest.approx(expected, abs=1e-6)
+    assert found("coop+gram", "glyphs:syllabics") != found("coop+gram:following", "glyphs:syllabics")
+    assert found("coop+gram", None) == found("coop+gram:following", None)
+    with pytest.raises(ValueError, match="--follow_classes belongs to cross_dataset"):
+        evaluate.Config(follow_classes=True)

@@ -1,0 +1,263 @@
+"""experiments.evaluate --protocol=test_time: its accuracies against loops over images and views, what it refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from tests.system.test_evaluate import spread_clip
+
+import gram_jax as gram
+from experiments import report
+from experiments.evaluate import bench as _bench
+from experiments.evaluate import methods as _methods
+from experiments.evaluate import run as evaluate
+from experiments.evaluate import test_time as _test_time
+from gram_jax import evaluation, meta, regulators, tuners
+from gram_jax import tuning as tuning_lib
+from gram_jax.clip import TextPrompt
+from gram_jax.data import load_dataset, view
+
+SEEDS, PER_CLASS, VIEWS, SHARE, KEPT, RATE, TAU = (1, 2), 2, 10, 0.3, 3, 0.01, 0.5
+WORDS = "a photo of a"
+REGULATOR = regulators.structured(prototypes=3, rank=2)
+TUNED = ("coop+tpt", "coop+tpt+gram", "coop+tpt+gram:init_only", "coop+tpt+gram:regulator_only")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A clip in a folder, with a structured start and a structured regulator that have learned something."""
+    folder, clip, rng = tmp_path_factory.mktemp("test_time"), spread_clip(), np.random.default_rng(0)
+    gram.save_clip(clip, folder)
+    tuner = tuners.coop(init_text=WORDS)
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    phi = REGULATOR.init(jax.random.key(1), prompt)
+    phi = jax.tree.map(lambda leaf: jnp.float32(leaf + 0.5 * rng.normal(size=leaf.shape)), phi)
+    learned = meta.with_structure(
+        meta.init_meta(prompt, phi, 0.1), rng.normal(size=(3, 2 * clip.config.embed_dim)), TAU
+    )
+    learned = learned.replace(offsets={"context": jnp.float32(0.2 * rng.normal(size=(3, *prompt["context"].shape)))})
+    gram.save_meta(folder / "meta.safetensors", learned, tuner, REGULATOR, clip)
+    config = evaluate.Config(
+        clip=str(folder),
+        meta=str(folder / "meta.safetensors"),
+        dataset=("glyphs:chess",),
+        domains=("noise",),
+        protocol=("test_time",),
+        seeds=SEEDS,
+        learning_rate=(RATE,),
+        max_test_images=PER_CLASS,
+        test_time_views=VIEWS,
+        test_time_share=SHARE,
+        test_time_batch=5,
+        save_confusion=True,
+    )
+    return clip, learned, config
+
+
+@pytest.fixture(scope="module")
+def finished(made, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("evaluate"))
+    return workdir, evaluate.run(made[2], workdir)
+
+
+@pytest.fixture(scope="module")
+def functions(made):
+    """Logits under a context, and the gradient of the loss, compiled."""
+    clip, names = made[0], load_dataset("glyphs:chess").class_names
+    classes = clip.class_tokens(names)
+
+    @jax.jit
+    def logits(context, features):
+        return gram.logits(
+            features, gram.encode_classes(clip, classes, TextPrompt(context)), clip.params["logit_scale"]
+        )
+
+    @jax.jit
+    def gradient(context, features):
+        def entropy(context):
+            mean = jnp.mean(jax.nn.softmax(logits(context, features)), 0)
+            return -jnp.sum(mean * jnp.log(mean))
+
+        return jax.grad(entropy)(context)
+
+    texts = gram.encode_text(clip, clip.tokenize([f"a photo of a {name}." for name in names]))
+    return logits, gradient, np.mean(texts, axis=0)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def direct(made, functions, method, seed, domain=""):
+    """The accuracy of a method before and after tuning, image by image."""
+    (clip, learned, _), (logits, gradient, text) = made, functions
+    dataset = load_dataset(f"glyphs:chess/{domain}" if domain else "glyphs:chess")
+    correct = []
+    for label in range(len(dataset.class_names)):
+        for position in [i for i in dataset.select("test") if dataset.labels[i] == label][:PER_CLASS]:
+            image, item = dataset.read(dataset.references[position]), _test_time.item_number(dataset, position)
+            others = [view(clip.transform, image, seed, item, number) for number in range(1, VIEWS)]
+            pixels = np.stack([clip.transform.pixels(image), *others])
+            features = np.asarray(gram.encode_image(clip, clip.transform.normalize(pixels)))
+            prototypes = np.asarray(learned.structure.prototypes)
+            center = prototypes.mean(0)
+            context = np.concatenate([features.mean(0), text])
+            weights = np.exp(unit(prototypes - center) @ unit(context - center) / TAU)
+            weights /= weights.sum()
+            start = gram.embed_tokens(clip, clip.tokenize([WORDS])[0, 1:-1])
+            if method.endswith(("gram", "init_only")):
+                start = learned.prompt["context"] + np.tensordot(weights, learned.offsets["context"], 1)
+            first = np.asarray(logits(start, features))
+            p = np.exp(first - first.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            kept = np.argsort(-np.sum(p * np.log(p), 1))[:KEPT]
+            g = np.asarray(gradient(start, features[kept]))
+            if method.endswith(("gram", "regulator_only")):
+                g = np.asarray(REGULATOR.apply(learned.phi, {"context": jnp.asarray(g)}, weights)["context"])
+            end = start - RATE * (g / (np.abs(g) + 1e-8) + 0.01 * np.asarray(start))  # AdamW's first step
+            correct.append([int(np.argmax(at)) == label for at in (first[0], np.asarray(logits(end, features[:1]))[0])])
+    return np.mean(correct, axis=0)
+
+
+@pytest.mark.parametrize(("method", "domain"), [(method, "") for method in TUNED] + [("coop+tpt+gram", "noise")])
+def test_accuracies_are_those_of_a_loop_over_images(made, functions, finished, method, domain):
+    _, results = finished
+    for seed in SEEDS[: 1 if domain else 2]:
+        found = [
+            row.value
+            for row in results.rows
+            if (row.method, row.seed, row.domain or "", row.metric) == (method, seed, domain, "accuracy")
+        ]
+        assert found == pytest.approx(direct(made, functions, method, seed, domain), abs=1.01 / (12 * PER_CLASS))
+
+
+def test_rows_tables_and_files(finished, tmp_path):
+    workdir, results = finished
+    rows = [row for row in results.rows if row.method in TUNED]
+    assert {row.method for row in results.rows} == {*TUNED, "zero_shot", "zero_shot:own"}
+    assert {(row.protocol, row.shots, row.split) for row in rows} == {("test_time", None, "all")}
+    assert {(row.seed, row.step, row.domain) for row in rows} == {
+        (seed, step, domain) for seed in SEEDS for step in (0, 1) for domain in (None, "noise")
+    }
+    assert {row.seed for row in results.rows if row.method == "zero_shot"} == {None}
+    # What starts alike is alike before the first step; what only starts differently is not after it.
+    at = {(r.method, r.step): r.value for r in rows if r.seed == 1 and r.domain == "noise"}
+    assert at["coop+tpt", 0] == at["coop+tpt+gram:regulator_only", 0]
+    assert at["coop+tpt+gram", 0] == at["coop+tpt+gram:init_only", 0]
+    assert {(c.a, c.b) for c in results.comparisons} == {(method, "coop+tpt") for method in TUNED[1:]}
+    assert results.environment["draws"]["rule"].startswith("views-1")
+    assert results.config["weight_decay"] == 0.01
+    assert len(list((workdir / "confusion").iterdir())) == len(TUNED)
+    with np.load(workdir / "confusion" / "glyphs_chess-test_time-coop_tpt.npz") as file:
+        assert file["all/counts"].sum() == 12 * PER_CLASS * len(SEEDS)
+    text = report.write([results], tmp_path)
+    for title in ("Accuracy: test-time", "Accuracy: test-time, shifted domains", "Accuracy by dataset: test-time"):
+        assert f"## {title}" in text
+    assert "| CoOp + TPT + GRAM, regulator only |" in text
+
+
+def test_goes_on_where_it_was_stopped(made, finished, tmp_path, monkeypatch):
+    workdir, results = finished
+    lines = (workdir / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    tuned, rows = [], _test_time.rows
+    monkeypatch.setattr(_test_time, "rows", lambda *arguments: tuned.append(arguments) or rows(*arguments))
+    assert evaluate.run(made[2], epath.Path(tmp_path)).rows == results.rows
+    assert [method.name for _, _, method, *_ in tuned] == ["coop+tpt+gram:regulator_only"]
+
+
+def test_rates_are_selected_on_validation_images(made, monkeypatch):
+    """Each candidate by its accuracy after tuning on the images of val, over views of seeds of their own."""
+    config = dataclasses.replace(made[2], select_seeds=(7, 8))
+    candidates = tuple(_methods.Candidate(None, rate, 1, {"learning_rate": rate}) for rate in (0.1, 0.2))
+    method = _methods.Method("coop+tpt", None, None, False, False, candidates)
+
+    def runs(bench, method, candidate, part, seeds):
+        assert (set(part.dataset.splits), part.domain, seeds) == ({"val"}, None, (7, 8))
+        for seed in seeds:
+            right = part.dataset.labels
+            wrong = (right + 1) % 12
+            cut = round(candidate.learning_rate * seed / 4 * len(right))
+            yield None, _test_time.Outcome(np.concatenate([right[:cut], wrong[cut:]])[None], None)
+
+    monkeypatch.setattr(_test_time, "_runs", runs)
+    learnable = evaluate.without_test(load_dataset("glyphs:chess"))
+    found = _test_time.score_candidates(_bench.Bench(config, None, None), method, learnable)
+    assert found == pytest.approx([0.1 * 7.5 / 4, 0.2 * 7.5 / 4], abs=0.03)
+
+
+def test_pixels_are_views_too(made):
+    clip, _, config = made
+    dataset, tuner = load_dataset("glyphs:chess"), tuners.vpt(num_tokens=2)
+    bench = _bench.Bench(dataclasses.replace(config, meta="", image_batch=4), clip, tuner)
+    views = _test_time.Views(bench, dataset.take([5, 9, 30]), seed=3)
+    found = views[1:3]
+    assert (len(views), found.shape) == (3, (2, VIEWS, *clip.transform.output_size, 3))
+    image, item = dataset.read(dataset.references[9]), _test_time.item_number(dataset, 9)
+    expected = clip.transform.normalize(view(clip.transform, image, 3, item, 4))
+    np.testing.assert_array_equal(found[0, 4], expected)
+    np.testing.assert_allclose(views.features(1), gram.encode_image(clip, found[0]), atol=1e-5)
+
+
+def test_settings_have_defaults_of_their_own():
+    given = {"protocol": ("test_time",)}
+    plain = evaluate.Config(**given)
+    assert (plain.learning_rate, plain.gram_learning_rate, plain.steps) == ((0.005,), (0.005,), (1,))
+    assert (plain.optimizer, plain.weight_decay) == ("adamw", 0.01)
+    assert dataclasses.replace(plain) == plain
+    several = evaluate.Config(**given, learning_rate=(0.1, 0.2), steps=(3,))
+    assert (several.learning_rate, several.gram_learning_rate, several.steps) == ((0.1, 0.2), (0.1, 0.2), (3,))
+    sgd = evaluate.Config(**given, optimizer="sgd")
+    assert (sgd.weight_decay, sgd.gram_learning_rate) == (0.0, None)
+    assert evaluate.Config().steps == (50,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": ("few_shot", "test_time")}, "test_time tunes without labeled images, .* run it by itself"),
+        ({"protocol": ("few_shot",), "optimizer": "adamw"}, "--optimizer=adamw belongs to --protocol=test_time"),
+        ({"preset": "coop_b2n_vitb16"}, "--preset=coop_b2n_vitb16 is a recipe for labeled images"),
+        ({"regularizers": ("kgcoop:8", "npt")}, "--regularizers=kgcoop:8,npt: test_time has one loss"),
+        ({"regulator": "prograd"}, "--regulator=prograd: test_time has one loss"),
+        ({"shots": (4,)}, r"--shots=\(4,\): test_time tunes on one test image"),
+        ({"epochs": (3,)}, r"--epochs=\(3,\): test_time tunes on one test image"),
+        ({"augmentation": "fresh"}, "--augmentation=fresh: test_time"),
+        ({"save_prompts": True}, "--save_prompts: under test_time every image has a prompt of its own"),
+        ({"optimizer": "adam"}, "--optimizer=adam: test_time takes adamw or sgd"),
+        ({"steps": (1, 2)}, "--steps=1,2: test_time takes one number of steps"),
+        ({"test_time_views": 9}, "--test_time_share=0.1 of --test_time_views=9 is less than one view"),
+        ({"test_time_share": 2.0}, "--test_time_share=2 of --test_time_views=64"),
+        ({"test_time_batch": 0}, "--test_time_batch=0: it must be at least 1"),
+        ({"targets": ("glyphs:chess",)}, "--targets belongs to cross_dataset"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.Config(**{"protocol": ("test_time",), **changes})
+
+
+def test_a_regulator_of_second_gradients_is_refused(made, tmp_path):
+    clip, _, config = made
+    tuner, regulator = tuners.coop(init_text=WORDS), regulators.prometar(per="all")
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    learned = meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1)
+    gram.save_meta(tmp_path / "meta.safetensors", learned, tuner, regulator, clip)
+    with pytest.raises(ValueError, match="prometar holds a gradient against that of 'prometar'"):
+        evaluate.run(dataclasses.replace(config, meta=str(tmp_path / "meta.safetensors")), epath.Path(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops(made, monkeypatch):
+    clip, _, config = made
+    bench = _bench.Bench(dataclasses.replace(config, meta=""), clip, tuners.coop(init_text=WORDS))
+    (method,), *_ = _methods.build(dataclasses.replace(config, meta="", methods=("tuner",)), bench.tuner, clip)
+    dataset = load_dataset("glyphs:chess").take([0, 1])
+    nothing = np.full((2, 12), np.nan)
+    episodes = tuning_lib.Episodic(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
+    monkeypatch.setattr(evaluation, "predict_episodic", lambda *arguments, **named: episodes)
+    part = evaluate.Part("all", None, dataset)
+    with pytest.raises(ValueError, match="coop\\+tpt on glyphs:chess is not finite at the views of seed 1; lower"):
+        _test_time.rows(bench, None, method, method.candidates[0], dataset, [part])

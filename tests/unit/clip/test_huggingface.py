@@ -1,0 +1,364 @@
+"""Folders and hub names to clips and back: transformers reads what we write, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+from huggingface_hub import errors
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from gram_jax.clip import ImageTransform, Tokenizer, WeightsError, load_clip, save_clip, weights_hash
+from gram_jax.clip.formats.huggingface import MINI
+from gram_jax.testing import tiny_clip, tiny_config
+
+END = tiny_config().text.eos_token_id
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return tiny_clip(text_layers=2, vision_layers=2)
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    save_clip(small, tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def assert_same(found, expected):
+    """Equal in every bit and static part: the structures compare configuration, tokenizer and transform."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_round_trip(small, folder):
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert_same(load_clip(folder), small)
+    assert_same(load_clip(f"{folder}/"), small)
+
+
+def test_a_clip_loaded_again_is_not_traced_again(folder):
+    traces = []
+
+    @jax.jit
+    def scale(clip):
+        traces.append(clip.config)
+        return clip.params["logit_scale"] * 2
+
+    assert scale(load_clip(folder)) == scale(load_clip(folder))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_round_trip_through_transformers(small, tmp_path, dtype):
+    pytest.importorskip("torch", reason="transformers' CLIPModel is written in it")
+    from transformers import CLIPModel
+
+    save_clip(small, tmp_path / "ours", dtype=dtype)
+    model = CLIPModel.from_pretrained(tmp_path / "ours")
+    assert str(model.dtype) == f"torch.{dtype or 'float32'}"
+    model.save_pretrained(tmp_path / "theirs")
+    CLIPTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    CLIPImageProcessorPil.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    ours, theirs = load_file(tmp_path / "ours/model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.tobytes() == theirs[name].tobytes()
+    loaded = load_clip(tmp_path / "theirs", dtype=dtype or "float32")
+    expected = (
+        small if dtype is None else small.replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), small.params))
+    )
+    assert_same(loaded, expected)
+    assert weights_hash(loaded.params) == weights_hash(expected.params)
+
+
+def test_types(small, folder):
+    loaded = load_clip(folder, dtype="bfloat16", compute_dtype="bfloat16")
+    assert loaded.config.compute_dtype == "bfloat16"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
+    with pytest.raises(ValueError, match="dtype 'float8' is not supported"):
+        load_clip(folder, dtype="float8")
+
+
+def shard(folder, shards=3):
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-{number + 1:05}-of-{shards:05}.safetensors" for number in range(shards)]
+    weight_map = {name: names[index % shards] for index, name in enumerate(sorted(tensors))}
+    for file in names:
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_shards(small, folder):
+    shard(folder)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "processor_config.json"):
+        (folder / name).write_text("{}")
+    assert_same(load_clip(folder), small)
+    # Saved anew, what was there before does not stay behind.
+    save_clip(small, folder)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+def test_a_shard_with_a_name_that_no_file_can_have_is_missing(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "é" * 300}}))
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 1 shards: é{200}$"):
+        load_clip(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 3 shards: model-00002-of-00003.safetensors"):
+        load_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"logit_scale": "../other.safetensors"}, "outside the folder, '../other.safetensors'"),
+        ([], "no usable weight_map"),
+    ],
+)
+def test_a_bad_index(folder, weight_map, message):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=message):
+        load_clip(folder)
+
+
+def test_transform_files_in_transformers_order(small, folder):
+    side = small.config.vision.image_size
+    nested = ImageTransform(size=side + 4, crop=(side, side))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert load_clip(folder).transform == small.transform
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": nested.to_hf()}))
+    assert load_clip(folder).transform == nested
+    theirs = CLIPImageProcessorPil.from_pretrained(folder)
+    assert ImageTransform.from_hf(theirs.to_dict()) == nested
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (folder / name).unlink()
+    assert load_clip(folder).transform == ImageTransform(size=side, crop=(side, side))
+
+
+def test_pickles_are_refused_and_the_command_converts_them(small, folder):
+    torch = pytest.importorskip("torch", reason="only it writes and converts such files")
+    tensors = {name: torch.tensor(value) for name, value in load_file(folder / "model.safetensors").items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert_same(load_clip(folder), small)  # beside safetensors it is simply not read
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has its weights as pytorch_model.bin, which can run any code") as caught:
+        load_clip(folder)
+    command = re.search(r"^ +python (-c .*)$", str(caught.value), re.MULTILINE)[1]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
+    assert_same(load_clip(folder), small)
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle"):
+        load_clip(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("config.json", FileNotFoundError, r"config.json is missing; check that the folder is a clip's"),
+        ("model.safetensors", FileNotFoundError, r"holds no model.safetensors; check"),
+        ("tokenizer.json", FileNotFoundError, r"has no tokenizer; copy tokenizer.json, or vocab.json and merges.txt"),
+    ],
+)
+def test_missing_files(folder, name, error, message):
+    (folder / name).unlink()
+    with pytest.raises(error, match=message):
+        load_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "config.json is no valid JSON .*; download or write it again"),
+        ("config.json", "[]", "config.json holds a list; it must be a JSON object"),
+        ("config.json", '{"model_type": "siglip"}', "must be 'clip', found 'siglip'"),
+        (
+            "preprocessor_config.json",
+            '{"size": 8, "crop_size": 8}',
+            "makes 8 x 8 pixels, the image transformer takes 12",
+        ),
+        ("tokenizer.json", '{"version": "1.0"}', "the tokenizer in .*clip cannot be read .*; copy its files again"),
+        ("model.safetensors", "", "no whole safetensors file"),
+    ],
+)
+def test_files_that_are_no_good(folder, name, content, message):
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_clip(folder)
+
+
+def test_weights_of_another_size(folder):
+    edit(folder / "config.json", projection_dim=15)
+    with pytest.raises(WeightsError, match=r"text_projection.weight: found \[16, 24\], expected \[15, 24\]"):
+        load_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eos_token_id": 5}, rf"ends a text with id {END}, config.json looks for eos_token_id 5; correct"),
+        ({"vocab_size": END}, rf"the tokenizer has {END + 1} tokens, the text transformer embeds {END}"),
+    ],
+)
+def test_tokenizer_of_another_model(folder, changes, message):
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config={**text, **changes})
+    with pytest.raises(ValueError, match=message):
+        load_clip(folder)
+
+
+def test_parts_that_do_not_belong_together(small, tmp_path):
+    vocab = json.loads(small.tokenizer.hf.backend_tokenizer.to_str())["model"]["vocab"]
+    swapped = {**vocab, "<|startoftext|>": END, "<|endoftext|>": END - 1}
+    tokenizer = Tokenizer(CLIPTokenizer(vocab=swapped, merges=[], model_max_length=24))
+    legacy = tiny_clip(text_layers=1, vision_layers=1, text_eos_token_id=2).replace(tokenizer=tokenizer)
+    with pytest.raises(
+        ValueError, match=rf"its highest id, but the tokenizer's end is {END - 1}, below .* {END}; state"
+    ):
+        save_clip(legacy, tmp_path / "new")
+    longer = Tokenizer(small.tokenizer.hf, 25)
+    with pytest.raises(ValueError, match="allows 25 tokens, the text transformer takes 24"):
+        save_clip(small.replace(tokenizer=longer), tmp_path / "new")
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        save_clip(small.replace(tokenizer=None), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_saving_refuses_to_mix(small, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty and holds no clip; pass another folder, or overwrite=True"):
+        save_clip(small, tmp_path)
+    with pytest.raises(FileExistsError, match=r"notes.txt is a file"):
+        save_clip(small, tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    save_clip(small, tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert_same(load_clip(tmp_path), small)
+
+
+def test_saving_stays_in_its_folder(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_clip(small, "a/b")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        f"a/b/{name}" for name in FILES
+    ]
+
+
+def test_the_shipped_clip():
+    if not MINI.is_dir():
+        with pytest.raises(FileNotFoundError, match="mini clip is missing from this installation"):
+            load_clip("mini")
+        return
+    shipped = load_clip("mini")
+    assert shipped.tokenizer.vocab_size <= shipped.config.text.vocab_size
+    assert shipped.preprocess([np.zeros((9, 9, 3), np.uint8)]).shape[1] == shipped.config.vision.image_size
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "../x", "C:\\clips\\x", ""])
+def test_no_such_folder(name, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **settings: pytest.fail("asked the hub"))
+    with pytest.raises((FileNotFoundError, ValueError), match=r"there is no folder|config.json is missing"):
+        load_clip(name)
+
+
+def test_hub_names(small, folder, monkeypatch):
+    calls = []
+
+    def download(name, **settings):
+        calls.append((name, settings))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same(load_clip("openai/clip-vit-base-patch16", revision="refs/pr/3"), small)
+    (name, settings), *rest = calls
+    assert not rest
+    assert name == "openai/clip-vit-base-patch16"
+    assert settings["revision"] == "refs/pr/3"
+    # Nothing but safetensors and the text files of a clip is asked for.
+    endings = {os.path.splitext(pattern)[1] for pattern in settings["allow_patterns"]}
+    assert endings == {".safetensors", ".json", ".txt"}
+    assert set(FILES) <= set(settings["allow_patterns"])
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"'openai/clip-vit-base-patch16' on .* has no model.safetensors"
+    ) as caught:
+        load_clip("openai/clip-vit-base-patch16")
+    assert 'CLIPModel.from_pretrained("openai/clip-vit-base-patch16").save_pretrained("clip-vit-base-patch16")' in str(
+        caught.value
+    )
+
+
+def http(kind, message="no"):
+    return kind(message, response=types.SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (http(errors.GatedRepoError), "asks for its terms to be accepted; .* hf auth login"),
+        (
+            http(errors.RepositoryNotFoundError),
+            "'some/clip' is neither a local folder nor a model on .*check the spelling",
+        ),
+        (http(errors.RevisionNotFoundError), "'some/clip' has no revision 'v2'"),
+        (
+            errors.LocalEntryNotFoundError("offline"),
+            r"did not yield it \(LocalEntryNotFoundError: offline\); connect once",
+        ),
+        (
+            ConnectionError("no route"),
+            r"at revision 'v2' is no local folder.*ConnectionError: no route\); connect once",
+        ),
+    ],
+)
+def test_hub_errors(monkeypatch, error, message):
+    def download(name, **settings):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=message):
+        load_clip("some/clip", revision="v2")
+
+
+def test_a_real_cache_without_a_network(small, folder, tmp_path, monkeypatch):
+    """The hub client itself, on a cache laid out by hand, offline."""
+    snapshot = tmp_path / "hub/models--some--clip/snapshots/0123456789012345678901234567890123456789"
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "hub/models--some--clip/refs").mkdir()
+    (tmp_path / "hub/models--some--clip/refs/main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *args, **settings: real(*args, cache_dir=tmp_path / "hub", **settings),
+    )
+    assert_same(load_clip("some/clip"), small)
+    with pytest.raises(FileNotFoundError, match="'other/clip' is no local folder"):
+        load_clip("other/clip")

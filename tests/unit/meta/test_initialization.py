@@ -1,0 +1,188 @@
+"""Structured starts: against NumPy, a closed form, and through a step and a file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gram_jax import regulators, tuners
+from gram_jax.meta import (
+    Structure,
+    Task,
+    init_meta,
+    initial_prompt,
+    load_meta,
+    make_meta_step,
+    meta_objective,
+    regulator_context,
+    relation,
+    save_meta,
+    with_structure,
+)
+from gram_jax.testing import tiny_clip
+from gram_jax.tuners import ArrayFileError
+
+RATE, STEPS, TAU = 0.3, 4, 0.2
+
+
+def by_hand(prototypes, context, temperature):
+    center = prototypes.mean(0)
+    scores = []
+    for prototype in prototypes:
+        a, b = prototype - center, context - center
+        scores.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b) / temperature)
+    shares = np.exp(np.array(scores) - max(scores))
+    return shares / shares.sum()
+
+
+@pytest.fixture
+def prototypes():
+    return np.random.default_rng(0).normal(size=(5, 6)) + 3.0
+
+
+@pytest.fixture
+def structured(prototypes):
+    rng = np.random.default_rng(1)
+    meta = with_structure(init_meta({"x": jnp.zeros((2, 3))}, {"x": {}}, RATE), prototypes, TAU)
+    return meta.replace(
+        prompt={"x": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)},
+        offsets={"x": jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)},
+    )
+
+
+def test_relation_is_that_of_the_formula(structured, prototypes):
+    context = np.random.default_rng(2).normal(size=6) + 3.0
+    found = relation(structured.structure, jnp.asarray(context))
+    np.testing.assert_allclose(found, by_hand(prototypes, context, TAU), rtol=1e-4)
+    moved = Structure(structured.structure.prototypes + 7, structured.structure.center + 7, jnp.float32(TAU))
+    np.testing.assert_allclose(relation(moved, jnp.asarray(context) + 7), found, rtol=1e-3)
+
+
+def test_start_is_the_weighted_sum(structured, prototypes):
+    context = prototypes[3] + 0.1
+    weights = by_hand(prototypes, context, TAU)
+    expected = np.asarray(structured.prompt["x"], np.float64)
+    for weight, offset in zip(weights, np.asarray(structured.offsets["x"]), strict=True):
+        expected = expected + weight * offset
+    np.testing.assert_allclose(initial_prompt(structured, jnp.asarray(context))["x"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_new_offsets_change_nothing(prototypes):
+    meta = init_meta({"x": jnp.arange(3.0)}, {"x": {}}, RATE)
+    assert initial_prompt(meta) is meta.prompt
+    found = initial_prompt(with_structure(meta, prototypes), jnp.ones(6))
+    np.testing.assert_array_equal(found["x"], meta.prompt["x"])
+
+
+def test_gradient_of_offsets_has_its_closed_form(structured, prototypes):
+    """L = |x - b|^2 / 2, a = (1 - rate)^K: theta_K = b_s + a (theta_0 - b_s), dL/dDelta_p = w_p a (theta_K - b_q)."""
+    rng = np.random.default_rng(3)
+    support, query = rng.normal(size=(2, 2, 3))
+    context = prototypes[1] + rng.normal(size=6)
+    task = Task(support=jnp.asarray(support), same=jnp.asarray(query), context=jnp.asarray(context))
+    tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32)[None], task)
+
+    def objective(offsets):
+        meta = structured.replace(offsets=offsets)
+        loss = lambda prompt, target: 0.5 * jnp.sum((prompt["x"] - target) ** 2)  # noqa: E731
+        return meta_objective(loss, meta, tasks, regulator=regulators.identity(), steps=STEPS, cross_weight=0)[0]
+
+    found = jax.grad(objective)(structured.offsets)["x"]
+    weights, shrink = by_hand(prototypes, context, TAU), (1 - RATE) ** STEPS
+    first = np.asarray(structured.prompt["x"]) + np.tensordot(weights, np.asarray(structured.offsets["x"]), 1)
+    last = support + shrink * (first - support)
+    np.testing.assert_allclose(found, weights[:, None, None] * shrink * (last - query), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_learns_offsets_and_nothing_else(structured, prototypes):
+    loss = lambda prompt, frozen, batch: jnp.sum((prompt["x"] - batch) ** 2) + 0 * frozen  # noqa: E731
+    step = make_meta_step(
+        loss, regulators.identity(), optax.sgd(0.1), steps=1, cross_weight=0, learn=("offsets",),
+        devices=jax.devices()[:1],
+    )  # fmt: skip
+    tasks = Task(
+        support=jnp.ones((4, 2, 3)), same=jnp.ones((4, 2, 3)), context=jnp.asarray(prototypes[:4], jnp.float32)
+    )
+    state, metrics = step(step.init(structured), jnp.zeros(()), tasks)
+    moved = np.abs(np.asarray(state.meta.offsets["x"] - structured.offsets["x"])).sum((1, 2))
+    assert (moved[:4] > 2 * moved[4]).all()  # no task was of the last kind
+    np.testing.assert_array_equal(state.meta.prompt["x"], structured.prompt["x"])
+    np.testing.assert_array_equal(state.meta.structure.prototypes, structured.structure.prototypes)
+    assert metrics["offsets_gradient_norm"] > 0
+    with pytest.raises(ValueError, match="give it some by with_structure"):
+        step.init(init_meta({"x": jnp.zeros(3)}, {"x": {}}, RATE))
+
+
+def test_files(tmp_path):
+    clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.affine()
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), RATE)
+    meta = with_structure(meta, np.random.default_rng(0).normal(size=(3, 2 * clip.config.embed_dim)), TAU)
+    meta = meta.replace(offsets=jax.tree.map(lambda leaf: leaf + 0.5, meta.offsets))
+    save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
+    found = load_meta(tmp_path / "meta.safetensors", tuner, regulator, clip)
+    assert jax.tree.structure(found) == jax.tree.structure(meta)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(meta), strict=True):
+        np.testing.assert_array_equal(a, b)
+    wrong = meta.replace(offsets=jax.tree.map(lambda leaf: leaf[:2], meta.offsets))
+    with pytest.raises(ArrayFileError, match="offsets of the meta checkpoint"):
+        save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
+
+
+def test_a_structured_regulator_reads_the_relation(prototypes):
+    """One step of L = |x - b|^2 / 2 by R(g) = (1 + tanh s(w)) g; another regulator is given the context itself."""
+    rng = np.random.default_rng(4)
+    regulator = regulators.structured(prototypes=5, rank=1)
+    phi = {name: jnp.asarray(leaf) for name, leaf in regulator.init(jax.random.key(0), jnp.zeros((2, 3))).items()}
+    phi["scale"] = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    meta = init_meta(jnp.zeros((2, 3)), phi, RATE)
+    meta = with_structure(meta, prototypes, TAU, offsets=False)
+    assert meta.offsets is None
+    contexts, support, query = rng.normal(size=(4, 6)) + 3.0, rng.normal(size=(4, 2, 3)), rng.normal(size=(4, 2, 3))
+    tasks = Task(support=jnp.asarray(support), same=jnp.asarray(query), context=jnp.asarray(contexts))
+    loss = lambda prompt, target: 0.5 * jnp.sum((prompt - target) ** 2)  # noqa: E731
+    metrics = meta_objective(loss, meta, tasks, regulator=regulator, steps=1, cross_weight=0)[1]
+    for index, context in enumerate(contexts):
+        factor = 1 + np.tanh(by_hand(prototypes, context, TAU) @ np.asarray(phi["scale"]))
+        expected = 0.5 * np.sum((RATE * factor * support[index] - query[index]) ** 2)
+        np.testing.assert_allclose(metrics["same"][index], expected, rtol=1e-4)
+    assert regulator_context(meta, regulators.mask(context_dim=6), context) is context
+    assert regulator_context(meta, regulators.affine()) is None
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_files_of_a_structured_regulator(tmp_path, offsets):
+    clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.structured(prototypes=3)
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    plain = init_meta(prompt, regulator.init(jax.random.key(1), prompt), RATE)
+    rows = np.random.default_rng(0).normal(size=(4, 2 * clip.config.embed_dim))
+    meta = with_structure(plain, rows[:3], TAU, offsets=offsets)
+    save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
+    found = load_meta(tmp_path / "meta.safetensors", tuner, regulator, clip)
+    assert jax.tree.structure(found) == jax.tree.structure(meta)
+    jax.tree.map(np.testing.assert_array_equal, found, meta)
+    for wrong, message in ((plain, "has no prototypes"), (with_structure(plain, rows, TAU), "4 prototypes, .* for 3")):
+        with pytest.raises(ArrayFileError, match=message):
+            save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
+
+
+STRUCTURED = regulators.structured(prototypes=4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda meta: regulator_context(meta, STRUCTURED, jnp.ones(4)), "to 4 prototypes, and there are none"),
+        (lambda meta: regulator_context(with_structure(meta, np.eye(5)), STRUCTURED, jnp.ones(5)), "and there are 5"),
+        (lambda meta: regulator_context(with_structure(meta, np.eye(4)), STRUCTURED), "pass its context"),
+        (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]; give some"),
+        (lambda meta: with_structure(meta, np.zeros(4)), r"shape \[4\]"),
+        (lambda meta: with_structure(meta, np.eye(4), 0.0), "temperature is 0.0"),
+        (lambda meta: initial_prompt(with_structure(meta, np.eye(4))), "pass its context"),
+        (lambda meta: initial_prompt(with_structure(meta, np.eye(4)), jnp.ones(3)), r"have 4 channels, .* shape \[3\]"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(init_meta({"x": jnp.zeros(3)}, {"x": {}}, RATE))
