@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.system.test_evaluate import spread_clip
 
 import gram_jax as gram
 from gram_jax import tasks
 from gram_jax.data import load_corpus
+from tests.system.test_evaluate import spread_clip
 
 ROOT = Path(__file__).parents[2]
 WAIT = 900.0  # seconds for what takes a few on an idle machine, and minutes on a busy one

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from tests.system.test_evaluate import spread_clip
 
 import gram_jax as gram
 from experiments import report
@@ -19,6 +18,7 @@ from gram_jax import evaluation, meta, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset, view
+from tests.system.test_evaluate import spread_clip
 
 SEEDS, PER_CLASS, VIEWS, SHARE, KEPT, RATE, TAU = (1, 2), 2, 10, 0.3, 3, 0.01, 0.5
 WORDS = "a photo of a"
