@@ -50,7 +50,7 @@ def in_child(order: Mapping[str, Any]) -> Found | str:
     Returns:
       What `peak` returns, or the text.
     """
-    command = [sys.executable, "-m", "experiments.benchmark.memory", json.dumps(order)]
+    command = [sys.executable, "-m", f"{__package__}.memory", json.dumps(order)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
     if done.returncode == 0 and lines:

@@ -35,7 +35,7 @@ WAYS, SHOTS, PAIRS = 8, 2, 192
 RANK = 8  # of the regulator
 METRICS = ("step_seconds", "cpu_seconds_a_task", "all_reduce_bytes")
 _ALL_REDUCE = re.compile(r"= (\(?[^=]*?) all-reduce(?:-start)?\(")
-_WORK = "import sys; from experiments.scaling import work; work(*sys.argv[1:])"
+_WORK = f"import sys; from {__package__}.scaling import work; work(*sys.argv[1:])"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_public_names_are_documented(name, value):
     assert len(text.splitlines()[0]) <= 120
     if inspect.isclass(value):
         return
-    expected = ["Example:", "Reference:"]
+    expected = ["Example:"]
     signature = inspect.signature(value)
     if signature.parameters:
         expected.append("Args:")
