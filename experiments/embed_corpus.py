@@ -37,9 +37,9 @@ import gram_jax as gram
 from gram_jax import runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, Dataset, load_corpus, load_dataset
-from gram_jax.data import augmentation as views
 from gram_jax.data import feature_store as store
 from gram_jax.data import prefetch as loading
+from gram_jax.data.augmentation import augmented_view
 from gram_jax.errors import InputError
 
 from ._launch import at_least, launch, setting
@@ -101,7 +101,7 @@ def pixels(job: Job, source: Corpus | Dataset, clip: Clip, batch_size: int, view
         if job.view < 0:
             batch[place] = clip.transform.pixels(image, name)
         else:
-            batch[place] = views.view(clip.transform, image, view_seed, item, job.view, name)
+            batch[place] = augmented_view(clip.transform, image, view_seed, item, job.view, name)
     return clip.transform.normalize(batch)
 
 

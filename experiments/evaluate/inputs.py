@@ -15,7 +15,7 @@ import gram_jax as gram
 from gram_jax import objectives
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import Clip
-from gram_jax.data import Dataset, templates, view
+from gram_jax.data import Dataset, augmented_view, templates
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -194,7 +194,7 @@ def _views(bench: Bench, support: Dataset, shown: Sequence[tuple[int, int, int]]
         reference = support.references[item]
         name = f"{support.name}, {reference}"
         image = support.read(reference)
-        return view(bench.clip.transform, image, seed, item_number(support, item), number, name)
+        return augmented_view(bench.clip.transform, image, seed, item_number(support, item), number, name)
 
     found = []
     for item, seed, number in ((int(item), seed, int(number)) for item, seed, number in shown):

@@ -17,7 +17,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import evaluation
 from gram_jax import tuning as tuning_lib
-from gram_jax.data import Dataset, view_stack
+from gram_jax.data import Dataset, augmented_views
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Row
 from gram_jax.evaluation import measures as _measures
@@ -132,7 +132,7 @@ class Views:
 
     def _pixels(self, position: int) -> np.ndarray:
         dataset, reference = self._dataset, self._dataset.references[position]
-        return view_stack(
+        return augmented_views(
             self._bench.clip.transform,
             dataset.read(reference),
             self._seed,

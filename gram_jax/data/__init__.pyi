@@ -1,7 +1,7 @@
 from . import glyphs, templates
-from .augmentation import view, view_stack
+from .augmentation import augmented_view, augmented_views
 from .corpus import Corpus, load_corpus
-from .dataset import Dataset, base_and_new, imbalanced, long_tail, restrict
+from .dataset import Dataset, base_and_new, long_tail, restrict
 from .feature_key import feature_key
 from .feature_store import Store, StoreError, open_store
 from .pairs.reading import Pair, Reading, Skipped, plan_units, read_pairs, read_unit
@@ -18,11 +18,12 @@ __all__ = [
     "Skipped",
     "Store",
     "StoreError",
+    "augmented_view",
+    "augmented_views",
     "base_and_new",
     "coop",
     "feature_key",
     "glyphs",
-    "imbalanced",
     "load_corpus",
     "load_dataset",
     "long_tail",
@@ -33,6 +34,4 @@ __all__ = [
     "read_unit",
     "restrict",
     "templates",
-    "view",
-    "view_stack",
 ]

@@ -1,4 +1,4 @@
-"""Augmented views of images, as prompt tuners are trained on them: a random crop, resized, flipped or not."""
+"""Augmented views of images: a random crop, resized, and a random flip."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.clip.images import BICUBIC, ImageTransform
-from gram_jax.data.glyphs.world import stream
-from gram_jax.errors import InputError
+from gram_jax.data.streams import stream
+from gram_jax.errors import InputError, require_int
 
-SCALE = (0.08, 1.0)  # of the image's area
+SCALE = (0.08, 1.0)  # share of the image's area
 RATIO = (3 / 4, 4 / 3)  # width over height
 VERSION = f"views-1: crop {SCALE[0]:g}..{SCALE[1]:g}, ratio 3/4..4/3, bicubic, flip 1/2"
 _TRIES = 10
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -31,13 +31,13 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
     """Draws the part of an image that a view shows.
 
     Ten times: area = height * width * U(0.08, 1), ratio = exp U(log 3/4, log 4/3), w = round(sqrt(area * ratio)),
-    h = round(sqrt(area / ratio)); the first (h, w) that fits the image is placed evenly. If none does, the largest box
-    in the middle whose ratio is allowed.
+    h = round(sqrt(area / ratio)); the first (h, w) that fits the image gets a uniform position. If none fits, the box
+    is the largest one in the middle with an allowed ratio.
 
     Args:
-      rng: the source of randomness.
-      height: of the image, pixels.
-      width: of the image, pixels.
+      rng: the random generator.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
 
     Returns:
       The box.
@@ -64,19 +64,21 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def view(transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image") -> Any:
-    """One augmented view of an image: a pure function of image, seed, item and number.
+def augmented_view(
+    transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image"
+) -> np.ndarray:
+    """Returns one augmented view of an image, a pure function of image, seed, item and number.
 
-    A random box (`random_box`) is resized to the transform's output size, bicubic, and mirrored with probability 1/2;
-    all before the transform's normalization.
+    A random box (`random_box`) is resized to the transform's output size, bicubic, and mirrored with probability 1/2,
+    before the transform's normalization.
 
     Args:
-      transform: the clip's transform, which says how large a view is.
-      image: whatever the transform takes.
+      transform: the clip's image transform; its output size is the size of the view.
+      image: any image that the transform accepts.
       seed: the seed of the views.
       item: the number of the image in its dataset or corpus.
-      number: which view of the image, from 0.
-      name: what errors call the image.
+      number: the number of the view, from 0.
+      name: the name of the image in errors.
 
     Returns:
       uint8 `[height, width, 3]`, for `transform.normalize`.
@@ -87,7 +89,7 @@ def view(transform: ImageTransform, image: Any, seed: int, item: int, number: in
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))
-      >>> view(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, number=1).shape
+      >>> augmented_view(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, number=1).shape
       (8, 8, 3)
 
     Reference:
@@ -97,8 +99,8 @@ def view(transform: ImageTransform, image: Any, seed: int, item: int, number: in
     from PIL import Image
 
     if transform.output_size is None:
-        raise InputError("the image transform makes images of any size, and views need one; set ImageTransform.crop")
-    pixels = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
+        raise InputError("views need an image transform with one output size; set ImageTransform.crop")
+    pixels = _decoded(transform, image, name)
     rng = stream(f"view/{number}", seed, item)
     top, left, height, width = random_box(rng, *pixels.shape[:2])
     mirrored = rng.random() < 0.5
@@ -107,16 +109,18 @@ def view(transform: ImageTransform, image: Any, seed: int, item: int, number: in
     return np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
 
 
-def view_stack(transform: ImageTransform, image: Any, seed: int, item: int, count: int, name: str = "the image") -> Any:
-    """An image as it is and augmented views of it, as test-time tuning takes them; the image is decoded once.
+def augmented_views(
+    transform: ImageTransform, image: Any, seed: int, item: int, count: int, name: str = "the image"
+) -> np.ndarray:
+    """Returns an unchanged image and augmented views of it, as test-time tuning needs them; decodes the image once.
 
     Args:
-      transform: the clip's transform.
-      image: whatever the transform takes.
+      transform: the clip's image transform.
+      image: any image that the transform accepts.
       seed: the seed of the views.
       item: the number of the image in its dataset.
-      count: how many, at least 1; the first is the image as the transform makes it, number n of the others is `view` n.
-      name: what errors call the image.
+      count: the number of views, at least 1. View 0 is the transformed image; view n is `augmented_view` number n.
+      name: the name of the image in errors.
 
     Returns:
       uint8 `[count, height, width, 3]`, for `transform.normalize`.
@@ -127,15 +131,18 @@ def view_stack(transform: ImageTransform, image: Any, seed: int, item: int, coun
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))
-      >>> view_stack(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, count=64).shape
+      >>> augmented_views(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, count=64).shape
       (64, 8, 8, 3)
 
     Reference:
       ``AugMixAugmenter`` of the public code of "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
       Models", without its mixing; its crops are bilinear.
     """
-    if count < 1:
-        raise InputError(f"{count} views of {name} are asked for; ask for at least 1.")
-    pixels = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
-    augmented = [view(transform, pixels, seed, item, number, name) for number in range(1, count)]
-    return np.stack([transform.pixels(pixels, name), *augmented])
+    require_int("count", count)
+    pixels = _decoded(transform, image, name)
+    views = [augmented_view(transform, pixels, seed, item, number, name) for number in range(1, count)]
+    return np.stack([transform.pixels(pixels, name), *views])
+
+
+def _decoded(transform: ImageTransform, image: Any, name: str) -> np.ndarray:
+    return ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)

@@ -99,7 +99,7 @@ def describe_store(
       source: the corpus or dataset.
       dtype: "float16" or "float32", of the files.
       num_views: augmented views of each image.
-      view_seed: their seed, see `views.view`.
+      view_seed: their seed, see `augmentation.augmented_view`.
       shard_rows: items of a shard.
 
     Returns:

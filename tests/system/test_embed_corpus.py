@@ -15,7 +15,7 @@ from etils import epath
 import gram_jax as gram
 from experiments import build_tasks, embed_corpus
 from gram_jax.clip.images import ImageError
-from gram_jax.data import StoreError, feature_key, load_corpus, load_dataset, open_store, view
+from gram_jax.data import StoreError, augmented_view, feature_key, load_corpus, load_dataset, open_store
 from gram_jax.testing import tiny_clip
 
 Config = embed_corpus.Config
@@ -64,7 +64,7 @@ def test_features_are_those_of_each_item_alone(clip, workdir):
         tokens = clip.tokenizer.encode([corpus.captions[item]], truncate=True)
         np.testing.assert_allclose(kept.texts[item], gram.encode_text(clip, tokens)[0], atol=1e-5)
         for number in range(2):
-            seen = clip.transform.normalize(view(clip.transform, image, 0, item, number))[None]
+            seen = clip.transform.normalize(augmented_view(clip.transform, image, 0, item, number))[None]
             np.testing.assert_allclose(kept.views[item][number], gram.encode_image(clip, seen)[0], atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
-from gram_jax.data import load_dataset, view
+from gram_jax.data import augmented_view, load_dataset
 from gram_jax.testing import tiny_clip
 
 SEEDS = (1, 2)
@@ -53,7 +53,7 @@ def restated(clip, seed, shots, epochs, batch_size, decay, fresh, base=0.002):
             return clip.transform.pixels(image)
         text = json.dumps(["glyphs:chess", chess.references[position]]).encode()
         item = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
-        return view(clip.transform, image, seed, item, seen_before(position, epoch))
+        return augmented_view(clip.transform, image, seed, item, seen_before(position, epoch))
 
     order, times = np.random.default_rng(seed), dict.fromkeys(support, 0)
 
@@ -211,10 +211,10 @@ def test_stored_views_are_those_of_the_views_module(folder, monkeypatch, pixels)
         for items, views, images in zip(order, numbers, _inputs.run_inputs(bench, support, order, 7), strict=True):
             expected = clip.transform.normalize(
                 np.stack([
-                    view(clip.transform, support.images([i])[0], 0, _inputs.item_number(support, i), int(n))
+                    augmented_view(clip.transform, support.images([i])[0], 0, _inputs.item_number(support, i), int(n))
                     for i, n in zip(items.tolist(), views.tolist(), strict=True)
                 ])
             )  # fmt: skip
             expected = expected if pixels else gram.encode_image(clip, expected)
             np.testing.assert_allclose(images, expected, atol=1e-5)
-        monkeypatch.setattr(_inputs, "view", None)  # the second time from what is kept
+        monkeypatch.setattr(_inputs, "augmented_view", None)  # the second time from what is kept

@@ -17,7 +17,7 @@ from experiments.evaluate import test_time as _test_time
 from gram_jax import evaluation, meta, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
-from gram_jax.data import load_dataset, view
+from gram_jax.data import augmented_view, load_dataset
 from tests.system.test_evaluate import spread_clip
 
 SEEDS, PER_CLASS, VIEWS, SHARE, KEPT, RATE, TAU = (1, 2), 2, 10, 0.3, 3, 0.01, 0.5
@@ -99,7 +99,7 @@ def direct(made, functions, method, seed, domain=""):
     for label in range(len(dataset.class_names)):
         for position in [i for i in dataset.select("test") if dataset.labels[i] == label][:PER_CLASS]:
             image, item = dataset.read(dataset.references[position]), _test_time.item_number(dataset, position)
-            others = [view(clip.transform, image, seed, item, number) for number in range(1, VIEWS)]
+            others = [augmented_view(clip.transform, image, seed, item, number) for number in range(1, VIEWS)]
             pixels = np.stack([clip.transform.pixels(image), *others])
             features = np.asarray(gram.encode_image(clip, clip.transform.normalize(pixels)))
             prototypes = np.asarray(learned.structure.prototypes)
@@ -197,7 +197,7 @@ def test_pixels_are_views_too(made):
     found = views[1:3]
     assert (len(views), found.shape) == (3, (2, VIEWS, *clip.transform.output_size, 3))
     image, item = dataset.read(dataset.references[9]), _test_time.item_number(dataset, 9)
-    expected = clip.transform.normalize(view(clip.transform, image, 3, item, 4))
+    expected = clip.transform.normalize(augmented_view(clip.transform, image, 3, item, 4))
     np.testing.assert_array_equal(found[0, 4], expected)
     np.testing.assert_allclose(views.features(1), gram.encode_image(clip, found[0]), atol=1e-5)
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import hashlib
 import itertools
-import random
 
 import numpy as np
 
@@ -23,6 +21,7 @@ from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS, RENDERINGS, Look,
 from gram_jax.data.glyphs.captions import caption
 from gram_jax.data.glyphs.datasets import GlyphDataset
 from gram_jax.data.glyphs.drawing import render
+from gram_jax.data.streams import stream
 from gram_jax.errors import InputError
 
 SPLIT_SIZES = {"train": 32, "val": 8, "test": 20}  # images of each class
@@ -50,28 +49,6 @@ class Pair:
     def image(self) -> np.ndarray:
         """The image, uint8 ``[32, 32, 3]``, drawn anew at every access."""
         return render(self.character, self.look)
-
-
-def stream(name: str, seed: int, index: int) -> random.Random:
-    """A source of randomness that belongs to one draw of one stream alone.
-
-    Args:
-      name: the stream, for example "corpus" or "greek_small/serif/test".
-      seed: the user's seed.
-      index: the number of the draw.
-
-    Returns:
-      A ``random.Random`` seeded by a BLAKE2 hash of the three.
-
-    Example:
-      >>> stream("corpus", 0, 1).random() == stream("corpus", 0, 2).random()
-      False
-
-    Reference:
-      BLAKE2, RFC 7693.
-    """
-    digest = hashlib.blake2b(f"{name}\0{seed}\0{index}".encode(), digest_size=8).digest()
-    return random.Random(int.from_bytes(digest, "little"))
 
 
 @functools.cache

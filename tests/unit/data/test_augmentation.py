@@ -1,4 +1,4 @@
-"""Augmented views against the published rule, restated in NumPy, and on an image that tells its own coordinates."""
+"""Augmented views, checked against torchvision's rule in NumPy and on images whose pixels hold their coordinates."""
 
 import io
 import math
@@ -10,8 +10,9 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from gram_jax.clip.images import ImageError, ImageTransform
-from gram_jax.data import view, view_stack
+from gram_jax.data import augmented_view, augmented_views
 from gram_jax.data.augmentation import random_box
+from gram_jax.errors import InputError
 
 
 def published(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
@@ -50,7 +51,7 @@ def test_boxes_are_distributed_as_published(height, width):
     ("height", "width", "box"),
     [(1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13)), (1, 1, (0, 0, 1, 1))],
 )
-def test_an_image_that_no_box_fits_shows_its_middle(height, width, box):
+def test_extreme_aspect_ratios_show_the_middle(height, width, box):
     assert {tuple(random_box(random.Random(seed), height, width)) for seed in range(20)} == {box}
 
 
@@ -58,16 +59,16 @@ TRANSFORM = ImageTransform(size=64, crop=(64, 64))
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """Red is the column, green the row."""
+    """Returns an image whose red is the column and whose green is the row."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(width)[None], np.arange(height)[:, None]
     return image
 
 
-def test_a_view_is_a_box_of_the_image_resized_and_mirrored_half_of_the_time():
+def test_a_view_is_a_resized_box_mirrored_half_of_the_time():
     image, mirrored, areas = coordinates(200, 250), 0, []
     for item in range(200):
-        shown = view(TRANSFORM, image, 0, item, 0).astype(float)
+        shown = augmented_view(TRANSFORM, image, 0, item, 0).astype(float)
         assert shown.shape == (64, 64, 3)
         # Away from the borders, a resized ramp is a ramp of the box's width over the 64 pixels.
         across, down = shown[32, 8:56, 0], shown[8:56, 32, 1]
@@ -86,32 +87,35 @@ def test_a_view_is_a_box_of_the_image_resized_and_mirrored_half_of_the_time():
 
 def test_a_view_is_a_pure_function_of_image_seed_item_and_number():
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    first = view(TRANSFORM, image, 3, 4, 5)
-    np.testing.assert_array_equal(first, view(TRANSFORM, image, 3, 4, 5))
-    others = [view(TRANSFORM, image, *key) for key in ((2, 4, 5), (3, 3, 5), (3, 4, 4), (3, 5, 4))]
+    first = augmented_view(TRANSFORM, image, 3, 4, 5)
+    np.testing.assert_array_equal(first, augmented_view(TRANSFORM, image, 3, 4, 5))
+    others = [augmented_view(TRANSFORM, image, *key) for key in ((2, 4, 5), (3, 3, 5), (3, 4, 4), (3, 5, 4))]
     assert all(np.any(first != other) for other in others)
 
 
-def test_what_is_encoded_is_decoded_first():
+def test_encoded_images_are_decoded_first():
     image, buffer = coordinates(40, 50), io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     np.testing.assert_array_equal(
-        view(TRANSFORM, buffer.getvalue(), 0, 1, 2), view(TRANSFORM, Image.fromarray(image), 0, 1, 2)
+        augmented_view(TRANSFORM, buffer.getvalue(), 0, 1, 2),
+        augmented_view(TRANSFORM, Image.fromarray(image), 0, 1, 2),
     )
-    with pytest.raises(ImageError, match="image 7 is no image"):
-        view(TRANSFORM, b"text", 0, 7, 0, "image 7")
-    with pytest.raises(ValueError, match=r"set ImageTransform\.crop"):
-        view(ImageTransform(size=64, crop=None), image, 0, 0, 0)
+    with pytest.raises(ImageError, match="image 7"):
+        augmented_view(TRANSFORM, b"text", 0, 7, 0, "image 7")
+    with pytest.raises(InputError, match=r"ImageTransform\.crop"):
+        augmented_view(ImageTransform(size=64, crop=None), image, 0, 0, 0)
 
 
-def test_a_stack_is_the_image_as_it_is_and_its_views():
+def test_a_stack_holds_the_image_and_its_views():
     rng = np.random.default_rng(3)
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(stream, "PNG")
     transform = ImageTransform(size=8, crop=(8, 8))
-    found = view_stack(transform, stream.getvalue(), seed=4, item=9, count=5)
-    np.testing.assert_array_equal(found[0], transform.pixels(stream.getvalue()))
+    views = augmented_views(transform, stream.getvalue(), seed=4, item=9, count=5)
+    np.testing.assert_array_equal(views[0], transform.pixels(stream.getvalue()))
     for number in range(1, 5):
-        np.testing.assert_array_equal(found[number], view(transform, stream.getvalue(), seed=4, item=9, number=number))
-    with pytest.raises(ValueError, match="0 views of the image"):
-        view_stack(transform, stream.getvalue(), seed=4, item=9, count=0)
+        np.testing.assert_array_equal(
+            views[number], augmented_view(transform, stream.getvalue(), seed=4, item=9, number=number)
+        )
+    with pytest.raises(InputError, match="count=0"):
+        augmented_views(transform, stream.getvalue(), seed=4, item=9, count=0)

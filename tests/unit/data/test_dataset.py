@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gram_jax.data import Dataset, base_and_new, glyphs, imbalanced, long_tail, restrict
+from gram_jax.data import Dataset, base_and_new, glyphs, long_tail, restrict
 
 
 @pytest.fixture
@@ -91,16 +91,3 @@ def test_halves_partition_the_images_and_keep_their_names():
 def test_restrict_refuses(labels):
     with pytest.raises(ValueError, match=r"not a choice of classes|there is no label 10"):
         restrict(glyphs.labeled("digits"), labels)
-
-
-def test_imbalanced_draw():
-    whole = glyphs.labeled("chess")
-    tail = imbalanced(whole, 0.06, 16)
-    assert np.bincount(tail.labels[tail.select("train")]).tolist() == long_tail(12, 0.06, 16).tolist()
-    for split in ("val", "test"):
-        assert len(tail.select(split)) == len(whole.select(split))
-    assert set(tail.references) < set(whole.references)
-    with pytest.raises(
-        ValueError, match="class 'white king' of 'glyphs:chess' has 32 training images, 40 are asked for"
-    ):
-        imbalanced(whole, 0.5, 40)
