@@ -208,7 +208,7 @@ def tune(
 def task_contexts(bench: Bench, supports: Sequence[Dataset]) -> np.ndarray:
     """What is known of tasks that share their classes, `[tasks, context_dim]`."""
     text = bench.texts(supports[0].class_names, PHOTO)
-    return np.stack([tuning_lib.task_context(bench.clip, bench.features(each), text) for each in supports])
+    return np.stack([meta.task_context(bench.clip, bench.features(each), text) for each in supports])
 
 
 def followed(

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation
+from gram_jax import evaluation, meta
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset, augmented_views
 from gram_jax.errors import InputError
@@ -160,9 +160,7 @@ def _runs(
         views, contexts = Views(bench, dataset, seed), None
         if method.reads_context or method.structured:
             text = bench.texts(dataset.class_names, PHOTO)
-            contexts = np.stack(
-                [tuning_lib.task_context(bench.clip, views.features(i), text) for i in range(len(dataset))]
-            )
+            contexts = np.stack([meta.task_context(bench.clip, views.features(i), text) for i in range(len(dataset))])
 
         def start(context: Any, seed: int = seed) -> Any:
             return candidate.start(jax.random.key(seed), bench.clip, classes, context)

@@ -1,14 +1,13 @@
 """Meta-learning: adaptation that can be differentiated, the meta objective, and its step over all devices."""
 
 from gram_jax.meta.adapt import adapt
+from gram_jax.meta.context import Structure, relation, task_context
 from gram_jax.meta.files import load_meta, save_meta
 from gram_jax.meta.initialization import (
     Meta,
-    Structure,
     init_meta,
     initial_prompt,
     regulator_context,
-    relation,
     with_structure,
 )
 from gram_jax.meta.objective import Task, meta_objective
@@ -29,5 +28,6 @@ __all__ = [
     "regulator_context",
     "relation",
     "save_meta",
+    "task_context",
     "with_structure",
 ]

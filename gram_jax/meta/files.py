@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from gram_jax.clip import Clip
 from gram_jax.errors import InputError
-from gram_jax.meta.initialization import Meta, Structure
+from gram_jax.meta.context import Structure
+from gram_jax.meta.initialization import Meta
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import ArrayFileError, Tuner, read_arrays, write_arrays
 from gram_jax.tuners.files import check_described, check_kind, check_prompt, describe

@@ -10,31 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.errors import InputError
+from gram_jax.meta.context import Structure, relation
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
 PyTree = Any
-
-_SHORTEST = 1e-12  # added to squared lengths
-
-
-@flax.struct.dataclass
-class Structure:
-    """The kinds of task that a structured start or regulator knows; none of it is learned by gradients.
-
-    Attributes:
-      prototypes: float32 `[prototypes, context_dim]`, the context of each kind of task.
-      center: float32 `[context_dim]`, what contexts are measured from.
-      temperature: float32, of the softmax over prototypes.
-
-    Example:
-      >>> Structure(jnp.eye(2), jnp.full(2, 0.5), jnp.float32(0.1)).prototypes.shape
-      (2, 2)
-    """
-
-    prototypes: Array
-    center: Array
-    temperature: Array
 
 
 @flax.struct.dataclass
@@ -94,44 +74,6 @@ def init_meta(prompt: PyTree, phi: PyTree, learning_rate: float) -> Meta:
     return Meta(prompt, phi, log_rates)
 
 
-def relation(structure: Structure, context: Array) -> Array:
-    """How near a task is to each prototype.
-
-        w_p = softmax_p( cos(c - m, c_p - m) / tau )
-
-    Args:
-      structure: prototypes c_p, their center m and the temperature tau.
-      context: c, float `[context_dim]`, what is known of the task before adaptation.
-
-    Returns:
-      float32 `[prototypes]`, positive, sum 1.
-
-    Raises:
-      InputError: if the context has another length.
-
-    Example:
-      >>> structure = Structure(jnp.eye(2), jnp.full(2, 0.5), jnp.float32(0.5))
-      >>> [round(weight, 3) for weight in relation(structure, jnp.array([1.0, 0.0])).tolist()]
-      [0.982, 0.018]
-
-    Reference:
-      Our own choice, after "Hierarchically Structured Meta-learning" (Yao et al., 2019) and the prototypes of GRAM's
-      journal version, "Structure-Induced Gradient Regulation".
-    """
-    context = jnp.asarray(context, jnp.float32)
-    if context.shape != structure.center.shape:
-        raise InputError(
-            f"the prototypes have {structure.center.shape[0]} channels, and the context has shape "
-            f"{list(context.shape)}; pass one vector [{structure.center.shape[0]}] a task."
-        )
-
-    def unit(vector: Array) -> Array:
-        return vector / jnp.sqrt(jnp.sum(vector**2, -1, keepdims=True) + _SHORTEST)
-
-    nearness = unit(structure.prototypes - structure.center) @ unit(context - structure.center)
-    return jax.nn.softmax(nearness / structure.temperature)
-
-
 def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
     """The prompt that adaptation starts from.
 
@@ -160,7 +102,7 @@ def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
     if meta.offsets is None:
         return meta.prompt
     if context is None:
-        raise InputError("this start depends on the task; pass its context, e.g. as tuning_lib.task_context makes it.")
+        raise InputError("this start depends on the task; pass its context, e.g. as meta.task_context makes it.")
     weights = relation(meta.structure, context)
 
     def shifted(leaf: Array, offsets: Array) -> Array:
@@ -209,7 +151,7 @@ def regulator_context(meta: Meta, regulator: Regulator, context: Array | None = 
     if context is None:
         raise InputError(
             f"{regulator.name} reads the task's relation to prototypes; pass its context, e.g. as "
-            "tuning_lib.task_context makes it."
+            "meta.task_context makes it."
         )
     return relation(meta.structure, context)
 

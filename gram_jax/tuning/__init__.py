@@ -2,7 +2,7 @@
 
 from gram_jax.tuning.alternating import AlternatingState, make_alternating
 from gram_jax.tuning.batches import batches, epoch_batches
-from gram_jax.tuning.batching import classification_loss, pad_classes, task_context
+from gram_jax.tuning.batching import classification_loss, pad_classes
 from gram_jax.tuning.schedules import scheduled_rate
 from gram_jax.tuning.step import Cost, Tuned, Tuning, TuningState, make_tuning, memory_bytes, tune
 from gram_jax.tuning.test_time import Episodic, kept_views, make_episodic, predict_episodic
@@ -25,6 +25,5 @@ __all__ = [
     "pad_classes",
     "predict_episodic",
     "scheduled_rate",
-    "task_context",
     "tune",
 ]

@@ -1,4 +1,4 @@
-"""What a batch of a tuning task is: class lists of shapes that others share, the loss on them, the task's context."""
+"""What a batch of a tuning task is: class lists of shapes that others share, and the loss on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip import Classes, Clip
-from gram_jax.errors import InputError
 from gram_jax.objectives import cross_entropy
 from gram_jax.tuners import Tuner
 
@@ -98,40 +97,6 @@ def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> 
         tail_eot=_fill(classes.tail_eot, size),
     )
     return jax.tree.map(jnp.asarray, filled), _valid(count)
-
-
-def task_context(clip: Clip, image_features: Array, text_features: Array) -> Array:
-    """What a regulator reads about a task: the mean image of its support and the mean text of its classes.
-
-        c = [ mean_i f_i ; mean_k t_k ]
-
-    Args:
-      clip: the frozen clip.
-      image_features: frozen features of the support, `[images, embed_dim]`.
-      text_features: frozen features of its classes under "a photo of a {}.", `[classes, embed_dim]`.
-
-    Returns:
-      float32 `[2 * embed_dim]`.
-
-    Raises:
-      InputError: if a shape does not fit the clip.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> task_context(tiny_clip(), jnp.ones((6, 16)), jnp.zeros((3, 16))).sum().item()
-      16.0
-
-    Reference:
-      Our own choice.
-    """
-    for kind, features in (("image", image_features), ("text", text_features)):
-        shape = jnp.shape(features)
-        if len(shape) != 2 or shape[1] != clip.config.embed_dim or not shape[0]:
-            raise InputError(
-                f"{kind} features of a task must have shape [count, {clip.config.embed_dim}] with a count of at least "
-                f"1, found {list(shape)}; encode them with this clip."
-            )
-    return jnp.concatenate([jnp.mean(image_features, 0), jnp.mean(text_features, 0)]).astype(jnp.float32)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -1,13 +1,12 @@
-"""The embedded world: typefaces and Unicode as an image-text corpus and labeled datasets that every machine has."""
+"""The glyph benchmark: typefaces and Unicode names as an image-text corpus and labeled datasets on every machine."""
 
-from gram_jax.data.glyphs.alphabet import Character, characters, kinds
-from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS, RENDERINGS, UNSEEN_RENDERINGS, Look
+from gram_jax.data.glyphs.alphabet import Character, characters, families
+from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS, RENDERINGS, UNSEEN_RENDERINGS, Appearance
 from gram_jax.data.glyphs.datasets import NAMES, GlyphDataset, catalog
 from gram_jax.data.glyphs.drawing import IMAGE_SIZE, encode_png, render
+from gram_jax.data.glyphs.examples import SPLIT_SIZES, example, labeled, unseen_domains
 from gram_jax.data.glyphs.faces import FACES, Face, FontError, face_from_file
-from gram_jax.data.glyphs.groups import true_groups
-from gram_jax.data.glyphs.indices import labeled
-from gram_jax.data.glyphs.world import SPLIT_SIZES, Pair, example, pair, unseen_domains
+from gram_jax.data.glyphs.pairs import Pair, pair, true_groups
 
 __all__ = [
     "CORPUS_RENDERINGS",
@@ -17,18 +16,18 @@ __all__ = [
     "RENDERINGS",
     "SPLIT_SIZES",
     "UNSEEN_RENDERINGS",
+    "Appearance",
     "Character",
     "Face",
     "FontError",
     "GlyphDataset",
-    "Look",
     "Pair",
     "catalog",
     "characters",
     "encode_png",
     "example",
     "face_from_file",
-    "kinds",
+    "families",
     "labeled",
     "pair",
     "render",

@@ -1,4 +1,4 @@
-"""The characters of the embedded world: code points, official names, and what the names say."""
+"""The characters of the glyph benchmark: code points, official names, and the facts that the names contain."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from gram_jax.data.glyphs import faces
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """One character and what its official Unicode name says of it.
+    """One character and the parts of its official Unicode name.
 
     Attributes:
       code: the code point.
       name: the official name in lower case, "greek small letter alpha with tonos".
-      kind: what it is, "greek small letter"; the theme of the true hierarchy.
-      short: the rest of the name, "alpha with tonos"; ambiguous across kinds, as short names are.
-      noun: a plain noun phrase for the kind, "greek letter".
-      drawn_to_fit: True for pictures and symbols, drawn as large as fits; letters keep their sizes on the line.
+      family: the first part of the name, "greek small letter"; a theme of the true hierarchy.
+      short: the rest of the name, "alpha with tonos"; several families may share it.
+      noun: a plain noun phrase for the family, "greek letter".
+      drawn_to_fit: True for pictures and symbols, which fill the image; letters keep their sizes on the line.
     """
 
     code: int
     name: str
-    kind: str
+    family: str
     short: str
     noun: str
     drawn_to_fit: bool
 
     @property
     def text(self) -> str:
+        """The character itself."""
         return chr(self.code)
 
 
-_DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine"
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = "|".join(DIGITS)
 
-# (pattern of the whole name, kind, short name, noun, drawn to fit); groups are filled in; the first match counts.
+# (pattern of the whole name, family, short name, noun, drawn to fit); groups are filled in; the first match counts.
 _RULES: tuple[tuple[str, str, str, str, bool], ...] = (
     (rf"digit ({_DIGITS})", "digit", "{1}", "digit", False),
     (rf"((?:superscript|subscript|circled|dingbat)[a-z -]*) ({_DIGITS})", "{1}", "{2}", "digit", True),
@@ -60,7 +62,7 @@ _RULES: tuple[tuple[str, str, str, str, bool], ...] = (
     (r"die face-(\d)", "die face", "{1}", "die", True),
 )  # fmt: skip
 
-# Blocks of symbols that carry no prefix in their names: (first, last, kind).
+# Blocks of symbols whose names have no prefix: (first, last, family).
 _BLOCKS: tuple[tuple[int, int, str], ...] = (
     (0x20A0, 0x20CF, "currency symbol"),
     (0x2190, 0x21FF, "arrow"),
@@ -79,97 +81,81 @@ _COMPILED = tuple((re.compile(rule[0]), *rule[1:]) for rule in _RULES)
 
 
 def describe(code: int, name: str) -> Character | None:
-    """What a character's official name says: its kind, its short name, a noun.
+    """Splits a character's official name into its family, its short name and a noun.
 
     Args:
       code: the code point.
       name: the official Unicode name, in any case.
 
     Returns:
-      A ``Character``, or None for characters that the world leaves out (marks, spaces, forms of letters, rare signs).
+      A `Character`, or None for characters that the benchmark leaves out: marks, spaces, forms of letters, rare signs.
 
     Example:
       >>> alpha = describe(0x3AC, "GREEK SMALL LETTER ALPHA WITH TONOS")
-      >>> alpha.kind, alpha.short, alpha.noun
+      >>> alpha.family, alpha.short, alpha.noun
       ('greek small letter', 'alpha with tonos', 'greek letter')
       >>> describe(0x20, "SPACE") is None
       True
 
     Reference:
-      Names: the Unicode Standard, chapter 4.8. Kinds, short names and nouns are our own choice.
+      Official names: the Unicode Standard, chapter 4.8.
     """
     name = name.lower()
     if re.search(r"\b(form|combining|ligature .* with|mark|tone)\b", name):
         return None
-    for pattern, kind, short, noun, fit in _COMPILED:
+    for pattern, family, short, noun, fit in _COMPILED:
         match = pattern.fullmatch(name)
         if match:
             groups = ["", *(group or "" for group in match.groups())]
-            return Character(code, name, kind.format(*groups), short.format(*groups), noun.format(*groups), fit)
-    for first, last, kind in _BLOCKS:
+            return Character(code, name, family.format(*groups), short.format(*groups), noun.format(*groups), fit)
+    for first, last, family in _BLOCKS:
         if first <= code <= last:
-            return Character(code, name, kind, name, kind, True)
+            return Character(code, name, family, name, family, True)
     return None
 
 
 @functools.cache
 def characters() -> dict[int, Character]:
-    """Every character of the world, by code point, read from the shipped record.
+    """Returns all characters by code point, in order.
 
-    Names come from the record, not from the running Python, whose set of assigned characters grows with its version.
-
-    Returns:
-      A dict from code point to ``Character``, in order of code points.
+    Names come from the shipped record, because the set of assigned characters grows with the version of Python.
 
     Example:
       >>> characters()[0x265B].name
       'black chess queen'
-
-    Reference:
-      The Unicode Standard, chapter 4.8; the choice of characters is ours.
     """
     entries = faces.record()["characters"].items()
-    found = (describe(int(code, 16), name) for code, (name, _) in entries)
-    return {character.code: character for character in found if character is not None}
+    described = (describe(int(code, 16), name) for code, (name, _) in entries)
+    return {character.code: character for character in described if character is not None}
 
 
 @functools.cache
 def faces_of(code: int) -> tuple[str, ...]:
-    """The names of the faces that draw a character, corpus faces and unseen ones.
+    """Returns the names of the faces that draw a character, corpus faces and unseen ones, in the order of `FACES`.
 
     Args:
-      code: a code point of the world.
-
-    Returns:
-      Names of ``faces.FACES``, in their order.
+      code: a code point of `characters`.
 
     Example:
       >>> "serif-italic" in faces_of(0x3B1), "modern" in faces_of(0x3B1)
       (True, False)
-
-    Reference:
-      Our own record.
     """
     names, mask = faces.record()["faces"], faces.record()["characters"][f"{code:04X}"][1]
     return tuple(name for bit, name in enumerate(names) if mask >> bit & 1)
 
 
 @functools.cache
-def kinds() -> dict[str, tuple[int, ...]]:
-    """The kinds of characters, each with its code points: the themes of the true hierarchy.
+def families() -> dict[str, tuple[int, ...]]:
+    """Returns the code points of each family, largest family first; the families are the themes of the true hierarchy.
 
-    Returns:
-      A dict from kind to code points, largest kind first; kinds of fewer than four characters are left out.
+    Families of fewer than four characters are left out.
 
     Example:
-      >>> len(kinds()["chess piece"])
+      >>> len(families()["chess piece"])
       12
-
-    Reference:
-      Our own choice.
     """
     groups: dict[str, list[int]] = {}
     for character in characters().values():
-        groups.setdefault(character.kind, []).append(character.code)
+        groups.setdefault(character.family, []).append(character.code)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {kind: tuple(codes) for kind, codes in ordered if len(codes) >= 4}
+    return {family: tuple(codes) for family, codes in ordered if len(codes) >= 4}

@@ -1,11 +1,13 @@
-"""How a character is drawn: face, size, place, colors and rendering, drawn at random or named as a domain."""
+"""The appearance of a character: face, size, position, colors and rendering."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 
-# Eleven basic color terms of English, as red, green, blue in 0..255.
+from gram_jax.data.streams import pick
+
+# The eleven basic color terms of English (Berlin and Kay, 1969), as red, green, blue in 0..255.
 COLORS: dict[str, tuple[int, int, int]] = {
     "black": (15, 15, 15),
     "white": (245, 245, 245),
@@ -22,19 +24,19 @@ COLORS: dict[str, tuple[int, int, int]] = {
 _DARK = ("black", "red", "green", "blue", "purple", "brown")
 _LIGHT = ("white", "yellow", "pink", "orange", "grey")
 
-# Renderings that corpora show, and those that none does: unseen domains.
+# Renderings that corpora contain, and those that only unseen domains contain.
 CORPUS_RENDERINGS = ("print", "negative", "color", "noise", "blur", "faint")
 UNSEEN_RENDERINGS = ("rotated", "outline", "small", "striped", "pixelated")
 RENDERINGS = CORPUS_RENDERINGS + UNSEEN_RENDERINGS
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """Everything that decides an image besides the character.
+class Appearance:
+    """All properties of an image except the character.
 
     Attributes:
       face: the name of a face, or the path of a font file.
-      rendering: one of ``RENDERINGS``.
+      rendering: one of `RENDERINGS`.
       ink: the name of the ink's color.
       paper: the name of the paper's color.
       ink_rgb: the ink as drawn, near its named color.
@@ -66,36 +68,24 @@ def _near(color: str, rng: random.Random, spread: float) -> tuple[int, int, int]
     return red, green, blue
 
 
-def _pick(rng: random.Random, options: tuple[str, ...]) -> str:
-    return options[int(rng.random() * len(options))]
-
-
-def draw_look(rng: random.Random, face: str, rendering: str, jitter: float = 1.0) -> Look:
-    """A look of the given face and rendering, everything else drawn at random.
-
-    Only ``rng.random()`` is used, whose sequence Python keeps the same from version to version.
+def draw_appearance(rng: random.Random, face: str, rendering: str, jitter: float = 1.0) -> Appearance:
+    """Draws an appearance with the given face and rendering.
 
     Args:
       rng: the source of randomness, advanced in place.
       face: the name of a face, or the path of a font file.
-      rendering: one of ``RENDERINGS``.
-      jitter: how far size, place and colors vary, in 0..1; 0 is centered black on white at its ordinary size.
-
-    Returns:
-      A ``Look``.
+      rendering: one of `RENDERINGS`.
+      jitter: variation of size, position and colors, in 0..1; 0: centered, black on white, ordinary size.
 
     Example:
-      >>> draw_look(random.Random(0), "serif", "negative").paper
+      >>> draw_appearance(random.Random(0), "serif", "negative").paper
       'black'
-
-    Reference:
-      Our own choice; the colors are the eleven basic terms of Berlin and Kay (1969).
     """
     ink, paper = "black", "white"
     if rendering == "negative":
         ink, paper = "white", "black"
     elif rendering == "color":
-        dark, light = _pick(rng, _DARK), _pick(rng, _LIGHT)
+        dark, light = pick(rng, _DARK), pick(rng, _LIGHT)
         ink, paper = (light, dark) if rng.random() < 0.3 else (dark, light)
     angle = 6.0 * jitter * (2.0 * rng.random() - 1.0)
     if rendering == "rotated":
@@ -104,7 +94,7 @@ def draw_look(rng: random.Random, face: str, rendering: str, jitter: float = 1.0
     reach = 2.5 * jitter
     if rendering == "small":
         size, reach = 0.55 + 0.1 * rng.random(), 5.0
-    return Look(
+    return Appearance(
         face=face,
         rendering=rendering,
         ink=ink,

@@ -1,6 +1,6 @@
-"""The embedded world as TFDS datasets: array_record files, images as PNG bytes, no TensorFlow.
+"""The glyph benchmark as TFDS datasets: array_record files with PNG images, written and read without TensorFlow.
 
-Importing this module imports tensorflow_datasets, which takes a second or two; nothing else in the package needs it.
+This module imports tensorflow_datasets, which takes a second or two; the rest of the package does not need it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import tensorflow_datasets as tfds
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.datasets import catalog
 from gram_jax.data.glyphs.drawing import IMAGE_SIZE, encode_png
-from gram_jax.data.glyphs.indices import labeled
-from gram_jax.data.glyphs.world import SPLIT_SIZES, pair
-from gram_jax.errors import InputError
+from gram_jax.data.glyphs.examples import SPLIT_SIZES, labeled
+from gram_jax.data.glyphs.pairs import pair
+from gram_jax.errors import require_int
 
 _IMAGE = {"shape": (IMAGE_SIZE, IMAGE_SIZE, 3), "encoding_format": "png"}
 
 
 @dataclasses.dataclass
 class CorpusConfig(tfds.core.BuilderConfig):
-    """How many pairs of which seed."""
+    """The number of pairs and the seed."""
 
     pairs: int = 100_000
     seed: int = 0
@@ -35,7 +35,7 @@ class CorpusConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass
 class LabeledConfig(tfds.core.BuilderConfig):
-    """Which labeled dataset, in which domain, of which seed."""
+    """The labeled dataset, its domain and the seed."""
 
     dataset: str = "greek_small"
     domain: str = ""
@@ -53,7 +53,7 @@ class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
         features = {
             "image": tfds.features.Image(**_IMAGE),
             "caption": tfds.features.Text(),
-            # What made the pair. No learner reads it; ceilings and tests do.
+            # The facts behind the pair, for upper bounds and tests; no learner reads them.
             "truth": {
                 "code": tfds.features.Scalar(np.int64),
                 "kind": tfds.features.Text(),
@@ -73,16 +73,16 @@ class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
             drawn = pair(index, self.builder_config.seed)
             truth = {
                 "code": drawn.character.code,
-                "kind": drawn.character.kind,
-                "face": drawn.look.face,
-                "rendering": drawn.look.rendering,
+                "kind": drawn.character.family,
+                "face": drawn.appearance.face,
+                "rendering": drawn.appearance.rendering,
                 "caption_sort": drawn.sort,
             }
             yield index, {"image": encode_png(drawn.image), "caption": drawn.caption, "truth": truth}
 
 
 class GlyphLabeled(tfds.core.GeneratorBasedBuilder):
-    """Labeled images of one dataset of the embedded world in one visual domain."""
+    """Labeled images of one glyph dataset in one visual domain."""
 
     name = "glyph_labeled"
     VERSION = tfds.core.Version("1.0.0")
@@ -110,7 +110,7 @@ class GlyphLabeled(tfds.core.GeneratorBasedBuilder):
 
 
 def _info(builder: Any, features: dict[str, Any], metadata: dict[str, Any]) -> tfds.core.DatasetInfo:
-    """The dataset's information, with the font hashes that its images come from."""
+    """Returns the dataset's information, including the hashes of the fonts."""
     return tfds.core.DatasetInfo(
         builder=builder,
         description=type(builder).__doc__,
@@ -121,30 +121,23 @@ def _info(builder: Any, features: dict[str, Any], metadata: dict[str, Any]) -> t
 
 
 def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: int = 0) -> Sequence[dict[str, Any]]:
-    """Builds the corpus as a TFDS dataset, unless it is there already, and opens it.
+    """Builds the corpus as a TFDS dataset unless it exists, and opens it.
 
     Args:
       data_dir: the folder of TFDS datasets, local or remote.
-      pairs: how many image-text pairs.
+      pairs: the number of image-text pairs, at least 1.
       seed: the seed of the corpus.
 
     Returns:
-      A random-access data source; item i holds ``image`` (uint8 ``[32, 32, 3]``), ``caption`` (bytes) and ``truth``.
-
-    Raises:
-      InputError: for fewer than one pair.
+      A random-access data source; item i holds `image` (uint8 `[32, 32, 3]`), `caption` (bytes) and `truth`.
 
     Example:
       >>> import tempfile
       >>> source = build_corpus(tempfile.mkdtemp(), pairs=3)
       >>> len(source), source[0]["image"].shape
       (3, (32, 32, 3))
-
-    Reference:
-      tensorflow.org/datasets, array_record data sources.
     """
-    if pairs < 1:
-        raise InputError(f"a corpus of {pairs} pairs cannot be built; ask for at least 1")
+    require_int("pairs", pairs)
     config = CorpusConfig(name=f"pairs_{pairs}_seed_{seed}", pairs=pairs, seed=seed)
     return _build(GlyphCorpus, config, data_dir)["train"]
 
@@ -152,28 +145,25 @@ def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: i
 def build_labeled(
     dataset: str, data_dir: str | os.PathLike[str], domain: str = "", seed: int = 0
 ) -> dict[str, Sequence[dict[str, Any]]]:
-    """Builds a labeled dataset as a TFDS dataset, unless it is there already, and opens it.
+    """Builds a labeled dataset as a TFDS dataset unless it exists, and opens it.
 
     Args:
-      dataset: a name of ``datasets.NAMES``.
+      dataset: one of `datasets.NAMES`.
       data_dir: the folder of TFDS datasets, local or remote.
-      domain: see ``world.split_domain``.
+      domain: see `examples.split_domain`.
       seed: the seed of the images.
 
     Returns:
-      Random-access data sources by split; items hold ``image`` (uint8 ``[32, 32, 3]``) and ``label``.
+      Random-access data sources by split; items hold `image` (uint8 `[32, 32, 3]`) and `label`.
 
     Raises:
-      InputError: for a dataset or a domain that does not exist.
+      InputError: there is no such dataset or domain.
 
     Example:
       >>> import tempfile
       >>> sources = build_labeled("chess", tempfile.mkdtemp())
       >>> len(sources["train"])
       384
-
-    Reference:
-      tensorflow.org/datasets, array_record data sources.
     """
     labeled(dataset, domain, seed)
     readable = "".join(letter if letter.isalnum() else "-" for letter in domain) or "print"
@@ -184,6 +174,6 @@ def build_labeled(
 def _build(builder_class: Any, config: Any, data_dir: str | os.PathLike[str]) -> dict[str, Any]:
     builder = builder_class(config=config, data_dir=os.fspath(data_dir), file_format="array_record")
     # Only array_record files can be written and read without TensorFlow.
-    with contextlib.redirect_stdout(sys.stderr):  # a library does not print; what TFDS says goes with its progress bars
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints to standard output
         builder.download_and_prepare(file_format="array_record")
     return builder.as_data_source()

@@ -1,4 +1,4 @@
-"""The grammar of the corpus: what people might write under a picture of a character."""
+"""Captions of the corpus: what people might write under a picture of a character."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import random
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character
-from gram_jax.data.glyphs.appearance import Look
+from gram_jax.data.glyphs.appearance import Appearance
+from gram_jax.data.streams import pick
 
-# Stated rates of a corpus at full difficulty, by what the caption says of the character.
-WRONG_RATE = 0.02  # names another character of the same kind
-UNNAMED_RATE = 0.06  # kind, typeface or color alone: incomplete
-SHORT_RATE = 0.13  # the short name alone, ambiguous between kinds
+# Rates of imperfect captions at full difficulty.
+WRONG_RATE = 0.02  # names another character of the same family
+UNNAMED_RATE = 0.06  # family, typeface or color alone: incomplete
+SHORT_RATE = 0.13  # the short name alone, ambiguous between families
 
 _ARTICLES = ("", "the character ", "a picture of ", "an image of ", "the sign ", "one ")
 _PREFIXES = {
@@ -31,20 +32,16 @@ _SUFFIXES = {
 }
 
 
-def _pick(rng: random.Random, options: tuple[str, ...]) -> str:
-    return options[int(rng.random() * len(options))]
-
-
 def _case(character: Character) -> str:
-    words = character.kind.split()
+    words = character.family.split()
     return next((word for word in ("small", "capital") if word in words), "")
 
 
 def _naming(character: Character, rng: random.Random, difficulty: float) -> tuple[str, str]:
-    """The words that name the character and what sort of naming it is."""
+    """Returns the words that name the character, and the sort of naming."""
     draw = rng.random() / max(difficulty, 1e-6)
     if draw < UNNAMED_RATE / 2:
-        return _pick(rng, (character.kind, f"a {character.noun}")), "unnamed"
+        return pick(rng, (character.family, f"a {character.noun}")), "unnamed"
     draw -= UNNAMED_RATE / 2
     if draw < SHORT_RATE:
         return character.short, "short"
@@ -56,21 +53,25 @@ def _naming(character: Character, rng: random.Random, difficulty: float) -> tupl
         return f"{_case(character)} {character.short}", "partial"
     draw -= 0.06
     if draw < 0.10:
-        return f"{character.short}, a kind of {character.kind}", "full"
+        return f"{character.short}, a kind of {character.family}", "full"
     return character.name, "full"
 
 
 def caption(
-    character: Character, others: tuple[Character, ...], look: Look, rng: random.Random, difficulty: float = 1.0
+    character: Character,
+    others: tuple[Character, ...],
+    appearance: Appearance,
+    rng: random.Random,
+    difficulty: float = 1.0,
 ) -> tuple[str, str]:
-    """Writes a caption for a character under a look.
+    """Writes a caption for a picture of a character.
 
-    At difficulty 0 the caption is the full name and little else; at 1 it follows the rates stated in this module.
+    At difficulty 0 the caption is the full name; at 1 it follows the rates of this module.
 
     Args:
       character: what the picture shows.
-      others: characters of the same kind, one of which a wrong caption names.
-      look: how it is drawn; captions speak of the face, the colors and the rendering now and then.
+      others: characters of the same family, one of which a wrong caption names.
+      appearance: some captions mention the face, the colors or the rendering.
       rng: the source of randomness, advanced in place.
       difficulty: from 0 to 1.
 
@@ -80,30 +81,28 @@ def caption(
     Example:
       >>> from gram_jax.data.glyphs.alphabet import characters
       >>> alpha = characters()[0x3B1]
-      >>> caption(alpha, (alpha,), Look("serif", "print"), random.Random(3), difficulty=0.0)
+      >>> caption(alpha, (alpha,), Appearance("serif", "print"), random.Random(3), difficulty=0.0)
       ('greek small letter alpha', 'full')
-
-    Reference:
-      Our own choice.
     """
     shown = character
     if rng.random() < WRONG_RATE * difficulty:
-        character = others[int(rng.random() * len(others))]
-    face = faces.FACES.get(look.face)
-    face_words = _pick(rng, face.words) if face is not None and face.words else ""
-    if look.rendering == "color":
-        suffix = _pick(rng, (f" in {look.ink}", f", {look.ink} on {look.paper}", f" on {look.paper}"))
+        character = pick(rng, others)
+    face = faces.FACES.get(appearance.face)
+    face_words = pick(rng, face.words) if face is not None and face.words else ""
+    if appearance.rendering == "color":
+        ink, paper = appearance.ink, appearance.paper
+        suffix = pick(rng, (f" in {ink}", f", {ink} on {paper}", f" on {paper}"))
     else:
-        suffix = _pick(rng, _SUFFIXES[look.rendering])
+        suffix = pick(rng, _SUFFIXES[appearance.rendering])
     if rng.random() < UNNAMED_RATE / 2 * difficulty and face_words:
-        text = _pick(rng, (face_words, f"a character in {face_words}", f"a character{suffix}"))
-        return text + _pick(rng, ("", ".")), "unnamed"
+        text = pick(rng, (face_words, f"a character in {face_words}", f"a character{suffix}"))
+        return text + pick(rng, ("", ".")), "unnamed"
     text, sort = _naming(character, rng, difficulty)
     plain = rng.random()
     if plain < 0.45 * difficulty:
-        text = _pick(rng, _PREFIXES[look.rendering]) + text
+        text = pick(rng, _PREFIXES[appearance.rendering]) + text
     elif plain < 0.6 * difficulty:
-        text = _pick(rng, _ARTICLES) + text
+        text = pick(rng, _ARTICLES) + text
     if rng.random() < 0.3 * difficulty and face_words:
         text = f"{text} in {face_words}"
     if rng.random() < 0.35 * difficulty:

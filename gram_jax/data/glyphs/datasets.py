@@ -1,4 +1,4 @@
-"""The labeled datasets of the embedded world: their classes, names and fitting templates."""
+"""The labeled datasets of the glyph benchmark: classes, class names and templates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 
 from gram_jax.data.glyphs import faces
-from gram_jax.data.glyphs.alphabet import Character, characters, faces_of
-from gram_jax.errors import InputError
+from gram_jax.data.glyphs.alphabet import DIGITS, Character, characters, faces_of
+from gram_jax.errors import require_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +17,11 @@ class GlyphDataset:
     """A labeled dataset: classes of characters under short names.
 
     Attributes:
-      name: "greek_small".
-      class_names: the short names, in label order; ambiguous without a context, as class names are.
-      codes: for each class the code points that belong to it (one, but for ``digits``).
-      template: a context that fits, for example "the character greek small letter {}."
-      faces: faces that draw every class: its typeface domains.
+      name: for example "greek_small".
+      class_names: the short names, in label order; ambiguous without a context, as class names often are.
+      codes: the code points of each class; one, except in "digits".
+      template: a suitable context, for example "the character greek small letter {}."
+      faces: the faces that draw every class: the typeface domains.
     """
 
     name: str
@@ -31,13 +31,13 @@ class GlyphDataset:
     faces: tuple[str, ...]
 
 
-def _kind(kind: str, short: str = ".+", first: int = 0, last: int = 0x10FFFF, drawn_by: tuple[str, ...] = ()):
-    """A selector: characters of one kind whose short name matches, inside a range, that the given faces draw."""
+def _family(family: str, short: str = ".+", first: int = 0, last: int = 0x10FFFF, drawn_by: tuple[str, ...] = ()):
+    """Returns a predicate: the family and the short name match, the code is in range, and the given faces draw it."""
     pattern = re.compile(short)
 
     def select(character: Character) -> bool:
         return (
-            character.kind == kind
+            character.family == family
             and first <= character.code <= last
             and pattern.fullmatch(character.short) is not None
             and set(drawn_by) <= set(faces_of(character.code))
@@ -47,43 +47,43 @@ def _kind(kind: str, short: str = ".+", first: int = 0, last: int = 0x10FFFF, dr
 
 
 _WORD = "[a-z]+( [a-z]+)?"
-_DIGIT_KINDS = (
+_DIGIT_FAMILIES = (
     "digit", "arabic-indic digit", "extended arabic-indic digit", "lao digit", "nko digit", "superscript", "subscript",
     "mathematical bold digit", "mathematical double-struck digit", "mathematical monospace digit",
     "mathematical sans-serif digit", "mathematical sans-serif bold digit",
 )  # fmt: skip
 
-# name -> (which characters, fitting template). Of some wordings of the corpus' grammar, templates are those that the
-# mini CLIP does best with on the validation split.
+# name -> (predicate of its characters, template). The templates were selected on the validation split with the mini
+# CLIP.
 _SELECTORS: dict[str, tuple[Callable[[Character], bool], str]] = {
-    "latin_small": (_kind("latin small letter", "[a-z]"), "a print of latin small letter {}."),
+    "latin_small": (_family("latin small letter", "[a-z]"), "a print of latin small letter {}."),
     "latin_accented": (
-        _kind("latin small letter", "[a-z] with [a-z ]+", last=0x1FF, drawn_by=("stix", "mono", "serif")),
+        _family("latin small letter", "[a-z] with [a-z ]+", last=0x1FF, drawn_by=("stix", "mono", "serif")),
         "a photo of a latin small letter {}.",
     ),
-    "greek_small": (_kind("greek small letter", _WORD, 0x3B1, 0x3C9), "the character greek small letter {}."),
-    "greek_capital": (_kind("greek capital letter", _WORD, 0x391, 0x3A9), "the character greek capital letter {}."),
+    "greek_small": (_family("greek small letter", _WORD, 0x3B1, 0x3C9), "the character greek small letter {}."),
+    "greek_capital": (_family("greek capital letter", _WORD, 0x391, 0x3A9), "the character greek capital letter {}."),
     "cyrillic_small": (
-        _kind("cyrillic small letter", first=0x430, last=0x45F),
+        _family("cyrillic small letter", first=0x430, last=0x45F),
         "cyrillic small letter {}, black on white.",
     ),
-    "armenian_small": (_kind("armenian small letter", _WORD), "a print of armenian small letter {}."),
-    "georgian": (_kind("georgian letter", _WORD, 0x10D0, 0x10F0), "the character georgian letter {}."),
-    "hebrew": (_kind("hebrew letter", _WORD, 0x5D0, 0x5EA), "the character hebrew letter {}."),
-    "arabic": (_kind("arabic letter", "[a-z]+", 0x621, 0x64A), "{}, a kind of arabic letter, black on white."),
-    "syllabics": (_kind("canadian syllabics", "[a-z]{1,2}", 0x1401, 0x14C0), "the character canadian syllabics {}."),
-    "digits": (lambda character: character.kind in _DIGIT_KINDS, "a print of digit {}."),
-    "arrows": (_kind("arrow", first=0x2190, last=0x21FF, drawn_by=("sans", "serif")), "the character {}."),
+    "armenian_small": (_family("armenian small letter", _WORD), "a print of armenian small letter {}."),
+    "georgian": (_family("georgian letter", _WORD, 0x10D0, 0x10F0), "the character georgian letter {}."),
+    "hebrew": (_family("hebrew letter", _WORD, 0x5D0, 0x5EA), "the character hebrew letter {}."),
+    "arabic": (_family("arabic letter", "[a-z]+", 0x621, 0x64A), "{}, a kind of arabic letter, black on white."),
+    "syllabics": (_family("canadian syllabics", "[a-z]{1,2}", 0x1401, 0x14C0), "the character canadian syllabics {}."),
+    "digits": (lambda character: character.family in _DIGIT_FAMILIES, "a print of digit {}."),
+    "arrows": (_family("arrow", first=0x2190, last=0x21FF, drawn_by=("sans", "serif")), "the character {}."),
     "operators": (
-        _kind("mathematical operator", "[a-z-]+( [a-z-]+){0,2}", 0x2200, 0x22FF, ("sans", "stix")),
+        _family("mathematical operator", "[a-z-]+( [a-z-]+){0,2}", 0x2200, 0x22FF, ("sans", "stix")),
         "a print of {}.",
     ),
-    "shapes": (_kind("geometric shape", first=0x25A0, last=0x25FF), "the character {}, black on white."),
-    "box_drawings": (_kind("box drawings"), "a print of {}, a kind of box drawings."),
-    "braille": (_kind("braille pattern"), "the character braille pattern {}."),
-    "dominoes": (_kind("domino tile", ".*-.*"), "the character domino tile {}."),
-    "playing_cards": (_kind("playing card", "(?!knight).* of .*"), "the character playing card {}, black on white."),
-    "chess": (_kind("chess piece"), "{}, a kind of chess piece."),
+    "shapes": (_family("geometric shape", first=0x25A0, last=0x25FF), "the character {}, black on white."),
+    "box_drawings": (_family("box drawings"), "a print of {}, a kind of box drawings."),
+    "braille": (_family("braille pattern"), "the character braille pattern {}."),
+    "dominoes": (_family("domino tile", ".*-.*"), "the character domino tile {}."),
+    "playing_cards": (_family("playing card", "(?!knight).* of .*"), "the character playing card {}, black on white."),
+    "chess": (_family("chess piece"), "{}, a kind of chess piece."),
 }
 
 NAMES: tuple[str, ...] = tuple(_SELECTORS)
@@ -91,34 +91,26 @@ NAMES: tuple[str, ...] = tuple(_SELECTORS)
 
 @functools.cache
 def catalog(name: str) -> GlyphDataset:
-    """One labeled dataset of the embedded world.
+    """Returns a labeled dataset; its classes are in the order of their code points.
 
     Args:
-      name: one of ``NAMES``.
-
-    Returns:
-      A ``GlyphDataset``, its classes in the order of their code points.
+      name: one of `NAMES`.
 
     Raises:
-      InputError: for a name that is not in the catalog.
+      InputError: the name is unknown.
 
     Example:
       >>> catalog("chess").class_names[:2]
       ('white king', 'white queen')
-
-    Reference:
-      Our own choice of datasets, after the eleven of Zhou et al. (2022): fine-grained, coarse, long and short.
     """
-    if name not in _SELECTORS:
-        raise InputError(f"there is no glyph dataset {name!r}; the catalog holds {', '.join(NAMES)}")
+    require_known("glyph dataset", name, NAMES)
     select, template = _SELECTORS[name]
     classes: dict[str, list[int]] = {}
     for character in characters().values():
         if select(character):
             classes.setdefault(character.short, []).append(character.code)
     if name == "digits":
-        order = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-        classes = {digit: classes[digit] for digit in order}
+        classes = {digit: classes[digit] for digit in DIGITS}
     drawing = [
         face for face in faces.FACES if all(any(face in faces_of(code) for code in codes) for codes in classes.values())
     ]

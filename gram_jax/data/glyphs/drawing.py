@@ -1,4 +1,4 @@
-"""Draws a character: a typeface's outline, rasterized by FreeType through Pillow, under a look."""
+"""Drawing of characters: outlines of a typeface, rasterized by FreeType through Pillow."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import Character
-from gram_jax.data.glyphs.appearance import Look
+from gram_jax.data.glyphs.appearance import Appearance
 
 IMAGE_SIZE = 32
 _REFERENCE = 256  # pixels per em at which outlines are measured
 _LINE_EM = 26.0  # pixels per em of letters on a line
 _BASELINE = 23.0  # row of the baseline
-_FIT = 27.0  # pixels that a picture's longer side takes
+_FIT = 27.0  # pixels of a picture's longer side
 _COVERAGE = np.arange(256, dtype=np.float32)[:, None] * np.float32(1.0 / 255.0)
 
 
@@ -31,89 +31,86 @@ def _font(face: str, tenths: int) -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(maxsize=65536)
 def _box(face: str, text: str) -> tuple[float, float, float, float]:
-    """The ink's bounding box (left, top, right, bottom) relative to the origin on the baseline, in em."""
+    """Returns the ink's bounding box (left, top, right, bottom) relative to the origin on the baseline, in em."""
     left, top, right, bottom = _font(face, _REFERENCE * 10).getbbox(text, anchor="ls")
     return left / _REFERENCE, top / _REFERENCE, right / _REFERENCE, bottom / _REFERENCE
 
 
-def _mask(character: Character, look: Look) -> Image.Image:
-    """The character's coverage of each pixel, an 8-bit image of ``IMAGE_SIZE`` squared."""
-    left, top, right, bottom = _box(look.face, character.text)
+def _mask(character: Character, appearance: Appearance) -> Image.Image:
+    """Returns the character's coverage of each pixel as an 8-bit image."""
+    left, top, right, bottom = _box(appearance.face, character.text)
     width, height = max(right - left, 1e-3), max(bottom - top, 1e-3)
     if character.drawn_to_fit:
         em = min(_FIT / max(width, height), 1.6 * _LINE_EM)
     else:
         em = min(_LINE_EM, (IMAGE_SIZE - 3.0) / max(width, height))
-    em *= look.size
-    x = IMAGE_SIZE / 2.0 - em * (left + right) / 2.0 + look.shift[0]
+    em *= appearance.size
+    x = IMAGE_SIZE / 2.0 - em * (left + right) / 2.0 + appearance.shift[0]
     if character.drawn_to_fit:
         y = IMAGE_SIZE / 2.0 - em * (top + bottom) / 2.0
     else:
-        y = IMAGE_SIZE / 2.0 + (_BASELINE - IMAGE_SIZE / 2.0) * look.size
+        y = IMAGE_SIZE / 2.0 + (_BASELINE - IMAGE_SIZE / 2.0) * appearance.size
         # Tall or deep letters move until they are inside the picture.
         y = min(max(y, 1.0 - em * top), IMAGE_SIZE - 1.0 - em * bottom)
-    y += look.shift[1]
+    y += appearance.shift[1]
     mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
-    font = _font(look.face, max(30, round(em * 10.0)))
+    font = _font(appearance.face, max(30, round(em * 10.0)))
     ImageDraw.Draw(mask).text((x, y), character.text, fill=255, font=font, anchor="ls")
-    if abs(look.angle) >= 1.0:
-        mask = mask.rotate(look.angle, resample=Image.Resampling.BILINEAR)
+    if abs(appearance.angle) >= 1.0:
+        mask = mask.rotate(appearance.angle, resample=Image.Resampling.BILINEAR)
     return mask
 
 
-def _shape(mask: Image.Image, look: Look) -> Image.Image:
-    """What a rendering does to the mask."""
-    if look.rendering == "blur":
-        return mask.filter(ImageFilter.GaussianBlur(0.8 + 0.8 * look.amount))
-    if look.rendering == "outline":
+def _shape(mask: Image.Image, appearance: Appearance) -> Image.Image:
+    """Applies the renderings that change the mask."""
+    if appearance.rendering == "blur":
+        return mask.filter(ImageFilter.GaussianBlur(0.8 + 0.8 * appearance.amount))
+    if appearance.rendering == "outline":
         pixels = np.asarray(mask, np.int16)
         thick = np.asarray(mask.filter(ImageFilter.MaxFilter(3)), np.int16)
         return Image.fromarray(np.clip(thick - pixels, 0, 255).astype(np.uint8))
-    if look.rendering == "pixelated":
-        cells = 14 + round(4 * look.amount)
+    if appearance.rendering == "pixelated":
+        cells = 14 + round(4 * appearance.amount)
         small = mask.resize((cells, cells), Image.Resampling.BOX)
         return small.resize(mask.size, Image.Resampling.NEAREST)
     return mask
 
 
-def render(character: Character, look: Look) -> np.ndarray:
-    """Draws one character under a look; a pure function of its arguments.
+def render(character: Character, appearance: Appearance) -> np.ndarray:
+    """Draws one character; a pure function of its arguments.
 
     Args:
-      character: what is drawn.
-      look: how it is drawn.
+      character: the character.
+      appearance: its appearance.
 
     Returns:
-      uint8 ``[32, 32, 3]``, red, green and blue.
+      uint8 `[32, 32, 3]`, red, green and blue.
 
     Raises:
-      FontError: where the look's font file is missing, broken or not the one on record.
+      FontError: the font file is missing, broken or not the recorded one.
 
     Example:
       >>> from gram_jax.data.glyphs.alphabet import characters
-      >>> render(characters()[0x3B1], Look("serif", "print")).shape
+      >>> render(characters()[0x3B1], Appearance("serif", "print")).shape
       (32, 32, 3)
-
-    Reference:
-      Our own choice; FreeType draws the outlines.
     """
-    mask = np.asarray(_shape(_mask(character, look), look))
-    paper = np.asarray(look.paper_rgb, np.float32)
-    ink = np.asarray(look.ink_rgb, np.float32)
-    if look.rendering == "faint":
-        ink = paper + (0.12 + 0.2 * look.amount) * (ink - paper)
-    if look.rendering not in ("striped", "noise"):
-        return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # one color for each of the mask's 256 levels
-    if look.rendering == "striped":
-        # Ruled paper: dark lines whose distance and slope come from the look.
+    mask = np.asarray(_shape(_mask(character, appearance), appearance))
+    paper = np.asarray(appearance.paper_rgb, np.float32)
+    ink = np.asarray(appearance.ink_rgb, np.float32)
+    if appearance.rendering == "faint":
+        ink = paper + (0.12 + 0.2 * appearance.amount) * (ink - paper)
+    if appearance.rendering not in ("striped", "noise"):
+        return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # a color for each of the mask's 256 levels
+    if appearance.rendering == "striped":
+        # Ruled paper: dark sloping lines.
         rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
-        slope = math.tan(2.0 * look.amount - 1.0)
+        slope = math.tan(2.0 * appearance.amount - 1.0)
         lines = (np.mod(rows + slope * columns, 6.0) < 1.5)[..., None]
         paper = paper - 95.0 * lines.astype(np.float32)
     pixels = paper + _COVERAGE[mask] * (ink - paper)
-    if look.rendering == "noise":
-        noise = np.random.Generator(np.random.PCG64(look.noise_seed)).random(pixels.shape[:2], np.float32)
-        pixels = pixels + (120.0 + 180.0 * look.amount) * (noise[..., None] - 0.5)
+    if appearance.rendering == "noise":
+        noise = np.random.Generator(np.random.PCG64(appearance.noise_seed)).random(pixels.shape[:2], np.float32)
+        pixels = pixels + (120.0 + 180.0 * appearance.amount) * (noise[..., None] - 0.5)
     return _to_bytes(pixels)
 
 
@@ -122,20 +119,11 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 image as the bytes of a PNG file (lossless, compressed fast).
-
-    Args:
-      image: uint8 ``[H, W, 3]``.
-
-    Returns:
-      The encoded bytes.
+    """Encodes an image, uint8 `[H, W, 3]`, as a PNG file with fast compression.
 
     Example:
       >>> encode_png(np.zeros((32, 32, 3), np.uint8))[1:4]
       b'PNG'
-
-    Reference:
-      ISO/IEC 15948, Portable Network Graphics.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)

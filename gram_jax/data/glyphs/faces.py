@@ -1,4 +1,4 @@
-"""The typefaces of the embedded world: which files, which words describe them, which are kept out of every corpus."""
+"""The typefaces of the glyph benchmark: font files, words that describe them, and which of them a corpus may show."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RECORD = Path(__file__).parent / "record.json"
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-    """One typeface: a font file, the words that describe it, and whether a corpus may show it.
+    """One typeface.
 
     Attributes:
-      name: the name of the domain, for example ``"serif-italic"``.
-      file: a file name among matplotlib's own fonts, or the path of any font file on disk.
-      words: how captions describe it, most common first.
-      in_corpus: False for the unseen faces, which no corpus and no pre-training ever shows.
-      ascii_only: True for fonts whose character map means something else outside of ASCII (Computer Modern).
+      name: the name of the domain, for example "serif-italic".
+      file: the name of a file among the fonts of matplotlib, or the path of any font file.
+      words: descriptions in captions, most common first.
+      in_corpus: False for the unseen faces, which no corpus contains.
+      ascii_only: True for fonts whose character map has another meaning outside ASCII (Computer Modern).
     """
 
     name: str
@@ -73,45 +73,36 @@ FACES: dict[str, Face] = {
 
 
 class FontError(InputError):
-    """A font file that is missing, is not a font, lacks a character, or is not the one on record."""
+    """A font file is missing, is not a font, lacks a character, or differs from the recorded one."""
 
 
 @functools.cache
 def record() -> dict:
-    """The shipped record: SHA-256 of every font file and, for every character used, its name and its faces.
+    """Returns the shipped record of font files and characters.
 
     Returns:
-      ``{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {hex code: [name, faces]}}``, the
-      faces of a character being an integer whose bit i stands for the i-th name.
+      `{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {hex code: [name, faces]}}`; bit i
+      of a character's integer `faces` represents the i-th name.
 
     Example:
       >>> record()["characters"]["03B1"][0]
       'GREEK SMALL LETTER ALPHA'
-
-    Reference:
-      Our own record.
     """
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
 def font_path(face: Face) -> str:
-    """The path of a face's font file; files of the record are looked for among matplotlib's own fonts.
+    """Returns the path of a face's font file.
 
     Args:
-      face: a face of ``FACES``, or one made by ``face_from_file``.
-
-    Returns:
-      The path of the file.
+      face: a face of `FACES`, or the result of `face_from_file`.
 
     Raises:
-      FontError: where the file does not exist.
+      FontError: the file does not exist.
 
     Example:
       >>> font_path(FACES["serif"]).endswith("DejaVuSerif.ttf")
       True
-
-    Reference:
-      matplotlib ships these fonts.
     """
     if os.path.sep in face.file:
         path = face.file
@@ -121,23 +112,17 @@ def font_path(face: Face) -> str:
         path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", face.file)
     if not os.path.isfile(path):
         raise FontError(
-            f"the font file {path!r} of the face {face.name!r} does not exist; reinstall matplotlib, or mend the path"
+            f"the font file {path!r} of the face {face.name!r} does not exist; reinstall matplotlib or correct the path"
         )
     return path
 
 
 @functools.cache
 def checked_font_path(face: Face) -> str:
-    """``font_path``, with the file's content compared with the record, so that images mean the same everywhere.
-
-    Args:
-      face: a face of ``FACES``, or one made by ``face_from_file`` (for which there is nothing to compare).
-
-    Returns:
-      The path of the file.
+    """Returns `font_path(face)` after comparing the file with the record, so that images are the same everywhere.
 
     Raises:
-      FontError: where the file differs from the one on record.
+      FontError: the file differs from the recorded one.
     """
     path = font_path(face)
     expected = record()["fonts"].get(face.file)
@@ -145,7 +130,7 @@ def checked_font_path(face: Face) -> str:
         found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if found != expected:
             raise FontError(
-                f"the font {path!r} has sha256 {found[:12]}..., not {expected[:12]}... as on record: its glyphs may "
+                f"the font {path!r} has sha256 {found[:12]}..., the record has {expected[:12]}...: its glyphs may "
                 "differ from those of published results; install the matplotlib version of requirements.txt"
             )
     return path
@@ -153,16 +138,10 @@ def checked_font_path(face: Face) -> str:
 
 @functools.cache
 def coverage(path: str) -> frozenset[int]:
-    """The code points that a font file draws, read from its character map.
-
-    Args:
-      path: the path of a TrueType or OpenType file.
-
-    Returns:
-      A frozenset of code points.
+    """Returns the code points in the character map of a TrueType or OpenType file.
 
     Raises:
-      FontError: where the file cannot be read as a font.
+      FontError: the file cannot be read as a font.
     """
     from fontTools.ttLib import TTFont, TTLibError
 
@@ -174,23 +153,14 @@ def coverage(path: str) -> frozenset[int]:
 
 
 def face_from_file(path: str) -> Face:
-    """A face made of any font file on disk: one more unseen domain.
-
-    Args:
-      path: the path of a TrueType or OpenType file.
-
-    Returns:
-      A ``Face`` named by its path, outside of every corpus.
+    """Returns the face of any TrueType or OpenType file: another unseen domain, named by its path.
 
     Raises:
-      FontError: where the file does not exist or is not a font.
+      FontError: the file does not exist or is not a font.
 
     Example:
       >>> face_from_file(font_path(FACES["sans"])).in_corpus
       False
-
-    Reference:
-      Our own choice.
     """
     path = os.path.abspath(path)
     face = Face(path, path, in_corpus=False)

@@ -1,4 +1,4 @@
-"""Makes the record that the world reads: which characters, which faces draw them, which font files they were."""
+"""Maintenance script: writes the shipped record of characters, faces and font files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from gram_jax.data.glyphs import alphabet, faces
 
 
 def make_record() -> dict:
-    """Reads the font files of ``faces.FACES`` and Python's Unicode names; see ``faces.record`` for the format.
+    """Returns a record in the format of `faces.record`, from the font files and the Unicode names of this Python.
 
-    The record is made once and shipped: names are stable from one Python to the next, the set of assigned characters
-    is not. Only characters that at least one corpus face draws are kept.
-
-    Returns:
-      The record.
+    The record is shipped because the set of assigned characters differs between versions of Python. It contains the
+    characters that at least one corpus face draws.
     """
     names = list(faces.FACES)
     corpus_faces = sum(1 << bit for bit, face in enumerate(faces.FACES.values()) if face.in_corpus)
@@ -37,11 +34,7 @@ def make_record() -> dict:
 
 
 def write_record(path: Path = faces.RECORD) -> None:
-    """Writes the record as JSON, one character a line.
-
-    Args:
-      path: where to; by default the shipped file.
-    """
+    """Writes the record as JSON, one character per line."""
     made = make_record()
     lines = (f"  {json.dumps(code)}: {json.dumps(entry)}" for code, entry in made["characters"].items())
     body = ",\n".join(lines)

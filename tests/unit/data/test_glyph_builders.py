@@ -1,4 +1,4 @@
-"""The embedded world as TFDS datasets, without TensorFlow."""
+"""The glyph benchmark as TFDS datasets, without TensorFlow."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_labeled_holds_the_draws(tmp_path):
 
 
 def test_bad_sizes(tmp_path):
-    with pytest.raises(ValueError, match="a corpus of 0 pairs cannot be built"):
+    with pytest.raises(ValueError, match="pairs=0"):
         build_corpus(tmp_path, pairs=0)
 
 

@@ -313,15 +313,6 @@ def test_frozen_text_features_are_padded_too(clip):
     assert valid.tolist() == [True] * 17 + [False] * 15
 
 
-def test_task_context_is_two_means(clip):
-    rng = np.random.default_rng(9)
-    images, texts = rng.normal(size=(5, 16)), rng.normal(size=(3, 16))
-    expected = [*(sum(images) / 5), *(sum(texts) / 3)]
-    np.testing.assert_allclose(tuning_lib.task_context(clip, images, texts), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"text features of a task must have shape \[count, 16\]"):
-        tuning_lib.task_context(clip, images, texts[:, :3])
-
-
 def test_context_reaches_the_regulator(clip):
     rng = np.random.default_rng(10)
     prompts, (batch,) = draw_prompts(rng), draw_batches(rng, 1)
