@@ -109,18 +109,18 @@ def meta_learning(setup: Setup, problem: Problem) -> Makers:
 
 
 def one_image(setup: Setup, problem: Problem) -> Makers:
-    """Test-time tuning of an image by `tuning_lib.make_episodic`, its views encoded once."""
-    tune = tuning_lib.make_episodic(problem.tuner, share=CONFIDENT, weight_decay=DECAY)
+    """Test-time tuning of an image by `tuning_lib.make_test_time_tuning`, its views encoded once."""
+    tune = tuning_lib.make_test_time_tuning(problem.tuner, share=CONFIDENT, weight_decay=DECAY)
 
     @jax.jit
-    def step(prompt: Any, clip: Clip, classes: Classes, views: Array) -> tuning_lib.Episodic:
+    def step(prompt: Any, clip: Clip, classes: Classes, views: Array) -> tuning_lib.TestTimeTuning:
         batch = {"views": encode_image(clip, views)[None], "classes": classes}
         return tune(prompt, None, clip, batch, TEST_TIME_RATE)
 
     batch = problem.batches["support"]
     arguments = (problem.prompt, setup.clip, batch["classes"], batch["images"])
 
-    def values(found: tuning_lib.Episodic) -> tuple[Array, Array]:
+    def values(found: tuning_lib.TestTimeTuning) -> tuple[Array, Array]:
         return found.losses[0, 0], jnp.max(jax.nn.softmax(found.logits[0]))
 
     return {OURS: lambda: compiled(step, lambda: arguments, values)}

@@ -18,7 +18,7 @@ from gram_jax.data import Dataset
 from gram_jax.errors import InputError
 from gram_jax.evaluation.measures import Outcome, key, outcome
 from gram_jax.evaluation.protocols import Part, counts, measured_parts, selected_on, support
-from gram_jax.tuning.batching import CLASS_MULTIPLE
+from gram_jax.tuning.batches import CLASS_MULTIPLE
 
 from . import learning as _learning
 from . import methods as _methods
@@ -153,14 +153,14 @@ def tune(
     size, count = bench.config.batch_size, len(supports[0])
     weights = None
     if candidate.epochs is None:
-        orders = [tuning_lib.batches(seed, count, size, candidate.steps) for seed in seeds]
+        orders = [tuning_lib.shuffled_batches(seed, count, size, candidate.steps) for seed in seeds]
     else:
         epochs = candidate.epochs(learnable.name, shots)
         orders = [tuning_lib.epoch_batches(seed, count, size, epochs) for seed in seeds]
         if (bell := _methods.aggregation(bench.config, learnable.name)) is not None:
             weights = objectives.gaussian_weights(epochs, *bell)
-    lengths = {"total_steps": len(orders[0]), "epoch_steps": max(1, count // size)}
-    lengths["warmup_epochs"] = _learning.warmup(bench.config, learnable.name, starts[0])
+    warmup = _learning.warmup(bench.config, learnable.name, starts[0])
+    recipe = tuning_lib.Recipe(candidate.learning_rate, len(orders[0]), max(1, count // size), warmup, weights)
     phi = _learning.start(method.phi, seeds)
     shared = {"classes": classes, "valid": valid, "context": regulator_contexts(method, context)}
     own_reference, loss = {}, method.loss
@@ -177,7 +177,7 @@ def tune(
             images, features = zip(*pairs, strict=True)
             known = {} if features[0] is None else {"image_features": stacked(features)}
             yield shared | {
-                **_learning.step_data(bench.config, seeds, step, lengths["epoch_steps"]),
+                **_learning.step_data(bench.config, seeds, step, recipe.epoch_steps),
                 "images": stacked(images),
                 "labels": np.stack([own.labels[at] for own, at in zip(supports, positions, strict=True)]),
                 "run_reference": own_reference | known,
@@ -188,7 +188,7 @@ def tune(
     source = batches()
     if (first := next(source, None)) is not None:
         state = tuning.init(prompts, phi)
-        lowered = tuning.lower(state, phi, bench.clip, first, candidate.learning_rate, **lengths)
+        lowered = tuning.lower(state, phi, bench.clip, first, *recipe[:4])
         bench.announce(method.name, lowered, learnable.name, len(names))
         source = itertools.chain([first], source)
     return tuning_lib.tune(
@@ -197,10 +197,8 @@ def tune(
         phi,
         bench.clip,
         source,
-        candidate.learning_rate,
-        **lengths,
+        recipe,
         report=[step for step in report if step <= len(orders[0])],
-        epoch_weights=weights,
         measure_cost=measure_cost,
     )
 

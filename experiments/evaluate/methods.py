@@ -49,7 +49,7 @@ class Method(NamedTuple):
 
     `phi` is a function of a key where the regulator is learned along the way. The regulator may read the context of the
     task, or the task's relation to the prototypes `related`, and the start may be structured by it. The loss is one of
-    images and labels alone where it is None. At test time `tuning` is `make_episodic`'s.
+    images and labels alone where it is None. At test time `tuning` is `make_test_time_tuning`'s.
     """
 
     name: str
@@ -320,9 +320,9 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
     return methods, wanted, checkpoint
 
 
-def _episodic(config: Any, tuner: Tuner, regulator: Regulator) -> Callable[..., tuning_lib.Episodic]:
+def _episodic(config: Any, tuner: Tuner, regulator: Regulator) -> Callable[..., tuning_lib.TestTimeTuning]:
     """Test-time tuning as the flags ask for it."""
-    return tuning_lib.make_episodic(
+    return tuning_lib.make_test_time_tuning(
         tuner,
         regulator,
         share=config.test_time_share,

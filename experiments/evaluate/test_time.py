@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, meta
+from gram_jax import meta
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset, augmented_views
 from gram_jax.errors import InputError
@@ -61,12 +61,14 @@ def check(config: Any) -> None:
             raise InputError(
                 f"--{name}: under {TEST_TIME} every image has a prompt of its own, which is dropped with it"
             )
-    if config.optimizer not in evaluation.episodic.OPTIMIZERS:
-        known = " or ".join(evaluation.episodic.OPTIMIZERS)
+    if config.optimizer not in tuning_lib.test_time.OPTIMIZERS:
+        known = " or ".join(tuning_lib.test_time.OPTIMIZERS)
         raise InputError(f"--optimizer={config.optimizer}: {TEST_TIME} takes {known}")
     if len(config.steps) > 1:
         raise InputError(f"--steps={','.join(map(str, config.steps))}: {TEST_TIME} takes one number of steps")
-    if not 0 < config.test_time_share <= 1 or not tuning_lib.kept_views(config.test_time_views, config.test_time_share):
+    if not 0 < config.test_time_share <= 1 or not tuning_lib.select_views(
+        config.test_time_views, config.test_time_share
+    ):
         raise InputError(
             f"--test_time_share={config.test_time_share:g} of --test_time_views={config.test_time_views} is less than "
             "one view, or more than all; give more views, or a share up to 1"
@@ -168,16 +170,14 @@ def _runs(
         prompt = start(None)
         if method.structured:
             prompt = jax.tree.map(lambda *leaves: np.stack(leaves), *map(start, contexts))
-        found = tuning_lib.predict_episodic(
+        batch = {"classes": classes, "valid": valid, "views": views, "context": regulator_contexts(method, contexts)}
+        found = tuning_lib.predict_test_time(
             method.tuning,
             prompt,
             method.phi,
             bench.clip,
-            classes,
-            valid,
-            views,
+            batch,
             candidate.learning_rate,
-            contexts=regulator_contexts(method, contexts),
             own=method.structured,
             batch_size=config.test_time_batch,
         )
@@ -186,4 +186,4 @@ def _runs(
                 f"test-time tuning of {method.name} on {dataset.name} is not finite at the views of seed {seed}; lower "
                 "its learning rate"
             )
-        yield _measures.outcome(found.start_logits[None]), _measures.outcome(found.logits[None])
+        yield _measures.outcome(found.initial_logits[None]), _measures.outcome(found.logits[None])

@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 
 from gram_jax import evaluation
-from gram_jax import tuning as tuning_lib
 from gram_jax.evaluation import Row
 from gram_jax.evaluation.protocols import Part, imbalance, thirds
+from gram_jax.tuning import Cost
 
 _IMAGES = 4096
 
@@ -76,7 +76,7 @@ def asked_for(names: Sequence[str]) -> list[str]:
 
 
 def cost_rows(
-    method: str, protocol: str, name: str, cost: tuning_lib.Cost, shots: int, runs: int, split: str, step: int
+    method: str, protocol: str, name: str, cost: Cost, shots: int, runs: int, split: str, step: int
 ) -> Iterator[Row]:
     """What tuning cost: the time of a run, its share of all side by side, and the memory of a step of all."""
     for metric, value in zip(COSTS, (cost.seconds * step / runs, float(cost.bytes)), strict=True):

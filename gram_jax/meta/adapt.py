@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gram_jax.errors import InputError
 from gram_jax.regulators import Regulator
+from gram_jax.tuning.schedules import per_leaf
 
 Array = jax.Array
 PyTree = Any
@@ -72,7 +73,7 @@ def adapt(
       as in "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models".
     """
     steps, last = check_steps(steps, gradient)
-    rates = _per_leaf(learning_rate, prompt)
+    rates = per_leaf(learning_rate, prompt)
     prompt = jax.tree.map(jnp.asarray, prompt)
 
     def step(theta: PyTree, constants: tuple[PyTree, PyTree]) -> tuple[PyTree, Array]:
@@ -138,15 +139,3 @@ def _integer(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
-
-
-def _per_leaf(learning_rate: PyTree, prompt: PyTree) -> PyTree:
-    structure = jax.tree.structure(prompt)
-    if jax.tree.structure(learning_rate) == structure:
-        return jax.tree.map(jnp.asarray, learning_rate)
-    if jax.tree.structure(learning_rate) != jax.tree.structure(0.0) or jnp.ndim(learning_rate):
-        raise InputError(
-            f"learning_rate has structure {jax.tree.structure(learning_rate)} and the prompt {structure}; give one "
-            "number, or a number for each leaf of the prompt."
-        )
-    return jax.tree.unflatten(structure, [jnp.asarray(learning_rate)] * structure.num_leaves)

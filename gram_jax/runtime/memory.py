@@ -37,7 +37,7 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
     """What a step takes, in words, and what to do where that is more than there is.
 
     Args:
-      needed: bytes on each device, e.g. by `gram_jax.evaluation.memory_bytes`.
+      needed: bytes on each device, e.g. by `gram_jax.tuning.memory_bytes`.
       devices: how many devices the step runs on.
       available: bytes of a device, e.g. `available_memory()`; None where it is not known.
 

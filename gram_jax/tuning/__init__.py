@@ -1,29 +1,30 @@
 """Tuning prompts on labeled images, and on single unlabeled images at test time."""
 
 from gram_jax.tuning.alternating import AlternatingState, make_alternating
-from gram_jax.tuning.batches import batches, epoch_batches
-from gram_jax.tuning.batching import classification_loss, pad_classes
+from gram_jax.tuning.batches import epoch_batches, pad_classes, shuffled_batches
+from gram_jax.tuning.loop import Cost, Recipe, Tuned, memory_bytes, tune
 from gram_jax.tuning.schedules import scheduled_rate
-from gram_jax.tuning.step import Cost, Tuned, Tuning, TuningState, make_tuning, memory_bytes, tune
-from gram_jax.tuning.test_time import Episodic, kept_views, make_episodic, predict_episodic
+from gram_jax.tuning.step import Tuning, TuningState, classification_loss, make_tuning
+from gram_jax.tuning.test_time import TestTimeTuning, make_test_time_tuning, predict_test_time, select_views
 
 __all__ = [
     "AlternatingState",
     "Cost",
-    "Episodic",
+    "Recipe",
+    "TestTimeTuning",
     "Tuned",
     "Tuning",
     "TuningState",
-    "batches",
     "classification_loss",
     "epoch_batches",
-    "kept_views",
     "make_alternating",
-    "make_episodic",
+    "make_test_time_tuning",
     "make_tuning",
     "memory_bytes",
     "pad_classes",
-    "predict_episodic",
+    "predict_test_time",
     "scheduled_rate",
+    "select_views",
+    "shuffled_batches",
     "tune",
 ]

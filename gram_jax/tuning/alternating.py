@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,14 @@ import optax
 
 from gram_jax.clip import Clip, encode_image, logits
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known, require_number
 from gram_jax.objectives import batch_loss
 from gram_jax.objectives.base import exclude, normalize, weighted_mean
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Outputs, Tuner
 from gram_jax.tuners.vpt import visual_prompt
 from gram_jax.tuning.gradient_metrics import regulation
-from gram_jax.tuning.schedules import check_schedule, scheduled_rate
+from gram_jax.tuning.schedules import SCHEDULES, scheduled_rate
 from gram_jax.tuning.step import Tuning, descent, run_logits, step_arguments
 
 Array = jax.Array
@@ -119,11 +118,10 @@ def make_alternating(
       "Prompt Learning via Meta-Regularization" (ProMetaR), section 4, in the form of its public code, from which how
       images are paired and mixed is taken.
     """
-    check_schedule(schedule)
+    require_known("schedule", schedule, SCHEDULES)
     direction = descent("sgd", momentum, weight_decay)
     for name, value in (("adapt_rate", adapt_rate), ("query_weight", query_weight), ("phi_rate", phi_rate)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise InputError(f"{name} is {value!r}; give a number above 0.")
+        require_number(name, value, above=0)
     if "prototypes" in regulator.settings:
         raise InputError(
             f"{regulator.name} reads a task's relation to the prototypes of a hierarchy, which is learned by "

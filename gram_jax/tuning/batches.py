@@ -1,81 +1,128 @@
-"""The order in which a tuning run sees its images."""
+"""Batches of a tuning run: the order of the images, and class lists padded to shapes that compiled programs share."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.errors import InputError
+from gram_jax.batching import pad_to, round_up
+from gram_jax.clip import Classes, Clip
+from gram_jax.errors import require_int
+
+Array = jax.Array
+PyTree = Any
+
+# Class lists are padded to multiples of this many classes, tokens of a name, and tokens of a template.
+CLASS_MULTIPLE, _NAME_MULTIPLE, _TEMPLATE_MULTIPLE = 16, 4, 16
 
 
-def batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
-    """The items of every batch: permutations of all items, one after the other, cut into batches.
+def shuffled_batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
+    """Returns the items of every batch: random permutations of all items, joined and cut into batches.
 
-    So after any number of steps no item was seen more than once more often than another, also where a batch is
-    larger than the whole set. Batches of fewer steps are the first ones of more steps.
+    At any time, the numbers of times that two items were drawn differ by at most one, even if a batch is larger than
+    the whole set. The first batches do not depend on the number of steps. `epoch_batches` follows public code instead.
 
     Args:
-      seed: seed of the order.
-      count: number of items, at least 1.
-      batch_size: items a batch, at least 1.
-      steps: number of batches, 0 or more.
+      seed: the seed of the order.
+      count: the number of items, at least 1.
+      batch_size: the number of items in a batch, at least 1.
+      steps: the number of batches, at least 0.
 
     Returns:
-      int64 ``[steps, batch_size]``, from 0 to ``count - 1``.
+      int64 `[steps, batch_size]`, from 0 to `count - 1`.
 
     Raises:
-      InputError: if a number is out of range.
+      InputError: a number is out of range.
 
     Example:
-      >>> drawn = batches(seed=0, count=4, batch_size=6, steps=2)
+      >>> drawn = shuffled_batches(seed=0, count=4, batch_size=6, steps=2)
       >>> sorted(drawn.ravel().tolist())
       [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-
-    Reference:
-      Our own choice; public code drops the rest of an epoch instead, see ``epoch_batches``.
     """
-    if count < 1 or batch_size < 1 or steps < 0:
-        raise InputError(
-            f"{steps} batches of {batch_size} out of {count} items cannot be drawn; give at least 1 item, 1 item a "
-            "batch, and 0 steps or more."
-        )
+    _require_counts(count, batch_size, steps=steps)
     rng = np.random.default_rng(seed)
-    epochs = -(-steps * batch_size // count)
-    order = [rng.permutation(count) for _ in range(epochs)]
+    order = [rng.permutation(count) for _ in range(-(-steps * batch_size // count))]
     stream = np.concatenate(order) if order else np.empty(0, np.int64)
     return stream[: steps * batch_size].reshape(steps, batch_size)
 
 
 def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.ndarray:
-    """The items of every batch of whole epochs: each epoch is a permutation whose rest, too small a batch, is dropped.
+    """Returns the items of every batch of whole epochs: random permutations, each without an incomplete last batch.
 
-    Where there are fewer items than a batch has, an epoch is one batch of all of them.
+    If there are fewer items than fit in a batch, an epoch is one batch of all items.
 
     Args:
-      seed: seed of the order.
-      count: number of items, at least 1.
-      batch_size: items a batch, at least 1.
-      epochs: number of epochs, 0 or more.
+      seed: the seed of the order.
+      count: the number of items, at least 1.
+      batch_size: the number of items in a batch, at least 1.
+      epochs: the number of epochs, at least 0.
 
     Returns:
-      int64 ``[epochs * max(1, count // batch_size), min(batch_size, count)]``, from 0 to ``count - 1``.
+      int64 `[epochs * max(1, count // batch_size), min(batch_size, count)]`, from 0 to `count - 1`.
 
     Raises:
-      InputError: if a number is out of range.
+      InputError: a number is out of range.
 
     Example:
       >>> epoch_batches(seed=0, count=7, batch_size=3, epochs=4).shape
       (8, 3)
 
     Reference:
-      The loader of Dassl: shuffled, ``drop_last`` where there is at least one whole batch. Its order is PyTorch's.
+      The loader of Dassl: shuffled, `drop_last` if there is at least one complete batch. The random order differs, as
+      Dassl's comes from PyTorch.
     """
-    if count < 1 or batch_size < 1 or epochs < 0:
-        raise InputError(
-            f"{epochs} epochs in batches of {batch_size} out of {count} items cannot be drawn; give at least 1 item, 1 "
-            "item a batch, and 0 epochs or more."
-        )
+    _require_counts(count, batch_size, epochs=epochs)
     rng = np.random.default_rng(seed)
     size = min(batch_size, count)
-    kept = count // size * size
-    order = [rng.permutation(count)[:kept] for _ in range(epochs)]
+    order = [rng.permutation(count)[: count // size * size] for _ in range(epochs)]
     return np.array(order, np.int64).reshape(-1, size)
+
+
+def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> tuple[Classes | Array, np.ndarray]:
+    """Pads a class list to a shape that other lists share, so that all of them run in one compiled program.
+
+    The number of classes becomes a multiple of 16, the number of tokens of a name a multiple of 4, within the context
+    length. The padding repeats the last class. Tokens after an end-of-text token have no effect.
+
+    Args:
+      clip: the clip.
+      classes: class tokens from `clip.class_tokens`, or frozen text features `[classes, embed_dim]`.
+      prompt: the prompt that will surround the names, stacked or not, or its shapes; its tokens must fit, too.
+
+    Returns:
+      The classes, and `valid`, bool `[classes]`, False for the padding.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip = tiny_clip()
+      >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
+      >>> classes.tail_ids.shape, valid.sum().item()
+      ((16, 4), 2)
+    """
+    count = len(classes.eot) if isinstance(classes, Classes) else len(classes)
+    size = round_up(count, CLASS_MULTIPLE)
+    valid = np.arange(size) < count
+    if not isinstance(classes, Classes):
+        return jnp.asarray(pad_to(classes, size)), valid
+    limit = clip.config.text.context_length
+    # The context is one of the leaves. If another leaf is longer, names are padded less, which is always correct.
+    tokens = max((leaf.shape[-2] for leaf in jax.tree.leaves(prompt) if len(leaf.shape) > 1), default=0)
+    template, tail = classes.token_ids.shape[1], classes.tail_ids.shape[1]
+    padded = Classes(
+        token_ids=pad_to(classes.token_ids, size, min(round_up(template, _TEMPLATE_MULTIPLE), limit)),
+        eot=pad_to(classes.eot, size),
+        tail_ids=pad_to(classes.tail_ids, size, min(round_up(tail, _NAME_MULTIPLE), max(tail, limit - 1 - tokens))),
+        name_length=pad_to(classes.name_length, size),
+        tail_eot=pad_to(classes.tail_eot, size),
+    )
+    return jax.tree.map(jnp.asarray, padded), valid
+
+
+def _require_counts(count: int, batch_size: int, **length: int) -> None:
+    require_int("count", count)
+    require_int("batch_size", batch_size)
+    for name, value in length.items():
+        require_int(name, value, least=0)

@@ -1,4 +1,4 @@
-"""What a regulator made of a gradient, in three numbers."""
+"""Metrics that compare a regulated gradient with the raw one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ PyTree = Any
 
 
 def regulation(grads: PyTree, regulated: PyTree) -> dict[str, jax.Array]:
-    """How long and in which direction the regulated gradient is, measured against the raw one.
+    """Returns the norm of a gradient, and the relative norm and the cosine of the regulated gradient.
 
     Args:
-      grads: g, of a prompt.
-      regulated: R(g), like it.
+      grads: g, the gradient of a prompt.
+      regulated: R(g), with the same structure.
 
     Returns:
-      Scalars, over all leaves together: "gradient_norm" |g|, "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine"
-      <R(g), g> / |R(g)| |g|; where g is 0 the last two are 1.
+      Scalars over all leaves together: "gradient_norm" |g|, "gradient_norm_ratio" |R(g)| / |g| and "gradient_cosine"
+      <R(g), g> / |R(g)| |g|. If g is 0, the last two are 1.
 
     Example:
-      >>> found = regulation({"context": jnp.array([3.0, 4.0])}, {"context": jnp.array([4.0, 3.0])})
-      >>> [round(float(found[name]), 2) for name in ("gradient_norm", "gradient_norm_ratio", "gradient_cosine")]
+      >>> metrics = regulation({"context": jnp.array([3.0, 4.0])}, {"context": jnp.array([4.0, 3.0])})
+      >>> [round(float(metrics[name]), 2) for name in ("gradient_norm", "gradient_norm_ratio", "gradient_cosine")]
       [5.0, 1.0, 0.96]
-
-    Reference:
-      Our own choice.
     """
     norm, after = optax.tree.norm(grads), optax.tree.norm(regulated)
     product = optax.tree.vdot(grads, regulated)

@@ -1,16 +1,19 @@
-"""The learning rate along a run."""
+"""Learning-rate schedules, and settings with one value for each leaf of a prompt."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
 
 Array = jax.Array
+PyTree = Any
 
 SCHEDULES = ("constant", "cosine", "warmup_cosine")
-WARMUP_RATE = 1e-5  # of the first epochs, whatever the learning rate
+WARMUP_RATE = 1e-5  # independent of the learning rate
 
 
 def scheduled_rate(
@@ -22,7 +25,7 @@ def scheduled_rate(
     warmup_epochs: Array | float = 1.0,
     warmup_rate: float = WARMUP_RATE,
 ) -> Array:
-    """The rate of one step.
+    """Returns the learning rate of one step.
 
     With k the step, K the total, S the steps of an epoch and W the epochs of the warm-up:
 
@@ -31,23 +34,23 @@ def scheduled_rate(
         warmup_cosine   1e-5 in the first W epochs, then rate (1 + cos(pi (e - W) / E)) / 2 with e = floor(k / S) and
                         E = ceil(K / S)
 
-    The last is what public code of prompt tuning runs: its cosine begins behind the warm-up, moves once an epoch,
-    is as long as the whole run, and so never reaches 0.
+    Public code of prompt tuning uses the last one. Its cosine starts after the warm-up, changes once per epoch, and has
+    the length of the whole run, so it never reaches 0.
 
     Args:
       schedule: one of `SCHEDULES`.
       rate: the learning rate, a scalar.
       step: k, from 0, int scalar.
       total_steps: K, int scalar.
-      epoch_steps: S, int scalar, at least 1; only "warmup_cosine" looks at it.
-      warmup_epochs: W, a scalar, at least 0; only "warmup_cosine" looks at it.
-      warmup_rate: the rate of these epochs, a scalar.
+      epoch_steps: S, int scalar, at least 1; only "warmup_cosine" reads it.
+      warmup_epochs: W, a scalar, at least 0; only "warmup_cosine" reads it.
+      warmup_rate: the rate during the warm-up, a scalar.
 
     Returns:
       A scalar.
 
     Raises:
-      InputError: for an unknown schedule.
+      InputError: the schedule is unknown.
 
     Example:
       >>> [round(float(scheduled_rate("warmup_cosine", 0.0035, e, 5, 1)), 6) for e in range(5)]
@@ -57,7 +60,7 @@ def scheduled_rate(
       "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5. "warmup_cosine": Dassl's
       `ConstantWarmupScheduler` before PyTorch's `CosineAnnealingLR`, with `WARMUP_RECOUNT`.
     """
-    check_schedule(schedule)
+    require_known("schedule", schedule, SCHEDULES)
     if schedule == "constant":
         return rate
     if schedule == "cosine":
@@ -67,7 +70,28 @@ def scheduled_rate(
     return jnp.where(epoch < warmup_epochs, warmup_rate, annealed)
 
 
-def check_schedule(schedule: str) -> None:
-    """Raises InputError for an unknown schedule."""
-    if schedule not in SCHEDULES:
-        raise InputError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, found {schedule!r}.")
+def per_leaf(value: PyTree, prompt: PyTree, name: str = "learning_rate", dtype: Any = None) -> PyTree:
+    """Returns a setting as one scalar array for each leaf of a prompt.
+
+    Args:
+      value: one number, or a pytree of numbers with the structure of the prompt.
+      prompt: the prompt.
+      name: the name of the setting, for messages.
+      dtype: the dtype of the arrays; None keeps that of the numbers.
+
+    Raises:
+      InputError: the value is neither.
+
+    Example:
+      >>> {name: float(rate) for name, rate in per_leaf(0.5, {"bias": 0, "kernel": 0}).items()}
+      {'bias': 0.5, 'kernel': 0.5}
+    """
+    structure = jax.tree.structure(prompt)
+    if jax.tree.structure(value) != structure:
+        if jax.tree.structure(value) != jax.tree.structure(0.0) or jnp.ndim(value):
+            raise InputError(
+                f"{name} has the structure {jax.tree.structure(value)}, and the prompt {structure}; give one number, "
+                "or one number for each leaf of the prompt"
+            )
+        value = jax.tree.unflatten(structure, [value] * structure.num_leaves)
+    return jax.tree.map(lambda number: jnp.asarray(number, dtype), value)

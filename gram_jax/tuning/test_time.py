@@ -1,4 +1,4 @@
-"""Test-time tuning: a prompt for each test image, tuned on unlabeled views of that image alone and then dropped."""
+"""Test-time tuning: a prompt for each test image, tuned on unlabeled views of that image only and then discarded."""
 
 from __future__ import annotations
 
@@ -12,41 +12,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gram_jax.clip import Classes, Clip
+from gram_jax.batching import pad_to
+from gram_jax.clip import Clip
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int, require_known, require_number
 from gram_jax.objectives.base import exclude
 from gram_jax.regulators import Regulator, identity
 from gram_jax.tuners import Tuner
-from gram_jax.tuning.step import per_leaf
+from gram_jax.tuning.schedules import per_leaf
 
 Array = jax.Array
 PyTree = Any
 
 OPTIMIZERS = ("adamw", "sgd")
+_PER_IMAGE = ("views", "context")  # entries of a batch with a leading axis of images
 
 
-class Episodic(NamedTuple):
-    """What tuning on each of several test images found.
+class TestTimeTuning(NamedTuple):
+    """The result of tuning on each of several test images.
 
     Attributes:
-      logits: of each image as it is, after its own tuning, `[images, classes]`.
-      start_logits: the same before it.
-      losses: `[images, steps]`, the loss that each step started from.
-      kept: int `[images, kept]`, the views that were tuned on, the surest first.
+      logits: the logits of each unaugmented image after its own tuning, `[images, classes]`.
+      initial_logits: the same before tuning.
+      losses: `[images, steps]`, the loss before each step.
+      kept: int `[images, kept]`, the views that were tuned on, the most confident first.
 
     Example:
-      >>> Episodic(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.ones((5, 1)), jnp.zeros((5, 6), int)).logits.shape
+      >>> TestTimeTuning(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.ones((5, 1)), jnp.zeros((5, 6), int)).logits.shape
       (5, 3)
     """
 
     logits: Array
-    start_logits: Array
+    initial_logits: Array
     losses: Array
     kept: Array
 
 
-def make_episodic(
+TestTimeTuning.__test__ = False  # pytest collects classes of this name otherwise
+
+
+class _Method(NamedTuple):
+    tuner: Tuner
+    regulator: Regulator
+    direction: optax.GradientTransformation
+    share: float
+    steps: int
+    weight_decay: float
+
+
+def make_test_time_tuning(
     tuner: Tuner,
     regulator: Regulator | None = None,
     *,
@@ -54,42 +68,42 @@ def make_episodic(
     steps: int = 1,
     optimizer: str = "adamw",
     weight_decay: float = 0.01,
-) -> Callable[..., Episodic]:
-    """Builds test-time tuning of one tuner, of many images side by side, each from the start anew.
+) -> Callable[..., TestTimeTuning]:
+    """Builds test-time tuning of one tuner on many images side by side, each from the initialization.
 
-    With p_v(theta) the probabilities of view v of an image, V views, and B those floor(share V) of them whose entropy
-    is lowest at the start theta_0,
+    With p_v(theta) the probabilities of view v of an image, V views, and B the floor(share V) views with the lowest
+    entropy at the initialization theta_0,
 
         L(theta)    = H( mean_{v in B} p_v(theta) ),     H(p) = - sum_k p_k log p_k
         theta_{k+1} = theta_k - alpha ( U( R_phi(grad L(theta_k), context) ) + w theta_k ),     k < steps
         prediction  = argmax p_0(theta_steps),
 
-    U is Adam with its running means at 0 (AdamW), or the identity (SGD). View 0 is the image as it is. No label is
-    read, and nothing is kept from one image to the next. Of Adam's first step only the signs of R_phi's entries are
-    left; what a regulator does to lengths shows under SGD, or in later steps.
+    U is Adam with its running means at 0 (AdamW), or the identity (SGD). View 0 is the unaugmented image. No label is
+    read, and images do not influence each other. Adam's first step depends only on the signs of R_phi's entries;
+    regulated lengths have an effect under SGD or in later steps.
 
-    Compiled once for each combination of shapes: start, phi, class names and rates are arguments. All images of a call
-    are tuned at once, so its memory grows with their number; `predict_episodic` bounds it. What is the same for all of
-    them, such as the class texts under a shared start, is computed once.
+    The function is compiled once for each combination of shapes: initialization, phi, class names and rates are
+    arguments. A call tunes all of its images at once, so its memory grows with their number; `predict_test_time` limits
+    it. Computations that all images share, such as the class texts of a shared initialization, run once.
 
     Args:
       tuner: the tuner.
-      regulator: R; None regulates nothing.
-      share: of the views that are tuned on, in (0, 1].
-      steps: number of steps, at least 1.
+      regulator: R; None for no regulation.
+      share: the share of the views that are tuned on, in (0, 1].
+      steps: the number of steps, at least 1.
       optimizer: "adamw" or "sgd".
       weight_decay: w, decoupled, at least 0.
 
     Returns:
-      `tune(prompt, phi, clip, batch, learning_rate, own=False) -> Episodic`. The prompt is where all images start, or
-      with `own`, `[images, ...]` each leaf, where each does. phi is None where there is no regulator. The batch is a
-      dictionary: "views" `[images, views, ...]`, frozen features where the tuner needs no pixels; "classes" as the
-      tuner takes them; "valid" bool `[classes]`, which may be missing where every class counts; and for regulators that
-      read one, "context" `[images, ...]`. The rate is one number, or a number for each leaf of a prompt. The call
-      raises ValueError where `share` leaves no view.
+      `tune(prompt, phi, clip, batch, learning_rate, own=False) -> TestTimeTuning`. The prompt is the initialization of
+      all images; if `own` is true, that of each image, each leaf `[images, ...]`. phi is None without a regulator. The
+      batch is a dictionary: "views" `[images, views, ...]`, frozen features if the tuner needs no pixels; "classes" as
+      the tuner requires them; optionally "valid" bool `[classes]`; and for regulators that read one, "context"
+      `[images, ...]`. The rate is one number, or a number for each leaf of a prompt. The call raises InputError if
+      `share` leaves no view.
 
     Raises:
-      InputError: if a setting has an impossible value, or the regulator reads a second gradient.
+      InputError: a setting has an impossible value, or the regulator reads a second gradient.
 
     Example:
       >>> from gram_jax import tuners
@@ -97,115 +111,120 @@ def make_episodic(
       >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop(init_text="a photo of a")
       >>> views = jax.random.normal(jax.random.key(0), (5, 20, 16)) / 4
       >>> batch = {"views": views, "classes": clip.class_tokens(["cat", "dog", "bird"])}
-      >>> found = make_episodic(tuner)(tuner.init(jax.random.key(1), clip, None), None, clip, batch, 5e-3)
-      >>> found.logits.shape, found.kept.shape
+      >>> tune = make_test_time_tuning(tuner)
+      >>> tuned = tune(tuner.init(jax.random.key(1), clip, None), None, clip, batch, 5e-3)
+      >>> tuned.logits.shape, tuned.kept.shape
       ((5, 3), (5, 2))
 
     Reference:
       "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models" (TPT), and its public code, where
-      the views are chosen once, before the first step. The regulated form: after the journal version of GRAM,
-      "Structure-Induced Gradient Regulation"; how it is regulated is our own choice.
+      the views are selected once, before the first step. The regulated form follows the idea of the journal version of
+      GRAM, "Structure-Induced Gradient Regulation"; its details are ours.
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise InputError(f"share is {share!r}; give a share of the views, above 0 and at most 1.")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps is {steps!r}; give a number of steps, at least 1.")
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, found {optimizer!r}.")
-    if not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay is {weight_decay!r}; give a number of at least 0.")
+    require_number("share", share, above=0)
+    if share > 1:
+        raise InputError(f"share={share!r}: it must be at most 1, all views")
+    require_int("steps", steps)
+    require_known("optimizer", optimizer, OPTIMIZERS)
+    require_number("weight_decay", weight_decay, least=0)
     regulator = identity() if regulator is None else regulator
     if "reference" in regulator.settings:
         raise InputError(
-            f"{regulator.name} holds a gradient against that of {regulator.settings['reference']!r}, a regularizer of "
-            "labeled images, which test-time tuning has not; take a regulator that reads the task's context, or none."
+            f"{regulator.name} reads the gradient of {regulator.settings['reference']!r}, a regularizer of labeled "
+            "images, which test-time tuning does not provide; use another regulator, or none"
         )
     direction = optax.scale_by_adam() if optimizer == "adamw" else optax.identity()
+    method = _Method(tuner, regulator, direction, share, steps, weight_decay)
 
-    def one(prompt: PyTree, phi: PyTree, clip: Clip, shared: dict[str, Any], rates: PyTree, own: dict[str, Any]) -> Any:
-        def logits(prompt: PyTree, views: Array) -> Array:
-            return at_least_float32(tuner.apply(prompt, clip, shared["classes"], views).logits)
-
-        def loss(prompt: PyTree) -> Array:
-            surest = jax.nn.log_softmax(exclude(logits(prompt, own["views"][kept]), shared.get("valid")))
-            return _entropy(jax.nn.logsumexp(surest, axis=0) - math.log(len(kept)))
-
-        def step(carry: tuple[PyTree, PyTree], _: Any) -> tuple[tuple[PyTree, PyTree], Array]:
-            prompt, state = carry
-            value, grads = jax.value_and_grad(loss)(prompt)
-            updates, state = direction.update(regulator.apply(phi, grads, own.get("context")), state, prompt)
-
-            def moved(leaf: Array, rate: Array, update: Array) -> Array:
-                return leaf - (rate * (update + weight_decay * leaf)).astype(leaf.dtype)
-
-            return (jax.tree.map(moved, prompt, rates, updates), state), value
-
-        first = logits(prompt, own["views"])
-        entropies = _entropy(jax.nn.log_softmax(exclude(first, shared.get("valid"))))
-        kept = jax.lax.top_k(-entropies, kept_views(len(entropies), share))[1]
-        # The first step stands outside of the loop, where all images share what a shared start says.
-        carry, value = step((prompt, direction.init(prompt)), None)
-        losses = value[None]
-        if steps > 1:
-            carry, rest = jax.lax.scan(step, carry, length=steps - 1)
-            losses = jnp.concatenate([losses, rest])
-        prompt, _ = carry
-        return Episodic(logits(prompt, own["views"][:1])[0], first[0], losses, kept)
-
-    @functools.partial(jax.jit, static_argnames="own_start")
-    def run(prompt: PyTree, phi: PyTree, clip: Clip, batch: dict[str, Any], rates: PyTree, own_start: bool) -> Episodic:
-        own = {name: batch[name] for name in ("views", "context") if batch.get(name) is not None}
-        shared = {name: value for name, value in batch.items() if name not in ("views", "context")}
-        axes = (0 if own_start else None, None, None, None, None, 0)
-        return jax.vmap(one, in_axes=axes)(prompt, phi, clip, shared, rates, own)
+    @functools.partial(jax.jit, static_argnames="own_prompt")
+    def run(prompt: PyTree, phi: PyTree, clip: Clip, batch: dict[str, Any], rates: PyTree, own_prompt: bool) -> Any:
+        own = {name: batch[name] for name in _PER_IMAGE if batch.get(name) is not None}
+        shared = {name: value for name, value in batch.items() if name not in _PER_IMAGE}
+        axes = (0 if own_prompt else None, None, None, None, None, 0)
+        return jax.vmap(functools.partial(_tune_image, method), in_axes=axes)(prompt, phi, clip, shared, rates, own)
 
     def tune(
         prompt: PyTree, phi: PyTree, clip: Clip, batch: dict[str, Any], learning_rate: PyTree, own: bool = False
-    ) -> Episodic:
+    ) -> TestTimeTuning:
         count = np.shape(batch["views"])[1]
-        if not kept_views(count, share):
-            raise InputError(f"{share:g} of {count} views is less than one; give more views, or a larger share.")
+        if not select_views(count, share):
+            raise InputError(
+                f"share={share:g} of {count} views is less than one view; give more views, or a larger share"
+            )
         if regulator.name == "identity" and phi is None:
             phi = jax.eval_shape(regulator.init, jax.random.key(0), prompt)  # it has no arrays
-        return run(prompt, phi, clip, batch, per_leaf(learning_rate, prompt), own)
+        return run(prompt, phi, clip, batch, per_leaf(learning_rate, prompt, dtype=jnp.float32), own)
 
     return tune
 
 
-def predict_episodic(
-    tune: Callable[..., Episodic],
+def _tune_image(
+    method: _Method, prompt: PyTree, phi: PyTree, clip: Clip, shared: dict[str, Any], rates: PyTree, own: dict[str, Any]
+) -> TestTimeTuning:
+    """Tunes on one image, whose views and context are in `own`."""
+
+    def logits(prompt: PyTree, views: Array) -> Array:
+        return at_least_float32(method.tuner.apply(prompt, clip, shared["classes"], views).logits)
+
+    def log_probabilities(logits: Array) -> Array:
+        return jax.nn.log_softmax(exclude(logits, shared.get("valid")))
+
+    def loss(prompt: PyTree) -> Array:
+        confident = log_probabilities(logits(prompt, own["views"][kept]))
+        return _entropy(jax.nn.logsumexp(confident, axis=0) - math.log(len(kept)))
+
+    def step(carry: tuple[PyTree, PyTree], _: Any) -> tuple[tuple[PyTree, PyTree], Array]:
+        prompt, state = carry
+        value, grads = jax.value_and_grad(loss)(prompt)
+        updates, state = method.direction.update(method.regulator.apply(phi, grads, own.get("context")), state, prompt)
+
+        def moved(leaf: Array, rate: Array, update: Array) -> Array:
+            return leaf - (rate * (update + method.weight_decay * leaf)).astype(leaf.dtype)
+
+        return (jax.tree.map(moved, prompt, rates, updates), state), value
+
+    initial = logits(prompt, own["views"])
+    entropies = _entropy(log_probabilities(initial))
+    kept = jax.lax.top_k(-entropies, select_views(len(entropies), method.share))[1]
+    # The first step is outside the loop, so that vmap computes the texts of a shared initialization once.
+    carry, value = step((prompt, method.direction.init(prompt)), None)
+    losses = value[None]
+    if method.steps > 1:
+        carry, rest = jax.lax.scan(step, carry, length=method.steps - 1)
+        losses = jnp.concatenate([losses, rest])
+    prompt, _ = carry
+    return TestTimeTuning(logits(prompt, own["views"][:1])[0], initial[0], losses, kept)
+
+
+def predict_test_time(
+    tune: Callable[..., TestTimeTuning],
     prompt: PyTree,
     phi: PyTree,
     clip: Clip,
-    classes: Classes | Array,
-    valid: np.ndarray,
-    views: Any,
+    batch: dict[str, Any],
     learning_rate: PyTree,
     *,
-    contexts: np.ndarray | None = None,
     own: bool = False,
     batch_size: int = 16,
-) -> Episodic:
-    """Test-time tuning of any number of images, so many at once; the last batch is filled up, and compiled once.
+) -> TestTimeTuning:
+    """Runs test-time tuning on any number of images, a fixed number at once, with one compiled program.
 
     Args:
-      tune: as `make_episodic` builds it.
-      prompt: where all images start, or with `own`, `[images, ...]` each leaf, where each does.
-      phi: the regulator's parameters, frozen; None where there is no regulator.
+      tune: the result of `make_test_time_tuning`.
+      prompt: the initialization of all images; if `own` is true, of each image, each leaf `[images, ...]`.
+      phi: the regulator's parameters, frozen; None without a regulator.
       clip: the frozen clip.
-      classes: as `pad_classes` returns them.
-      valid: as `pad_classes` returns it, bool `[classes]`.
-      views: `[images, views, ...]`, frozen features or images; anything of a length whose slices are arrays.
+      batch: a dictionary as in `make_test_time_tuning`, for all images: "views" `[images, views, ...]`, an array or a
+        lazy sequence whose slices are arrays; "classes" and "valid" from `pad_classes`; optionally "context".
       learning_rate: one number, or a number for each leaf of a prompt.
-      contexts: what the regulator reads about each image, `[images, ...]`, or None.
-      own: whether each image has a start of its own.
-      batch_size: images at once, at least 1.
+      own: whether each image has its own initialization.
+      batch_size: the number of images at once, at least 1.
 
     Returns:
-      The `Episodic`, on the host; logits `[images, number of valid classes]`.
+      The results on the host; logits `[images, number of valid classes]`.
 
     Raises:
-      InputError: if there are no images, or the batch size is below 1; and as `tune`.
+      InputError: there are no images, the batch size is below 1, or `tune` raises it.
 
     Example:
       >>> from gram_jax import tuners
@@ -213,55 +232,47 @@ def predict_episodic(
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
       >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
-      >>> prompt, views = tuner.init(jax.random.key(0), clip, None), np.ones((5, 10, 16), np.float32) / 4
-      >>> tune = make_episodic(tuner)
-      >>> predict_episodic(tune, prompt, None, clip, classes, valid, views, 0.1, batch_size=2).logits.shape
+      >>> batch = {"classes": classes, "valid": valid, "views": np.ones((5, 10, 16), np.float32) / 4}
+      >>> prompt = tuner.init(jax.random.key(0), clip, None)
+      >>> predict_test_time(make_test_time_tuning(tuner), prompt, None, clip, batch, 0.1, batch_size=2).logits.shape
       (5, 2)
-
-    Reference:
-      See `make_episodic`.
     """
-    if batch_size < 1 or not len(views):
-        raise InputError(
-            f"{len(views)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
-        )
-    size, parts = min(batch_size, len(views)), []
-    for first in range(0, len(views), size):
-        chunk = slice(first, first + size)
+    require_int("batch_size", batch_size)
+    count, valid = len(batch["views"]), np.asarray(batch["valid"])
+    if not count:
+        raise InputError("there are 0 images; give at least one")
+    size, parts = min(batch_size, count), []
+    for first in range(0, count, size):
 
-        def filled(array: Any, chunk: slice = chunk) -> np.ndarray:
-            part = np.asarray(array[chunk])
-            return np.pad(part, ((0, size - len(part)), *((0, 0),) * (part.ndim - 1)), mode="edge")
+        def rows(array: Any, first: int = first) -> np.ndarray:
+            return pad_to(array[first : first + size], size)
 
-        batch = {"views": filled(views), "classes": classes, "valid": jnp.asarray(valid)}
-        batch |= {} if contexts is None else {"context": filled(contexts)}
-        start = jax.tree.map(filled, prompt) if own else prompt
-        found = jax.device_get(tune(start, phi, clip, batch, learning_rate, own))
-        parts.append(jax.tree.map(lambda array, first=first: array[: len(views) - first], found))
-    together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    kept = np.asarray(valid)
-    return together._replace(logits=together.logits[:, kept], start_logits=together.start_logits[:, kept])
+        chunk = {name: rows(batch[name]) for name in _PER_IMAGE if batch.get(name) is not None}
+        initial = jax.tree.map(rows, prompt) if own else prompt
+        given = batch | {"valid": jnp.asarray(valid)} | chunk
+        tuned = jax.device_get(tune(initial, phi, clip, given, learning_rate, own))
+        parts.append(jax.tree.map(lambda array, first=first: array[: count - first], tuned))
+    tuned = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return tuned._replace(logits=tuned.logits[:, valid], initial_logits=tuned.initial_logits[:, valid])
 
 
 def _entropy(log_probabilities: Array) -> Array:
-    """In nats, over the last axis."""
+    """Returns the entropy over the last axis, in nats."""
     return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
 
 
-def kept_views(views: int, share: float) -> int:
-    """How many views are tuned on.
-
-        floor(share views)
+def select_views(views: int, share: float) -> int:
+    """Returns the number of views that are tuned on, floor(share views).
 
     Args:
       views: V.
-      share: as `make_episodic` takes it, the decimal number that was meant.
+      share: as in `make_test_time_tuning`. The result is exact for decimal shares such as 0.29.
 
     Returns:
-      Their number, 0 where the share of so few views is none.
+      The number; 0 if the share is less than one view.
 
     Example:
-      >>> kept_views(64, 0.1), kept_views(100, 0.29)
+      >>> select_views(64, 0.1), select_views(100, 0.29)
       (6, 29)
 
     Reference:

@@ -14,7 +14,7 @@ from experiments.evaluate import bench as _bench
 from experiments.evaluate import methods as _methods
 from experiments.evaluate import run as evaluate
 from experiments.evaluate import test_time as _test_time
-from gram_jax import evaluation, meta, regulators, tuners
+from gram_jax import meta, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
@@ -246,7 +246,7 @@ def test_a_regulator_of_second_gradients_is_refused(made, tmp_path):
     prompt = tuner.init(jax.random.key(0), clip, None)
     learned = meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1)
     gram.save_meta(tmp_path / "meta.safetensors", learned, tuner, regulator, clip)
-    with pytest.raises(ValueError, match="prometar holds a gradient against that of 'prometar'"):
+    with pytest.raises(ValueError, match=r"prometar .*'prometar'"):
         evaluate.run(dataclasses.replace(config, meta=str(tmp_path / "meta.safetensors")), epath.Path(tmp_path))
 
 
@@ -256,8 +256,8 @@ def test_a_loss_that_is_not_finite_stops(made, monkeypatch):
     (method,), *_ = _methods.build(dataclasses.replace(config, meta="", methods=("tuner",)), bench.tuner, clip)
     dataset = load_dataset("glyphs:chess").take([0, 1])
     nothing = np.full((2, 12), np.nan)
-    episodes = tuning_lib.Episodic(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
-    monkeypatch.setattr(evaluation, "predict_episodic", lambda *arguments, **named: episodes)
+    episodes = tuning_lib.TestTimeTuning(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
+    monkeypatch.setattr(tuning_lib, "predict_test_time", lambda *arguments, **named: episodes)
     part = evaluate.Part("all", None, dataset)
     with pytest.raises(ValueError, match="coop\\+tpt on glyphs:chess is not finite at the views of seed 1; lower"):
         _test_time.rows(bench, None, method, method.candidates[0], dataset, [part])

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+import gram_jax as gram
 from gram_jax import evaluation
-from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
 
 
@@ -122,7 +122,7 @@ def test_few_shot_refuses(dataset, shots, split, message):
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(7, 3, 14), (5, 5, 4), (4, 11, 6), (1, 3, 2), (6, 4, 0)])
 def test_batches_are_epochs_one_after_the_other(count, batch_size, steps):
-    found = tuning_lib.batches(3, count, batch_size, steps)
+    found = gram.tuning.shuffled_batches(3, count, batch_size, steps)
     assert found.shape == (steps, batch_size)
     stream = found.ravel().tolist()
     for start in range(0, len(stream), count):
@@ -135,30 +135,30 @@ def test_batches_are_epochs_one_after_the_other(count, batch_size, steps):
 
 
 def test_batches_depend_on_the_seed_alone_and_shorter_runs_are_beginnings():
-    long = tuning_lib.batches(1, 10, 4, 20)
-    np.testing.assert_array_equal(tuning_lib.batches(1, 10, 4, 7), long[:7])
-    assert not np.array_equal(tuning_lib.batches(2, 10, 4, 20), long)
+    long = gram.tuning.shuffled_batches(1, 10, 4, 20)
+    np.testing.assert_array_equal(gram.tuning.shuffled_batches(1, 10, 4, 7), long[:7])
+    assert not np.array_equal(gram.tuning.shuffled_batches(2, 10, 4, 20), long)
     epochs = long.reshape(-1, 10)
     assert any(not np.array_equal(epoch, epochs[0]) for epoch in epochs)
 
 
 def test_batches_refuse():
-    with pytest.raises(ValueError, match="1 batches of 0 out of 3 items"):
-        tuning_lib.batches(0, 3, 0, 1)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        gram.tuning.shuffled_batches(0, 3, 0, 1)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (6, 3), (4, 9), (1, 1)])
 def test_epochs_drop_their_rest_and_are_shuffled_anew(count, batch_size):
     epochs = 5
-    found = tuning_lib.epoch_batches(2, count, batch_size, epochs)
+    found = gram.tuning.epoch_batches(2, count, batch_size, epochs)
     size = min(count, batch_size)
     assert found.shape == (epochs * (count // size), size)
     for epoch in np.split(found, epochs):
         assert len(set(epoch.ravel().tolist())) == epoch.size == count // size * size
-    np.testing.assert_array_equal(tuning_lib.epoch_batches(2, count, batch_size, 2), found[: 2 * (count // size)])
+    np.testing.assert_array_equal(gram.tuning.epoch_batches(2, count, batch_size, 2), found[: 2 * (count // size)])
     if count == 7:
         assert len({tuple(epoch.ravel()) for epoch in np.split(found, epochs)}) == epochs
         assert set(found.ravel().tolist()) == set(range(7))  # what is dropped is another image each time
-    assert tuning_lib.epoch_batches(2, count, batch_size, 0).shape == (0, size)
-    with pytest.raises(ValueError, match="5 epochs in batches of 0 out of 3 items"):
-        tuning_lib.epoch_batches(2, 3, 0, 5)
+    assert gram.tuning.epoch_batches(2, count, batch_size, 0).shape == (0, size)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        gram.tuning.epoch_batches(2, 3, 0, 5)

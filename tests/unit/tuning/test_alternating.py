@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gram_jax as gram
 from gram_jax import encode_classes, encode_image, regulators, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt, VisualPrompt
 from gram_jax.testing import tiny_clip
 from gram_jax.tuners import Outputs, Tuner
@@ -36,9 +36,9 @@ def unit(vectors):
 def setting(clip):
     """A clip's classes and batches, of which the frozen features are those of the same images."""
     rng, classes = np.random.default_rng(0), clip.class_tokens(NAMES)
-    filled, valid = tuning_lib.pad_classes(clip, classes)
+    filled, valid = gram.tuning.pad_classes(clip, classes)
     texts = np.asarray(unit(rng.normal(size=(len(NAMES), clip.config.embed_dim))), np.float32)
-    padded, _ = tuning_lib.pad_classes(clip, texts)
+    padded, _ = gram.tuning.pad_classes(clip, texts)
     batches = []
     for labels in LABELS:
         images = rng.normal(size=(RUNS, BATCH, 12, 12, 3)).astype(np.float32)
@@ -226,7 +226,9 @@ def test_one_program_for_all_splits_starts_and_lengths(clip):
              "labels": rng.integers(0, 1 + number % 3, (RUNS, BATCH)), "seed": np.arange(RUNS)}
             for number in range(count)
         ]  # fmt: skip
-        found = tuning_lib.tune(tuning, prompts, phis, clip, batches, 0.1 * count, total_steps=count, report=(0,))
+        found = gram.tuning.tune(
+            tuning, prompts, phis, clip, batches, gram.tuning.Recipe(0.1 * count, count), report=(0,)
+        )
         assert np.all(np.isfinite(found.metrics["loss"]))
         assert found.metrics["query_loss"][0].tolist() == [0, 0]  # of one class
         assert np.all(found.metrics["query_loss"][2] > 0)
@@ -258,24 +260,24 @@ def test_other_tuners_mix_normalized_features(clip):
 def test_what_cannot_be_is_refused(clip):
     tuner = tuners.coop()
     for settings, message in (
-        ({"adapt_rate": 0}, "adapt_rate is 0; give a number above 0"),
-        ({"query_weight": math.inf}, "query_weight is inf"),
-        ({"phi_rate": True}, "phi_rate is True"),
-        ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"weight_decay": -1}, "weight_decay is -1"),
-        ({"schedule": "step"}, "schedule must be one of"),
+        ({"adapt_rate": 0}, "adapt_rate=0"),
+        ({"query_weight": math.inf}, "query_weight=inf"),
+        ({"phi_rate": True}, "phi_rate=True"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"weight_decay": -1}, "weight_decay=-1"),
+        ({"schedule": "step"}, "schedule='step'"),
     ):
         with pytest.raises(ValueError, match=message):
             make_alternating(tuner, regulators.prometar(), **settings)
-    with pytest.raises(ValueError, match="structured reads a task's relation to the prototypes"):
+    with pytest.raises(ValueError, match=r"structured .*prototypes"):
         make_alternating(tuner, regulators.structured(prototypes=2))
     prompts = {"context": jnp.zeros((1, 4, 8))}
     for phi in (None, {"context": {}}):
-        with pytest.raises(ValueError, match="there are no parameters of prometar to learn"):
+        with pytest.raises(ValueError, match="prometar"):
             make_alternating(tuner, regulators.prometar()).init(prompts, phi)
     phi = jax.tree.map(
         lambda leaf: leaf[None], regulators.prometar().init(jax.random.key(0), {"context": prompts["context"][0]})
     )
     tuning = make_alternating(tuner, regulators.prometar())
-    with pytest.raises(ValueError, match='a batch has no "seed"; give one number for each run'):
+    with pytest.raises(ValueError, match='"seed"'):
         tuning.step(tuning.init(prompts, phi), None, clip, {"images": 0}, 0.1, 1)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gram_jax as gram
 from gram_jax import objectives, regulators
-from gram_jax import tuning as tuning_lib
 from gram_jax.testing import tiny_clip
 from gram_jax.tuners import Outputs, Tuner
 
@@ -77,8 +77,8 @@ def teacher(prompt, batch, images):
 
 def tuned(clip, tuner, regulator, prompts, batches, **settings):
     phi = regulator.init(jax.random.key(0), {"texts": jnp.zeros((CLASSES, DIM))})
-    tuning = tuning_lib.make_tuning(tuner, regulator, **settings)
-    return tuning_lib.tune(tuning, prompts, phi, clip, batches, RATE, total_steps=len(batches))
+    tuning = gram.tuning.make_tuning(tuner, regulator, **settings)
+    return gram.tuning.tune(tuning, prompts, phi, clip, batches, gram.tuning.Recipe(RATE, len(batches)))
 
 
 def test_regularizers_are_the_formulas_added_by_weight(clip):
@@ -135,12 +135,12 @@ def test_what_each_run_has_of_its_own_and_steps_that_compile_once(clip):
     tuner = directions(traced)
     loss = objectives.batch_loss(tuner, "logit_adjustment:1.5,kgcoop:8")
     assert (loss.texts, loss.reads) == (("kgcoop",), {"counts", "text_features"})
-    tuning = tuning_lib.make_tuning(tuner, regulators.identity(), loss=loss.loss)
+    tuning = gram.tuning.make_tuning(tuner, regulators.identity(), loss=loss.loss)
     for seed in (2, 3):
         prompts, batches = drawn(seed, steps=2)
         counts = np.random.default_rng(seed).integers(1, 9, (RUNS, CLASSES)) * (np.arange(CLASSES) < VALID)
         batches = [batch | {"run_reference": {"counts": np.float32(counts)}} for batch in batches]
-        found = tuning_lib.tune(tuning, prompts, {"texts": {}}, clip, batches, RATE, total_steps=2)
+        found = gram.tuning.tune(tuning, prompts, {"texts": {}}, clip, batches, gram.tuning.Recipe(RATE, 2))
         for run in range(RUNS):
             prompt = prompts["texts"][run, :VALID]
             images, labels = batches[0]["images"][run], batches[0]["labels"][run]
@@ -165,17 +165,17 @@ def test_every_regularizer_has_a_text_of_its_own(clip):
 
 def test_prompts_of_all_epochs_are_averaged(clip):
     prompts, batches = drawn(5, steps=6)
-    tuning = tuning_lib.make_tuning(directions(), regulators.identity())
-    given = (tuning, prompts, {"texts": {}}, clip, batches, RATE)
-    length = {"total_steps": 6, "epoch_steps": 2}
-    last = tuning_lib.tune(*given, **length, report=(2, 4))
+    tuning = gram.tuning.make_tuning(directions(), regulators.identity())
+    given = (tuning, prompts, {"texts": {}}, clip, batches)
+    recipe = gram.tuning.Recipe(RATE, 6, epoch_steps=2)
+    last = gram.tuning.tune(*given, recipe, report=(2, 4))
     weights = np.array([0.2, 0.5, 0.3])
-    found = tuning_lib.tune(*given, **length, report=(2, 4), epoch_weights=weights)
+    found = gram.tuning.tune(*given, recipe._replace(epoch_weights=weights), report=(2, 4))
     expected = sum(weight * last.prompts[step]["texts"] for weight, step in zip(weights, (2, 4, 6), strict=True))
     np.testing.assert_allclose(found.prompts[6]["texts"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.prompts[4]["texts"], last.prompts[4]["texts"])  # on the way, as they are
-    with pytest.raises(ValueError, match="there are 2 epoch_weights for 6 steps in epochs of 2; give one an epoch"):
-        tuning_lib.tune(*given, **length, epoch_weights=weights[:2])
+    with pytest.raises(ValueError, match=r"2 epoch_weights .* total_steps=6 .* epoch_steps=2"):
+        gram.tuning.tune(*given, recipe._replace(epoch_weights=weights[:2]))
 
 
 def test_staged_losses_read_what_the_batch_holds(clip):

@@ -9,7 +9,7 @@ import pytest
 
 from gram_jax import regulators, tuners
 from gram_jax.testing import tiny_clip
-from gram_jax.tuning import make_episodic, pad_classes, predict_episodic
+from gram_jax.tuning import make_test_time_tuning, pad_classes, predict_test_time
 
 IMAGES, VIEWS, KEPT, RATE = 3, 12, 3, 0.02
 SHARE = 0.25
@@ -79,7 +79,7 @@ def _published(torch, run, pull, prompt, views, steps):
 @pytest.mark.parametrize(("name", "steps"), [("coop", 2), ("vpt", 1)])
 def test_tpt_is_that_of_the_formula(name, steps, clip, classes):
     tuner, (prompt, views) = TUNERS[name], inputs(name, clip)
-    tune = make_episodic(tuner, share=SHARE, steps=steps)
+    tune = make_test_time_tuning(tuner, share=SHARE, steps=steps)
     found = tune(prompt, None, clip, {"views": views, "classes": classes}, RATE)
     published = make_published(tuner, clip, classes)
     for image in range(IMAGES):
@@ -88,14 +88,14 @@ def test_tpt_is_that_of_the_formula(name, steps, clip, classes):
         np.testing.assert_allclose(found.losses[image], losses, rtol=1e-5)
         assert found.kept[image].tolist() == kept
         assert losses[-1] < losses[0] or steps == 1
-        np.testing.assert_allclose(found.start_logits[image], start, atol=1e-4)
+        np.testing.assert_allclose(found.initial_logits[image], start, atol=1e-4)
         assert np.abs(logits - start).max() > 1e-2
 
 
 @pytest.fixture(scope="module")
 def coop(clip, classes):
     prompt, views = inputs("coop", clip, seed=1)
-    tune = make_episodic(TUNERS["coop"], share=SHARE)
+    tune = make_test_time_tuning(TUNERS["coop"], share=SHARE)
     return tune, prompt, views, tune(prompt, None, clip, {"views": views, "classes": classes}, RATE)
 
 
@@ -120,14 +120,15 @@ def test_one_by_one_compiled_once_is_all_at_once(coop, clip, classes):
         traced.append(arguments)
         return TUNERS["coop"].apply(*arguments)
 
-    tune = make_episodic(TUNERS["coop"]._replace(apply=apply), share=SHARE)
+    tune = make_test_time_tuning(TUNERS["coop"]._replace(apply=apply), share=SHARE)
     padded, valid = pad_classes(clip, classes, prompt)
-    found = predict_episodic(tune, prompt, None, clip, padded, valid, views, RATE, batch_size=1)
+    batch = {"classes": padded, "valid": valid, "views": views}
+    found = predict_test_time(tune, prompt, None, clip, batch, RATE, batch_size=1)
     assert_close(found, expected)
     assert found.logits.shape == (IMAGES, len(NAMES))
     once = len(traced)
     other = jax.tree.map(lambda leaf: leaf + 0.1, prompt)
-    again = predict_episodic(tune, other, None, clip, *pad_classes(clip, classes, prompt), views, 0.3, batch_size=1)
+    again = predict_test_time(tune, other, None, clip, batch, 0.3, batch_size=1)
     assert np.abs(again.logits - found.logits).max() > 1e-2
     assert len(traced) == once
 
@@ -135,7 +136,8 @@ def test_one_by_one_compiled_once_is_all_at_once(coop, clip, classes):
 def test_every_image_may_have_a_start_of_its_own(coop, clip, classes):
     tune, prompt, views, shared = coop
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 0.2, leaf]), prompt)
-    found = predict_episodic(tune, starts, None, clip, classes, [True] * 3, views, RATE, own=True, batch_size=2)
+    batch = {"classes": classes, "valid": [True] * 3, "views": views}
+    found = predict_test_time(tune, starts, None, clip, batch, RATE, own=True, batch_size=2)
     moved = tune(jax.tree.map(lambda leaf: leaf[1], starts), None, clip, {"views": views, "classes": classes}, RATE)
     for image, expected in enumerate((shared, moved, shared)):
         for one, other in zip(found, expected, strict=True):
@@ -147,7 +149,9 @@ def test_a_regulator_that_has_learned_nothing_changes_nothing(coop, clip, classe
     regulator = regulators.mask(hidden=3, context_dim=5)
     phi = regulator.init(jax.random.key(0), prompt)
     batch = {"views": views, "classes": classes, "context": np.ones((IMAGES, 5), np.float32)}
-    assert_close(make_episodic(TUNERS["coop"], regulator, share=SHARE)(prompt, phi, clip, batch, RATE), expected)
+    assert_close(
+        make_test_time_tuning(TUNERS["coop"], regulator, share=SHARE)(prompt, phi, clip, batch, RATE), expected
+    )
 
 
 def test_the_regulated_step_is_that_of_the_formula(clip, classes):
@@ -159,9 +163,10 @@ def test_the_regulated_step_is_that_of_the_formula(clip, classes):
         regulator.init(jax.random.key(0), prompt),
     )
     contexts = rng.dirichlet(np.ones(4), IMAGES).astype(np.float32)
-    tune = make_episodic(TUNERS["coop"], regulator, share=SHARE, optimizer="sgd", weight_decay=0.0)
+    tune = make_test_time_tuning(TUNERS["coop"], regulator, share=SHARE, optimizer="sgd", weight_decay=0.0)
     padded, valid = pad_classes(clip, classes, prompt)
-    found = predict_episodic(tune, prompt, phi, clip, padded, valid, views, 2.0, contexts=contexts, batch_size=2)
+    batch = {"classes": padded, "valid": valid, "views": views, "context": contexts}
+    found = predict_test_time(tune, prompt, phi, clip, batch, 2.0, batch_size=2)
     apply = jax.jit(TUNERS["coop"].apply)
 
     @jax.jit
@@ -186,26 +191,29 @@ def test_the_regulated_step_is_that_of_the_formula(clip, classes):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share": 0}, "share is 0; give a share"),
-        ({"share": 1.5}, "share is 1.5"),
-        ({"steps": 0}, "steps is 0; give"),
-        ({"steps": 1.0}, "steps is 1.0; give"),
-        ({"optimizer": "adam"}, "one of 'adamw', 'sgd', found 'adam'"),
-        ({"weight_decay": -1}, "weight_decay is -1"),
-        ({"regulator": regulators.prograd()}, "prograd holds a gradient against that of 'distillation'"),
+        ({"share": 0}, "share=0"),
+        ({"share": 1.5}, "share=1.5"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1.0}, "steps=1.0"),
+        ({"optimizer": "adam"}, "optimizer='adam'"),
+        ({"weight_decay": -1}, "weight_decay=-1"),
+        ({"regulator": regulators.prograd()}, "prograd .*'distillation'"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_episodic(TUNERS["coop"], **settings)
+        make_test_time_tuning(TUNERS["coop"], **settings)
 
 
 def test_impossible_inputs_are_named(clip, classes):
     prompt, views = inputs("coop", clip)
-    tune = make_episodic(TUNERS["coop"], share=0.05)
-    with pytest.raises(ValueError, match=r"0\.05 of 12 views is less than one"):
+    tune = make_test_time_tuning(TUNERS["coop"], share=0.05)
+    with pytest.raises(ValueError, match=r"share=0\.05 of 12 views"):
         tune(prompt, None, clip, {"views": views, "classes": classes}, RATE)
-    with pytest.raises(ValueError, match="give one number, or a number for each leaf"):
-        make_episodic(TUNERS["coop"])(prompt, None, clip, {"views": views, "classes": classes}, {"contex": RATE})
-    with pytest.raises(ValueError, match="0 images in batches of 16"):
-        predict_episodic(tune, prompt, None, clip, classes, [True] * 3, views[:0], RATE)
+    with pytest.raises(ValueError, match="learning_rate"):
+        make_test_time_tuning(TUNERS["coop"])(
+            prompt, None, clip, {"views": views, "classes": classes}, {"contex": RATE}
+        )
+    batch = {"classes": classes, "valid": [True] * 3, "views": views[:0]}
+    with pytest.raises(ValueError, match="0 images"):
+        predict_test_time(tune, prompt, None, clip, batch, RATE)
