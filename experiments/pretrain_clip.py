@@ -234,7 +234,7 @@ def train(config: Config, workdir: Any) -> Clip:
                     where = _nans.HINT
                     if before is not None:
                         where = _nans.explain(again, state=before, images=images, tokens=tokens)
-                    raise FloatingPointError(
+                    raise _nans.NonFiniteError(
                         f"the loss or the gradient of step {step} is not finite; {checkpoints.last_good()}. {where}. "
                         "Lower --learning_rate"
                     )

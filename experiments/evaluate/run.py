@@ -42,7 +42,7 @@ from gram_jax.evaluation import measures as _measures
 from gram_jax.evaluation import protocols as _protocols
 from gram_jax.evaluation.protocols import Opened, Part, without_test
 from gram_jax.io import absolute
-from gram_jax.runtime.shared_units import SharedUnits
+from gram_jax.runtime.units import SharedUnits
 
 from .. import report
 from . import methods as _methods

@@ -1,4 +1,4 @@
-"""Compilation in a run: how hard XLA tries, and the persistent cache of what it made."""
+"""Compilation settings of a run: XLA's effort on CPUs, and the persistent cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import os
 import jax
 import jaxlib
 
-from gram_jax.io import absolute
+from gram_jax.io import PathLike, absolute
+
+_QUICK = (("--xla_backend_optimization_level", "1"), ("--xla_cpu_use_fusion_emitters", "false"))
 
 
-def enable_compilation_cache(workdir: str | os.PathLike[str]) -> str:
-    """Keeps compiled programs on disk, so that a restarted run does not compile them again.
+def enable_compilation_cache(workdir: PathLike) -> str:
+    """Keeps compiled programs on disk, so that a resumed run does not compile them again.
 
-    This changes JAX's global configuration and is therefore called by programs, never by the library. A cache that the
-    user has configured already (``JAX_COMPILATION_CACHE_DIR``) is left as it is. Compiled programs are executable
-    code: share the folder only with people you trust.
+    This changes JAX's global configuration; therefore only programs call it. A cache that the user has configured
+    (`JAX_COMPILATION_CACHE_DIR`) remains. Compiled programs are executable code: share the folder only with people you
+    trust.
 
     Args:
-      workdir: the run's folder, local or remote (``gs://...``); the cache is its subfolder ``compilation_cache``.
+      workdir: the run's folder, local or remote (`gs://...`); the cache is its subfolder `compilation_cache`.
 
     Returns:
-      The folder in use.
+      The folder of the cache.
 
     Example:
       >>> import tempfile, jax
@@ -32,30 +34,26 @@ def enable_compilation_cache(workdir: str | os.PathLike[str]) -> str:
       ...     enable_compilation_cache(folder).endswith("compilation_cache")
       True
       >>> jax.config.update("jax_compilation_cache_dir", before)
-
-    Reference:
-      Our own choice; the cache itself is JAX's persistent compilation cache.
     """
     configured = jax.config.jax_compilation_cache_dir
     if configured:
         return configured
-    # A relative path would silently become another folder after a change of directory.
+    # A relative path would mean another folder after a change of directory.
     folder = str(absolute(workdir) / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", folder)
     return folder
 
 
 def compile_quickly() -> str:
-    """Asks XLA for CPU programs that take two thirds of the time to compile, where a CPU is all there is.
+    """Sets XLA flags that cut compilation time on a CPU by a third.
 
-    Fewer of LLVM's passes, and the older emitter of fused loops: measured on the programs of this library, from the
-    mini clip to ViT-B/16, their steps take as long as before, because matrix products are a library's either way. This
-    adds to ``XLA_FLAGS``, which JAX reads when a device is first used, and is therefore called by programs before that.
-    A flag that is set already is left as it is; so is everything where an accelerator's plugin is installed (unless
-    ``JAX_PLATFORMS`` is ``cpu``), or another jaxlib than 0.10, which may not know the flags.
+    The flags reduce LLVM's passes and use the older emitter of fused loops. From the mini clip to ViT-B/16, steps are
+    as fast as before, because matrix products come from a library. JAX reads `XLA_FLAGS` when a device is first used,
+    so programs call this before. Flags that are already set remain. Nothing changes if an accelerator plugin is
+    installed (unless `JAX_PLATFORMS` is `cpu`) or if jaxlib is not version 0.10, which may not know the flags.
 
     Returns:
-      ``XLA_FLAGS`` as they are now.
+      The new value of `XLA_FLAGS`.
 
     Example:
       >>> import os
@@ -65,9 +63,6 @@ def compile_quickly() -> str:
       '--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true'
       >>> del os.environ["XLA_FLAGS"]
       >>> os.environ |= {} if before is None else {"XLA_FLAGS": before}
-
-    Reference:
-      Our own choice; the flags are XLA's.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _only_cpu() and jaxlib.__version__.startswith("0.10."):
@@ -76,11 +71,8 @@ def compile_quickly() -> str:
     return flags
 
 
-_QUICK = (("--xla_backend_optimization_level", "1"), ("--xla_cpu_use_fusion_emitters", "false"))
-
-
 def _only_cpu() -> bool:
-    """Whether JAX will run on the CPU, without asking it: that would choose the devices, and read the flags."""
+    """Returns whether JAX will use the CPU. Asking JAX itself would initialize the devices and read the flags."""
     if os.environ.get("JAX_PLATFORMS"):
         return os.environ["JAX_PLATFORMS"] == "cpu"
     plugins = [*importlib.metadata.entry_points(group="jax_plugins")]

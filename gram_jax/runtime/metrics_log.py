@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from typing import Any
 
 import jax
@@ -12,16 +11,17 @@ import numpy as np
 from etils import epath
 
 from gram_jax.errors import InputError
+from gram_jax.io import PathLike, write_file
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a metrics file back.
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+    """Reads a metrics file.
 
     Args:
-      path: a file written by :class:`MetricsLog`.
+      path: a file written by `MetricsLog`.
 
     Returns:
-      One dict a line, in order. A last line that a killed run left unfinished is dropped.
+      One dict per line, in order. An incomplete last line, which a killed run may leave, is dropped.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -33,45 +33,38 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       >>> _ = path.write_text('{"step": 1, "loss": 0.5}\\n{"step": 2, "lo')
       >>> read_metrics(path)
       [{'step': 1, 'loss': 0.5}]
-
-    Reference:
-      Our own choice.
     """
     try:
         text = epath.Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text ({error}); remove it, or give the run another workdir.") from error
+        raise InputError(f"{path} is not UTF-8 text ({error}); delete it, or give another --workdir") from error
     records = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines):  # what follows the last newline: nothing, or a line that was never finished
-            break
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # the last part is empty or an incomplete line
         try:
             record = json.loads(line)
             record["step"] = int(record["step"])
-            _line(record)  # what cannot be written again was not written here
+            _line(record)  # a record that cannot be written again does not come from a log
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a JSON object with an integer 'step', found {line[:80]!r}. "
-                "Remove the line, or give the run another workdir."
+                f"{path}, line {number}: expected a JSON object with an integer 'step', found {line[:80]!r}; delete "
+                "the line, or give another --workdir"
             ) from error
         records.append(record)
     return records
 
 
 class MetricsLog:
-    """Appends one JSON object a line to a metrics file; only process 0 of a distributed run writes.
+    """Appends one JSON object per line to a metrics file; only process 0 of a distributed run writes.
 
-    Lines hold no clock time, so that the file of a run that was killed and resumed equals, byte for byte, the file of
-    a run that was not. To that end, what an earlier run wrote after the restored step is removed on opening.
+    Lines hold no clock time, so that a resumed run writes the same bytes as an uninterrupted one. For the same reason,
+    lines of steps after the restored one are removed when the file is opened.
 
     Args:
-      path: the file, created with its folders.
-      resumed_at: the step that was restored; lines of later steps are removed. None means a run from the start: the
-        file begins anew.
+      path: the file; its folders are created.
+      resumed_at: the restored step; lines of later steps are removed. None truncates the file.
 
     Raises:
-      InputError: the file that is there is not a metrics file.
+      InputError: the existing file is not a metrics file.
 
     Example:
       >>> import tempfile, os
@@ -83,23 +76,17 @@ class MetricsLog:
       ...     log.write(2, loss=0.125)
       >>> [record["loss"] for record in read_metrics(path)]
       [0.5, 0.125]
-
-    Reference:
-      Our own choice.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resumed_at: int | None = None):
+    def __init__(self, path: PathLike, *, resumed_at: int | None = None):
         self._file = None
         if jax.process_index() != 0:
             return
         path = epath.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, Any]] = []
         if resumed_at is not None and path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= resumed_at]
-        part = path.parent / f"{path.name}.part"
-        part.write_text("".join(_line(record) for record in kept))
-        part.replace(path)
+        write_file(path, "".join(_line(record) for record in kept))
         self._file = path.open("a")
 
     def write(self, step: int, **values: Any) -> None:
@@ -107,8 +94,8 @@ class MetricsLog:
 
         Args:
           step: the number of steps done, >= 0.
-          **values: scalars (Python, NumPy or JAX, shape [] or size 1), strings or booleans. Infinities and NaN, which
-            JSON lacks, are written as the strings "inf", "-inf" and "nan".
+          **values: scalars (Python, NumPy or JAX, shape [] or size 1), strings or booleans. JSON has no infinities and
+            no NaN; they are written as the strings "inf", "-inf" and "nan".
 
         Raises:
           InputError: a value is not a scalar.
@@ -135,7 +122,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _plain(name: str, value: Any) -> int | float | str | bool:
-    """The JSON value of a scalar."""
+    """Returns the JSON value of a scalar."""
     if isinstance(value, str):
         return value
     array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""A progress bar for people, a progress line now and then for log files."""
+"""A progress bar on terminals, and periodic progress lines in log files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _REDRAW_SECONDS = 0.2
 
 
 class Progress:
-    """Shows how far a loop is, how fast it runs and how long it still takes.
+    """Shows the progress of a loop, its rate and the remaining time.
 
-    On a terminal this is a tqdm bar; elsewhere (a log file, a batch queue) one line is logged every ``every_seconds``
-    and one at the end. Only process 0 of a distributed run shows anything.
+    On a terminal this is a tqdm bar; elsewhere (a log file, a batch queue) it logs one line every `every_seconds` and
+    one at the end. Only process 0 of a distributed run shows progress.
 
-    The rate leaves out the first update, which in JAX is mostly compilation: with n updates done since, after t
-    seconds, rate = n / t and the time left is (total - done) / rate.
+    The rate excludes the first update, which in JAX is mostly compilation: with n updates in the t seconds since then,
+    rate = n / t and the remaining time is (total - done) / rate.
 
     Args:
       total: the number of steps of the whole loop, >= 0.
-      description: what runs, e.g. "train".
+      description: the name of the loop, e.g. "train".
       initial: steps done by an earlier run that this one resumes.
       unit: the name of one step.
-      every_seconds: seconds between two log lines where there is no terminal.
-      stream: where a bar is drawn; standard error by default.
-      clock: seconds as a float; for tests.
+      every_seconds: seconds between two log lines without a terminal.
+      stream: the stream of the bar; standard error by default.
+      clock: returns seconds as a float; for tests.
 
     Raises:
-      InputError: ``initial`` is not within 0 and ``total``.
+      InputError: `initial` is not between 0 and `total`.
 
     Example:
       >>> with Progress(3, "train") as progress:
@@ -46,9 +46,6 @@ class Progress:
       3
       >>> sum(Progress.over([1, 2, 3], "add"))
       6
-
-    Reference:
-      Our own choice.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         if not 0 <= initial <= total:
-            raise InputError(f"initial={initial} must lie between 0 and total={total}")
+            raise InputError(f"initial={initial}: it must be between 0 and total={total}")
         self.total, self.done = total, initial
         self._description, self._unit, self._every_seconds, self._clock = description, unit, every_seconds, clock
         self._values: dict[str, Any] = {}
@@ -83,20 +80,20 @@ class Progress:
     def over(
         cls, items: Iterable[Any], description: str = "", *, total: int | None = None, **settings: Any
     ) -> Iterator:
-        """Iterates over ``items`` and shows the progress; ``total`` is needed where ``len(items)`` does not exist."""
+        """Yields the items and shows the progress; `total` is required if `items` has no length."""
         with cls(len(items) if total is None else total, description, **settings) as progress:  # type: ignore[arg-type]
             for item in items:
                 yield item
                 progress.update()
 
     def update(self, steps: int = 1, **values: Any) -> None:
-        """Counts ``steps`` more; ``values`` (e.g. ``loss=0.3``) are shown beside the rate."""
+        """Counts steps; shows the values (e.g. `loss=0.3`) next to the rate."""
         self.done += steps
         self._values.update(values)
         if not self._shown:
             return
         now = self._clock()
-        # Values may still be on their way from a device: they are read only when something is drawn.
+        # Reading a value waits for the device, so values are read only when something is drawn.
         if now - self._last_drawn >= (_REDRAW_SECONDS if self._bar is not None else self._every_seconds):
             self._last_drawn = now
             self._draw()
@@ -105,7 +102,7 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Steps a second since the first update; None while unknown."""
+        """Steps per second since the first update; None while unknown."""
         if self._measured_from is None:
             return None
         since, count = self._measured_from
@@ -113,7 +110,7 @@ class Progress:
         return (self.done - count) / seconds if seconds > 0 and self.done > count else None
 
     def line(self) -> str:
-        """The progress as one line of text."""
+        """Returns the progress as one line of text."""
         parts = [f"{self._description} {self.done}/{self.total} {self._unit}s".strip()]
         if self.total:
             parts[0] += f" ({100 * self.done / self.total:.1f} %)"
@@ -133,7 +130,7 @@ class Progress:
         self._bar.update(self.done - self._bar.n)
 
     def close(self) -> None:
-        """Ends the bar, or logs the last line."""
+        """Closes the bar, or logs the last line."""
         if self._shown:
             self._draw()
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""The finished units of a run, in a file that a killed run leaves whole: the same command goes on behind them."""
+"""Finished units of work in a JSON-lines file, which survives kills: the same command does only what is missing."""
 
 from __future__ import annotations
 
@@ -6,72 +6,75 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import ItemsView
+import re
+from collections.abc import Hashable, ItemsView, Iterator
 from typing import Any
 
+import jax
 from etils import epath
 
 from gram_jax.errors import InputError
-from gram_jax.io import write_file
+from gram_jax.io import is_remote, write_file
+from gram_jax.runtime.devices import gather
 
 logger = logging.getLogger(__name__)
 
 
 class Units:
-    """What was found, unit after unit, in a JSON-lines file that begins with what the run is.
+    """The results of finished units, in an append-only JSON-lines file.
 
-    The first line appears whole or not at all; each unit is one line more, on disk when `add` returns. A last line
-    without its end, which a kill or a full disk may leave, is dropped, and its unit is measured again.
+    The first line holds the identity of the run and appears atomically. Each unit adds one line, which is on disk when
+    `add` returns. An incomplete last line, which a kill or a full disk may leave, is dropped and its unit is repeated.
 
     Args:
       path: the file, local or remote.
-      identity: what the run is, JSON values.
+      identity: JSON values that identify the run.
 
     Raises:
-      InputError: the file is another run's, which the message tells field by field, or it is damaged.
+      InputError: the file belongs to another run (the message names each difference), or it is damaged.
     """
 
     def __init__(self, path: epath.Path, identity: dict[str, Any]):
         self._path, self._identity = path, json.loads(json.dumps(identity))
         self._digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
-        self._found: dict[tuple, Any] = {}
-        self._size = 0  # bytes of whole lines
+        self._results: dict[tuple, Any] = {}
+        self._size = 0  # bytes of complete lines
         if path.exists():
             self._read()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._results)
 
     def __contains__(self, unit: tuple) -> bool:
-        return unit in self._found
+        return unit in self._results
 
     def __getitem__(self, unit: tuple) -> Any:
-        return self._found[unit]
+        return self._results[unit]
 
     def items(self) -> ItemsView[tuple, Any]:
-        """The units and what was found, in the order in which they were added."""
-        return self._found.items()
+        """Returns the units and their results, in the order in which they were added."""
+        return self._results.items()
 
-    def add(self, unit: tuple, found: Any) -> None:
-        """Keeps what was found: one line more, on disk when this returns.
+    def add(self, unit: tuple, result: Any) -> None:
+        """Appends a result; it is on disk when this returns.
 
         Raises:
-          OSError: it cannot be written; the lines before it stay.
+          OSError: the line cannot be written; the lines before it remain.
         """
-        line = _line({"config": self._digest, "unit": unit, "found": found})
+        line = _line({"config": self._digest, "unit": unit, "found": result})
         if not self._size:
             self._replace(_line(self._identity))
-        if _is_remote(self._path):  # the objects of a store cannot be appended to
+        if is_remote(self._path):  # objects of a remote store cannot be appended to
             self._replace(self._path.read_bytes()[: self._size] + line)
         else:
             with open(self._path, "r+b") as file:
-                file.seek(self._size)  # over what a failed call may have left
+                file.seek(self._size)  # overwrites what a failed call may have left
                 file.write(line)
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
             self._size += len(line)
-        self._found[unit] = json.loads(line)["found"]
+        self._results[unit] = json.loads(line)["found"]
 
     def _replace(self, content: bytes) -> None:
         write_file(self._path, content)
@@ -79,46 +82,100 @@ class Units:
 
     def _read(self) -> None:
         content = self._path.read_bytes()
-        *lines, torn = content.split(b"\n")
-        if torn:
-            logger.warning("%s ends within a line, which is dropped: its unit is measured again", self._path)
+        *lines, incomplete = content.split(b"\n")
+        if incomplete:
+            logger.warning("%s: the last line is incomplete; it is dropped and its unit is repeated", self._path)
         for number, line in enumerate(lines, 1):
             try:
                 stored = json.loads(line)
-                if number == 1:
-                    self._check(stored)
-                else:
-                    self._found[tuple(stored["unit"])] = stored["found"]
-            except OtherRunError:
-                raise
+                differing = self._differences(stored) if number == 1 else []
+                if number > 1:
+                    self._results[tuple(stored["unit"])] = stored["found"]
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise InputError(
-                    f"{self._path}, line {number} is damaged ({error!r}); remove the line (all of the file, if it is "
-                    "the first), and the same command measures what is missing"
+                    f"{self._path}, line {number} is damaged ({error!r}); delete the line (the whole file if it is the "
+                    "first line) and run the same command again to repeat what is missing"
                 ) from error
-        self._size = len(content) - len(torn)
-        if torn and not _is_remote(self._path):
+            if differing:
+                raise InputError(
+                    f"{self._path} belongs to a run with other settings: {'; '.join(differing)}; give another "
+                    "--workdir, or delete the file"
+                )
+        self._size = len(content) - len(incomplete)
+        if incomplete and not is_remote(self._path):
             os.truncate(self._path, self._size)
 
-    def _check(self, stored: dict[str, Any]) -> None:
-        names = sorted(stored.keys() | self._identity.keys())
-        differing = [
+    def _differences(self, stored: dict[str, Any]) -> list[str]:
+        return [
             f"{name} was {stored.get(name)!r} and is {self._identity.get(name)!r}"
-            for name in names
+            for name in sorted(stored.keys() | self._identity.keys())
             if stored.get(name) != self._identity.get(name)
         ]
-        if differing:
-            raise OtherRunError(
-                f"{self._path} holds another evaluation: {'; '.join(differing)}. Give another --workdir, or delete it"
-            )
 
 
-class OtherRunError(InputError):
-    """The file belongs to a run with other settings."""
+class SharedUnits:
+    """The units of a distributed run: each process does a share of them and learns the results of the others.
+
+    Process 0 appends to rows.jsonl, process i to rows-i.jsonl, in a folder that need not be shared. A run can resume
+    with another number of processes in one folder.
+
+    Every process must ask for the same units in the same order and call `exchange` at the same places.
+
+    Args:
+      folder: the folder of the files, local or remote.
+      identity: JSON values that identify the run.
+
+    Raises:
+      InputError: a file belongs to another run or is damaged, see `Units`.
+    """
+
+    def __init__(self, folder: epath.Path, identity: dict[str, Any]):
+        index, count = jax.process_index(), jax.process_count()
+        self._own = Units(folder / ("rows.jsonl" if index == 0 else f"rows-{index}.jsonl"), identity)
+        self._results = dict(self._own.items())
+        self._unsent = dict(self._results)
+        if index == 0:  # it also reads the files of processes that no longer take part
+            for number, path in _other_files(folder):
+                if number >= count:
+                    self._unsent |= dict(Units(path, identity).items())
+        self._groups: dict[Hashable, int] = {}
+        self.exchange()
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __contains__(self, unit: tuple) -> bool:
+        return unit in self._results
+
+    def __getitem__(self, unit: tuple) -> Any:
+        return self._results[unit]
+
+    def is_mine(self, unit: tuple, group: Hashable) -> bool:
+        """Returns whether this process must do a unit; one process does all units of a group, which share work."""
+        if unit in self._results:
+            return False
+        number = self._groups.setdefault(group, len(self._groups))
+        return number % jax.process_count() == jax.process_index()
+
+    def add(self, unit: tuple, result: Any) -> None:
+        """Appends a result; it is on disk when this returns."""
+        self._own.add(unit, result)
+        self._results[unit] = self._unsent[unit] = self._own[unit]
+
+    def exchange(self) -> int:
+        """Sends new results to all processes, receives theirs, and returns the number of results received."""
+        before = len(self._results)
+        for unsent in gather(list(self._unsent.items())):
+            self._results |= {tuple(unit): result for unit, result in unsent}
+        self._unsent = {}
+        return len(self._results) - before
 
 
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
+def _other_files(folder: epath.Path) -> Iterator[tuple[int, epath.Path]]:
+    """Yields the numbers and files of all processes but 0."""
+    for path in sorted(folder.glob("rows-*.jsonl")) if folder.exists() else ():
+        if match := re.fullmatch(r"rows-(\d+)\.jsonl", path.name):
+            yield int(match[1]), path
 
 
 def _line(value: Any) -> bytes:

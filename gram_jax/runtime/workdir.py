@@ -1,4 +1,4 @@
-"""One run in a work directory at a time."""
+"""A lock on the work directory, so that one run uses it at a time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ import os
 import socket
 from collections.abc import Iterator
 
+import filelock
 import jax
 from etils import epath
 
 from gram_jax.errors import InputError
-from gram_jax.io import absolute
-
-try:
-    import fcntl
-except ImportError:  # Windows, where runs are not kept apart
-    fcntl = None
+from gram_jax.io import PathLike, absolute, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -25,25 +21,25 @@ LOCK = "running.lock"
 
 
 class WorkdirError(InputError):
-    """A work directory cannot be written to, or another run is at work in it."""
+    """The work directory is not writable, or another run uses it."""
 
 
 @contextlib.contextmanager
-def claim(workdir: str | os.PathLike[str]) -> Iterator[epath.Path]:
-    """Makes a work directory and keeps other runs out of it; a context manager.
+def claim(workdir: PathLike) -> Iterator[epath.Path]:
+    """Creates a work directory and locks it; a context manager.
 
-    The operating system holds the lock: it ends with its process, however that ends, so a run that was killed is never
-    in the way of the next. The file says who it is. Of the processes of one run, process 0 speaks for all. Remote
-    folders (``gs://...``), and file systems without locks, keep nobody out.
+    The operating system holds the lock and releases it when the process ends, even if it is killed. The lock file names
+    the process. Only process 0 of a distributed run locks. Remote folders (`gs://...`) and file systems without locks
+    are not locked.
 
     Args:
       workdir: the folder, local or remote.
 
-    Returns:
-      A context manager that gives its absolute path; the folder exists.
+    Yields:
+      The absolute path of the folder, which exists.
 
     Raises:
-      WorkdirError: it cannot be written to, or another run is at work in it, which the message names.
+      WorkdirError: the folder is not writable, or another run uses it; the message names the other process.
 
     Example:
       >>> import tempfile
@@ -52,64 +48,46 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[epath.Path]:
       ...     pass
       Traceback (most recent call last):
         ...
-      gram_jax.runtime.workdir.WorkdirError: another run (process ... on ...) is at work in ...
-
-    Reference:
-      Our own choice; flock(2).
+      gram_jax.runtime.workdir.WorkdirError: another run (process ... on ...) uses ...
     """
     folder = absolute(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(folder, error) from error
-    if fcntl is None or "://" in os.fspath(folder) or jax.process_index() != 0:
+        raise _not_writable(folder, error) from error
+    with contextlib.nullcontext() if is_remote(folder) or jax.process_index() else _locked(folder):
         yield folder
-        return
-    file = _lock(folder)
-    try:
-        yield folder
-    finally:
-        if file is not None:
-            with contextlib.suppress(OSError):  # while the lock is still held, or it would be the next run's file
-                os.unlink(folder / LOCK)
-            os.close(file)
 
 
-def _lock(folder: epath.Path) -> int | None:
-    """The descriptor that holds the lock, or None where there are no locks."""
+@contextlib.contextmanager
+def _locked(folder: epath.Path) -> Iterator[None]:
     path = folder / LOCK
-    while True:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _unusable(folder, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(file, 1000).decode(errors="replace").strip()
-            os.close(file)
-            raise WorkdirError(
-                f"another run ({owner or 'which has just begun'}) is at work in {folder}; wait for it, end it, or give "
-                "another --workdir"
-            ) from error
-        except OSError as error:
-            os.close(file)
-            logger.warning("%s has no locks (%s): see that no other run uses it", folder, error.strerror)
-            return None
-        try:
-            if os.path.samestat(os.fstat(file), os.stat(path)):
-                break
-        except FileNotFoundError:
-            pass
-        os.close(file)  # its owner ended, and removed it, between the two calls above
-    with contextlib.suppress(OSError):  # on a full disk the message to others is shorter
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return file
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        owner = path.read_text(errors="replace").strip() if path.exists() else ""
+        raise WorkdirError(
+            f"another run ({owner or 'which has just begun'}) uses {folder}; wait for it, end it, or give another "
+            "--workdir"
+        ) from error
+    except OSError as error:
+        if not os.access(folder, os.W_OK) or not path.exists():
+            raise _not_writable(folder, error) from error
+        logger.warning("%s has no locks (%s): make sure that no other run uses it", folder, error.strerror)
+        yield
+        return
+    with contextlib.suppress(OSError):  # on a full disk the message to other runs is shorter
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while the lock is held: later it could be the file of the next run
+        lock.release()
 
 
-def _unusable(folder: epath.Path, error: OSError) -> WorkdirError:
+def _not_writable(folder: epath.Path, error: OSError) -> WorkdirError:
     return WorkdirError(
-        f"the work directory {folder} cannot be written to ({error.strerror or error}); make room or mend its "
+        f"the work directory {folder} is not writable ({error.strerror or error}); free disk space, change its "
         "permissions, or give another --workdir"
     )
