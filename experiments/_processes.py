@@ -83,7 +83,7 @@ def failed(error: Exception) -> int | None:
     if runtime.is_process_loss(error):
         lines = str(error).splitlines() or [repr(error)]
         complain(
-            f"process {jax.process_index()} of {jax.process_count()} lost another process of this run, whose own output "
+            f"process {jax.process_index()} of {jax.process_count()} lost another process of this run, whose output "
             f"has the reason ({lines[0]}); when all processes have ended, run the same commands again to resume"
         )
     else:

@@ -33,10 +33,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecu
 from pathlib import Path
 from typing import Any
 
+from gram_jax import runtime
 from gram_jax.errors import InputError
-
-# Worker processes import this module: what imports JAX is imported by the functions that need it.
-from gram_jax.runtime import workers as _workers
 
 from ._launch import at_least, launch, setting
 
@@ -118,7 +116,6 @@ def plan(config: Config, workdir: Path) -> int:
 
 def write_shards(config: Config, workdir: Path, units: int) -> None:
     """Writes the shards that are not there yet, in as many processes as there are workers."""
-    from gram_jax import runtime
     from gram_jax.data.pairs import shards as pair_shards
 
     folder = workdir / SHARDS
@@ -133,7 +130,7 @@ def write_shards(config: Config, workdir: Path, units: int) -> None:
     with runtime.Progress(units, "shards", initial=len(done), unit="shard", every_seconds=10.0) as progress:
         if len(done) == units:
             return
-        with _workers.pool(workers) as pool:
+        with runtime.worker_pool(workers) as pool:
             for shard in _written(pool, config, workdir, set(done), 2 * workers):
                 _count(totals, shard)
                 progress.update(pairs=f"{totals['pairs']:,}", skipped=f"{totals['skipped']:,}")
@@ -204,7 +201,6 @@ def _told(counts: dict[str, int]) -> str:
 
 def run(config: Config, workdir: Any) -> None:
     """Prepares the corpus, or continues, and says what it holds."""
-    from gram_jax import runtime
     from gram_jax.data.pairs import prepared as pair_dataset
 
     if "://" in os.fspath(workdir):

@@ -74,9 +74,7 @@ class Checkpoints:
       (1, [1.0, 1.0])
     """
 
-    def __init__(
-        self, folder: PathLike, config: Mapping[str, Any], *, keep: int = 2, may_change: Sequence[str] = ()
-    ):
+    def __init__(self, folder: PathLike, config: Mapping[str, Any], *, keep: int = 2, may_change: Sequence[str] = ()):
         require_int("keep", keep)
         self._folder = absolute(folder)
         self._config = json.loads(json.dumps(config))

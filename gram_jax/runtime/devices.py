@@ -205,7 +205,10 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
     places = sharding.addressable_devices_indices_map((count,)).values()
     parts = sorted({part.indices(count)[:2] for (part,) in places})
     if not parts or any(end != start for (_, end), (start, _) in itertools.pairwise(parts)):
-        raise InputError(f"the rows of process {jax.process_index()} are {parts}: they must be contiguous; use the device order of all_devices()")
+        raise InputError(
+            f"the rows of process {jax.process_index()} are {parts}: they must be contiguous; use the order of "
+            "all_devices()"
+        )
     return range(parts[0][0], parts[-1][1])
 
 

@@ -49,5 +49,7 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
     """
     line = f"a step needs {needed / GIB:.2g} GiB" + (f" on each of {devices} devices" if devices > 1 else "")
     if available is not None and needed > available:
-        line += f", but {available / GIB:.2g} GiB are available: use smaller batches, fewer tasks at once or more devices"
+        line += (
+            f", but {available / GIB:.2g} GiB are available: use smaller batches, fewer tasks at once or more devices"
+        )
     return line

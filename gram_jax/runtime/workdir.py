@@ -66,7 +66,7 @@ def _locked(folder: epath.Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        owner = path.read_text(errors="replace").strip() if path.exists() else ""
+        owner = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
         raise WorkdirError(
             f"another run ({owner or 'which has just begun'}) uses {folder}; wait for it, end it, or give another "
             "--workdir"

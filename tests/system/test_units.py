@@ -1,4 +1,4 @@
-"""The file of finished units: appended to, whole after a kill or a full disk, refused where it is another run's."""
+"""The file of finished units: appending, kills, full disks, other runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import pytest
 from etils import epath
 
-from gram_jax.runtime.units import Units
+from gram_jax.runtime import Units
 
 IDENTITY = {"seeds": (1, 2), "shots": [1]}
 
@@ -58,7 +58,7 @@ def test_a_torn_last_line_is_dropped_and_done_again(path, kept, caplog):
     units = Units(path, IDENTITY)
     assert len(units) == 2
     assert path.read_bytes() == b"".join(lines[:-1])
-    assert "ends within a line" in caplog.text
+    assert "rows.jsonl" in caplog.text
     fill(path, 3)
     assert path.read_bytes() == whole
 
@@ -93,7 +93,7 @@ def test_a_full_disk_loses_the_unit_and_nothing_else(path, monkeypatch):
 def test_another_run_is_refused_field_by_field(path):
     fill(path, 1)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"another evaluation: seeds was \[1, 2\] and is \[3\]; tau was None and is 1"):
+    with pytest.raises(ValueError, match=r"seeds was \[1, 2\] and is \[3\]; tau was None and is 1"):
         Units(path, {"seeds": [3], "shots": [1], "tau": 1})
     assert path.read_bytes() == before
 
@@ -106,13 +106,13 @@ def test_a_damaged_line_is_named_and_kept(path, damage, number):
     lines[number - 1] = damage
     path.write_bytes(b"\n".join(lines) + b"\n")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"rows\.jsonl(, line {number} is damaged| holds another evaluation)"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl(, line {number}| belongs to a run)"):
         Units(path, IDENTITY)
     assert path.read_bytes() == before
 
 
 def test_remote_files_are_replaced_as_a_whole(path, monkeypatch):
-    monkeypatch.setattr("gram_jax.runtime.units._is_remote", lambda _: True)
+    monkeypatch.setattr("gram_jax.runtime.units.is_remote", lambda _: True)
     fill(path, 2)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"un')

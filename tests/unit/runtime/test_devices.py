@@ -31,17 +31,17 @@ def python(code, *arguments, devices=1):
     [
         (
             ("10.0.0.1:80", 2, None),
-            r"--coordinator_address=10\.0\.0\.1:80 --num_processes=2 needs --process_id as well",
+            r"--coordinator_address=10\.0\.0\.1:80 --num_processes=2 .*--process_id",
         ),
-        (("10.0.0.1:80", None, 1), "--process_id=1 needs --num_processes as well"),
-        ((None, 2, 0), "--num_processes=2 --process_id=0 needs --coordinator_address as well"),
-        ((None, None, 0), "--process_id=0 needs --coordinator_address and --num_processes as well"),
-        (("10.0.0.1", 2, 0), r"--coordinator_address=10\.0\.0\.1: give host and port"),
-        ((":80", 2, 0), "--coordinator_address=:80: give host and port"),
-        (("host:port", None, None), "--coordinator_address=host:port: give host and port"),
-        (("host:99999", 2, 0), "give host and port"),
-        (("host:80", 0, 0), "--num_processes=0: it must be at least 1"),
-        (("host:80", 2, 2), "--process_id=2: with --num_processes=2 it must be from 0 to 1"),
+        (("10.0.0.1:80", None, 1), "--process_id=1 .*--num_processes"),
+        ((None, 2, 0), "--num_processes=2 --process_id=0 .*--coordinator_address"),
+        ((None, None, 0), "--process_id=0 .*--coordinator_address and --num_processes"),
+        (("10.0.0.1", 2, 0), r"--coordinator_address=10\.0\.0\.1: "),
+        ((":80", 2, 0), "--coordinator_address=:80: "),
+        (("host:port", None, None), "--coordinator_address=host:port: "),
+        (("host:99999", 2, 0), "--coordinator_address=host:99999"),
+        (("host:80", 0, 0), "--num_processes=0"),
+        (("host:80", 2, 2), "--process_id=2: .*--num_processes=2"),
         (("host:80", 2, -1), "--process_id=-1"),
     ],
 )
@@ -60,7 +60,7 @@ def test_without_a_cluster_the_remedy_is_named():
     alone = python("from gram_jax import runtime; runtime.connect()")
     errors = alone.communicate(timeout=100)[1]
     assert alone.returncode == 1
-    assert "one host, with however many devices, needs no --distributed" in errors
+    assert "--coordinator_address=HOST:PORT" in errors
 
 
 def test_a_port_that_is_taken_is_named():
@@ -80,7 +80,7 @@ def test_a_process_that_stays_alone_says_what_to_check(number):
     alone = python(code, f"127.0.0.1:{free_port()}", number)
     errors = alone.communicate(timeout=100)[1]
     assert alone.returncode == 1
-    assert "did not find together within 2 s. Check that this command runs on all 2 hosts" in errors
+    assert "within 2 s. Check that this command runs on all 2 hosts" in errors
     assert "Traceback" not in errors
 
 
@@ -88,7 +88,7 @@ def test_alone_nothing_waits_and_everything_is_here():
     assert runtime.is_main()
     runtime.barrier("anything")
     assert runtime.gather({"a": (1, None)}) == [{"a": [1, None]}]
-    assert not runtime.is_loss(ValueError("Gloo all-reduce failed"))
+    assert not runtime.is_process_loss(ValueError("Gloo all-reduce failed"))
 
 
 TOGETHER = """
@@ -114,8 +114,8 @@ TOGETHER = """
         "main": runtime.is_main(), "devices": jax.device_count(), "every": list(every), "shape": placed["x"].shape,
         "held": [[each["number"], len(each["text"]), each["rows"]] for each in held],
         "means": [np.asarray(mean).tolist() for mean in means],
-        "loss": runtime.is_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")),
-        "bug": runtime.is_loss(ValueError("shapes differ")), "refused": refused[:17],
+        "loss": runtime.is_process_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")),
+        "bug": runtime.is_process_loss(ValueError("shapes differ")), "refused": refused[:17],
     }))
 """
 

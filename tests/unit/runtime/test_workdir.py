@@ -1,4 +1,4 @@
-"""One run in a work directory: who is told what, and that a run that was killed is in nobody's way."""
+"""The lock on the work directory: its message, and its release after a kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with claim(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that is at work in the folder."""
+    """Another process that holds the lock of the folder."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -42,10 +42,9 @@ def test_the_second_run_is_refused_until_the_first_is_killed(holder, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(WorkdirError) as refused, claim(tmp_path):
         pass
-    assert f"another run (process {holder.pid} on {socket.gethostname()}) is at work in {tmp_path}" in str(
-        refused.value
-    )
-    assert "another --workdir" in str(refused.value)
+    assert f"process {holder.pid} on {socket.gethostname()}" in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+    assert "--workdir" in str(refused.value)
     assert sorted(tmp_path.iterdir()) == before
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -65,7 +64,7 @@ def test_an_error_releases_the_folder_and_another_folder_is_free(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(WorkdirError, match=rf"the work directory {workdir} cannot be written to"), claim(workdir):
+        with pytest.raises(WorkdirError, match=rf"{workdir} is not writable"), claim(workdir):
             pass
     assert (tmp_path / "file").read_text() == "precious"
 
@@ -73,7 +72,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system", path)
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(WorkdirError, match=r"\(Read-only file system\); make room or mend its permissions"):
+    with pytest.raises(WorkdirError, match=r"Read-only file system"):
         claim(tmp_path).__enter__()
 
 
@@ -85,23 +84,6 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path, monkeypatch, capl
     with claim(tmp_path), claim(tmp_path):
         pass
     assert "has no locks (No locks available)" in caplog.text
-
-
-def test_the_file_of_a_run_that_ends_meanwhile_is_not_mistaken_for_a_lock(tmp_path, monkeypatch):
-    """Between opening and locking the owner removes the file: the lock must be on the one that others will find."""
-    flock, opened = fcntl.flock, []
-
-    def late(file, operation):
-        if not opened:
-            (tmp_path / "running.lock").unlink()
-        opened.append(file)
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with claim(tmp_path):
-        assert len(opened) == 2
-        with pytest.raises(WorkdirError), claim(tmp_path):
-            pass
 
 
 def test_only_the_first_of_several_processes_locks(tmp_path, monkeypatch):
