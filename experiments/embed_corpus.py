@@ -1,33 +1,34 @@
-"""From a corpus or a dataset to a feature store: frozen features, computed once.
+"""Encodes a corpus or datasets once and stores the frozen features.
 
     python -m experiments.embed_corpus --corpus=glyphs
     python -m experiments.build_tasks --features=runs/embed_corpus/store
     python -m experiments.embed_corpus --corpus=array_record:runs/prepare_corpus/dataset --pairs=0 --clip=CLIP
-    python -m experiments.embed_corpus --dataset=glyphs:greek_small --views=8 --workdir=runs/greek_small
+    python -m experiments.embed_corpus --dataset=glyphs:greek_small,glyphs:arabic --views=8 --workdir=runs/features
+    python -m experiments.evaluate --dataset=glyphs:greek_small,glyphs:arabic --features=runs/features/store
 
-Writes WORKDIR/store: image features, text features of the captions (of a corpus), and --views augmented views of every
-image (random resized crop and flip). The store belongs to one clip, one image transform, one source: opened with
-others, it is refused (`gram_jax.data.open_store`).
+Writes WORKDIR/store. The store of a corpus holds image features and text features of the captions, for
+experiments.build_tasks. For a dataset, WORKDIR/store/DATASET holds image features, and --views adds augmented views of
+every image (random resized crop and flip), for experiments.evaluate. A store belongs to one clip, one image transform
+and one source; opening it with others is an error.
 
-Images are read and transformed by --workers threads while the devices of this host compute. With --distributed each
-process writes its own shards into the common --workdir (docs/launching.md). The program may be killed at any moment:
-the same command continues behind the last finished shard, to the same bytes.
+--workers threads read and transform images while the devices of this host compute. With --distributed, each process
+writes its own shards into the common --workdir (docs/launching.md). The program may be killed at any moment; rerun the
+command to resume. A corpus store then has the same bytes as without the interruption.
 
 Reading and transforming an image of 512 x 384 pixels (to 224) takes 5 ms of a core, a view the same; threads share the
-work, since Python's lock is held for less than a tenth of it. 20,000 glyph pairs under the mini CLIP take 48 s on two
-busy cores; memory stays below 1 GiB there, and is about 2 * --workers batches of pixels above the clip's. An item takes
-2 * (2 + views) * embed_dim bytes in half precision: 2 GB for a million pairs at 512. The program says which share of
-its time it waited for images.
+work, because Python's lock is held for less than a tenth of it. 20,000 glyph pairs under the mini CLIP take 48 s on two
+busy cores; memory stays below 1 GiB there, and is about 2 * --workers batches of pixels above the clip's. A pair takes
+4 * embed_dim bytes in half precision: 2 GB for a million pairs at 512. The program prints the share of its time that it
+waited for images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,162 +36,197 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
 from gram_jax import runtime
+from gram_jax.batching import map_batches, pad_to, round_up
 from gram_jax.clip import Clip
-from gram_jax.data import Corpus, Dataset, load_corpus, load_dataset
-from gram_jax.data import feature_store as store
-from gram_jax.data import prefetch as loading
+from gram_jax.data import Corpus, Dataset, feature_store, load_corpus, load_dataset, open_bank, ordered
 from gram_jax.data.augmentation import augmented_view
-from gram_jax.errors import InputError
+from gram_jax.data.feature_bank import store_name
+from gram_jax.errors import InputError, require_int
+from gram_jax.io import is_remote
 
-from ._launch import at_least, launch, setting
+from ._launch import launch, setting
 
 STORE = "store"
-_TOKENS = 8  # texts are padded to a multiple of so many tokens: few shapes are compiled
+_TOKENS = 8  # texts are padded to a multiple of this number of tokens, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is embedded, and how it is kept."""
+    """Settings of `embed_corpus`."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     corpus: str = setting("", "the corpus: glyphs or array_record:FOLDER")
-    pairs: int = setting(20_000, "pairs of the corpus; 0 for all of a prepared one")
-    dataset: str = setting("", "the dataset, instead of a corpus")
-    seed: int = setting(0, "seed of what is drawn")
-    views: int = setting(0, "augmented views of each image")
-    view_seed: int = setting(0, "seed of the views")
-    dtype: str = setting("float16", "precision of the files", choices=store.DTYPES)
+    pairs: int = setting(20_000, "pairs of the corpus; 0 for all pairs of a prepared one")
+    dataset: tuple[str, ...] = setting((), "datasets, instead of a corpus")
+    seed: int = setting(0, "seed of drawn images and of splits that are made")
+    views: int = setting(0, "augmented views of each image of a dataset, for --augmentation=stored of evaluate")
+    dtype: str | None = setting(None, "precision of a corpus's files; default float16", choices=feature_store.DTYPES)
     batch_size: int = setting(256, "images a step, over all devices of this host")
-    shard_rows: int = setting(8192, "items of a shard; what a killed run may have to do again")
+    shard_rows: int = setting(8192, "images a file; a killed run may have to encode so many again")
     workers: int = setting(0, "threads that read images; 0 for one a core")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if bool(self.corpus) == bool(self.dataset):
-            raise InputError(f"--corpus={self.corpus!r} --dataset={self.dataset!r}: give one of them")
-        at_least(self, 1, "batch_size", "shard_rows")
-        at_least(self, 0, "pairs", "views", "workers")
+            raise InputError(f"--corpus={self.corpus!r} --dataset={','.join(self.dataset)!r}: give one of them")
+        if self.corpus and self.views:
+            raise InputError(f"--views={self.views}: views belong to --dataset; leave it out")
+        if self.dataset and self.dtype not in (None, "float32"):
+            raise InputError(f"--dtype={self.dtype}: features of datasets are float32; leave it out")
+        for name, least in (("batch_size", 1), ("shard_rows", 1), ("pairs", 0), ("views", 0), ("workers", 0)):
+            require_int(f"--{name}", getattr(self, name), least)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One step: a run of items, as they are (view -1) or as one of their views."""
+class Step(NamedTuple):
+    """One batch: (item, view) pairs of one group of items; view -1 is the image itself."""
 
-    shard: int
-    items: range
-    view: int
+    group: int
+    pairs: list[tuple[int, int]]
 
 
-def jobs(about: dict[str, Any], shards: list[int], batch_size: int) -> list[Job]:
-    """The steps that make so many shards, shard after shard."""
-    count = about["views"]["count"] if about["views"] else 0
-    found = []
-    for shard in shards:
-        items = store.shard_range(about, shard)
-        for view in range(-1, count):
-            found += [Job(shard, items[start : start + batch_size], view) for start in range(0, len(items), batch_size)]
-    return found
-
-
-def pixels(job: Job, source: Corpus | Dataset, clip: Clip, batch_size: int, view_seed: int) -> np.ndarray:
-    """The images of a step, transformed, filled up to a batch with black."""
+def pixels(step: Step, source: Corpus | Dataset, clip: Clip, batch_size: int) -> np.ndarray:
+    """Returns the transformed images of a step, filled up to a batch with black."""
     batch = np.zeros((batch_size, *clip.transform.output_size, 3), np.uint8)
-    for place, item in enumerate(job.items):
+    for place, (item, view) in enumerate(step.pairs):
         (image,) = source.images([item])
         name = f"image {item} of {source.name}"
-        if job.view < 0:
+        if view < 0:
             batch[place] = clip.transform.pixels(image, name)
         else:
-            batch[place] = augmented_view(clip.transform, image, view_seed, item, job.view, name)
+            batch[place] = augmented_view(clip.transform, image, 0, source.item_number(item), view, name)
     return clip.transform.normalize(batch)
 
 
 def texts(clip: Clip, captions: Sequence[str], batch_size: int, sharding: NamedSharding) -> np.ndarray:
-    """Text features of captions; those longer than the clip's context are cut."""
+    """Returns the text features of captions; captions longer than the clip's context are cut."""
     tokens = clip.tokenizer.encode(captions, truncate=True)
-    width = min(-(-tokens.shape[1] // _TOKENS) * _TOKENS, clip.tokenizer.context_length)
-    padding = ((0, 0), (0, width - tokens.shape[1]))
-    tokens = np.pad(tokens, padding, constant_values=clip.tokenizer.pad_token_id)
-    found = []
-    for start in range(0, len(tokens), batch_size):
-        part = tokens[start : start + batch_size]
-        filled = np.pad(part, ((0, batch_size - len(part)), (0, 0)), mode="edge")
-        found.append(np.asarray(gram.encode_text(clip, jax.device_put(filled, sharding)))[: len(part)])
-    return np.concatenate(found)
+    width = min(round_up(tokens.shape[1], _TOKENS), clip.tokenizer.context_length)
+    tokens = pad_to(tokens, len(tokens), width, fill=clip.tokenizer.pad_token_id)
+    return map_batches(lambda batch: gram.encode_text(clip, jax.device_put(batch, sharding)), tokens, batch_size)
 
 
 def features(clip: Clip, batches: Iterator[np.ndarray], sharding: NamedSharding) -> Iterator[np.ndarray]:
-    """Image features batch by batch; the next batch is handed to the devices before the last one is asked for."""
+    """Yields image features batch by batch; the devices get the next batch before the host waits for the last one."""
     before = None
     for batch in batches:
-        found = gram.encode_image(clip, jax.device_put(batch, sharding))
+        encoded = gram.encode_image(clip, jax.device_put(batch, sharding))
         if before is not None:
             yield np.asarray(before)
-        before = found
+        before = encoded
     if before is not None:
         yield np.asarray(before)
 
 
-def embed(config: Config, folder: Path, clip: Clip, source: Corpus | Dataset) -> float:
-    """Writes the shards of this process that are missing; returns the share of the time spent waiting for input."""
-    if clip.transform.output_size is None:
-        raise InputError("the clip's image transform makes images of any size; set a crop in its configuration")
-    about = store.describe_store(
-        clip,
-        source,
-        dtype=config.dtype,
-        num_views=config.views,
-        view_seed=config.view_seed,
-        shard_rows=config.shard_rows,
-    )
-    missing = store.begin_store(folder, about)
-    mine = [number for number in missing if number % jax.process_count() == jax.process_index()]
-    mesh = runtime.make_mesh("batch", jax.local_devices())
-    frozen = jax.device_put(clip, NamedSharding(mesh, PartitionSpec()))
-    sharding = NamedSharding(mesh, PartitionSpec("batch"))
-    # All devices get the same number of images; more than a shard's are never together.
-    batch_size = -(-min(config.batch_size, config.shard_rows, len(source)) // mesh.size) * mesh.size
-    steps = jobs(about, mine, batch_size)
-    captions = source.captions if isinstance(source, Corpus) else None
+def encode_groups(
+    config: Config,
+    clip: Clip,
+    sharding: NamedSharding,
+    source: Corpus | Dataset,
+    groups: Sequence[Sequence[int]],
+    write: Callable[[int, np.ndarray], None],
+    views: int = 0,
+) -> float:
+    """Encodes groups of items, one after the other.
+
+    Args:
+      config: the settings.
+      clip: the clip, on all devices of this host.
+      sharding: spreads a batch over these devices.
+      source: the corpus or dataset.
+      groups: item numbers.
+      write: called with the number of a group and its features `[items, embed_dim]`, or `[items, views, embed_dim]`.
+      views: 0 for the images themselves, or the number of views.
+
+    Returns:
+      The share of the time that was spent waiting for images.
+    """
+    batch_size = step_size(config, sharding, source)
+    steps = []
+    for number, items in enumerate(groups):
+        pairs = [(int(item), view) for item in items for view in (range(views) if views else (-1,))]
+        steps += [Step(number, pairs[at : at + batch_size]) for at in range(0, len(pairs), batch_size)]
     workers = config.workers or os.cpu_count() or 1
     with (
-        loading.ordered(
-            lambda index: pixels(steps[index], source, clip, batch_size, config.view_seed),
+        ordered(
+            lambda index: pixels(steps[index], source, clip, batch_size),
             len(steps),
             workers=workers,
             prefetch=workers + 1,
         ) as batches,
-        runtime.Progress(sum(len(step.items) for step in steps), "images", unit="image") as progress,
+        runtime.Progress(sum(len(step.pairs) for step in steps), "images", unit="image") as progress,
     ):
-        for number, group in itertools.groupby(
-            zip(steps, features(frozen, batches, sharding), strict=True), lambda s: s[0].shard
-        ):
-            found: dict[int, list[np.ndarray]] = {}
-            for step, array in group:
-                found.setdefault(step.view, []).append(array[: len(step.items)])
-                progress.update(len(step.items), waiting=batches.share)
-            arrays = {"images": np.concatenate(found.pop(-1))}
-            if found:
-                arrays["views"] = np.stack([np.concatenate(found[view]) for view in sorted(found)], axis=1)
-            if captions is not None:
-                items = store.shard_range(about, number)
-                arrays["texts"] = texts(frozen, captions[items.start : items.stop], batch_size, sharding)
-            store.write_store_shard(folder, about, number, arrays)
+        parts = []
+        for place, (step, encoded) in enumerate(zip(steps, features(clip, batches, sharding), strict=True)):
+            parts.append(encoded[: len(step.pairs)])
+            progress.update(len(step.pairs), waiting=batches.share)
+            if place + 1 == len(steps) or steps[place + 1].group != step.group:
+                rows = np.concatenate(parts)
+                write(step.group, rows.reshape(-1, views, rows.shape[-1]) if views else rows)
+                parts = []
         return batches.share
 
 
+def step_size(config: Config, sharding: NamedSharding, source: Corpus | Dataset) -> int:
+    """Returns the images of a step, the same number for every device."""
+    return round_up(min(config.batch_size, config.shard_rows, len(source)), sharding.mesh.size)
+
+
+def is_mine(number: int) -> bool:
+    """Returns whether a shard belongs to this process."""
+    return number % jax.process_count() == jax.process_index()
+
+
+def embed_corpus(config: Config, folder: Path, clip: Clip, sharding: NamedSharding, corpus: Corpus) -> float:
+    """Writes the missing shards of this process; returns the share of the time spent waiting for images."""
+    about = feature_store.describe_store(clip, corpus, dtype=config.dtype or "float16", shard_rows=config.shard_rows)
+    mine = [number for number in feature_store.begin_store(folder, about) if is_mine(number)]
+    groups = [feature_store.shard_range(about, number) for number in mine]
+
+    def write(group: int, images: np.ndarray) -> None:
+        captions = corpus.captions[groups[group].start : groups[group].stop]
+        encoded = texts(clip, captions, step_size(config, sharding, corpus), sharding)
+        feature_store.write_store_shard(folder, about, mine[group], {"images": images, "texts": encoded})
+
+    return encode_groups(config, clip, sharding, corpus, groups, write)
+
+
+def embed_dataset(
+    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, dataset: Dataset, views: int = 0
+) -> float:
+    """Adds the missing features of this process's images; returns the share of the time spent waiting for images."""
+    bank = open_bank(clip, dataset, folder, views=views)
+    missing = bank.missing()
+    shards = missing // config.shard_rows
+    groups = [missing[shards == number] for number in np.unique(shards) if is_mine(number)]
+    return encode_groups(
+        config, clip, sharding, dataset, groups, lambda group, rows: bank.keep(groups[group], rows), views
+    )
+
+
 def run(config: Config, workdir: Any) -> None:
-    """Embeds the corpus or dataset, or continues, and says what the store holds."""
-    if "://" in os.fspath(workdir):
+    """Embeds the corpus or the datasets, or resumes, and prints what the stores hold."""
+    if is_remote(workdir):
         raise InputError(f"--workdir={workdir}: a store is mapped into memory and must be in a local or mounted folder")
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
-    if config.corpus:
-        source = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
-    else:
-        source = load_dataset(config.dataset, seed=config.seed)
+    if clip.transform.output_size is None:
+        raise InputError(f"--clip={config.clip}: the image transform has no output size; set a crop in its settings")
+    mesh = runtime.make_mesh("batch", jax.local_devices())
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    frozen = jax.device_put(clip, NamedSharding(mesh, PartitionSpec()))
     folder = Path(workdir) / STORE
-    waiting = embed(config, folder, clip, source)
-    runtime.barrier("embedded")
+    if config.corpus:
+        corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
+        finish(folder, corpus, embed_corpus(config, folder, frozen, sharding, corpus))
+    for spec in config.dataset:
+        dataset = load_dataset(spec, seed=config.seed)
+        for views in dict.fromkeys((0, config.views)):
+            waiting = embed_dataset(config, folder, frozen, sharding, dataset, views)
+            finish(folder / store_name(dataset, views), dataset, waiting)
+
+
+def finish(folder: Path, source: Corpus | Dataset, waiting: float) -> None:
+    """Waits for all processes; the main one prints what a store holds."""
+    runtime.barrier(f"embedded {folder.name}")
     if runtime.is_main():
         size = sum(file.stat().st_size for file in folder.glob("*.npy"))
         print(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,15 +41,18 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
     """Yields a temporary path beside `path`; on success renames it to `path`, on an error deletes it.
 
     A reader, or a run that was killed, sees the old file or the complete new one. Missing parent folders are created.
-    The temporary name ends in the process number and ".part", so several processes may write the same file.
+    The temporary name is unique and ends in ".part", so processes of several hosts may write the same file. An OSError
+    without a file name (such as a full disk) gets the name of the file.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{path.name}.{os.getpid()}.part"
+    part = path.parent / f"{path.name}.{uuid.uuid4().hex[:12]}.part"
     try:
         yield part
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
@@ -81,3 +86,11 @@ def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a compressed `.npz` file atomically."""
     with atomic_path(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def write_npy(path: PathLike, array: np.ndarray) -> None:
+    """Writes an `.npy` file atomically."""
+    # Through memory, because NumPy's own writing to a file hides the reason of a failure.
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_file(path, buffer.getvalue())

@@ -2,8 +2,9 @@ from . import glyphs, templates
 from .augmentation import augmented_view, augmented_views
 from .corpus import Corpus, load_corpus
 from .dataset import Dataset, base_and_new, long_tail, restrict
-from .feature_key import feature_key
-from .feature_store import Store, StoreError, open_store
+from .feature_bank import FeatureBank, dataset_features, open_bank
+from .feature_key import StoreError, feature_key
+from .feature_store import Store, open_store
 from .pairs.reading import Pair, Reading, Skipped, plan_units, read_pairs, read_unit
 from .prefetch import Ordered, ordered
 from .readers import coop
@@ -12,6 +13,7 @@ from .readers.sources import load_dataset
 __all__ = [
     "Corpus",
     "Dataset",
+    "FeatureBank",
     "Ordered",
     "Pair",
     "Reading",
@@ -22,11 +24,13 @@ __all__ = [
     "augmented_views",
     "base_and_new",
     "coop",
+    "dataset_features",
     "feature_key",
     "glyphs",
     "load_corpus",
     "load_dataset",
     "long_tail",
+    "open_bank",
     "open_store",
     "ordered",
     "plan_units",

@@ -112,6 +112,11 @@ class Dataset:
             self, references=references, labels=self.labels[positions], splits=self.splits[positions]
         )
 
+    def item_number(self, position: int) -> int:
+        """Returns the number that seeds an image's views: the same in every part of a dataset."""
+        text = json.dumps([self.name, self.references[position]])
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
+
     @property
     def content_hash(self) -> str:
         """SHA-256 over all but ``read`` and ``about``: what a result must be traced to."""

@@ -1,4 +1,4 @@
-"""experiments.embed_corpus from pairs to a feature store, on a tiny clip in a folder, and build_tasks on that store."""
+"""experiments.embed_corpus: stores of a corpus and of datasets, and build_tasks on a store."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from etils import epath
 import gram_jax as gram
 from experiments import build_tasks, embed_corpus
 from gram_jax.clip.images import ImageError
-from gram_jax.data import StoreError, augmented_view, feature_key, load_corpus, load_dataset, open_store
+from gram_jax.data import StoreError, augmented_view, feature_key, load_corpus, load_dataset, open_bank, open_store
 from gram_jax.testing import tiny_clip
 
 Config = embed_corpus.Config
@@ -38,7 +38,7 @@ def clip(folder):
 @pytest.fixture(scope="module")
 def config(folder):
     return Config(
-        clip=str(folder), corpus="glyphs", pairs=PAIRS, views=2, dtype="float32", batch_size=4, shard_rows=8, workers=2
+        clip=str(folder), corpus="glyphs", pairs=PAIRS, dtype="float32", batch_size=4, shard_rows=8, workers=2
     )
 
 
@@ -56,16 +56,13 @@ def files(folder) -> dict[str, bytes]:
 def test_features_are_those_of_each_item_alone(clip, workdir):
     corpus = load_corpus("glyphs", pairs=PAIRS)
     kept = open_store(workdir / "store", feature_key(clip, corpus))
-    assert (kept.images.shape, kept.texts.shape, kept.views.shape) == ((21, 16), (21, 16), (21, 2, 16))
+    assert (kept.images.shape, kept.texts.shape) == ((21, 16), (21, 16))
     for item in (0, 3, 4, 8, 15, 20):  # of first and later batches and shards
         (image,) = corpus.images([item])
         alone = gram.encode_image(clip, clip.preprocess([image]))[0]
         np.testing.assert_allclose(kept.images[item], alone, atol=1e-5)
         tokens = clip.tokenizer.encode([corpus.captions[item]], truncate=True)
         np.testing.assert_allclose(kept.texts[item], gram.encode_text(clip, tokens)[0], atol=1e-5)
-        for number in range(2):
-            seen = clip.transform.normalize(augmented_view(clip.transform, image, 0, item, number))[None]
-            np.testing.assert_allclose(kept.views[item][number], gram.encode_image(clip, seen)[0], atol=1e-5)
 
 
 def test_the_same_command_embeds_nothing_again_and_another_is_refused(config, workdir, monkeypatch):
@@ -74,13 +71,13 @@ def test_the_same_command_embeds_nothing_again_and_another_is_refused(config, wo
         patched.setattr(embed_corpus, "pixels", lambda *_: pytest.fail("embedded again"))
         embed_corpus.run(config, workdir)
     assert files(workdir / "store") == before
-    for change, field in (({"view_seed": 3}, "views"), ({"pairs": 20}, "source_hash"), ({"dtype": "float16"}, "dtype")):
+    for change, field in (({"pairs": 20}, "source_hash"), ({"dtype": "float16"}, "dtype")):
         with pytest.raises(StoreError, match=f"{field} is"):
             embed_corpus.run(dataclasses.replace(config, **change), workdir)
 
 
 def test_a_run_that_failed_continues_to_the_same_bytes(config, workdir, tmp_path, monkeypatch):
-    write, written = embed_corpus.store.write_store_shard, []
+    write, written = embed_corpus.feature_store.write_store_shard, []
 
     def full(folder, about, number, arrays):
         if written:
@@ -88,7 +85,7 @@ def test_a_run_that_failed_continues_to_the_same_bytes(config, workdir, tmp_path
         written.append(number)
         write(folder, about, number, arrays)
 
-    monkeypatch.setattr(embed_corpus.store, "write_store_shard", full)
+    monkeypatch.setattr(embed_corpus.feature_store, "write_store_shard", full)
     with pytest.raises(OSError, match="No space"):
         embed_corpus.run(config, epath.Path(tmp_path))
     monkeypatch.undo()
@@ -108,25 +105,61 @@ def test_each_process_writes_its_own_shards(config, workdir, tmp_path, monkeypat
     assert files(tmp_path / "store") == files(workdir / "store")
 
 
-def test_a_dataset_in_half_precision(folder, clip, tmp_path):
-    config = Config(clip=str(folder), dataset="glyphs:chess/noise", batch_size=256)
-    embed_corpus.run(config, epath.Path(tmp_path))
-    dataset = load_dataset("glyphs:chess/noise")
-    kept = open_store(tmp_path / "store", feature_key(clip, dataset))
-    assert kept.texts is None
-    assert kept.views is None
-    expected = gram.evaluation.image_features(clip, dataset.images(range(0, 720, 90)))
-    np.testing.assert_allclose(kept.images[::90], expected, atol=1e-3)
-    with pytest.raises(StoreError, match="sample is"):
-        open_store(tmp_path / "store", feature_key(clip, load_dataset("glyphs:chess")))
+@pytest.fixture(scope="module")
+def datasets(folder, tmp_path_factory):
+    """Returns the settings and the work directory of two datasets, one after the other, with views."""
+    config = Config(clip=str(folder), dataset=("glyphs:chess/noise", "glyphs:digits"), views=2, shard_rows=100)
+    workdir = epath.Path(tmp_path_factory.mktemp("datasets"))
+    embed_corpus.run(config, workdir)
+    return config, workdir
 
 
-def test_an_image_that_cannot_be_read_is_named(clip, config, tmp_path):
+def test_datasets_and_their_views(clip, datasets):
+    for name in datasets[0].dataset:
+        dataset = load_dataset(name)
+        bank = open_bank(clip, dataset, datasets[1] / "store")
+        assert len(bank.missing()) == 0
+        chosen = np.arange(0, len(dataset), 90)
+        expected = gram.evaluation.image_features(clip, dataset.images(chosen))
+        np.testing.assert_allclose(bank.rows(chosen, None), expected, atol=1e-5)
+        views = open_bank(clip, dataset, datasets[1] / "store", views=2).rows([5], None)[0]
+        (image,) = dataset.images([5])
+        for number in range(2):
+            seen = augmented_view(clip.transform, image, 0, dataset.item_number(5), number)
+            alone = gram.encode_image(clip, clip.transform.normalize(seen[None]))[0]
+            np.testing.assert_allclose(views[number], alone, atol=1e-5)
+
+
+def test_only_missing_images_are_encoded_again(clip, datasets, monkeypatch):
+    config, workdir = datasets
+    store = Path(workdir) / "store" / "glyphs-digits"
+    bank = open_bank(clip, load_dataset("glyphs:digits"), workdir / "store")
+    before = bank.rows(np.arange(600), None)
+    (lost, *_) = (path for path in sorted(store.glob("rows-*.npy")) if 150 in np.load(path)["item"])
+    lost.unlink()
+    encoded, pixels = [], embed_corpus.pixels
+    monkeypatch.setattr(embed_corpus, "pixels", lambda step, *rest: encoded.append(step) or pixels(step, *rest))
+    embed_corpus.run(config, workdir)
+    assert sorted(item for step in encoded for item, _ in step.pairs) == list(range(100, 200))
+    bank = open_bank(clip, load_dataset("glyphs:digits"), workdir / "store")
+    np.testing.assert_allclose(bank.rows(np.arange(600), None), before, atol=1e-6)
+
+
+def test_processes_share_a_dataset(clip, datasets, tmp_path, monkeypatch):
+    config = dataclasses.replace(datasets[0], dataset=("glyphs:digits",), views=0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, left in ((1, 300), (0, 0)):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        embed_corpus.run(config, epath.Path(tmp_path))
+        assert len(open_bank(clip, load_dataset("glyphs:digits"), tmp_path / "store").missing()) == left
+
+
+def test_an_image_that_cannot_be_read_is_named(clip, config, tmp_path, monkeypatch):
     corpus = load_corpus("glyphs", pairs=PAIRS)
     broken = dataclasses.replace(corpus, read=lambda index: b"no image" if index == 1 else corpus.read(index))
-    for settings in (dataclasses.replace(config, views=0), config):
-        with pytest.raises(ImageError, match="image 1 of glyphs is no image"):
-            embed_corpus.embed(settings, tmp_path / str(settings.views), clip, broken)
+    monkeypatch.setattr(embed_corpus, "load_corpus", lambda *_, **__: broken)
+    with pytest.raises(ImageError, match="image 1 of glyphs"):
+        embed_corpus.run(config, epath.Path(tmp_path))
 
 
 def test_build_tasks_takes_the_features_from_the_store(folder, clip, tmp_path, monkeypatch):
@@ -148,10 +181,12 @@ def test_build_tasks_takes_the_features_from_the_store(folder, clip, tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give one of them"),
-        ({"corpus": "glyphs", "dataset": "glyphs:chess"}, "give one of them"),
+        ({}, "--corpus='' --dataset=''"),
+        ({"corpus": "glyphs", "dataset": ("glyphs:chess",)}, "--dataset='glyphs:chess'"),
         ({"corpus": "glyphs", "shard_rows": 0}, "--shard_rows=0"),
-        ({"corpus": "glyphs", "views": -1}, "--views=-1"),
+        ({"corpus": "glyphs", "views": 8}, "--views=8"),
+        ({"dataset": ("glyphs:chess",), "views": -1}, "--views=-1"),
+        ({"dataset": ("glyphs:chess",), "dtype": "float16"}, "--dtype=float16"),
     ],
 )
 def test_settings_are_checked(settings, message):

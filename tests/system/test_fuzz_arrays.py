@@ -131,7 +131,7 @@ test_damaged_weights_many = many(test_damaged_weights, 500)
 @functools.cache
 def whole_store() -> tuple[dict, dict[str, bytes]]:
     corpus = load_corpus(pairs=5)
-    about = store.describe_store(CLIP, corpus, shard_rows=3, num_views=1)
+    about = store.describe_store(CLIP, corpus, shard_rows=3)
     with kept() as folder:
         for number in store.begin_store(folder, about):
             rows = len(store.shard_range(about, number))
