@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +44,6 @@ class Pixels:
         positions = np.arange(len(self))[index].tolist()
         pixels = np.stack([self._bench.pixels(self._dataset, position) for position in positions])
         return self._bench.clip.transform.normalize(pixels)
-
-
-def item_number(dataset: Dataset, position: int) -> int:
-    """What stands for an image where its views are drawn: the same number in every subset of a dataset."""
-    text = json.dumps([dataset.name, dataset.references[position]])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
 
 
 def view_numbers(seed: int, order: np.ndarray, count: int, kept: int) -> np.ndarray:
@@ -194,7 +186,7 @@ def _views(bench: Bench, support: Dataset, shown: Sequence[tuple[int, int, int]]
         reference = support.references[item]
         name = f"{support.name}, {reference}"
         image = support.read(reference)
-        return augmented_view(bench.clip.transform, image, seed, item_number(support, item), number, name)
+        return augmented_view(bench.clip.transform, image, seed, support.item_number(item), number, name)
 
     found = []
     for item, seed, number in ((int(item), seed, int(number)) for item, seed, number in shown):

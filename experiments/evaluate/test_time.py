@@ -26,7 +26,6 @@ from gram_jax.evaluation.protocols import TEST_TIME, Part, measured_parts
 
 from . import presets as _presets
 from .bench import PHOTO, Bench, regulator_contexts
-from .inputs import item_number
 from .methods import Candidate, Method
 
 # What says how labeled images are learned from.
@@ -138,7 +137,7 @@ class Views:
             self._bench.clip.transform,
             dataset.read(reference),
             self._seed,
-            item_number(dataset, position),
+            dataset.item_number(position),
             self._bench.config.test_time_views,
             f"{dataset.name}, {reference}",
         )

@@ -211,7 +211,7 @@ def test_stored_views_are_those_of_the_views_module(folder, monkeypatch, pixels)
         for items, views, images in zip(order, numbers, _inputs.run_inputs(bench, support, order, 7), strict=True):
             expected = clip.transform.normalize(
                 np.stack([
-                    augmented_view(clip.transform, support.images([i])[0], 0, _inputs.item_number(support, i), int(n))
+                    augmented_view(clip.transform, support.images([i])[0], 0, support.item_number(i), int(n))
                     for i, n in zip(items.tolist(), views.tolist(), strict=True)
                 ])
             )  # fmt: skip

@@ -98,7 +98,7 @@ def direct(made, functions, method, seed, domain=""):
     correct = []
     for label in range(len(dataset.class_names)):
         for position in [i for i in dataset.select("test") if dataset.labels[i] == label][:PER_CLASS]:
-            image, item = dataset.read(dataset.references[position]), _test_time.item_number(dataset, position)
+            image, item = dataset.read(dataset.references[position]), dataset.item_number(position)
             others = [augmented_view(clip.transform, image, seed, item, number) for number in range(1, VIEWS)]
             pixels = np.stack([clip.transform.pixels(image), *others])
             features = np.asarray(gram.encode_image(clip, clip.transform.normalize(pixels)))
@@ -196,7 +196,7 @@ def test_pixels_are_views_too(made):
     views = _test_time.Views(bench, dataset.take([5, 9, 30]), seed=3)
     found = views[1:3]
     assert (len(views), found.shape) == (3, (2, VIEWS, *clip.transform.output_size, 3))
-    image, item = dataset.read(dataset.references[9]), _test_time.item_number(dataset, 9)
+    image, item = dataset.read(dataset.references[9]), dataset.item_number(9)
     expected = clip.transform.normalize(augmented_view(clip.transform, image, 3, item, 4))
     np.testing.assert_array_equal(found[0, 4], expected)
     np.testing.assert_allclose(views.features(1), gram.encode_image(clip, found[0]), atol=1e-5)
