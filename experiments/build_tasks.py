@@ -31,13 +31,13 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import evaluation, runtime
+from gram_jax.array_file import ArrayFileError
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.errors import InputError
 from gram_jax.tasks import Hierarchy, build_hierarchy, from_groups, load_hierarchy, outline, save_hierarchy
 from gram_jax.tasks.build import CLASS_TEXTS, METHODS, about_sample
 from gram_jax.tasks.clustering import SAMPLE, Watch
-from gram_jax.tuners import ArrayFileError
 
 from . import _hierarchy_picture
 from ._launch import at_least, launch, setting

@@ -332,7 +332,7 @@ def train(
     learned = jax.device_get(state.meta)
     if runtime.is_main():
         notes = {"settings": settings, "tasks": dict(hierarchy.about)}
-        meta.save_meta(workdir / "meta.safetensors", learned, tuner, regulator, clip, notes=notes)
+        gram.save_meta(workdir / "meta.safetensors", learned, tuner, regulator, clip, notes=notes)
     log = runtime.read_metrics(workdir / "metrics.jsonl") if runtime.is_main() else ()
     rows = [
         evaluation.Row(f"{tuner.name}+gram", "meta_train", "corpus", name, value, step=found["step"])

@@ -5,7 +5,7 @@
     python -m experiments.predict --images=photos --classes_from=folder:labeled --prompt=tuned.safetensors
     python -m experiments.predict --images=photos --classes="cat,dog" --clip=openai/clip-vit-base-patch16
 
-A prompt is what ``gram_jax.tuners.save_prompt`` wrote, as ``experiments.evaluate --save_prompts`` does; of a meta
+A prompt is what ``gram_jax.save_prompt`` wrote, as ``experiments.evaluate --save_prompts`` does; of a meta
 checkpoint, the learned start is used. ``--classes_from`` names the dataset that the prompt was tuned on. Writes one row
 an image, in the order of their names: file, predicted class, its probability, the most probable classes, and an error
 for images that cannot be read. The table appears complete or not at all. The shipped mini CLIP classifies about
@@ -30,14 +30,14 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, meta, regulators, runtime, tuners
+from gram_jax import artifacts, evaluation, meta, runtime, tuners
+from gram_jax.array_file import ArrayFileError
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_dataset
 from gram_jax.data.readers.files import SUFFIXES
 from gram_jax.data.readers.sources import FORMS
 from gram_jax.errors import InputError
-from gram_jax.tuners import ArrayFileError, Tuner
-from gram_jax.tuners.base import Prompt
+from gram_jax.tuners import Prompt, Tuner
 
 from ._launch import at_least, launch, setting
 
@@ -149,19 +149,15 @@ def image_files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner, Prompt]:
-    """The tuner and the prompt of a prompt file, or the start of a meta checkpoint for these classes.
+    """Returns the tuner and the prompt of a prompt file, or the initialization of a meta checkpoint for these classes.
 
-    A structured start is asked for a task whose images are like those of all tasks: only the names tell its kind.
+    A structured initialization is mixed for a task whose images are those of an average task: only the class names
+    distinguish its theme.
     """
-    header = tuners.read_arrays(path)[1]
-    kind = header.get("kind")
-    if kind not in ("prompt", "meta"):
-        raise ArrayFileError(f"{path} holds {kind!r}; give a file that was saved as 'prompt' or 'meta'.")
-    tuner = tuners.make(header["tuner"], **header["settings"])
-    if kind == "prompt":
-        return tuner, tuners.load_prompt(path, tuner, clip)
-    regulator = regulators.make(header["regulator"], **header["regulator_settings"])
-    learned = meta.load_meta(path, tuner, regulator, clip)
+    if artifacts.describe(path).kind == artifacts.PROMPT:
+        prompt, tuner = gram.load_prompt(path, clip)
+        return tuner, prompt
+    learned, tuner, _, _ = gram.load_meta(path, clip)
     context = None
     if learned.structure is not None:
         text = evaluation.class_features(clip, names, [TEMPLATE]).mean(0)

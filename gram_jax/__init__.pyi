@@ -1,4 +1,5 @@
-from . import clip, data, evaluation, meta, objectives, regulators, reporting, tasks, tuners, tuning
+from . import artifacts, clip, data, evaluation, meta, objectives, regulators, reporting, tasks, tuners, tuning
+from .artifacts import load_meta, load_prompt, save_meta, save_prompt
 from .clip import (
     Clip,
     TextPrompt,
@@ -12,13 +13,14 @@ from .clip import (
     save_clip,
     weights_hash,
 )
-from .meta import adapt, load_meta, make_meta_step, save_meta
+from .meta import adapt, make_meta_step
 
 __all__ = [
     "Clip",
     "TextPrompt",
     "VisualPrompt",
     "adapt",
+    "artifacts",
     "clip",
     "data",
     "embed_tokens",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluation",
     "load_clip",
     "load_meta",
+    "load_prompt",
     "logits",
     "make_meta_step",
     "meta",
@@ -36,6 +39,7 @@ __all__ = [
     "reporting",
     "save_clip",
     "save_meta",
+    "save_prompt",
     "tasks",
     "tuners",
     "tuning",

@@ -56,14 +56,24 @@ def require_int(name: str, value: Any, least: int = 1) -> None:
         raise InputError(f"{name}={value!r}: it must be an integer of at least {least}")
 
 
-def require_number(name: str, value: Any, least: float | None = None, above: float | None = None) -> None:
-    """Raises InputError unless `value` is a finite number, at least `least` and greater than `above`.
+def require_bool(name: str, value: Any) -> None:
+    """Raises InputError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: it must be True or False")
+
+
+def require_number(
+    name: str, value: Any, least: float | None = None, above: float | None = None, below: float | None = None
+) -> None:
+    """Raises InputError unless `value` is a finite number, at least `least`, greater than `above`, less than `below`.
 
     Example:
       >>> require_number("learning_rate", 0.1, above=0)
     """
     number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-    if number and (least is None or value >= least) and (above is None or value > above):
+    low = (least is None or value >= least) and (above is None or value > above) if number else False
+    if low and (below is None or value < below):
         return
     bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
+    bound += f" and less than {below}" if below is not None else ""
     raise InputError(f"{name}={value!r}: it must be a finite number{bound}")

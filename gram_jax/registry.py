@@ -30,18 +30,18 @@ class Registry(Generic[T]):
 
     def __init__(self, family: str, *factories: Callable[..., T]):
         self.family = family
-        self._factories = {factory.__name__: factory for factory in sorted(factories, key=lambda each: each.__name__)}
+        self._factories = {factory.__name__: factory for factory in factories}
 
     def __contains__(self, name: str) -> bool:
         return name in self._factories
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._factories)
+        return iter(self.names)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The registered names, sorted."""
-        return tuple(self._factories)
+        return tuple(sorted(self._factories))
 
     def register(self, factory: Callable[..., T]) -> Callable[..., T]:
         """Adds a factory under its `__name__` and returns it; can be used as a decorator.

@@ -16,9 +16,8 @@ import numpy as np
 
 from gram_jax import objectives, tuners
 from gram_jax import tuning as tuning_lib
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, nearest
 from gram_jax.evaluation.protocols import TEST_TIME
-from gram_jax.objectives.registry import nearest
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 
@@ -162,7 +161,7 @@ def by_part(flag: str, numbers: Mapping[str, float], other: float, prompt: Any, 
 def _dpt_loss(config: Any, tuner: Tuner) -> Any:
     weight = loss_settings(config)["class_weight"]
     try:
-        return tuners.dpt_loss(tuner, class_weight=weight)
+        return objectives.dpt_loss(tuner, class_weight=weight)
     except ValueError as error:
         remedy = ""
         if tuner.name == "dpt" and weight and not tuner.settings["class_specific"]:

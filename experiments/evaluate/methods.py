@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gram_jax import meta, objectives, regulators, tuners
+from gram_jax import artifacts, meta, objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import Classes, Clip
 from gram_jax.errors import InputError
@@ -75,14 +75,13 @@ def choose_tuner(config: Any) -> Tuner:
     given = json_object("tuner_settings", config.tuner_settings)
     if not config.meta:
         return tuners.make(config.tuner or "coop", **given)
-    header = _header(config.meta)
-    if config.tuner not in (None, header["tuner"]):
+    tuner = _described(config.meta).tuner
+    if config.tuner not in (None, tuner.name):
         raise InputError(
-            f"--meta={config.meta} was learned with the tuner {header['tuner']!r}, not with --tuner={config.tuner}; "
+            f"--meta={config.meta} was learned with the tuner {tuner.name!r}, not with --tuner={config.tuner}; "
             "leave --tuner out, or give a checkpoint of that tuner"
         )
-    tuner = tuners.make(header["tuner"], **header["settings"])
-    asked = tuners.make(header["tuner"], **(header["settings"] | given))
+    asked = tuners.make(tuner.name, **(dict(tuner.settings) | given))
     for name, value in asked.settings.items():
         if value != tuner.settings[name]:
             raise InputError(
@@ -137,6 +136,11 @@ def chosen_regulator(config: Any) -> Regulator:
         regulator = regulators.make(config.regulator, **{**known, **settings})
     except ValueError as error:
         raise InputError(f"--regulator={config.regulator}: {error}") from error
+    if "reference" in regulator.settings:
+        try:
+            objectives.make(regulator.settings["reference"])
+        except InputError as error:
+            raise InputError(f"--regulator={config.regulator}: reference: {error}") from error
     if regulator.name == "identity":
         raise InputError("--regulator=identity changes nothing; leave it out")
     some = {"context": jax.ShapeDtypeStruct((1, 8), jax.numpy.float32)}
@@ -176,10 +180,9 @@ def composed_name(config: Any, tuner: Tuner) -> str:
 
 def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> Checkpoint:
     """A meta checkpoint of this tuner, which may have been learned from other words."""
-    header = _header(path)
-    if header["tuner"] != tuner.name:
-        raise InputError(f"{path} was learned with the tuner {header['tuner']!r}, not with {tuner.name!r}")
-    own = tuners.make(header["tuner"], **header["settings"])
+    own = _described(path).tuner
+    if own.name != tuner.name:
+        raise InputError(f"{path} was learned with the tuner {own.name!r}, not with {tuner.name!r}")
     found, expected = own.settings, tuner.settings
     for name in sorted((found.keys() | expected.keys()) - set(_START)):
         if found.get(name) != expected.get(name):
@@ -187,8 +190,8 @@ def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> Checkpoint:
                 f"{path} was learned with a tuner whose {name} is {found.get(name)!r}; here it is "
                 f"{expected.get(name)!r}. Compare checkpoints of one tuner"
             )
-    regulator = regulators.make(header["regulator"], **header["regulator_settings"])
-    return Checkpoint(meta.load_meta(path, own, regulator, clip), regulator, header["notes"])
+    loaded = artifacts.load_meta(path, clip)
+    return Checkpoint(loaded.meta, loaded.regulator, loaded.notes)
 
 
 def parse_controls(controls: Sequence[str]) -> dict[str, str]:
@@ -367,11 +370,11 @@ def _lengths(config: Any) -> list[tuple[dict[str, Any], int, Callable[[str, int]
     return [({"steps": steps}, steps, None) for steps in config.steps]
 
 
-def _header(path: str) -> dict[str, Any]:
-    header = tuners.read_arrays(path)[1]
-    if header.get("kind") != "meta":
-        raise InputError(f"{path} holds {header.get('kind')!r}, not a meta checkpoint; give one that meta_train wrote")
-    return header
+def _described(path: str) -> artifacts.Description:
+    described = artifacts.describe(path)
+    if described.kind != artifacts.META:
+        raise InputError(f"{path} holds {described.kind!r}, not a meta checkpoint; give one that meta_train wrote")
+    return described
 
 
 def _shapes(prompt: Any) -> list[tuple[int, ...]]:

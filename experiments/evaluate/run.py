@@ -33,7 +33,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, objectives, runtime, tuners
+from gram_jax import evaluation, objectives, runtime
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
@@ -186,7 +186,7 @@ def tuned_rows(
     prompt = jax.tree.map(lambda leaf: leaf[0], tuned.prompts[last])
     if config.save_prompts:
         path = workdir / "prompts" / f"{file}.safetensors"
-        tuners.save_prompt(path, prompt, bench.tuner, bench.clip)
+        gram.save_prompt(path, prompt, bench.tuner, bench.clip)
         print(f"prompt in {path}", flush=True)
     if config.save_features:
         _measures.save_arrays(workdir / "features" / f"{file}.npz", part_features(bench, prompt, parts))

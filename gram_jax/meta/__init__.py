@@ -2,7 +2,6 @@
 
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.context import Structure, relation, task_context
-from gram_jax.meta.files import load_meta, save_meta
 from gram_jax.meta.initialization import (
     Meta,
     init_meta,
@@ -22,12 +21,10 @@ __all__ = [
     "adapt",
     "init_meta",
     "initial_prompt",
-    "load_meta",
     "make_meta_step",
     "meta_objective",
     "regulator_context",
     "relation",
-    "save_meta",
     "task_context",
     "with_structure",
 ]

@@ -7,6 +7,7 @@ from gram_jax.objectives.contrastive import contrastive_loss
 from gram_jax.objectives.cpt import class_clusters, cpt
 from gram_jax.objectives.cross_entropy import cross_entropy
 from gram_jax.objectives.distillation import distillation
+from gram_jax.objectives.dpt import dpt_loss
 from gram_jax.objectives.etf import simplex_etf, simplex_floor
 from gram_jax.objectives.kgcoop import kgcoop
 from gram_jax.objectives.long_tail import class_weights, logit_adjustment, long_tailed
@@ -28,6 +29,7 @@ __all__ = [
     "cpt",
     "cross_entropy",
     "distillation",
+    "dpt_loss",
     "gaussian_aggregate",
     "gaussian_weights",
     "kgcoop",

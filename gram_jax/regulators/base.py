@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax.core import FrozenDict
 
 from gram_jax.errors import InputError
@@ -49,6 +50,36 @@ class Regulator(NamedTuple):
     settings: Mapping[str, Any]
     init: Callable[[Array, PyTree], PyTree]
     apply: Callable[[PyTree, PyTree, Any], PyTree]
+
+
+def as_optax(regulator: Regulator, phi: PyTree, context: Any = None) -> optax.GradientTransformation:
+    """Returns an optax transformation that replaces each gradient g by R_phi(g, c); chain it before an optimizer.
+
+    The transformation keeps no state, and phi stays frozen.
+
+    Args:
+      regulator: the regulator.
+      phi: its parameters, from its `init` or from `gram_jax.load_meta`.
+      context: the description of the task, see `Regulator`; None if the regulator reads none.
+
+    Returns:
+      The transformation.
+
+    Example:
+      >>> from gram_jax.regulators import affine
+      >>> prompt = {"context": jnp.zeros((4, 8))}
+      >>> regulator = affine()
+      >>> phi = regulator.init(jax.random.key(0), prompt)
+      >>> optimizer = optax.chain(as_optax(regulator, phi), optax.sgd(0.5))
+      >>> updates, state = optimizer.update({"context": jnp.ones((4, 8))}, optimizer.init(prompt), prompt)
+      >>> updates["context"].sum().item()
+      -16.0
+
+    Reference:
+      "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models" (GRAM), which keeps the
+      regulating function during downstream adaptation.
+    """
+    return optax.stateless(lambda updates, params: regulator.apply(phi, updates, context))
 
 
 def leafwise(

@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
 from gram_jax.clip import Classes, Clip, weights_hash
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.errors import InputError
-from gram_jax.tuners import ArrayFileError, read_arrays, write_arrays
 
 KIND = "hierarchy"
 TEMPLATE, SUFFIX = "a photo of a {}.", "."

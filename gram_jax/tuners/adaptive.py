@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, encode_patches
-from gram_jax.errors import InputError
-from gram_jax.tuners.base import Outputs, Prompt, Tuner, check_count, frozen_text_features, make_outputs
+from gram_jax.errors import InputError, require_int
+from gram_jax.tuners.base import Outputs, Prompt, Tuner, frozen_text_features, make_outputs
 from gram_jax.tuners.networks import linear, uniform
 
 Array = jax.Array
@@ -77,7 +77,7 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
       of the dropout are our own choices.
     """
     if width is not None:
-        check_count("width", width)
+        require_int("width", width)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise InputError(f"dropout must be a number in [0, 1), found {dropout!r}.")
     settings = {"width": width, "dropout": float(dropout)}
@@ -160,7 +160,7 @@ def monte_carlo(
     """
     if tuner.name != "adaptive":
         raise InputError(f"monte_carlo needs a tuner that adaptive made, found {tuner.name!r}.")
-    check_count("samples", samples)
+    require_int("samples", samples)
 
     def one(key: Array) -> Array:
         return jax.nn.log_softmax(tuner.apply(prompt, clip, classes, images, key).logits)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classes, encode_image, logits
 from gram_jax.clip.validation import check_text_prompt
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 
 Array = jax.Array
 Prompt = dict[str, Any]
@@ -186,12 +186,6 @@ def check_depth(depth: int, layers: Mapping[str, int]) -> None:
         raise InputError(f"depth is {depth}, but this clip has only {found}; use depth={min(short.values())} or less.")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises InputError unless a setting is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, found {value!r}.")
-
-
 def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int | None:
     """Checks how a context starts.
 
@@ -209,15 +203,9 @@ def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int
     if init_text is not None and (not isinstance(init_text, str) or not init_text.strip()):
         raise InputError(f"init_text must be a text with words in it, or None for a random start, found {init_text!r}.")
     if num_tokens is not None:
-        check_count(name, num_tokens)
+        require_int(name, num_tokens)
         return num_tokens
     return _NUM_CONTEXT if init_text is None else None
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises InputError unless a setting is one of its choices."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
 
 
 def num_parameters(prompt: Any) -> int:

@@ -8,11 +8,11 @@ import jax
 from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
+from gram_jax.errors import require_int
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_count,
     check_names,
     check_room,
     check_words,
@@ -70,8 +70,8 @@ def cocoop(
     """
     num_tokens = check_words("num_tokens", num_tokens, init_text)
     if hidden is not None:
-        check_count("hidden", hidden)
-    check_count("chunk", chunk)
+        require_int("hidden", hidden)
+    require_int("chunk", chunk)
     settings = {"num_tokens": num_tokens, "init_text": init_text, "hidden": hidden, "chunk": chunk}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:

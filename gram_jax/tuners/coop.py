@@ -8,12 +8,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
 from gram_jax.clip.prompts import CLASS_POSITIONS
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
     check_names,
     check_room,
     check_words,
@@ -63,7 +62,7 @@ def coop(
     Reference:
       "Learning to Prompt for Vision-Language Models", section 3.2, equations 2 to 4.
     """
-    check_choice("position", position, CLASS_POSITIONS)
+    require_known("position", position, CLASS_POSITIONS)
     if not isinstance(class_specific, bool):
         raise InputError(f"class_specific must be True or False, found {class_specific!r}.")
     num_tokens = check_words("num_tokens", num_tokens, init_text)

@@ -13,13 +13,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, MaskedTokens, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_names,
     check_words,
     frozen_outputs,
@@ -116,10 +114,10 @@ def dpt(
       "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model", section III; settings and order of operations
       as in its public code.
     """
-    check_choice("position", position, CLASS_POSITIONS)
+    require_known("position", position, CLASS_POSITIONS)
     num_text = check_words("num_text", num_text, init_text)
-    check_count("num_visual", num_visual)
-    check_count("num_classes", num_classes)
+    require_int("num_visual", num_visual)
+    require_int("num_classes", num_classes)
     if isinstance(class_layers, bool) or not isinstance(class_layers, int) or class_layers < 0:
         raise InputError(f"class_layers must be an integer, 0 or more, found {class_layers!r}.")
     if not isinstance(class_specific, bool):

@@ -7,12 +7,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
+from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_depth,
     check_names,
     check_words,
@@ -67,11 +66,11 @@ def ivlp(
       Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1, with the words that stay frozen as in
       the public code of the former.
     """
-    check_choice("position", position, CLASS_POSITIONS)
-    check_choice("placement", placement, PLACEMENTS)
+    require_known("position", position, CLASS_POSITIONS)
+    require_known("placement", placement, PLACEMENTS)
     num_text = check_words("num_text", num_text, init_text)
-    check_count("num_visual", num_visual)
-    check_count("depth", depth)
+    require_int("num_visual", num_visual)
+    require_int("depth", depth)
     settings = {
         "num_text": num_text,
         "num_visual": num_visual,

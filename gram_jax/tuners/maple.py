@@ -7,12 +7,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, VisualPrompt, encode_classes, encode_image
 from gram_jax.clip.prompts import PLACEMENTS
+from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_depth,
     check_names,
     check_words,
@@ -67,9 +66,9 @@ def maple(
     Reference:
       "MaPLe: Multi-modal Prompt Learning", section 3.2; starts and frozen words as in its public code.
     """
-    check_choice("placement", placement, PLACEMENTS)
+    require_known("placement", placement, PLACEMENTS)
     num_tokens = check_words("num_tokens", num_tokens, init_text)
-    check_count("depth", depth)
+    require_int("depth", depth)
     settings = {"num_tokens": num_tokens, "depth": depth, "init_text": init_text, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:

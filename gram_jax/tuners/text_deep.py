@@ -8,12 +8,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
 from gram_jax.clip.prompts import CLASS_POSITIONS
+from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_depth,
     check_names,
     check_room,
@@ -64,8 +63,8 @@ def text_deep(
       "MaPLe: Multi-modal Prompt Learning", section 4.2 ("deep language prompting"), whose public code's settings are
       the defaults.
     """
-    check_choice("position", position, CLASS_POSITIONS)
-    check_count("depth", depth)
+    require_known("position", position, CLASS_POSITIONS)
+    require_int("depth", depth)
     num_tokens = check_words("num_tokens", num_tokens, init_text)
     settings = {"num_tokens": num_tokens, "depth": depth, "init_text": init_text, "position": position}
 

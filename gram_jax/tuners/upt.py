@@ -11,12 +11,11 @@ from flax.core import FrozenDict
 from gram_jax.clip import Classes, Clip, TextPrompt, VisualPrompt, encode_classes, encode_image
 from gram_jax.clip.modules import Block
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
+from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_depth,
     check_names,
     check_room,
@@ -78,10 +77,10 @@ def upt(
       "Unified Vision and Language Prompt Learning", section 3; the layer, its projections and its settings as in the
       public code of "Multitask Vision-Language Prompt Tuning", whose authors build on it.
     """
-    check_choice("position", position, CLASS_POSITIONS)
-    check_choice("placement", placement, PLACEMENTS)
+    require_known("position", position, CLASS_POSITIONS)
+    require_known("placement", placement, PLACEMENTS)
     for name, value in (("num_text", num_text), ("num_visual", num_visual), ("depth", depth), ("width", width)):
-        check_count(name, value)
+        require_int(name, value)
     settings = {
         "num_text": num_text,
         "num_visual": num_visual,

@@ -7,12 +7,11 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, VisualPrompt, encode_image
 from gram_jax.clip.prompts import PLACEMENTS
+from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
-    check_choice,
-    check_count,
     check_depth,
     frozen_text_features,
     make_outputs,
@@ -51,9 +50,9 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
       "Visual Prompt Tuning", section 3.2, equations 4 to 7; for CLIP as in the public code of "MaPLe: Multi-modal
       Prompt Learning".
     """
-    check_choice("placement", placement, PLACEMENTS)
-    check_count("num_tokens", num_tokens)
-    check_count("depth", depth)
+    require_known("placement", placement, PLACEMENTS)
+    require_int("num_tokens", num_tokens)
+    require_int("depth", depth)
     settings = {"num_tokens": num_tokens, "depth": depth, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | jax.Array | None) -> Prompt:

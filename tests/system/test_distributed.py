@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gram_jax as gram
-from gram_jax import runtime, tasks, tuners
+from gram_jax import runtime, tasks
+from gram_jax.array_file import read_arrays
 from gram_jax.data import open_store
 from gram_jax.testing import tiny_clip
 from tests.system.processes import finish, start
@@ -72,7 +73,7 @@ def alone(command, cache, tmp_path_factory):
 
 
 def assert_same_learning(found: Path, expected: Path):
-    learned, other = (tuners.read_arrays(folder / "meta.safetensors")[0] for folder in (found, expected))
+    learned, other = (read_arrays(folder / "meta.safetensors")[0] for folder in (found, expected))
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5), learned, other)
     ours, theirs = (runtime.read_metrics(folder / "metrics.jsonl") for folder in (found, expected))
     assert [record["step"] for record in ours] == [record["step"] for record in theirs]  # each written once

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gram_jax import meta, regulators, tasks, tuners
+from gram_jax import artifacts, meta, regulators, tasks, tuners
+from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
 from gram_jax.clip.formats.weights import WeightsError, read_weights, write_weights
 from gram_jax.data import StoreError, load_corpus, open_store
 from gram_jax.data import feature_store as store
 from gram_jax.data.pairs.prepared import read_captions, read_manifest
 from gram_jax.testing import tiny_clip
-from gram_jax.tuners import ArrayFileError, files
 from tests.system.fuzzing import altered, damaged, few, kept, many, tried
 
 CLIP = tiny_clip(text_layers=1, vision_layers=1)
@@ -31,9 +31,9 @@ def saved(kind: str) -> bytes:
     with kept() as folder:
         path = folder / "x"
         if kind == "prompt":
-            tuners.save_prompt(path, PROMPT, TUNER, CLIP)
+            artifacts.save_prompt(path, PROMPT, TUNER, CLIP)
         elif kind == "meta":
-            meta.save_meta(path, META, TUNER, REGULATOR, CLIP)
+            artifacts.save_meta(path, META, TUNER, REGULATOR, CLIP)
         elif kind == "hierarchy":
             features = np.eye(4, 16, dtype=np.float32)
             built = tasks.from_groups(["a"] * 4, ["b", "b", "c", "c"], features, features, domains=1, min_members=2)
@@ -44,8 +44,8 @@ def saved(kind: str) -> bytes:
 
 
 READERS = {
-    "prompt": lambda path: tuners.load_prompt(path, TUNER, CLIP),
-    "meta": lambda path: meta.load_meta(path, TUNER, REGULATOR, CLIP),
+    "prompt": lambda path: artifacts.load_prompt(path, CLIP),
+    "meta": lambda path: artifacts.load_meta(path, CLIP),
     "hierarchy": lambda path: tasks.load_hierarchy(path, clip=CLIP),
 }
 KINDS = st.sampled_from(sorted(READERS))
@@ -68,7 +68,7 @@ def test_whole_files_with_odd_contents(kind, data):
     with kept() as folder:
         path = folder / "learned.safetensors"
         path.write_bytes(saved(kind))
-        tree, header = files.read_arrays(path)
+        tree, header = read_arrays(path)
         if data.draw(st.booleans()):
             names = sorted(tree)
             name = names[data.draw(st.integers(0, len(names) - 1))]
@@ -79,7 +79,7 @@ def test_whole_files_with_odd_contents(kind, data):
         if data.draw(st.booleans()):
             header = data.draw(altered(header))
         try:
-            files.write_arrays(path, tree, header)
+            write_arrays(path, tree, header)
         except (ValueError, TypeError):
             return
         tried(lambda: READERS[kind](path), ArrayFileError, names="")
@@ -110,7 +110,7 @@ def test_headers_of_safetensors(header, data):
     with kept(4 << 20) as folder:
         path = folder / "x.safetensors"
         path.write_bytes(safetensors(json.dumps(header).encode(), None, data))
-        tried(lambda: files.read_arrays(path), ArrayFileError, names="x.safetensors")
+        tried(lambda: read_arrays(path), ArrayFileError, names="x.safetensors")
         tried(lambda: read_weights([path], CLIP.config), WeightsError, names="x.safetensors")
 
 

@@ -16,7 +16,7 @@ from experiments.evaluate import learning as _learning
 from experiments.evaluate import methods as _methods
 from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
-from gram_jax import evaluation, regulators, tuners
+from gram_jax import evaluation, objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import load_dataset, templates
 from gram_jax.testing import tiny_clip
@@ -64,7 +64,7 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     clip, chess = gram.load_clip(folder), load_dataset("glyphs:chess")
     tuner = tuners.dpt(num_text=2, num_visual=2, num_classes=3, class_specific=True)
     classes, valid = tuning_lib.pad_classes(clip, clip.class_tokens(list(chess.class_names)))
-    gradient = jax.jit(jax.value_and_grad(tuners.dpt_loss(tuner, class_weight=0.7)))
+    gradient = jax.jit(jax.value_and_grad(objectives.dpt_loss(tuner, class_weight=0.7)))
     losses = np.empty((8, 2))
     for run, seed in enumerate(SEEDS):
         support = chess.take(evaluation.few_shot(chess, 1, seed))

@@ -121,8 +121,8 @@ def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, 
         config, regulator="structured", regulator_settings='{"rank": 2}', learn=learn, steps=2, eval_every=0
     )
     learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
-    regulator = regulators.structured(prototypes=2, rank=2)
-    found = gram.load_meta(tmp_path / "meta.safetensors", tuners.coop(init_text="a photo of a"), regulator, clip)
+    found, _, regulator, _ = gram.load_meta(tmp_path / "meta.safetensors", clip)
+    assert dict(regulator.settings) == {"prototypes": 2, "rank": 2}
     assert (found.offsets is None) == ("offsets" not in learn)
     assert found.structure.prototypes.shape == (2, 2 * clip.config.embed_dim)
     for name in ("up", "shared_up", "scale", "shared_scale"):  # each prototype has learned
@@ -132,10 +132,10 @@ def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, 
 def test_the_meta_checkpoint_holds_what_was_learned_and_from_what(clip, trained, hierarchy):
     folder, learned, _ = trained
     path = folder / "meta.safetensors"
-    tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
-    found = gram.load_meta(path, tuner, regulator, clip)
+    found, tuner, regulator, notes = gram.load_meta(path, clip)
     jax.tree.map(np.testing.assert_array_equal, found, learned)
-    notes = tuners.read_arrays(path)[1]["notes"]
+    assert tuner.settings == tuners.coop(init_text="a photo of a").settings
+    assert regulator.settings == regulators.gated_low_rank(rank=2, hidden=3).settings
     assert notes["tasks"]["content_hash"] == hierarchy.about["content_hash"]
     assert notes["settings"]["inner_steps"] == 2
 

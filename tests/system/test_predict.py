@@ -13,6 +13,7 @@ from PIL import Image
 import gram_jax as gram
 from experiments import predict
 from gram_jax import meta, regulators, tuners
+from gram_jax.array_file import write_arrays
 from gram_jax.testing import tiny_clip
 from tests.unit.data import layouts
 
@@ -84,11 +85,11 @@ def test_text_prompt_of_a_prompt_file_or_a_meta_checkpoint(folder, clip, tmp_pat
     tuner, path, output = tuners.coop(num_tokens=3), tmp_path / "p.safetensors", tmp_path / "new" / "table.csv"
     prompt = jax.tree.map(lambda leaf: 20 * leaf, tuner.init(jax.random.key(1), clip, None))
     if kind == "prompt":
-        tuners.save_prompt(path, prompt, tuner, clip)
+        gram.save_prompt(path, prompt, tuner, clip)
     else:
         regulator = regulators.affine()
         start = meta.init_meta(prompt, regulator.init(jax.random.key(2), prompt), learning_rate=0.1)
-        meta.save_meta(path, start, tuner, regulator, clip)
+        gram.save_meta(path, start, tuner, regulator, clip)
     predict.run(configure(folder, prompt=str(path), output=str(output)), epath.Path(tmp_path))
     texts = gram.encode_classes(clip, clip.class_tokens(NAMES), gram.TextPrompt(prompt["context"]))
     check(table(output), gram.encode_image(clip, pixels(folder, clip)), texts, clip)
@@ -98,7 +99,7 @@ def test_text_prompt_of_a_prompt_file_or_a_meta_checkpoint(folder, clip, tmp_pat
 def test_visual_prompts(folder, clip, tmp_path, name):
     tuner = {"vpt": tuners.vpt(num_tokens=2), "ivlp": tuners.ivlp(depth=1, num_visual=2)}[name]
     prompt = jax.tree.map(lambda leaf: 20 * leaf, tuner.init(jax.random.key(1), clip, None))
-    tuners.save_prompt(tmp_path / "p.safetensors", prompt, tuner, clip)
+    gram.save_prompt(tmp_path / "p.safetensors", prompt, tuner, clip)
     template = TEMPLATE if name == "vpt" else None
     config = configure(folder, prompt=str(tmp_path / "p.safetensors"), template=template)
     predict.run(config, epath.Path(tmp_path))
@@ -216,26 +217,26 @@ def test_class_names_of_a_dataset(folder, tmp_path):
 
 def save_foreign(path, clip):
     other = tiny_clip(seed=5)
-    tuners.save_prompt(path, tuners.coop().init(jax.random.key(0), other, None), tuners.coop(), other)
+    gram.save_prompt(path, tuners.coop().init(jax.random.key(0), other, None), tuners.coop(), other)
 
 
 def save_class_specific(path, clip):
     tuner = tuners.coop(class_specific=True)
     prompt = tuner.init(jax.random.key(0), clip, clip.class_tokens(["cat", "dog"]))
-    tuners.save_prompt(path, prompt, tuner, clip)
+    gram.save_prompt(path, prompt, tuner, clip)
 
 
 def save_coop(path, clip):
-    tuners.save_prompt(path, tuners.coop().init(jax.random.key(0), clip, None), tuners.coop(), clip)
+    gram.save_prompt(path, tuners.coop().init(jax.random.key(0), clip, None), tuners.coop(), clip)
 
 
 def save_long(path, clip):
     tuner = tuners.coop(num_tokens=20)
-    tuners.save_prompt(path, tuner.init(jax.random.key(0), clip, None), tuner, clip)
+    gram.save_prompt(path, tuner.init(jax.random.key(0), clip, None), tuner, clip)
 
 
 def save_other_kind(path, clip):
-    tuners.write_arrays(path, {"x": np.zeros(1)}, {"kind": "features"})
+    write_arrays(path, {"x": np.zeros(1)}, {"kind": "features"})
 
 
 def save_nonsense(path, clip):

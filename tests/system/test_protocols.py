@@ -10,7 +10,8 @@ from etils import epath
 import gram_jax as gram
 from experiments.evaluate import bench as _bench
 from experiments.evaluate import run as evaluate
-from gram_jax import evaluation, tuners
+from gram_jax import evaluation
+from gram_jax.array_file import read_arrays
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset
 from gram_jax.evaluation import measures as _measures
@@ -78,7 +79,7 @@ def restated(root, prompt, spec, classes=None):
 
 def saved(workdir, name, protocol, shots):
     path = workdir / "prompts" / f"coop_{name}-{protocol.replace(':', '_')}-{shots}-coop.safetensors"
-    return tuners.read_arrays(path)[0]["context"]
+    return read_arrays(path)[0]["context"]
 
 
 def mean(found, classes=None):

@@ -1,4 +1,4 @@
-"""Structured starts: against NumPy, a closed form, and through a step and a file."""
+"""Structured starts: against NumPy, a closed form, and through a step."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from gram_jax import regulators, tuners
+from gram_jax import regulators
 from gram_jax.meta import (
     Structure,
     Task,
     init_meta,
     initial_prompt,
-    load_meta,
     make_meta_step,
     meta_objective,
     regulator_context,
     relation,
-    save_meta,
     with_structure,
 )
-from gram_jax.testing import tiny_clip
-from gram_jax.tuners import ArrayFileError
 
 RATE, STEPS, TAU = 0.3, 4, 0.2
 
@@ -114,22 +110,6 @@ def test_a_step_learns_offsets_and_nothing_else(structured, prototypes):
         step.init(init_meta({"x": jnp.zeros(3)}, {"x": {}}, RATE))
 
 
-def test_files(tmp_path):
-    clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.affine()
-    prompt = tuner.init(jax.random.key(0), clip, None)
-    meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), RATE)
-    meta = with_structure(meta, np.random.default_rng(0).normal(size=(3, 2 * clip.config.embed_dim)), TAU)
-    meta = meta.replace(offsets=jax.tree.map(lambda leaf: leaf + 0.5, meta.offsets))
-    save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
-    found = load_meta(tmp_path / "meta.safetensors", tuner, regulator, clip)
-    assert jax.tree.structure(found) == jax.tree.structure(meta)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(meta), strict=True):
-        np.testing.assert_array_equal(a, b)
-    wrong = meta.replace(offsets=jax.tree.map(lambda leaf: leaf[:2], meta.offsets))
-    with pytest.raises(ArrayFileError, match="offsets of the meta checkpoint"):
-        save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
-
-
 def test_a_structured_regulator_reads_the_relation(prototypes):
     """One step of L = |x - b|^2 / 2 by R(g) = (1 + tanh s(w)) g; another regulator is given the context itself."""
     rng = np.random.default_rng(4)
@@ -149,22 +129,6 @@ def test_a_structured_regulator_reads_the_relation(prototypes):
         np.testing.assert_allclose(metrics["same"][index], expected, rtol=1e-4)
     assert regulator_context(meta, regulators.mask(context_dim=6), context) is context
     assert regulator_context(meta, regulators.affine()) is None
-
-
-@pytest.mark.parametrize("offsets", [False, True])
-def test_files_of_a_structured_regulator(tmp_path, offsets):
-    clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.structured(prototypes=3)
-    prompt = tuner.init(jax.random.key(0), clip, None)
-    plain = init_meta(prompt, regulator.init(jax.random.key(1), prompt), RATE)
-    rows = np.random.default_rng(0).normal(size=(4, 2 * clip.config.embed_dim))
-    meta = with_structure(plain, rows[:3], TAU, offsets=offsets)
-    save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
-    found = load_meta(tmp_path / "meta.safetensors", tuner, regulator, clip)
-    assert jax.tree.structure(found) == jax.tree.structure(meta)
-    jax.tree.map(np.testing.assert_array_equal, found, meta)
-    for wrong, message in ((plain, "has no prototypes"), (with_structure(plain, rows, TAU), "4 prototypes, .* for 3")):
-        with pytest.raises(ArrayFileError, match=message):
-            save_meta(tmp_path / "wrong.safetensors", wrong, tuner, regulator, clip)
 
 
 STRUCTURED = regulators.structured(prototypes=4)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import gram_jax as gram
+from gram_jax.array_file import ArrayFileError, write_arrays
 from gram_jax.tasks import centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
 from gram_jax.testing import tiny_clip
-from gram_jax.tuners import ArrayFileError, write_arrays
 
 ARRAYS = ("members", "classes", "domains", "themes", "image_features", "centroids")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax import tuners
+from gram_jax import artifacts, objectives, tuners
 from gram_jax.tuners.dpt import dpt_outputs
 from gram_jax.tuning import pad_classes
 from tests.unit.clip import reference
@@ -122,7 +122,7 @@ def test_the_loss_equals_numpy_in_both_stages(clip, classes, images):
     expected = Restated(clip, classes, images, prompt, 2, 2)
     # The first image asks for its own class, the second one does not.
     labels = np.array([expected.selected[0][1], min({0, 1, 2, 3} - set(expected.selected[1]))])
-    loss = jax.jit(tuners.dpt_loss(tuner, class_weight=0.5))
+    loss = jax.jit(objectives.dpt_loss(tuner, class_weight=0.5))
     for guided in (True, False):
         batch = {"classes": classes, "images": images, "labels": jnp.array(labels), "guided": guided}
         assert float(loss(prompt, clip, batch)) == pytest.approx(expected.loss(labels, guided, 0.5), rel=2e-5)
@@ -164,8 +164,8 @@ def test_no_gradient_flows_into_the_tokens_that_class_prompts_see(clip, classes,
 
 def test_a_prompt_with_a_classifier_is_per_class_and_serves_other_lists(clip, classes, images, tmp_path):
     tuner, prompt = make(clip, classes, class_specific=True)
-    tuners.save_prompt(tmp_path / "x.safetensors", prompt, tuner, clip)
-    chex.assert_trees_all_equal(tuners.load_prompt(tmp_path / "x.safetensors", tuner, clip), prompt)
+    artifacts.save_prompt(tmp_path / "x.safetensors", prompt, tuner, clip)
+    chex.assert_trees_all_equal(artifacts.load_prompt(tmp_path / "x.safetensors", clip).prompt, prompt)
     others = clip.class_tokens(["horse", "a small blue bird"])
     assert tuner.apply(prompt, clip, others, images).logits.shape == (2, 2)
 
@@ -184,8 +184,8 @@ def test_misfits_are_refused(clip, classes):
     with pytest.raises(ValueError, match=r"classes must be what clip\.class_tokens makes"):
         tuners.dpt(class_specific=True).init(KEY, clip, None)
     with pytest.raises(ValueError, match="dpt_loss needs a tuner that dpt made, found 'coop'"):
-        tuners.dpt_loss(tuners.coop())
+        objectives.dpt_loss(tuners.coop())
     with pytest.raises(ValueError, match="no classifier of class prompts; make it with class_specific=True"):
-        tuners.dpt_loss(tuners.dpt())
+        objectives.dpt_loss(tuners.dpt())
     with pytest.raises(ValueError, match="class_weight must be a number, 0 or more, found nan"):
-        tuners.dpt_loss(tuners.dpt(class_specific=True), class_weight=float("nan"))
+        objectives.dpt_loss(tuners.dpt(class_specific=True), class_weight=float("nan"))

@@ -74,15 +74,6 @@ def test_cocoop_without_its_network_is_coop(clip, classes, images):
     np.testing.assert_allclose(outputs.logits, expected.logits, atol=2e-5)
 
 
-def test_a_prompt_may_be_loaded_to_run_in_other_chunks(clip, tmp_path):
-    tuner, path = tuners.cocoop(chunk=1), tmp_path / "x.safetensors"
-    prompt = tuner.init(KEY, clip, None)
-    tuners.save_prompt(path, prompt, tuner, clip)
-    chex.assert_trees_all_equal(tuners.load_prompt(path, tuners.cocoop(chunk=8), clip), prompt)
-    with pytest.raises(tuners.ArrayFileError, match="other settings of cocoop: hidden is None there and 3 here"):
-        tuners.load_prompt(path, tuners.cocoop(hidden=3), clip)
-
-
 def test_memory_of_cocoop_grows_with_the_chunk_and_not_with_the_images():
     clip = tiny_clip(text_layers=1)
     classes = clip.class_tokens(["a cat", "dog", "bird", "a small red fish"] * 8, allow_duplicates=True)

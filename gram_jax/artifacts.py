@@ -1,0 +1,336 @@
+"""Tuned prompts and meta checkpoints on disk: small files that name the tuner, the regulator and the clip they need."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax import regulators, tuners
+from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
+from gram_jax.clip import Clip, weights_hash
+from gram_jax.errors import InputError
+from gram_jax.io import PathLike
+from gram_jax.meta import Meta, Structure
+from gram_jax.registry import Registry
+from gram_jax.regulators import Regulator
+from gram_jax.tuners import Prompt, Tuner
+
+PROMPT, META = "prompt", "meta"
+
+
+class LoadedPrompt(NamedTuple):
+    """A tuned prompt and its tuner: `tuner.apply(prompt, clip, classes, images)`."""
+
+    prompt: Prompt
+    tuner: Tuner
+
+
+class LoadedMeta(NamedTuple):
+    """The result of meta-learning, its tuner and regulator, and the notes that were saved with it."""
+
+    meta: Meta
+    tuner: Tuner
+    regulator: Regulator
+    notes: dict[str, Any]
+
+
+class Description(NamedTuple):
+    """The header of a file, without its arrays.
+
+    Attributes:
+      kind: "prompt" or "meta".
+      tuner: the tuner, with the settings of the file.
+      regulator: the regulator of a meta checkpoint, with the settings of the file; None for a prompt.
+      notes: the notes of a meta checkpoint; empty for a prompt.
+    """
+
+    kind: str
+    tuner: Tuner
+    regulator: Regulator | None
+    notes: dict[str, Any]
+
+
+def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> None:
+    """Saves a tuned prompt in a file of a few kilobytes.
+
+    The header names the tuner, its settings and the clip, but no classes: keep the class list of a class-specific
+    prompt yourself.
+
+    Args:
+      path: the file, usually `NAME.safetensors`.
+      prompt: the prompt.
+      tuner: its tuner, a registered one.
+      clip: the clip that it was tuned on.
+
+    Raises:
+      InputError: the prompt does not fit the tuner and the clip, or the tuner is not in `gram_jax.tuners.REGISTRY`.
+
+    Example:
+      >>> import tempfile
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner, path = tiny_clip(), tuners.coop(), f"{tempfile.mkdtemp()}/prompt.safetensors"
+      >>> save_prompt(path, tuner.init(jax.random.key(0), clip, None), tuner, clip)
+      >>> loaded = load_prompt(path, clip)
+      >>> loaded.tuner.name, loaded.prompt["context"].shape == (4, clip.config.text.width)
+      ('coop', True)
+    """
+    check_prompt("the prompt", prompt, tuner, clip)
+    write_arrays(path, prompt, {"kind": PROMPT} | _header(tuner, clip))
+
+
+def load_prompt(path: PathLike, clip: Clip) -> LoadedPrompt:
+    """Loads a tuned prompt together with its tuner.
+
+    Args:
+      path: a file that `save_prompt` wrote.
+      clip: the clip that the prompt was tuned on.
+
+    Returns:
+      The prompt, bit for bit as it was saved, and its tuner.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ArrayFileError: the file is damaged, is not a prompt, belongs to another clip, or needs a tuner that is not
+        registered.
+    """
+    tree, header = read_arrays(path)
+    tuner = _describe(path, header, PROMPT).tuner
+    _check_clip(path, header, clip)
+    prompt = jax.tree.map(jnp.asarray, tree)
+    check_prompt(str(path), prompt, tuner, clip)
+    return LoadedPrompt(prompt, tuner)
+
+
+def save_meta(
+    path: PathLike,
+    meta: Meta,
+    tuner: Tuner,
+    regulator: Regulator,
+    clip: Clip,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves the result of meta-learning: initialization, regulator parameters and inner learning rates.
+
+    Equal contents make equal files.
+
+    Args:
+      path: the file, usually `NAME.safetensors`.
+      meta: the initialization, structured or not, with the regulator's parameters and the inner learning rates.
+      tuner: the tuner of the prompt, a registered one.
+      regulator: the regulator of the parameters, a registered one.
+      clip: the clip that it was learned on.
+      notes: JSON values to keep with it, e.g. the settings of the run.
+
+    Raises:
+      InputError: the tuner is class-specific, `meta` does not fit the tuner, the regulator and the clip, or the tuner
+        or the regulator is not registered.
+
+    Example:
+      >>> import tempfile
+      >>> from gram_jax.meta import init_meta
+      >>> from gram_jax.testing import tiny_clip
+      >>> clip, tuner, regulator = tiny_clip(), tuners.coop(), regulators.affine()
+      >>> prompt = tuner.init(jax.random.key(0), clip, None)
+      >>> meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), learning_rate=0.1)
+      >>> path = f"{tempfile.mkdtemp()}/meta.safetensors"
+      >>> save_meta(path, meta, tuner, regulator, clip, notes={"steps": 100})
+      >>> loaded = load_meta(path, clip)
+      >>> loaded.regulator.name, loaded.notes
+      ('affine', {'steps': 100})
+    """
+    if tuner.settings.get("class_specific"):
+        raise InputError(
+            f"{tuner.name} has class_specific=True; a meta checkpoint needs a prompt shared by all classes"
+        )
+    _check_meta("the meta checkpoint", meta, tuner, regulator, clip)
+    _check_registered(regulators.REGISTRY, regulator.name)
+    header = {
+        "kind": META,
+        **_header(tuner, clip),
+        "regulator": regulator.name,
+        "regulator_settings": dict(regulator.settings),
+        "notes": dict(notes or {}),
+    }
+    tree = {"prompt": meta.prompt, "phi": meta.phi, "log_rates": meta.log_rates}
+    if meta.offsets is not None:
+        tree["offsets"] = meta.offsets
+    if meta.structure is not None:
+        tree["structure"] = dataclasses.asdict(meta.structure)
+    write_arrays(path, tree, header)
+
+
+def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
+    """Loads a meta checkpoint together with its tuner and regulator.
+
+    Args:
+      path: a file that `save_meta` wrote, as `experiments.meta_train` does.
+      clip: the clip that it was learned on.
+
+    Returns:
+      The `Meta`, bit for bit as it was saved, its tuner, its regulator and its notes.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ArrayFileError: the file is damaged, is not a meta checkpoint, belongs to another clip, or needs a tuner or a
+        regulator that is not registered.
+    """
+    tree, header = read_arrays(path)
+    described = _describe(path, header, META)
+    _check_clip(path, header, clip)
+    tree = jax.tree.map(jnp.asarray, tree)
+    try:
+        if "structure" in tree:
+            tree["structure"] = Structure(**tree["structure"])
+        meta = Meta(**tree)
+    except TypeError as error:
+        raise ArrayFileError(f"{path} is not a complete meta checkpoint ({error}); save it again") from error
+    _check_meta(str(path), meta, described.tuner, described.regulator, clip)
+    return LoadedMeta(meta, described.tuner, described.regulator, described.notes)
+
+
+def describe(path: PathLike) -> Description:
+    """Returns what a file holds, without the clip that it belongs to.
+
+    Args:
+      path: a file that `save_prompt` or `save_meta` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ArrayFileError: the file is damaged, holds something else, or needs a tuner or regulator that is not registered.
+    """
+    return _describe(path, read_arrays(path)[1], PROMPT, META)
+
+
+def check_prompt(what: str, prompt: Any, tuner: Tuner, clip: Clip) -> None:
+    """Raises ArrayFileError unless a prompt has the leaves, shapes and dtypes that the tuner's `init` returns.
+
+    A class-specific prompt is not checked: its shapes depend on a class list.
+    """
+    if tuner.settings.get("class_specific"):
+        return
+    try:
+        expected = jax.eval_shape(lambda key: tuner.init(key, clip, None), jax.random.key(0))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArrayFileError(
+            f"{what}: the tuner {tuner.name} with its settings does not fit this clip: {error}"
+        ) from error
+    _check_shapes(what, prompt, expected)
+
+
+def _header(tuner: Tuner, clip: Clip) -> dict[str, Any]:
+    _check_registered(tuners.REGISTRY, tuner.name)
+    versions = {}
+    for name in ("gram_jax", "jax"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return {
+        "tuner": tuner.name,
+        "settings": dict(tuner.settings),
+        "class_specific": bool(tuner.settings.get("class_specific", False)),
+        "clip": _clip_sizes(clip) | {"weights_hash": weights_hash(clip.params)},
+        "versions": versions,
+    }
+
+
+def _check_registered(registry: Registry, name: str) -> None:
+    if name not in registry:
+        raise InputError(
+            f"the {registry.family} {name!r} is not registered, and files name it; pass its factory to "
+            f"gram_jax.{registry.family}s.REGISTRY.register"
+        )
+
+
+def _describe(path: PathLike, header: Mapping[str, Any], *kinds: str) -> Description:
+    kind = header.get("kind")
+    if kind not in kinds:
+        wanted = " or ".join(map(repr, kinds))
+        raise ArrayFileError(f"{path} holds {kind!r}, not {wanted}; give a file that was saved as {wanted}")
+    tuner = _make(path, tuners.REGISTRY, header.get("tuner"), header.get("settings"))
+    if kind == PROMPT:
+        return Description(kind, tuner, None, {})
+    regulator = _make(path, regulators.REGISTRY, header.get("regulator"), header.get("regulator_settings"))
+    notes = header.get("notes")
+    if not isinstance(notes, dict):
+        raise ArrayFileError(f"{path} has no notes; save it again")
+    return Description(kind, tuner, regulator, notes)
+
+
+def _make(path: PathLike, registry: Registry, name: Any, settings: Any) -> Any:
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise ArrayFileError(f"{path} does not name its {registry.family} and its settings; save it again")
+    try:
+        return registry.make(name, **settings)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArrayFileError(f"{path}: {error}") from error
+
+
+def _check_clip(path: PathLike, header: Mapping[str, Any], clip: Clip) -> None:
+    """Raises ArrayFileError unless a header names this clip."""
+    found, expected = header.get("clip"), _clip_sizes(clip)
+    if not isinstance(found, dict) or not {*expected, "weights_hash"} <= found.keys():
+        raise ArrayFileError(f"{path} does not name the clip that it belongs to; save it again")
+    for name, size in expected.items():
+        if found[name] != size:
+            raise ArrayFileError(
+                f"{path} belongs to a clip with {name}={found[name]}, but this clip has {name}={size}; load that clip"
+            )
+    digest, other = weights_hash(clip.params), str(found["weights_hash"])
+    if other != digest:
+        raise ArrayFileError(
+            f"{path} belongs to a clip with other weights: their hash is {other[:12]}..., and the hash of this clip's "
+            f"weights is {digest[:12]}...; load that clip"
+        )
+
+
+def _clip_sizes(clip: Clip) -> dict[str, int]:
+    config = clip.config
+    return {"text_width": config.text.width, "vision_width": config.vision.width, "embed_dim": config.embed_dim}
+
+
+def _check_meta(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip: Clip) -> None:
+    """Raises ArrayFileError unless every part of a `Meta` has the shapes of this tuner and regulator."""
+    check_prompt(f"the prompt of {what}", meta.prompt, tuner, clip)
+    try:
+        phi = jax.eval_shape(regulator.init, jax.random.key(0), meta.prompt)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArrayFileError(f"{what}: the regulator {regulator.name} does not fit its prompt: {error}") from error
+    expected = {
+        "phi": phi,
+        "log_rates": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), meta.prompt),
+    }
+    prototypes = regulator.settings.get("prototypes")
+    if meta.structure is None and (meta.offsets is not None or prototypes is not None):
+        raise ArrayFileError(f"{what} has no prototypes, which its offsets or its regulator {regulator.name} need")
+    if meta.structure is not None:
+        if getattr(meta.structure.prototypes, "ndim", None) != 2:
+            raise ArrayFileError(f"the prototypes of {what} are not a matrix; save it again")
+        count, width = meta.structure.prototypes.shape
+        if prototypes not in (None, count):
+            raise ArrayFileError(f"{what} has {count} prototypes, but {regulator.name} has prototypes={prototypes}")
+        if meta.offsets is not None:
+            expected["offsets"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), meta.prompt)
+        sizes = {"prototypes": (count, width), "center": (width,), "temperature": ()}
+        expected["structure"] = Structure(**{k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in sizes.items()})
+    for part, shapes in expected.items():
+        _check_shapes(f"{part} of {what}", getattr(meta, part), shapes)
+
+
+def _check_shapes(what: str, found: Any, expected: Any) -> None:
+    found, expected = _shapes(found), _shapes(expected)
+    if found != expected:
+        raise ArrayFileError(f"{what} has the arrays {found}, but its tuner and regulator need {expected}")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
