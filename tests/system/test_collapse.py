@@ -364,7 +364,7 @@ def test_no_coefficient_or_interval_where_there_is_none():
         ({"regularizers": ("ntp",)}, "--regularizers=ntp: there is no objective 'ntp'"),
         ({"regularizer_settings": '{"npt": {"centered": true}}', "regularizers": ("",)}, "names 'npt', which is not"),
         ({"tuner_settings": '{"coop": 3}'}, "--tuner_settings has 3 for 'coop'; give an object"),
-        ({"tuner_settings": '{"coop": {"num_token": 3}}'}, "coop has no setting 'num_token'"),
+        ({"tuner_settings": '{"coop": {"num_token": 3}}'}, "'coop' has no setting 'num_token'"),
         ({"report_steps": (0, 51)}, "measure from 0 to the last"),
         ({"tau": (1.0, 1.5)}, "--tau=.1.5,.: every value must be above 0"),
         ({"seeds": (1, 1)}, "--seeds=1,1: give each value once"),

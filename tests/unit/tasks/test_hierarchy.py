@@ -56,10 +56,10 @@ def test_damage_and_other_files_are_refused(saved, tmp_path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(ArrayFileError, match="damaged"):
+    with pytest.raises(ArrayFileError, match=path.name):
         load_hierarchy(path)
     path.write_bytes(bytes(data[:1000]))
-    with pytest.raises(ArrayFileError, match="no whole safetensors file"):
+    with pytest.raises(ArrayFileError, match=path.name):
         load_hierarchy(path)
     write_arrays(path, {"context": np.zeros(2)}, {"kind": "prompt"})
     with pytest.raises(ArrayFileError, match="holds 'prompt', not a hierarchy"):
