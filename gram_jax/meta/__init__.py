@@ -1,4 +1,12 @@
-"""Meta-learning: adaptation that can be differentiated, the meta objective, and its step over all devices."""
+"""Meta-learning.
+
+A gradient passes through the modules in this order, from the outer step to the tuner:
+
+    step         the outer step on all devices: gradient of the objective, optimizer update
+    objective    query losses after adaptation, averaged over tasks
+    initialization, context    the initial prompt of a task, and the input of the regulator
+    adapt        the inner loop: regulated gradient steps on the support; calls the loss, which calls `tuner.apply`
+"""
 
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.context import Structure, relation, task_context

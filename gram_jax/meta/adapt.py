@@ -1,15 +1,14 @@
-"""The inner loop: a few regulated gradient steps on a task's support set, differentiable."""
+"""The inner loop: a few regulated gradient steps on the support of a task, differentiable."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 from gram_jax.regulators import Regulator
 from gram_jax.tuning.schedules import per_leaf
 
@@ -19,6 +18,7 @@ PyTree = Any
 GRADIENTS = ("exact", "first_order")
 
 
+# Ten arguments: each one is a symbol of the formula, or a setting of how it is differentiated.
 def adapt(
     loss: Callable[[PyTree, PyTree], Array],
     prompt: PyTree,
@@ -34,32 +34,32 @@ def adapt(
 ) -> PyTree | tuple[PyTree, Array]:
     """Adapts a prompt to a support set by regulated gradient descent, differentiably.
 
-        theta_{k+1} = theta_k - alpha R_phi(grad L(theta_k; support), context),    k = 0, ..., K - 1
+        theta_{k+1} = theta_k - alpha R_phi( grad L(theta_k; support), context ),    k = 0, ..., K - 1
 
-    All of theta_0, phi, alpha, context and the support may be differentiated. Of several steps each is recomputed when
-    it is (its activations are not kept), so memory grows by one prompt for each step.
+    The result can be differentiated with respect to theta_0, phi, alpha, context and support. If there are several
+    steps, their activations are recomputed and not stored: memory grows by one prompt per step.
 
     Args:
-      loss: `loss(prompt, batch) -> scalar`; what is frozen may be closed over where this is called inside `jit`.
+      loss: `loss(prompt, batch) -> scalar`; it may close over frozen values if this is called inside `jit`.
       prompt: theta_0, a pytree of float arrays.
       phi: the regulator's parameters.
-      support: the batch that every step sees.
+      support: the batch of every step.
       regulator: R.
       steps: K, >= 0.
       learning_rate: alpha, one number, or a pytree like the prompt with a number for each leaf.
-      context: what the regulator reads about the task, as `regulator_context` makes it.
-      gradient: how the result is differentiated. "exact": through everything, second derivatives of the loss
-        included. "first_order": every raw gradient is a constant, so that d theta_K / d theta_0 = 1, while phi and
-        alpha are differentiated as they act on these constants. A number k from 1 to K: exact through the last k
-        steps; the ones before stand still: d theta_{K-k} / d theta_0 = 1, and phi and alpha are constants in them.
-      trajectory: also return the support loss that each step started from.
+      context: the regulator's input, see `regulator_context`.
+      gradient: how the result is differentiated. "exact": through everything, including second derivatives of the
+        loss. "first_order": every raw gradient is a constant, so that d theta_K / d theta_0 = 1; phi and alpha are
+        differentiated as factors of these constants. A number k from 1 to K: exact through the last k steps; before
+        them d theta_{K-k} / d theta_0 = 1, and phi and alpha are constants.
+      trajectory: also return the support loss before each step.
 
     Returns:
-      theta_K, of the prompt's structure, shapes and dtypes; with `trajectory`, a pair of it and the losses `[steps]`,
-      which are not differentiated.
+      theta_K, with the structure, shapes and dtypes of the prompt; with `trajectory`, also the losses `[steps]`, which
+      are not differentiated.
 
     Raises:
-      InputError: if `steps` or `gradient` is not one of the above, or `learning_rate` has another structure.
+      InputError: `steps` or `gradient` is out of range, or `learning_rate` has another structure.
 
     Example:
       >>> from gram_jax.regulators import identity
@@ -72,7 +72,7 @@ def adapt(
       "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", equation 1, with the gradient regulated
       as in "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models".
     """
-    steps, last = check_steps(steps, gradient)
+    last = differentiated_steps(steps, gradient)
     rates = per_leaf(learning_rate, prompt)
     prompt = jax.tree.map(jnp.asarray, prompt)
 
@@ -87,55 +87,40 @@ def adapt(
         return theta, jax.lax.stop_gradient(value)
 
     def run(theta: PyTree, phi: PyTree, rates: PyTree, length: int) -> tuple[PyTree, Array]:
-        # Inside a scan nothing can be merged with the recomputation, so it need not be fenced off. First-order keeps
-        # no activations of the loss, and would only compute its gradient a second time; of a single step they are kept
-        # as briefly as they would be recomputed.
-        once = gradient == "first_order" or length == 1
-        body = step if once else jax.checkpoint(step, prevent_cse=False)
+        # First order stores no activations of the loss. A single step stores them as briefly as recomputing would.
+        # Inside a scan nothing can be merged with the recomputation, so that no barrier is needed (prevent_cse).
+        stored = gradient == "first_order" or length == 1
+        body = step if stored else jax.checkpoint(step, prevent_cse=False)
         return jax.lax.scan(lambda theta, _: body(theta, (phi, rates)), theta, length=length)
 
-    early = []
-    theta = prompt
+    theta, early = prompt, []
     if last < steps:
         reached, losses = run(*jax.lax.stop_gradient((prompt, phi, rates)), steps - last)
         early.append(losses)
-        # The value is exactly the one reached; the derivative with respect to the start is 1.
+        # The value is the reached one; the derivative with respect to theta_0 is 1.
         theta = jax.tree.map(
-            lambda end, start: jax.lax.stop_gradient(end) + (start - jax.lax.stop_gradient(start)), reached, prompt
+            lambda end, first: jax.lax.stop_gradient(end) + (first - jax.lax.stop_gradient(first)), reached, prompt
         )
     theta, losses = run(theta, phi, rates, last)
     return (theta, jnp.concatenate([*early, losses])) if trajectory else theta
 
 
-def check_steps(steps: Any, gradient: Any) -> tuple[int, int]:
-    """Checks the inner loop's settings.
+def differentiated_steps(steps: int, gradient: str | int) -> int:
+    """Checks the settings of the inner loop and returns the number of last steps that are differentiated.
 
     Args:
       steps: number of steps.
-      gradient: as in `adapt`.
-
-    Returns:
-      The number of steps, and how many of the last ones are differentiated.
+      gradient: see `adapt`.
 
     Raises:
-      InputError: names the setting and the value found.
+      InputError: a setting is out of range.
     """
-    count = _integer(steps)
-    if count is None or count < 0:
-        raise InputError(f"steps is {steps!r}; give a number of inner steps, 0 or more.")
+    require_int("steps", steps, least=0)
     if isinstance(gradient, str) and gradient in GRADIENTS:
-        return count, count
-    last = _integer(gradient)
-    if last is None or not 1 <= last <= count:
+        return steps
+    if isinstance(gradient, bool) or not isinstance(gradient, int) or not 1 <= gradient <= steps:
         raise InputError(
-            f'gradient is {gradient!r} at steps={count}; choose "exact", "first_order", or how many of the last steps '
-            "are differentiated, a number from 1 to steps."
+            f"gradient={gradient!r} with steps={steps}: choose 'exact', 'first_order', or a number of last steps from "
+            "1 to steps"
         )
-    return count, last
-
-
-def _integer(value: Any) -> int | None:
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+    return gradient

@@ -1,4 +1,4 @@
-"""One step of meta-learning over all devices."""
+"""One outer step of meta-learning, shared by all devices."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gram_jax.errors import InputError
-from gram_jax.meta.adapt import check_steps
+from gram_jax.errors import InputError, require_int, require_known, require_number
+from gram_jax.meta.adapt import differentiated_steps
 from gram_jax.meta.initialization import Meta
-from gram_jax.meta.objective import Task, check_cross, meta_objective
+from gram_jax.meta.objective import Task, meta_objective
 from gram_jax.regulators import Regulator
 
 Array = jax.Array
 PyTree = Any
+Metrics = dict[str, Array]
 
 AXIS = "tasks"
 MAPPERS = ("shard_map", "pmap")
@@ -28,10 +29,10 @@ PARTS = ("prompt", "phi", "log_rates", "offsets")
 
 @flax.struct.dataclass
 class MetaState:
-    """The state of meta-training: what a checkpoint holds.
+    """The state of meta-training, as stored in a checkpoint.
 
     Attributes:
-      meta: what is learned.
+      meta: the values being learned.
       optimizer_state: state of the outer optimizer, over the learned parts of `meta`.
       step: int32, number of outer steps done.
 
@@ -51,10 +52,11 @@ class MetaStep(NamedTuple):
 
     Attributes:
       init: `init(meta) -> MetaState`, copied to every device.
-      place: `place(frozen)` puts what is frozen on every device, once, so that no step has to.
-      update: the jitted step itself, for `update.lower(state, frozen, tasks).compile().memory_analysis()`.
-      devices: how many devices share the tasks; their number must be a multiple of it.
-      sharding: how tasks lie on the devices; where these are of several hosts, arrays must be placed so already.
+      place: `place(frozen)` copies the frozen values to every device, so that the steps need not.
+      update: the jitted step, for `update.lower(state, frozen, tasks).compile().memory_analysis()`.
+      evaluate: `evaluate(meta, frozen, tasks) -> metrics`, the objective without an update.
+      devices: the number of devices; the number of tasks must be a multiple of it.
+      sharding: the sharding of tasks; with devices of several hosts, arrays must be placed accordingly.
 
     Example:
       >>> from gram_jax.meta import make_meta_step
@@ -65,26 +67,24 @@ class MetaStep(NamedTuple):
 
     init: Callable[[Meta], MetaState]
     place: Callable[[PyTree], PyTree]
-    update: Callable[[MetaState, PyTree, Task], tuple[MetaState, dict[str, Array]]]
+    update: Callable[[MetaState, PyTree, Task], tuple[MetaState, Metrics]]
+    evaluate: Callable[[Meta, PyTree, Task], Metrics]
     devices: int
     sharding: NamedSharding
 
-    def __call__(self, state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
-        """Checks the tasks and runs the step; the state given is used up (its buffers are donated)."""
+    def __call__(self, state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, Metrics]:
+        """Checks the tasks and runs the step, which donates the buffers of the given state."""
         counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
         if len(counts) != 1 or counts == {()}:
-            found = sorted(counts)
-            raise InputError(f"the tasks' arrays start with axes {found}; stack all of them on one axis of tasks.")
+            raise InputError(f"the tasks' arrays have leading axes {sorted(counts)}; stack all of them on one axis")
         (count,) = counts.pop()
         if not count or count % self.devices:
-            raise InputError(
-                f"{count} tasks cannot be shared by {self.devices} devices; give a positive multiple of "
-                f"{self.devices}, or fewer devices."
-            )
-        # Placed already: nothing happens. Otherwise the same program still runs, instead of one compiled for elsewhere.
+            raise InputError(f"{count} tasks on {self.devices} devices; give a positive multiple of {self.devices}")
+        # Without placing, a frozen value elsewhere would compile a second program.
         return self.update(state, self.place(frozen), tasks)
 
 
+# Ten arguments: the loss, the three parts of the algorithm, and plain settings that a dataclass would only rename.
 def make_meta_step(
     loss: Callable[[PyTree, PyTree, PyTree], Array],
     regulator: Regulator,
@@ -98,33 +98,33 @@ def make_meta_step(
     devices: Sequence[jax.Device] | None = None,
     tasks_at_once: int | None = None,
 ) -> MetaStep:
-    """Builds the outer step: a gradient of the meta objective, averaged over tasks and devices, and an update.
+    """Builds the outer step: the gradient of the meta objective, averaged over tasks and devices, and an update.
 
-    One program runs on every device, vmapped over that device's tasks, or over groups of them, one after the other;
-    gradients are averaged over groups and devices, so the result does not depend on their number. It is compiled once
-    for all calls of the same shapes.
+    The same program runs on every device, vmapped over the tasks of that device or over groups of them in sequence.
+    Gradients are averaged over groups and devices, so that the result does not depend on their number. It is compiled
+    once for all calls of the same shapes.
 
     Args:
-      loss: `loss(prompt, frozen, batch) -> scalar`; `frozen` is the clip, or a pytree that holds it.
+      loss: `loss(prompt, frozen, batch) -> scalar`; `frozen` is the clip, or a pytree that contains it.
       regulator: the gradient-regulating function.
-      optimizer: Optax, for a dictionary of the learned parts, `{"prompt": ..., "phi": ...}`: with
+      optimizer: Optax, for a dictionary of the learned parts, `{"prompt": ..., "phi": ...}`; with
         `optax.multi_transform` each part has its own.
       steps: inner steps K.
-      gradient: as in `adapt`.
-      cross_weight: as in `meta_objective`.
-      learn: which of "prompt", "phi", "log_rates" (the inner step sizes) and "offsets" (of a start that
-        `with_structure` made) are learned; the others stay as they are.
-      mapper: "shard_map" or "pmap"; both run the same program, pmap on the devices of one process only.
-      devices: default all, of all hosts.
-      tasks_at_once: how many of its tasks a device runs side by side, which memory grows with; the number of a device's
-        tasks must be a multiple of it. None: all of them.
+      gradient: see `adapt`.
+      cross_weight: see `meta_objective`.
+      learn: the learned parts: "prompt", "phi", "log_rates" (the inner step sizes), "offsets" (of the structured
+        initialization that `with_structure` makes). The others do not change.
+      mapper: "shard_map", or "pmap" for the devices of a single process; the result is the same.
+      devices: default: all devices of all hosts.
+      tasks_at_once: the number of tasks that a device vmaps over, which determines its memory; it must divide the
+        number of tasks per device. None: all of them.
 
     Returns:
       The step: `state = step.init(meta)`, then `state, metrics = step(state, frozen, tasks)`. Metrics are those of
-      `meta_objective`, for all tasks in their order, and a scalar `"PART_gradient_norm"` for each learned part.
+      `meta_objective` for all tasks in order, and a scalar "PART_gradient_norm" for each learned part.
 
     Raises:
-      InputError: if a setting is unknown or out of range; the step raises it if the tasks cannot be shared out.
+      InputError: a setting is unknown or out of range; the step raises it if it cannot divide the tasks.
 
     Example:
       >>> from gram_jax.meta import init_meta
@@ -145,81 +145,91 @@ def make_meta_step(
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models"; "Model-Agnostic
       Meta-Learning for Fast Adaptation of Deep Networks", algorithm 1.
     """
-    check_steps(steps, gradient)
-    check_cross(cross_weight)
+    differentiated_steps(steps, gradient)
+    require_number("cross_weight", cross_weight, least=0)
     learn = _check_learn(learn)
-    if mapper not in MAPPERS:
-        raise InputError(f"mapper is {mapper!r}; choose one of {', '.join(map(repr, MAPPERS))}.")
-    devices = list(jax.devices() if devices is None else devices)
-    if not devices:
-        raise InputError("devices is empty; give at least one, or None for all.")
-    if mapper == "pmap" and len({device.process_index for device in devices}) > 1:
-        raise InputError("mapper is 'pmap', which maps over the devices of one process; give 'shard_map' on several.")
-    if tasks_at_once is not None and (isinstance(tasks_at_once, bool) or tasks_at_once < 1):
-        raise InputError(f"tasks_at_once is {tasks_at_once!r}; give a number of at least 1, or None for all.")
+    if tasks_at_once is not None:
+        require_int("tasks_at_once", tasks_at_once)
 
-    def body(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
-        def objective(learned: dict[str, PyTree], tasks: Task) -> tuple[Array, dict[str, Array]]:
-            return meta_objective(
-                lambda prompt, batch: loss(prompt, frozen, batch),
-                state.meta.replace(**learned),
-                tasks,
-                regulator=regulator,
-                steps=steps,
-                gradient=gradient,
-                cross_weight=cross_weight,
-            )
+    settings = {"regulator": regulator, "steps": steps, "gradient": gradient, "cross_weight": cross_weight}
 
-        learned = _learned(state.meta, learn)
-        grads, metrics = _by_groups(jax.grad(objective, has_aux=True), learned, tasks, tasks_at_once)
+    def objective(learned: PyTree, meta: Meta, frozen: PyTree, tasks: Task) -> tuple[Array, Metrics]:
+        meta = meta.replace(**learned)
+        return meta_objective(lambda prompt, batch: loss(prompt, frozen, batch), meta, tasks, **settings)
+
+    def update(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, Metrics]:
+        def gradients(learned: PyTree, tasks: Task) -> tuple[PyTree, Metrics]:
+            return jax.grad(objective, has_aux=True)(learned, state.meta, frozen, tasks)
+
+        learned = _parts(state.meta, learn)
+        grads, metrics = _by_groups(gradients, learned, tasks, tasks_at_once)
         grads = jax.lax.pmean(grads, AXIS)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, learned)
         meta = state.meta.replace(**optax.apply_updates(learned, updates))
-        # Gathered, so that every host can name the task whose loss is not finite.
+        # Gathered, so that every host can name a task whose loss is not finite.
         metrics = jax.lax.all_gather(metrics, AXIS, tiled=True)
         metrics |= {f"{part}_gradient_norm": optax.tree.norm(grads[part]) for part in learn}
         return MetaState(meta, optimizer_state, state.step + 1), metrics
 
-    # Not `jax.make_mesh`, which may change the order that the caller chose.
-    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    replicated, sharding = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    if mapper == "shard_map":
-        # Unchecked, because with the check a gradient of replicated values is summed over devices on its own, and the
-        # same program could not run under pmap.
-        mapped = jax.shard_map(
-            body,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
-    else:
-        pmapped = jax.pmap(body, AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+    def evaluate(meta: Meta, frozen: PyTree, tasks: Task) -> Metrics:
+        def metrics_only(learned: PyTree, tasks: Task) -> tuple[PyTree, Metrics]:
+            return learned, objective(learned, meta, frozen, tasks)[1]
 
-        def mapped(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, dict[str, Array]]:
+        return jax.lax.all_gather(_by_groups(metrics_only, {}, tasks, tasks_at_once)[1], AXIS, tiled=True)
+
+    mesh = _make_mesh(devices, mapper)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    return MetaStep(
+        lambda meta: _replicate(_init(meta, optimizer, learn), replicated),
+        lambda frozen: _replicate(frozen, replicated),
+        _on_devices(update, mesh, mapper, donate=True),
+        _on_devices(evaluate, mesh, mapper),
+        len(mesh.devices),
+        NamedSharding(mesh, PartitionSpec(AXIS)),
+    )
+
+
+def _init(meta: Meta, optimizer: optax.GradientTransformation, learn: Sequence[str]) -> MetaState:
+    if "offsets" in learn and meta.offsets is None:
+        raise InputError("learn contains 'offsets', but the initialization has none; add them by with_structure")
+    state = MetaState(meta, optimizer.init(_parts(meta, learn)), jnp.zeros((), jnp.int32))
+    # Copied, because a step donates its state; with a strong dtype, because a weak one would compile again.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)
+
+
+def _make_mesh(devices: Sequence[jax.Device] | None, mapper: str) -> Mesh:
+    """Returns a one-dimensional mesh; unlike `jax.make_mesh`, it keeps the caller's order of devices."""
+    require_known("mapper", mapper, MAPPERS)
+    devices = list(jax.devices() if devices is None else devices)
+    if not devices:
+        raise InputError("devices=[]; give at least one, or None for all")
+    if mapper == "pmap" and len({device.process_index for device in devices}) > 1:
+        raise InputError("mapper='pmap' maps over the devices of one process; use 'shard_map' on several")
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _on_devices(function: Callable[..., Any], mesh: Mesh, mapper: str, donate: bool = False) -> Callable[..., Any]:
+    """Maps `function(state, frozen, tasks)` over the devices, which divide the tasks, and compiles it."""
+    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+    if mapper == "shard_map":
+        # With check_vma a gradient of replicated values would be summed over devices, unlike under pmap.
+        specs = (replicated, replicated, sharded)
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=replicated, check_vma=False)
+    else:
+        devices = list(mesh.devices)
+        pmapped = jax.pmap(function, AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+        def mapped(state: PyTree, frozen: PyTree, tasks: Task) -> Any:
             shares = jax.tree.map(lambda leaf: leaf.reshape(len(devices), -1, *leaf.shape[1:]), tasks)
             return pmapped(state, frozen, shares)
 
-    update = jax.jit(
-        mapped,
-        in_shardings=(replicated, replicated, sharding),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
-
-    def init(meta: Meta) -> MetaState:
-        if "offsets" in learn and meta.offsets is None:
-            raise InputError("offsets are to be learned, and this start has none; give it some by with_structure.")
-        state = MetaState(meta, optimizer.init(_learned(meta, learn)), jnp.zeros((), jnp.int32))
-        # Copied, because a step donates its state; with a plain dtype, because a weak one would compile a second time.
-        state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)
-        return _replicate(state, replicated)
-
-    return MetaStep(init, lambda frozen: _replicate(frozen, replicated), update, len(devices), sharding)
+    on_mesh = [NamedSharding(mesh, spec) for spec in (replicated, replicated, sharded)]
+    return jax.jit(mapped, in_shardings=tuple(on_mesh), out_shardings=on_mesh[0], donate_argnums=0 if donate else None)
 
 
 def _replicate(tree: PyTree, replicated: NamedSharding) -> PyTree:
-    """A tree on every device; each host copies its own, equal leaves to its devices."""
+    """Copies a tree to every device; each host copies its own, equal leaves to its devices."""
     if replicated.is_fully_addressable:
         return jax.device_put(tree, replicated)
 
@@ -232,18 +242,18 @@ def _replicate(tree: PyTree, replicated: NamedSharding) -> PyTree:
 
 
 def _by_groups(
-    gradient: Callable[[PyTree, Task], tuple[PyTree, dict[str, Array]]], learned: PyTree, tasks: Task, size: int | None
-) -> tuple[PyTree, dict[str, Array]]:
-    """The mean gradient over tasks, a group of so many after the other, and the metrics of all tasks in their order."""
+    function: Callable[[PyTree, Task], tuple[PyTree, Metrics]], learned: PyTree, tasks: Task, size: int | None
+) -> tuple[PyTree, Metrics]:
+    """Applies a function to groups of tasks in sequence; returns the mean gradient and the metrics of all tasks."""
     count = jax.tree.leaves(tasks)[0].shape[0]
     if size is None or size >= count:
-        return gradient(learned, tasks)
+        return function(learned, tasks)
     if count % size:
-        raise InputError(f"a device has {count} tasks, which is no multiple of tasks_at_once={size}; change either.")
+        raise InputError(f"tasks_at_once={size} does not divide the {count} tasks of a device")
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // size, size, *leaf.shape[1:]), tasks)
 
-    def add(total: PyTree, group: Task) -> tuple[PyTree, dict[str, Array]]:
-        grads, metrics = gradient(learned, group)
+    def add(total: PyTree, group: Task) -> tuple[PyTree, Metrics]:
+        grads, metrics = function(learned, group)
         return jax.tree.map(jnp.add, total, grads), metrics
 
     total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), groups)
@@ -251,12 +261,14 @@ def _by_groups(
     return jax.tree.map(lambda leaf: leaf * (size / count), total), metrics
 
 
-def _learned(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:
+def _parts(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:
     return {part: getattr(meta, part) for part in learn}
 
 
 def _check_learn(learn: Sequence[str]) -> tuple[str, ...]:
-    found = (learn,) if isinstance(learn, str) else tuple(learn)
-    if not found or len(set(found)) != len(found) or not set(found) <= set(PARTS):
-        raise InputError(f"learn is {learn!r}; name one or more of {', '.join(map(repr, PARTS))}, each once.")
-    return found
+    parts = (learn,) if isinstance(learn, str) else tuple(learn)
+    if not parts or len(set(parts)) != len(parts):
+        raise InputError(f"learn={learn!r}: name one or more of {', '.join(map(repr, PARTS))}, each once")
+    for part in parts:
+        require_known("learn", part, PARTS)
+    return parts

@@ -51,7 +51,7 @@ class Quadratic:
 @pytest.mark.parametrize("gradient", ["exact", "first_order", 1, 3, 8])
 def test_meta_gradients_equal_the_closed_form(steps, gradient):
     if isinstance(gradient, int) and gradient > steps:
-        with pytest.raises(ValueError, match=f"gradient is {gradient} at steps={steps}"):
+        with pytest.raises(ValueError, match=f"gradient={gradient} .*steps={steps}"):
             adapt(None, {}, {}, None, regulator=None, steps=steps, learning_rate=0.1, gradient=gradient)
         return
     problem = Quadratic()
@@ -104,10 +104,10 @@ def test_no_step_is_the_start_itself():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": -1}, "steps is -1"),
-        ({"steps": 1.5}, "steps is 1.5"),
-        ({"gradient": "second"}, "gradient is 'second'"),
-        ({"gradient": 0}, "gradient is 0"),
+        ({"steps": -1}, "steps=-1"),
+        ({"steps": 1.5}, r"steps=1\.5"),
+        ({"gradient": "second"}, "gradient='second'"),
+        ({"gradient": 0}, "gradient=0"),
         ({"learning_rate": {"y": 0.1}}, "learning_rate has structure"),
         ({"learning_rate": jnp.ones(3)}, "learning_rate has structure"),
     ],

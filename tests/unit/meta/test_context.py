@@ -13,5 +13,5 @@ def test_task_context_is_two_means():
     images, texts = rng.normal(size=(5, 16)), rng.normal(size=(3, 16))
     expected = [*(sum(images) / 5), *(sum(texts) / 3)]
     np.testing.assert_allclose(meta.task_context(clip, images, texts), expected, rtol=1e-5)
-    with pytest.raises(InputError, match=r"text .*16"):
+    with pytest.raises(InputError, match=r"text_features .*16"):
         meta.task_context(clip, images, texts[:, :3])

@@ -1,4 +1,4 @@
-"""Structured starts: against NumPy, a closed form, and through a step."""
+"""Structured initializations: against NumPy, a closed form, and through a step."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_relation_is_that_of_the_formula(structured, prototypes):
     np.testing.assert_allclose(relation(moved, jnp.asarray(context) + 7), found, rtol=1e-3)
 
 
-def test_start_is_the_weighted_sum(structured, prototypes):
+def test_initial_prompt_is_the_weighted_sum(structured, prototypes):
     context = prototypes[3] + 0.1
     weights = by_hand(prototypes, context, TAU)
     expected = np.asarray(structured.prompt["x"], np.float64)
@@ -106,7 +106,7 @@ def test_a_step_learns_offsets_and_nothing_else(structured, prototypes):
     np.testing.assert_array_equal(state.meta.prompt["x"], structured.prompt["x"])
     np.testing.assert_array_equal(state.meta.structure.prototypes, structured.structure.prototypes)
     assert metrics["offsets_gradient_norm"] > 0
-    with pytest.raises(ValueError, match="give it some by with_structure"):
+    with pytest.raises(ValueError, match="with_structure"):
         step.init(init_meta({"x": jnp.zeros(3)}, {"x": {}}, RATE))
 
 
@@ -137,14 +137,17 @@ STRUCTURED = regulators.structured(prototypes=4)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda meta: regulator_context(meta, STRUCTURED, jnp.ones(4)), "to 4 prototypes, and there are none"),
-        (lambda meta: regulator_context(with_structure(meta, np.eye(5)), STRUCTURED, jnp.ones(5)), "and there are 5"),
-        (lambda meta: regulator_context(with_structure(meta, np.eye(4)), STRUCTURED), "pass its context"),
-        (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]; give some"),
+        (lambda meta: regulator_context(meta, STRUCTURED, jnp.ones(4)), "prototypes=4, found 0"),
+        (
+            lambda meta: regulator_context(with_structure(meta, np.eye(5)), STRUCTURED, jnp.ones(5)),
+            "prototypes=4, found 5",
+        ),
+        (lambda meta: regulator_context(with_structure(meta, np.eye(4)), STRUCTURED), "task_context"),
+        (lambda meta: with_structure(meta, np.zeros((0, 4))), r"shape \[0, 4\]"),
         (lambda meta: with_structure(meta, np.zeros(4)), r"shape \[4\]"),
-        (lambda meta: with_structure(meta, np.eye(4), 0.0), "temperature is 0.0"),
-        (lambda meta: initial_prompt(with_structure(meta, np.eye(4))), "pass its context"),
-        (lambda meta: initial_prompt(with_structure(meta, np.eye(4)), jnp.ones(3)), r"have 4 channels, .* shape \[3\]"),
+        (lambda meta: with_structure(meta, np.eye(4), 0.0), r"temperature=0\.0"),
+        (lambda meta: initial_prompt(with_structure(meta, np.eye(4))), "task_context"),
+        (lambda meta: initial_prompt(with_structure(meta, np.eye(4)), jnp.ones(3)), r"shape \[3\].* 4 channels"),
     ],
 )
 def test_errors(call, message):

@@ -187,13 +187,13 @@ def test_the_result_does_not_depend_on_devices_or_mapper():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learn": ()}, "learn is"),
-        ({"learn": ("prompt", "rates")}, "name one or more of 'prompt', 'phi', 'log_rates'"),
-        ({"mapper": "vmap"}, "mapper is 'vmap'"),
-        ({"cross_weight": -1}, "cross_weight is -1"),
-        ({"gradient": 4}, "gradient is 4 at steps=3"),
-        ({"devices": []}, "devices is empty"),
-        ({"tasks_at_once": 0}, "tasks_at_once is 0"),
+        ({"learn": ()}, r"learn=\(\)"),
+        ({"learn": ("prompt", "rates")}, "learn='rates'.*log_rates"),
+        ({"mapper": "vmap"}, "mapper='vmap'"),
+        ({"cross_weight": -1}, "cross_weight=-1"),
+        ({"gradient": 4}, "gradient=4 .*steps=3"),
+        ({"devices": []}, r"devices=\[\]"),
+        ({"tasks_at_once": 0}, "tasks_at_once=0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -203,24 +203,35 @@ def test_bad_settings_are_named(settings, message):
 
 def test_groups_that_do_not_divide_the_tasks_are_refused():
     step = toy_step(tasks_at_once=4)
-    with pytest.raises(ValueError, match="a device has 6 tasks, which is no multiple of tasks_at_once=4"):
+    with pytest.raises(ValueError, match=r"tasks_at_once=4 .* 6 tasks"):
         step(step.init(toy_meta()), jnp.float32(1.5), toy_tasks())
+
+
+@pytest.mark.parametrize("tasks_at_once", [None, 2])
+def test_evaluation_measures_what_a_step_measures_before_its_update(tasks_at_once):
+    step = toy_step(tasks_at_once=tasks_at_once)
+    state = step.init(toy_meta())
+    measured = step.evaluate(state.meta, jnp.float32(1.5), toy_tasks())
+    _, metrics = step(state, jnp.float32(1.5), toy_tasks())
+    assert set(measured) == {"loss", "same", "cross", "support"}
+    for name, values in measured.items():
+        np.testing.assert_allclose(values, metrics[name], rtol=1e-6)
 
 
 def test_tasks_that_cannot_be_shared_out_are_refused():
     step = toy_step()
     state, tasks = step.init(toy_meta()), toy_tasks()
-    with pytest.raises(ValueError, match="6 tasks cannot be shared by 4 devices"):
+    with pytest.raises(ValueError, match="6 tasks on 4 devices"):
         step._replace(devices=4)(state, jnp.float32(1), tasks)
     with pytest.raises(ValueError, match="0 tasks"):
         step(state, jnp.float32(1), jax.tree.map(lambda leaf: leaf[:0], tasks))
-    with pytest.raises(ValueError, match="stack all of them"):
+    with pytest.raises(ValueError, match=r"\(5,\), \(6,\)"):
         step(state, jnp.float32(1), tasks.replace(cross=np.ones((5, 5), np.float32)))
-    with pytest.raises(ValueError, match="no cross query"):
+    with pytest.raises(ValueError, match=r"cross_weight=0\.5"):
         step(state, jnp.float32(1), tasks.replace(cross=None))
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_step_size_must_be_positive(rate):
-    with pytest.raises(ValueError, match="learning_rate is"):
+    with pytest.raises(ValueError, match="learning_rate="):
         init_meta({"x": jnp.ones(3)}, {"x": {}}, learning_rate=rate)

@@ -137,7 +137,7 @@ def test_two_processes_share_an_array_and_learn_what_each_holds():
             "means": [rows.mean(0).tolist(), rows[3].tolist()],
             "loss": True,
             "bug": False,
-            "refused": "mapper is 'pmap',",
+            "refused": "mapper='pmap' map",
         }
 
 
