@@ -108,8 +108,8 @@ def test_no_step_is_the_start_itself():
         ({"steps": 1.5}, r"steps=1\.5"),
         ({"gradient": "second"}, "gradient='second'"),
         ({"gradient": 0}, "gradient=0"),
-        ({"learning_rate": {"y": 0.1}}, "learning_rate has structure"),
-        ({"learning_rate": jnp.ones(3)}, "learning_rate has structure"),
+        ({"learning_rate": {"y": 0.1}}, "learning_rate .*structure"),
+        ({"learning_rate": jnp.ones(3)}, "learning_rate .*structure"),
     ],
 )
 def test_bad_settings_are_named(changes, message):
