@@ -78,7 +78,7 @@ def read_json(path: PathLike) -> Any:
     """
     try:
         return json.loads(epath.Path(path).read_bytes().decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{os.fspath(path)} is not valid JSON: {error}") from error
 
 

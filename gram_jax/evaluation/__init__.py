@@ -24,7 +24,6 @@ from gram_jax.evaluation.probe import linear_probe
 from gram_jax.evaluation.results import (
     Comparison,
     Results,
-    ResultsError,
     Row,
     compare,
     comparison,
@@ -38,7 +37,6 @@ from gram_jax.evaluation.statistics import (
     harmonic_mean,
     harmonic_of_means,
     mean_of_harmonics,
-    p_value,
     paired_difference,
     summarize,
 )
@@ -47,7 +45,6 @@ from gram_jax.evaluation.zero_shot import class_features, image_features
 __all__ = [
     "Comparison",
     "Results",
-    "ResultsError",
     "Row",
     "Summary",
     "accuracy",
@@ -72,7 +69,6 @@ __all__ = [
     "mean_of_harmonics",
     "nearest_mean_agreement",
     "neural_collapse",
-    "p_value",
     "paired_difference",
     "per_class_accuracy",
     "predict",

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from gram_jax import evaluation
-from gram_jax.evaluation import Row
+from gram_jax.evaluation.metrics import calibration_error, confusion_matrix, macro_f1, per_class_accuracy
 from gram_jax.evaluation.protocols import Part, imbalance, thirds
+from gram_jax.evaluation.results import Row
 from gram_jax.tuning import Cost
 
 _IMAGES = 4096
@@ -29,22 +29,16 @@ def outcome(logits: np.ndarray) -> Outcome:
     return Outcome(logits.argmax(-1), 1 / np.exp(logits - best).sum(-1))
 
 
-def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of true (rows) against predicted classes, int64 ``[classes, classes]``."""
-    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
 def _recall(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The accuracy within each class that has images."""
+    """Returns the accuracy within each class that has images."""
     del confidence
-    counts = confusion(predicted, labels, classes)
-    there = counts.sum(1) > 0
-    return np.diagonal(counts)[there] / counts.sum(1)[there]
+    recall = per_class_accuracy(confusion_matrix(predicted, labels, classes))
+    return recall[~np.isnan(recall)]
 
 
 def _macro_f1(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> float:
     del confidence
-    return float(evaluation.macro_f1(confusion(predicted, labels, classes)))
+    return float(macro_f1(confusion_matrix(predicted, labels, classes)))
 
 
 def _calibration(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> float:
@@ -52,7 +46,7 @@ def _calibration(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarr
     # Filled up, so that sets of images of all lengths share compiled programs.
     room = (0, -len(labels) % _IMAGES)
     there = np.pad(np.ones(len(labels)), room)
-    return float(evaluation.calibration_error(np.pad(confidence, room), np.pad(predicted == labels, room), there))
+    return float(calibration_error(np.pad(confidence, room), np.pad(predicted == labels, room), there))
 
 
 # name -> metric of one run: predicted [images], confidence [images], labels [images], number of classes.
@@ -134,7 +128,7 @@ def save_confusion(path: epath.Path, measured: Iterable[tuple[Part, Outcome]]) -
     arrays = {}
     for part, found in measured:
         labels, names = part.dataset.labels, part.dataset.class_names
-        counts = [confusion(predicted, labels, len(names)) for predicted in found.predicted]
+        counts = [confusion_matrix(predicted, labels, len(names)) for predicted in found.predicted]
         arrays |= {key(part, "counts"): np.stack(counts).astype(np.int32), key(part, "class_names"): np.array(names)}
     save_arrays(path, arrays)
 

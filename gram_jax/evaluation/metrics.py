@@ -1,36 +1,34 @@
-"""Classification metrics as pure functions: fractions in [0, 1], jit-able, maskable, summable over batches."""
+"""Classification metrics as pure functions that work under jit and accept masks; fractions are in [0, 1]."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from gram_jax.errors import InputError
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The fraction of samples whose largest logit is at their label.
+    """Returns the fraction of samples whose largest logit is at their label.
 
-    accuracy = sum_i m_i [argmax_c logits_ic = y_i] / sum_i m_i; of equal logits the first counts.
+    accuracy = sum_i m_i [argmax_c logits_ic = y_i] / sum_i m_i; of equal logits, the first counts.
 
     Args:
       logits: float [N, C].
       labels: int [N], in 0..C-1.
-      mask: bool or float [N]; 0 leaves a sample out (padding of a last batch). None keeps all.
+      mask: bool or float [N]; 0 excludes a sample (the padding of a last batch). None includes all.
 
     Returns:
-      float32 []; NaN if nothing is left.
+      float32 []; NaN if no sample is included.
 
     Raises:
       InputError: the shapes do not fit.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> float(accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]]), jnp.array([0, 1, 1]), jnp.array([1, 1, 0])))
       1.0
-
-    Reference:
-      Standard.
     """
     _check(logits, labels, mask)
     weights = jnp.ones(labels.shape) if mask is None else mask.astype(jnp.float32)
@@ -38,60 +36,58 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     return jnp.sum(correct * weights) / jnp.sum(weights)
 
 
-def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Counts of true against predicted classes; the matrices of batches add up.
+def confusion_matrix(
+    predicted: ArrayLike, labels: ArrayLike, num_classes: int, mask: ArrayLike | None = None
+) -> np.ndarray | jax.Array:
+    """Returns counts of true against predicted classes; the matrices of batches add up.
 
-    M_tp = sum_i m_i [y_i = t] [argmax_c logits_ic = p].
+    M_tp = sum_i m_i [y_i = t] [predicted_i = p].
 
     Args:
-      logits: float [N, C].
-      labels: int [N], in 0..C-1.
-      mask: bool or float [N]; 0 leaves a sample out. None keeps all.
+      predicted: int [N], in 0..num_classes-1, e.g. the argmax of the logits.
+      labels: int [N], in 0..num_classes-1.
+      num_classes: the number of classes C.
+      mask: bool or float [N]; 0 excludes a sample. None includes all.
 
     Returns:
-      float32 [C, C]; rows are true classes, columns predicted ones.
+      [C, C]; rows are true classes, columns predicted ones. NumPy arrays give a NumPy array; JAX arrays and tracers
+      give a JAX array. Counts are integers without a mask, floats with one.
 
     Raises:
       InputError: the shapes do not fit.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> confusion_matrix(jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]]), jnp.array([0, 1, 1])).tolist()
-      [[1.0, 0.0], [1.0, 1.0]]
-
-    Reference:
-      Standard.
+      >>> confusion_matrix(np.array([0, 1, 0]), np.array([0, 1, 1]), 2).tolist()
+      [[1, 0], [1, 1]]
     """
-    _check(logits, labels, mask)
-    classes = logits.shape[-1]
-    weights = jnp.ones(labels.shape) if mask is None else mask.astype(jnp.float32)
-    return jnp.zeros((classes, classes)).at[labels, jnp.argmax(logits, axis=-1)].add(weights)
+    on_host = not any(isinstance(each, jax.Array) for each in (predicted, labels, mask))
+    library, length = (np, {}) if on_host else (jnp, {"length": num_classes**2})
+    predicted, labels = library.asarray(predicted, int), library.asarray(labels, int)
+    _check_vectors(predicted, labels, mask)
+    weights = None if mask is None else library.asarray(mask, np.float32)
+    places = labels * num_classes + predicted
+    return library.bincount(places, weights, minlength=num_classes**2, **length).reshape(num_classes, num_classes)
 
 
-def per_class_accuracy(confusion: jax.Array) -> jax.Array:
-    """The accuracy within each true class (its recall).
-
-    r_c = M_cc / sum_p M_cp.
+def per_class_accuracy(confusion: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Returns the accuracy within each true class (its recall), r_c = M_cc / sum_p M_cp.
 
     Args:
       confusion: [C, C], rows true, columns predicted.
 
     Returns:
-      float32 [C]; NaN for a class without samples. ``jnp.nanmean`` of it is the balanced accuracy.
+      float [C], NaN for a class without samples; the `nanmean` of it is the balanced accuracy.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> per_class_accuracy(jnp.array([[3.0, 1.0], [0.0, 2.0]])).tolist()
+      >>> per_class_accuracy(np.array([[3.0, 1.0], [0.0, 2.0]])).tolist()
       [0.75, 1.0]
-
-    Reference:
-      Standard.
     """
-    return jnp.diagonal(confusion) / jnp.sum(confusion, axis=1)
+    with np.errstate(invalid="ignore"):
+        return confusion.diagonal() / confusion.sum(axis=1)
 
 
 def macro_f1(confusion: jax.Array) -> jax.Array:
-    """The F1 score of each class, averaged over the classes that occur.
+    """Returns the F1 score of each class, averaged over the classes that occur.
 
     F1_c = 2 M_cc / (sum_p M_cp + sum_t M_tc), mean over {c : sum_p M_cp > 0}.
 
@@ -102,12 +98,11 @@ def macro_f1(confusion: jax.Array) -> jax.Array:
       float32 []; NaN if there are no samples.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> round(float(macro_f1(jnp.array([[3.0, 1.0], [0.0, 2.0]]))), 4)
       0.8286
 
     Reference:
-      Standard; averaged over the true classes, as the evaluator behind CoOp does.
+      Averaged over the true classes, as in Dassl, CoOp's evaluator.
     """
     true, predicted = jnp.sum(confusion, axis=1), jnp.sum(confusion, axis=0)
     f1 = 2 * jnp.diagonal(confusion) / (true + predicted)
@@ -117,7 +112,7 @@ def macro_f1(confusion: jax.Array) -> jax.Array:
 def expected_calibration_error(
     probabilities: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, bins: int = 15
 ) -> jax.Array:
-    """How far a classifier's confidence is from its accuracy.
+    """Returns the mean gap between the confidence and the accuracy of a classifier.
 
     ECE = sum_b (|B_b| / N) |accuracy(B_b) - confidence(B_b)|, where B_b holds the samples whose largest probability
     lies in ((b - 1) / bins, b / bins].
@@ -125,17 +120,16 @@ def expected_calibration_error(
     Args:
       probabilities: float [N, C], rows summing to one.
       labels: int [N], in 0..C-1.
-      mask: bool or float [N]; 0 leaves a sample out. None keeps all.
+      mask: bool or float [N]; 0 excludes a sample. None includes all.
       bins: the number of bins of equal width, >= 1.
 
     Returns:
-      float32 []; NaN if nothing is left.
+      float32 []; NaN if no sample is included.
 
     Raises:
-      InputError: the shapes do not fit, or ``bins`` < 1.
+      InputError: the shapes do not fit, or `bins` < 1.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> probabilities = jnp.array([[0.75, 0.25]] * 4)
       >>> float(expected_calibration_error(probabilities, jnp.array([0, 0, 0, 1])))
       0.0
@@ -151,41 +145,41 @@ def expected_calibration_error(
 def calibration_error(
     confidence: jax.Array, correct: jax.Array, mask: jax.Array | None = None, *, bins: int = 15
 ) -> jax.Array:
-    """The expected calibration error of predictions, where the other probabilities are not at hand.
+    """Returns the expected calibration error from the probability of the predicted class alone.
 
     Args:
       confidence: float [N], the probability of the predicted class.
       correct: bool [N], whether the prediction is right.
-      mask: bool or float [N]; 0 leaves a sample out. None keeps all.
+      mask: bool or float [N]; 0 excludes a sample. None includes all.
       bins: the number of bins of equal width, >= 1.
 
     Returns:
-      float32 [], as :func:`expected_calibration_error`; NaN if nothing is left.
+      float32 [], as in `expected_calibration_error`; NaN if no sample is included.
 
     Raises:
-      InputError: the shapes do not fit, or ``bins`` < 1.
+      InputError: the shapes do not fit, or `bins` < 1.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> float(calibration_error(jnp.array([0.75, 0.75, 0.75, 0.75]), jnp.array([True, True, False, False])))
       0.25
-
-    Reference:
-      See :func:`expected_calibration_error`.
     """
     if bins < 1:
         raise InputError(f"bins={bins}: at least one bin is needed")
-    if confidence.ndim != 1 or correct.shape != confidence.shape or (mask is not None and mask.shape != correct.shape):
-        raise InputError(
-            f"expected confidence [N], correct [N] and a mask [N] or None; found {confidence.shape}, {correct.shape} "
-            f"and {None if mask is None else mask.shape}"
-        )
+    _check_vectors(confidence, correct, mask)
     weights = jnp.ones(correct.shape) if mask is None else mask.astype(jnp.float32)
     confidence, correct = jnp.asarray(confidence, jnp.float32), jnp.asarray(correct, jnp.float32)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     # |B| |accuracy - confidence| = |sum of (correct - confidence)|, which needs no division by an empty bin.
     gaps = jnp.zeros(bins).at[index].add(weights * (correct - confidence))
     return jnp.sum(jnp.abs(gaps)) / jnp.sum(weights)
+
+
+def _check_vectors(one: jax.Array, other: jax.Array, mask: jax.Array | None) -> None:
+    if one.ndim != 1 or other.shape != one.shape or (mask is not None and mask.shape != one.shape):
+        raise InputError(
+            f"expected two arrays [N] and a mask [N] or None; found {one.shape}, {other.shape} and "
+            f"{None if mask is None else mask.shape}"
+        )
 
 
 def _check(scores: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:

@@ -1,4 +1,4 @@
-"""The result file of an experiment: rows in long form, paired comparisons, and where they come from."""
+"""The result file of an experiment: measurements in long form, paired comparisons, and their provenance."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ import math
 import os
 import platform
 import subprocess
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
+import pydantic
 
-from gram_jax.errors import InputError
-from gram_jax.evaluation.statistics import Summary, p_value, paired_difference
+from gram_jax.errors import InputError, nearest
+from gram_jax.evaluation.statistics import Summary, paired_difference
+from gram_jax.io import read_json, write_file
 
 SCHEMA = 1
 
 _PACKAGES = ("gram_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "pillow")
 
 
-class ResultsError(InputError):
-    """A result file does not follow the schema."""
+_STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One measurement.
 
     Attributes:
-      method: what was measured, e.g. "zero_shot", "coop", "coop+gram:init_only".
-      protocol: how, e.g. "zero_shot", "base_to_new".
-      dataset: on what, e.g. "glyphs:greek_small".
+      method: the measured method, e.g. "zero_shot", "coop", "coop+gram:init_only".
+      protocol: e.g. "zero_shot", "base_to_new".
+      dataset: e.g. "glyphs:greek_small".
       metric: e.g. "accuracy"; fractions are in [0, 1].
-      value: the number, finite.
-      domain: the visual domain, where the dataset has several.
-      shots: labeled images a class; None where nothing was trained.
+      value: the finite number.
+      domain: the visual domain, or the dataset tested on, if it differs from `dataset`.
+      shots: labeled images per class; None without training.
       seed: the seed of the draw.
-      split: the classes: "all", "base" or "new"; of long tails also "head", "middle" and "tail" of the base classes.
-      step: the step of training; None where nothing was trained.
+      split: the classes: "all", "base" or "new"; for long tails also "head", "middle" and "tail" of the base classes.
+      step: the training step; None without training.
     """
 
     method: str
@@ -58,19 +57,20 @@ class Row:
     step: int | None = None
 
 
+@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two methods over the same draws.
+    """A comparison of two methods on the same draws.
 
     Attributes:
       a, b: the methods.
-      metric: what is compared.
+      metric: the compared quantity.
       over: the fields whose values vary between the pairs, e.g. "dataset, seed".
       mean_difference: the mean of a - b.
       ci95: (low, high) of its 95 % confidence interval; None for one pair.
       n: the number of pairs.
-      p_value: of the paired t-test that the true difference is zero, not corrected for the number of comparisons; None
-        for one pair, and for pairs that all differ by the same.
+      p_value: that of the paired t-test of zero difference, not corrected for the number of comparisons; None for one
+        pair, and for pairs with equal differences.
     """
 
     a: str
@@ -83,13 +83,14 @@ class Comparison:
     p_value: float | None = None
 
 
+@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that an experiment found.
+    """The results of an experiment.
 
     Attributes:
       config: the settings, JSON values.
-      environment: what :func:`environment` returned.
+      environment: the result of `environment`.
       rows: the measurements.
       comparisons: paired comparisons of them.
       schema: the version of this layout.
@@ -108,24 +109,22 @@ def environment(
     splits: Mapping[str, str] | None = None,
     draws: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Where numbers come from: versions, device, code, weights, splits and draws.
+    """Returns the provenance of results: versions, device, code, weights, splits and draws.
 
     Args:
-      weights: the weights hash of the clip (``weights_hash(clip.params)``).
-      splits: a hash for each dataset split that was used.
-      draws: a hash for each few-shot draw that was used.
+      weights: the weights hash of the clip (`weights_hash(clip.params)`).
+      splits: a hash of each dataset split in use.
+      draws: a hash of each few-shot draw in use.
 
     Returns:
-      JSON values: "python", "packages", "device" (kind, count, processes), "git" (revision of the checkout that the
-      code runs from, "-dirty" appended if it was changed; None outside of one), "weights", "splits", "draws".
+      JSON values: "python", "packages", "device" (kind, platform, count, processes), "git" (the revision of the
+      checkout that contains the code, with "-dirty" after changes; None outside a checkout), "weights", "splits",
+      "draws".
 
     Example:
-      >>> found = environment(weights="abc")
-      >>> found["weights"], found["device"]["count"] >= 1
+      >>> provenance = environment(weights="abc")
+      >>> provenance["weights"], provenance["device"]["count"] >= 1
       ('abc', True)
-
-    Reference:
-      Our own choice.
     """
     import jax
 
@@ -159,24 +158,24 @@ def compare(
     metric: str = "accuracy",
     over: Sequence[str] = ("dataset", "domain", "seed"),
 ) -> Comparison:
-    """Compares two methods on the draws that both were measured on.
+    """Compares two methods on the same draws.
 
-    Rows are paired when they agree in every field but the method and the value.
+    Two rows form a pair if they agree in every field except the method and the value.
 
     Args:
-      rows: measurements; only those of the two methods and the metric are looked at.
+      rows: measurements; rows of other methods and metrics are ignored.
       a: a method.
       b: the method it is compared with.
-      metric: what is compared.
-      over: the fields in which pairs may differ from each other; in all others they must agree, so that, say, base
-        and new classes or two numbers of shots are not averaged by accident.
+      metric: the compared metric.
+      over: the fields in which pairs may differ from each other. They must agree in all other fields, so that, for
+        example, base and new classes or two numbers of shots are not averaged by accident.
 
     Returns:
-      The :class:`Comparison`, its ``over`` naming the fields that do vary.
+      The comparison; its `over` names the fields that vary.
 
     Raises:
       InputError: a method has no rows or several for one draw, a draw is missing on one side, or the rows vary in a
-        field outside ``over``.
+        field that is not in `over`.
 
     Example:
       >>> def row(method, seed, value):
@@ -185,9 +184,6 @@ def compare(
       >>> comparison = compare(rows, "gram", "coop")
       >>> round(comparison.mean_difference, 3), comparison.n, comparison.over
       (0.1, 2, 'seed')
-
-    Reference:
-      The paired t interval of :func:`gram_jax.evaluation.paired_difference`.
     """
     draws: dict[str, dict[tuple, float]] = {a: {}, b: {}}
     names = [field.name for field in dataclasses.fields(Row) if field.name not in ("method", "metric", "value")]
@@ -196,57 +192,54 @@ def compare(
             continue
         draw = tuple(getattr(row, name) for name in names)
         if draw in draws[row.method]:
-            raise InputError(f"{row.method!r} has two rows of {metric!r} for {_describe(names, draw)}: keep one")
+            raise InputError(f"{row.method!r} has two rows of {metric!r} for {_describe(names, draw)}; keep one")
         draws[row.method][draw] = row.value
-    for method, found in draws.items():
-        if not found:
+    for method, values in draws.items():
+        if not values:
             raise InputError(f"no rows of {metric!r} for method {method!r}")
     for draw in draws[a].keys() ^ draws[b].keys():
         missing = b if draw in draws[a] else a
-        raise InputError(f"{missing!r} was not measured on {_describe(names, draw)}: compare methods on the same draws")
+        raise InputError(f"{missing!r} was not measured on {_describe(names, draw)}; compare methods on the same draws")
     pairs = list(draws[a])
     varying = [name for i, name in enumerate(names) if len({draw[i] for draw in pairs}) > 1]
     if not set(varying) <= set(over):
         extra = sorted(set(varying) - set(over))
-        raise InputError(f"the rows also vary in {', '.join(extra)}: filter them, or name these fields in `over`")
+        raise InputError(f"the rows also vary in {', '.join(extra)}; filter them, or name these fields in `over`")
     difference = paired_difference([draws[a][draw] for draw in pairs], [draws[b][draw] for draw in pairs])
     return comparison(a, b, metric, ", ".join(varying), difference)
 
 
 def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> Comparison:
-    """A comparison of a paired difference.
+    """Returns a `Comparison` from a paired difference.
 
     Args:
       a: a method.
       b: the method it is compared with.
-      metric: what is compared.
+      metric: the compared quantity.
       over: the fields whose values vary between the pairs.
-      difference: of a - b, from :func:`gram_jax.evaluation.paired_difference`.
-
-    Returns:
-      The :class:`Comparison`, with an interval where there are several pairs, and a p-value where they vary.
+      difference: that of a - b, from `paired_difference`.
 
     Example:
-      >>> from gram_jax.evaluation import paired_difference
       >>> comparison("gram", "coop", "accuracy", "seed", paired_difference([0.6], [0.5])).p_value is None
       True
-
-    Reference:
-      See :func:`gram_jax.evaluation.p_value`.
     """
-    ci95, p = difference.ci95 if difference.n > 1 else None, p_value(difference)
-    return Comparison(a, b, metric, over, difference.mean, ci95, difference.n, None if math.isnan(p) else p)
+    ci95 = difference.ci95 if difference.n > 1 else None
+    p = None if math.isnan(difference.p_value) else difference.p_value
+    return Comparison(a, b, metric, over, difference.mean, ci95, difference.n, p)
+
+
+_ADAPTER = pydantic.TypeAdapter(Results)
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
-    """Writes a result file in one piece: a reader finds the old file or the new one, never half of it.
+    """Writes a result file atomically.
 
     Args:
-      path: the file, local or remote, e.g. ``WORKDIR/results.json``; its folder is created.
-      results: what to write.
+      path: the file, local or remote, e.g. `WORKDIR/results.json`; missing folders are created.
+      results: the results.
 
     Raises:
-      ResultsError: the results do not follow the schema.
+      InputError: the results do not follow the schema.
 
     Example:
       >>> import tempfile, pathlib
@@ -255,117 +248,71 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
       >>> write_results(path, results)
       >>> read_results(path) == results
       True
-
-    Reference:
-      Our own choice.
     """
     document = dataclasses.asdict(results)
     document = {"schema": document.pop("schema")} | document
+    validate(document)
     try:
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(document, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        validate(document)  # names the field, where it is one of ours
-        raise ResultsError(f"{path}: config or environment hold something that is not JSON: {error}") from error
-    validate(json.loads(text))
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{path.name}.part"
-    part.write_text(text)
-    part.replace(path)
+        raise InputError(f"{path}: config or environment contains a value that is not JSON: {error}") from error
+    write_file(path, text + "\n")
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
     """Reads and checks a result file.
 
     Args:
-      path: a file written by :func:`write_results`.
-
-    Returns:
-      The results.
+      path: a file that `write_results` wrote.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ResultsError: it is not JSON or does not follow the schema; the message names file and field.
+      InputError: the file is not JSON or does not follow the schema; the message names file and field.
 
     Example:
       >>> read_results("nowhere/results.json")
       Traceback (most recent call last):
       FileNotFoundError: ...
-
-    Reference:
-      Our own choice.
     """
+    document = read_json(path)
     try:
-        return validate(json.loads(epath.Path(path).read_text()))
-    except ResultsError as error:
-        raise ResultsError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise ResultsError(f"{path}: not a JSON file: {error}") from error
+        return validate(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def validate(document: Any) -> Results:
-    """Turns the JSON value of a result file into :class:`Results`, checking every field.
+    """Turns the JSON value of a result file into `Results` and checks every field.
 
     Args:
-      document: what ``json.loads`` returned.
-
-    Returns:
-      The results.
+      document: a value as `json.loads` returns it.
 
     Raises:
-      ResultsError: a field is missing, unknown or of another type; the message names it and the value found.
+      InputError: a field is missing, unknown or of the wrong type; the message names the field and the value.
 
     Example:
       >>> validate({"schema": 1, "config": {}, "environment": {}, "rows": [{"method": 3}], "comparisons": []})
       Traceback (most recent call last):
-      gram_jax.evaluation.results.ResultsError: rows[0].method: expected str, found 3
-
-    Reference:
-      Our own choice.
+      gram_jax.errors.InputError: rows[0].method: Input should be a valid string, found 3 (and 4 more errors)
     """
-    if isinstance(document, dict) and document.get("schema", SCHEMA) != SCHEMA:
-        raise ResultsError(f"schema: this version reads {SCHEMA}, found {document['schema']!r}")
-    return _parse(Results, document, "")
+    if isinstance(document, dict) and document.get("schema") != SCHEMA:
+        raise InputError(f"schema: this version reads {SCHEMA}, found {document.get('schema')!r}")
+    try:
+        return _ADAPTER.validate_json(json.dumps(document, default=repr))  # JSON, in which a list may become a tuple
+    except pydantic.ValidationError as error:
+        raise InputError(_first_error(error)) from error
 
 
-def _parse(kind: Any, value: Any, place: str) -> Any:
-    """``value`` as ``kind``; ``place`` is where it stands in the document."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin is types.UnionType:
-        return None if value is None else _parse(arguments[0], value, place)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            raise _error(place, "a list" if arguments[-1] is ... else f"a list of {len(arguments)}", value)
-        return tuple(_parse(arguments[0], item, f"{place}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(kind):
-        return _parse_fields(kind, value, place)
-    if origin is dict:
-        kind = dict
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
-        raise _error(place, "a finite number" if kind is float else kind.__name__, value)
-    return float(value) if kind is float else value
-
-
-def _parse_fields(kind: Any, value: Any, place: str) -> Any:
-    if not isinstance(value, dict):
-        raise _error(place or "the document", "an object", value)
-    hints = typing.get_type_hints(kind)
-    prefix = f"{place}." if place else ""
-    for name in sorted(value.keys() - hints.keys()):
-        raise ResultsError(f"{prefix}{name}: unknown field; the fields are {', '.join(hints)}")
-    found = {name: _parse(hints[name], value[name], f"{prefix}{name}") for name in hints if name in value}
-    for field in dataclasses.fields(kind):
-        optional = field.default is not dataclasses.MISSING and field.name != "schema"
-        if field.name not in found and not optional:
-            raise ResultsError(f"{prefix}{field.name}: missing")
-    return kind(**found)
-
-
-def _error(place: str, expected: str, value: Any) -> ResultsError:
-    return ResultsError(f"{place}: expected {expected}, found {value!r}"[:300])
+def _first_error(error: pydantic.ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+    message = f"{''.join(parts).removeprefix('.') or 'the document'}: {first['msg']}"
+    if first["type"] == "unexpected_keyword_argument":
+        known = [field.name for kind in (Row, Comparison, Results) for field in dataclasses.fields(kind)]
+        message += nearest(str(first["loc"][-1]), known)
+    if first["type"] != "missing":
+        message += f", found {first['input']!r}"[:200]
+    return message + (f" (and {len(others)} more errors)" if others else "")
 
 
 def _describe(names: Sequence[str], values: Sequence[Any]) -> str:
@@ -382,7 +329,7 @@ def _git_revision() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie, untracked, within the checkout of another project.
+    # An installed package may be an untracked file in the checkout of another project.
     if not git("ls-files", "--error-unmatch", here.name):
         return None
     return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")

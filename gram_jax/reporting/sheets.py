@@ -317,7 +317,7 @@ def _to_tuner(grid: Grid, method: str, items: Sequence[int] | None = None) -> Ce
     found = None if tuner is None else grid.difference_on(items, method, tuner)
     if found is None:
         return Cell(None, signed=True)
-    p = evaluation.p_value(found)
+    p = found.p_value
     return Cell(found, signed=True, p_value=None if math.isnan(p) else p)
 
 

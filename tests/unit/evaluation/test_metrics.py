@@ -51,8 +51,13 @@ def test_counts_and_what_follows_from_them(problem):
         scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
 
     arguments = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask)
-    confusion = jax.jit(confusion_matrix)(*arguments)
+    predicted = jnp.argmax(arguments[0], axis=-1)
+    confusion = jax.jit(confusion_matrix, static_argnums=2)(predicted, arguments[1], len(table), arguments[2])
     np.testing.assert_array_equal(confusion, table)
+    on_host = confusion_matrix(logits.argmax(-1), labels, len(table), mask)
+    assert isinstance(on_host, np.ndarray)
+    np.testing.assert_array_equal(on_host, table)
+    np.testing.assert_allclose(per_class_accuracy(on_host), recalls)
     np.testing.assert_allclose(jax.jit(accuracy)(*arguments), sum(table[c][c] for c in classes) / total, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(per_class_accuracy)(confusion), recalls, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(macro_f1)(confusion), np.mean(scores), rtol=1e-6)
@@ -60,9 +65,10 @@ def test_counts_and_what_follows_from_them(problem):
 
 def test_matrices_of_batches_add_up():
     generator = np.random.default_rng(0)
-    logits, labels = jnp.asarray(generator.normal(size=(10, 3))), jnp.asarray(generator.integers(0, 3, 10))
-    parts = confusion_matrix(logits[:4], labels[:4]) + confusion_matrix(logits[4:], labels[4:])
-    np.testing.assert_array_equal(parts, confusion_matrix(logits, labels))
+    predicted, labels = generator.integers(0, 3, (2, 10))
+    for cast in (np.asarray, jnp.asarray):
+        first, rest = (confusion_matrix(cast(predicted[at]), cast(labels[at]), 3) for at in (np.s_[:4], np.s_[4:]))
+        np.testing.assert_array_equal(first + rest, confusion_matrix(predicted, labels, 3))
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -97,11 +103,15 @@ def test_masks_do_not_retrace():
     assert float(traced(logits, labels[::-1], jnp.array([1, 0, 0]))) == 0.0
 
 
-@pytest.mark.parametrize("function", [accuracy, confusion_matrix, expected_calibration_error])
+@pytest.mark.parametrize("function", [accuracy, expected_calibration_error])
 def test_shapes_are_checked(function):
     with pytest.raises(ValueError, match=r"\(3, 2\), \(2,\) and None"):
         function(jnp.zeros((3, 2)), jnp.zeros(2, int))
     with pytest.raises(ValueError, match=r"\(2, 2\), \(2,\) and \(3,\)"):
         function(jnp.zeros((2, 2)), jnp.zeros(2, int), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"\(3,\), \(2,\) and None"):
+        confusion_matrix(jnp.zeros(3, int), jnp.zeros(2, int), 2)
+    with pytest.raises(ValueError, match=r"\(2,\), \(2,\) and \(3,\)"):
+        confusion_matrix(np.zeros(2, int), np.zeros(2, int), 2, np.ones(3))
     with pytest.raises(ValueError, match="bins=0"):
         expected_calibration_error(jnp.zeros((2, 2)), jnp.zeros(2, int), bins=0)

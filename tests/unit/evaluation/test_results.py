@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gram_jax.errors import InputError
 from gram_jax.evaluation import (
     Comparison,
     Results,
-    ResultsError,
     Row,
     compare,
     environment,
@@ -71,9 +71,9 @@ def test_files_from_before_there_were_p_values_are_read(tmp_path):
     for comparison in document["comparisons"]:
         del comparison["p_value"]
     path.write_text(json.dumps(document))
-    found = read_results(path)
-    assert found.rows == RESULTS.rows
-    assert found.comparisons == tuple(dataclasses.replace(each, p_value=None) for each in RESULTS.comparisons)
+    results = read_results(path)
+    assert results.rows == RESULTS.rows
+    assert results.comparisons == tuple(dataclasses.replace(each, p_value=None) for each in RESULTS.comparisons)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -81,15 +81,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     write_results(path, RESULTS)
     before = path.read_bytes()
     bad = Results({}, {}, (Row("a", "b", "c", "accuracy", float("nan")),))
-    with pytest.raises(ResultsError, match=r"rows\[0\].value: expected a finite number, found nan"):
+    with pytest.raises(InputError, match=r"rows\[0\]\.value: .*found nan"):
         write_results(path, bad)
-    with pytest.raises(ResultsError, match="not JSON"):
+    with pytest.raises(InputError, match="not JSON"):
         write_results(path, Results({"key": jax.random.key(0)}, {}, ()))
     assert path.read_bytes() == before
 
 
 def test_values_must_be_python_numbers(tmp_path):
-    with pytest.raises(ResultsError, match=r"rows\[0\].value: expected a finite number"):
+    with pytest.raises(InputError, match=r"rows\[0\]\.value: .*float32"):
         write_results(tmp_path / "r.json", Results({}, {}, (Row("a", "b", "c", "accuracy", np.float32(0.5)),)))
 
 
@@ -104,37 +104,37 @@ GOOD_ROW = {"method": "a", "protocol": "b", "dataset": "c", "metric": "accuracy"
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "the document: expected an object"),
-        (change(schema=2), "schema: this version reads 1, found 2"),
-        ({"config": {}, "environment": {}, "rows": []}, "schema: missing"),
-        (change(rows={}), "rows: expected a list"),
-        (change(rows=[3]), r"rows\[0\]: expected an object, found 3"),
-        (change(rows=[GOOD_ROW, GOOD_ROW | {"value": "0.5"}]), r"rows\[1\].value: expected a finite number"),
-        (change(rows=[GOOD_ROW | {"value": True}]), r"rows\[0\].value"),
-        (change(rows=[GOOD_ROW | {"seed": 1.5}]), r"rows\[0\].seed: expected int, found 1.5"),
-        (change(rows=[GOOD_ROW | {"sede": 1}]), r"rows\[0\].sede: unknown field; the fields are .*seed"),
-        (change(rows=[{k: v for k, v in GOOD_ROW.items() if k != "metric"}]), r"rows\[0\].metric: missing"),
-        (change(config=3), "config: expected dict, found 3"),
+        ([], r"the document: .*found \[\]"),
+        (change(schema=2), "schema: .*1, found 2"),
+        ({"config": {}, "environment": {}, "rows": []}, "schema: .*1, found None"),
+        (change(rows={}), "rows: .*found {}"),
+        (change(rows=[3]), r"rows\[0\]: .*found 3"),
+        (change(rows=[GOOD_ROW, GOOD_ROW | {"value": "0.5"}]), r"rows\[1\]\.value: .*found '0.5'"),
+        (change(rows=[GOOD_ROW | {"value": True}]), r"rows\[0\]\.value: .*found True"),
+        (change(rows=[GOOD_ROW | {"seed": 1.5}]), r"rows\[0\]\.seed: .*found 1.5"),
+        (change(rows=[GOOD_ROW | {"sede": 1}]), r"rows\[0\]\.sede: .*'seed'"),
+        (change(rows=[{k: v for k, v in GOOD_ROW.items() if k != "metric"}]), r"rows\[0\]\.metric: .*required"),
+        (change(config=3), "config: .*found 3"),
         (
             change(comparisons=[dataclasses.asdict(RESULTS.comparisons[0]) | {"ci95": [1]}]),
-            r"comparisons\[0\].ci95: expected a list of 2",
+            r"comparisons\[0\]\.ci95\[1\]: .*required",
         ),
         (
             change(comparisons=[dataclasses.asdict(RESULTS.comparisons[0]) | {"p_value": "0.01"}]),
-            r"comparisons\[0\].p_value: expected a finite number, found '0.01'",
+            r"comparisons\[0\]\.p_value: .*found '0.01'",
         ),
     ],
 )  # fmt: skip
 def test_what_breaks_the_schema_is_named(document, message, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(ResultsError, match=f"results.json: {message}"):
+    with pytest.raises(InputError, match=rf"results\.json: {message}"):
         read_results(path)
 
 
 def test_not_json(tmp_path):
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ResultsError, match=r"results.json: not a JSON file"):
+    with pytest.raises(InputError, match=r"results\.json is not valid JSON"):
         read_results(tmp_path / "results.json")
 
 

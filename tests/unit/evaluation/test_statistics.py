@@ -14,7 +14,6 @@ from gram_jax.evaluation import (
     harmonic_mean,
     harmonic_of_means,
     mean_of_harmonics,
-    p_value,
     paired_difference,
     summarize,
 )
@@ -61,17 +60,17 @@ def test_p_value_equals_scipy(n, shift):
     b = generator.normal(0.5, 0.2, n)
     a = b + generator.normal(shift, 0.02, n)
     difference = paired_difference(a, b)
-    assert p_value(difference) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-6)
-    assert p_value(paired_difference(b, a)) == p_value(difference)  # two-sided
+    assert difference.p_value == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-6)
+    assert paired_difference(b, a).p_value == difference.p_value  # two-sided
     low, high = difference.ci95
-    assert (p_value(difference) < 0.05) == (not low <= 0 <= high)
+    assert (difference.p_value < 0.05) == (not low <= 0 <= high)
 
 
-def test_p_value_is_uniform_where_nothing_differs():
+def test_p_value_is_uniform_if_nothing_differs():
     draws = np.random.default_rng(0).normal(0.0, 1.0, (4000, 3))
-    found = np.array([p_value(summarize(row)) for row in draws])
+    p_values = np.array([paired_difference(row, 0 * row).p_value for row in draws])
     for level in (0.05, 0.5, 0.95):
-        assert np.mean(found < level) == pytest.approx(level, abs=3.5 * math.sqrt(level * (1 - level) / 4000))
+        assert np.mean(p_values < level) == pytest.approx(level, abs=3.5 * math.sqrt(level * (1 - level) / 4000))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_p_value_is_uniform_where_nothing_differs():
     ],
 )
 def test_without_spread_there_is_no_p_value(a, b):
-    assert math.isnan(p_value(paired_difference(a, b)))
+    assert math.isnan(paired_difference(a, b).p_value)
 
 
 @given(st.floats(1e-3, 100), st.floats(1e-3, 100))
