@@ -1,22 +1,21 @@
-"""From image-text pairs as they lie on disk to one canonical TFDS dataset (array_record files, no TensorFlow).
+"""Converts image-text pairs in common layouts to one TFDS dataset in array_record format, without TensorFlow.
 
     python -m experiments.prepare_corpus --source="webdataset:/data/cc3m/{00000..00331}.tar" --workdir=runs/cc3m
     python -m experiments.prepare_corpus --source=csv:/data/pairs.csv --caption_column=title --drop_duplicates
     python -m experiments.prepare_corpus --source=folder:/data/photos
 
 Sources are csv:FILE, tsv:FILE, webdataset:FILES (tar archives as img2dataset writes them), folder:PATH (images with a
-.txt or .json of the same stem), tfds:NAME[:VERSION][:SPLIT] and glyphs; `gram_jax.data.plan_units` says more. The
-dataset in WORKDIR/dataset holds encoded images untouched, captions and names of origin. Read it as
-``array_record:WORKDIR/dataset`` wherever a corpus is asked for, or with ``tfds.builder_from_directory``.
+.txt or .json of the same stem), tfds:NAME[:VERSION][:SPLIT] and glyphs; see `gram_jax.data.plan_units`. The dataset in
+WORKDIR/dataset holds encoded images unchanged, captions and names of origin. Use it as `array_record:WORKDIR/dataset`
+for any --corpus, or open it with `tfds.builder_from_directory`.
 
-Every image is decoded once: broken ones, those above --max_pixels, and entries without a caption are skipped, counted
-and listed in WORKDIR/skipped.jsonl. If they are more than --max_broken of all, the program ends with an error and
-without a dataset, but loses nothing. It may be killed at any moment: the same command continues, to the same bytes.
+Every image is decoded once. Broken images, images above --max_pixels, and entries without a caption are skipped,
+counted and listed in WORKDIR/skipped.jsonl. If their share exceeds --max_broken, the program ends with an error and
+without a dataset, but keeps its work. After a kill at any moment the same command resumes and writes the same bytes.
 
-One core reads, checks and writes 600 pairs a second (JPEG files of 512 x 384 pixels and 40 KB, from archives; 1,200 of
-the glyphs), so that a million pairs take half an hour of one core. A pair takes its encoded image and 280 bytes on
-disk. Memory does not grow with the corpus: 85 MB a worker and 180 MB for the program; --drop_duplicates takes another
-80 bytes a pair at the end.
+One core reads, checks and writes 600 pairs per second (JPEG files of 512 x 384 pixels and 40 KB, from archives; 1,200
+of the glyphs): half an hour per million pairs. A pair needs its encoded image and 280 bytes on disk. Memory does not
+grow with the corpus: 85 MB per worker and 180 MB for the program; --drop_duplicates adds 80 bytes per pair at the end.
 """
 
 from __future__ import annotations
@@ -34,34 +33,41 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax import runtime
+from gram_jax.data.pairs.base import DAMAGED, Reading
+from gram_jax.data.pairs.prepared import MANIFEST, publish, read_manifest
+from gram_jax.data.pairs.reading import plan_units
+from gram_jax.data.pairs.shards import Shard, read_shard, write_shard
 from gram_jax.errors import InputError
+from gram_jax.io import atomic_path, is_remote, read_json, write_json
 
 from ._launch import at_least, launch, setting
 
-MAY_CHANGE = ("workers", "max_broken")  # what an interrupted run may be continued with
+# Worker processes import this module, so its imports must not import JAX.
+
+MAY_CHANGE = ("workers", "max_broken")  # settings that may differ in a resumed run
 STATE, PLAN, SHARDS, SKIPPED, DATASET = "prepare.json", "plan.jsonl", "shards", "skipped.jsonl", "dataset"
-_KEPT = "what is finished is kept: once that is mended, the same command continues"
+_KEPT = "finished work is kept: fix the cause and run the same command again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is read, and what is let in."""
+    """The settings of the conversion."""
 
     source: str = setting(
         "glyphs", "csv:FILE, tsv:FILE, webdataset:FILES, folder:PATH, tfds:NAME[:VERSION][:SPLIT], or glyphs"
     )
-    image_column: str = setting("", "column of paths (csv, tsv), feature of images (tfds); empty: by its usual names")
-    caption_column: str = setting("", "column, feature or JSON key of captions; empty: by its usual names")
-    data_dir: str = setting("", "folder of TFDS datasets; empty: TFDS's own")
-    pairs: int = setting(20_000, "pairs that are drawn (glyphs)")
-    seed: int = setting(0, "seed of what is drawn (glyphs)")
+    image_column: str = setting("", "column of paths (csv, tsv), feature of images (tfds); empty: common names")
+    caption_column: str = setting("", "column, feature or JSON key of captions; empty: common names")
+    data_dir: str = setting("", "folder of TFDS datasets; empty: TFDS's default")
+    pairs: int = setting(20_000, "number of pairs to draw (glyphs)")
+    seed: int = setting(0, "seed of drawn pairs (glyphs)")
     name: str = setting("pairs", "name of the TFDS dataset")
-    drop_duplicates: bool = setting(False, "of pairs with the same image and caption, to the byte, keep the first")
-    max_broken: float = setting(0.01, "share of entries that may be broken or without a caption")
+    drop_duplicates: bool = setting(False, "keep the first of pairs with the same bytes of image and caption")
+    max_broken: float = setting(0.01, "largest allowed share of skipped entries, from 0 to 1")
     max_pixels: int = setting(178_956_970, "images with more pixels are broken")
-    max_bytes: int = setting(64 << 20, "encoded images with more bytes are refused")
-    shard_pairs: int = setting(2000, "entries of a shard, at most; an archive is one shard whatever its size")
-    workers: int = setting(0, "processes; 0 for one a core")
+    max_bytes: int = setting(64 << 20, "larger encoded images are refused; bytes")
+    shard_pairs: int = setting(2000, "most entries in a shard; an archive is one shard whatever its size")
+    workers: int = setting(0, "processes; 0: one per core")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "pairs", "max_pixels", "max_bytes", "shard_pairs")
@@ -69,32 +75,14 @@ class Config:
         if not 0.0 <= self.max_broken <= 1.0:
             raise InputError(f"--max_broken={self.max_broken}: it must be a share, from 0 to 1")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise InputError(f"--name={self.name!r}: lower case letters, digits and underscores, a letter first")
+            raise InputError(f"--name={self.name!r}: use lower case letters, digits and underscores, a letter first")
 
 
 def plan(config: Config, workdir: Path) -> int:
-    """Divides the source into units, a JSON line each, unless that is done; returns their number."""
-    from gram_jax.data.pairs import shards as pair_shards
-    from gram_jax.data.pairs.reading import Reading, plan_units
-
+    """Divides the source into units, one JSON line each, unless a plan exists; returns the number of units."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
-    path = workdir / STATE
-    if path.exists():
-        try:
-            state = json.loads(path.read_text())
-            begun, units = dict(state["settings"]), int(state["units"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); give another --workdir") from error
-        differing = [
-            f"--{name}={begun.get(name)!r}, this run has {value!r}"
-            for name, value in settings.items()
-            if begun.get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{workdir} was begun with {'; with '.join(differing)}; give the same settings, or another --workdir"
-            )
-        return units
+    if (workdir / STATE).exists():
+        return _planned(workdir, settings)
     reading = Reading(
         image_column=config.image_column,
         caption_column=config.caption_column,
@@ -104,50 +92,59 @@ def plan(config: Config, workdir: Path) -> int:
         pairs=config.pairs,
         seed=config.seed,
     )
-    part, units = workdir / f"{PLAN}.part", 0
-    with open(part, "w") as file:
+    units = 0
+    with atomic_path(workdir / PLAN) as part, part.open("w") as file:
         for unit in plan_units(config.source, reading):
             file.write(json.dumps(unit) + "\n")
             units += 1
-    part.replace(workdir / PLAN)
-    pair_shards.write_json(path, {"settings": settings, "units": units})
+    write_json(workdir / STATE, {"settings": settings, "units": units})
+    return units
+
+
+def _planned(workdir: Path, settings: dict[str, Any]) -> int:
+    """Returns the number of units of an existing plan; raises InputError if its settings differ."""
+    try:
+        state = read_json(workdir / STATE)
+        before, units = dict(state["settings"]), int(state["units"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{workdir / STATE} is damaged ({error!r}); give another --workdir") from error
+    differing = [
+        f"--{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
+    if differing:
+        raise InputError(f"{workdir} has other settings: {'; '.join(differing)}; use these, or give another --workdir")
     return units
 
 
 def write_shards(config: Config, workdir: Path, units: int) -> None:
-    """Writes the shards that are not there yet, in as many processes as there are workers."""
-    from gram_jax.data.pairs import shards as pair_shards
-
-    folder = workdir / SHARDS
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.part"):
-        left.unlink()
-    done = [number for number in range(units) if pair_shards.read_shard(folder / f"{number:05d}") is not None]
-    workers = min(config.workers or os.cpu_count() or 1, max(1, units - len(done)))
-    totals = Counter()
-    for number in done:
-        _count(totals, pair_shards.read_shard(folder / f"{number:05d}"))
-    with runtime.Progress(units, "shards", initial=len(done), unit="shard", every_seconds=10.0) as progress:
-        if len(done) == units:
+    """Writes the missing shards in parallel."""
+    (workdir / SHARDS).mkdir(exist_ok=True)
+    for leftover in (workdir / SHARDS).glob("*.part"):
+        leftover.unlink()
+    finished = {number: shard for number in range(units) if (shard := read_shard(_stem(workdir, number))) is not None}
+    workers = min(config.workers or os.cpu_count() or 1, max(1, units - len(finished)))
+    pairs = sum(shard.pairs for shard in finished.values())
+    skipped = sum(sum(shard.skipped.values()) for shard in finished.values())
+    with runtime.Progress(units, "shards", initial=len(finished), unit="shard", every_seconds=10.0) as progress:
+        if len(finished) == units:
             return
         with runtime.worker_pool(workers) as pool:
-            for shard in _written(pool, config, workdir, set(done), 2 * workers):
-                _count(totals, shard)
-                progress.update(pairs=f"{totals['pairs']:,}", skipped=f"{totals['skipped']:,}")
+            for shard in _written(pool, config, workdir, set(finished), 2 * workers):
+                pairs, skipped = pairs + shard.pairs, skipped + sum(shard.skipped.values())
+                progress.update(pairs=f"{pairs:,}", skipped=f"{skipped:,}")
 
 
-def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set[int], ahead: int) -> Iterator[Any]:
-    """Shards as they are finished; only so many units are in memory at a time."""
-    from gram_jax.data.pairs.shards import write_shard
-
+def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set[int], ahead: int) -> Iterator[Shard]:
+    """Yields shards as they are finished; at most `ahead` units are in memory at a time."""
     running = set()
     try:
         with open(workdir / PLAN) as lines:
             for number, line in enumerate(lines):
                 if number in done:
                     continue
-                stem = workdir / SHARDS / f"{number:05d}"
-                running.add(pool.submit(write_shard, stem, json.loads(line), config.max_pixels))
+                running.add(pool.submit(write_shard, _stem(workdir, number), json.loads(line), config.max_pixels))
                 if len(running) >= ahead:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in finished)
@@ -155,82 +152,71 @@ def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in finished)
     except BrokenExecutor as error:
-        raise InputError(f"a worker process was ended, by a lack of memory perhaps; {_KEPT}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{error}. {_KEPT[0].upper()}{_KEPT[1:]}") from error
+        raise InputError(f"a worker process was killed, possibly for lack of memory; {_KEPT}") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{error}; {_KEPT}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _count(totals: Counter, shard: Any) -> None:
-    totals["pairs"] += shard.pairs
-    totals["skipped"] += sum(shard.skipped.values())
+def _stem(workdir: Path, number: int) -> Path:
+    return workdir / SHARDS / f"{number:05d}"
 
 
 def check_broken(config: Config, workdir: Path, units: int) -> None:
-    """Lists what was skipped, and refuses a corpus of which too much is broken."""
-    from gram_jax.data.pairs import shards as pair_shards
-    from gram_jax.data.pairs.reading import DAMAGED
-
+    """Lists the skipped entries; raises InputError if their share exceeds --max_broken."""
     pairs, skipped = 0, Counter()
-    part = workdir / f"{SKIPPED}.part"
-    with open(part, "w") as listed:
+    with atomic_path(workdir / SKIPPED) as part, part.open("w") as listing:
         for number in range(units):
-            stem = workdir / SHARDS / f"{number:05d}"
-            shard = pair_shards.read_shard(stem)
+            shard = read_shard(_stem(workdir, number))
             pairs, skipped = pairs + shard.pairs, skipped + Counter(shard.skipped)
-            with open(f"{stem}.skipped") as lines:
+            with open(f"{_stem(workdir, number)}.skipped") as lines:
                 entries = (dict(zip(("name", "reason", "detail"), json.loads(line), strict=True)) for line in lines)
-                listed.writelines(json.dumps(entry) + "\n" for entry in entries)
-    part.replace(workdir / SKIPPED)
+                listing.writelines(json.dumps(entry) + "\n" for entry in entries)
     total = sum(skipped.values())
-    # Nobody knows how many pairs a damaged archive has lost: archives are compared with archives.
+    # A damaged archive has lost an unknown number of pairs: it is compared with the number of archives.
     share = max(total / max(1, pairs + total), skipped[DAMAGED] / units)
     if share > config.max_broken:
         raise InputError(
-            f"{total} of {pairs + total} entries are no pairs ({_told(skipped)}), {100 * share:.2g} % where "
-            f"--max_broken={config.max_broken} allows {100 * config.max_broken:.2g} %; {workdir / SKIPPED} lists them. "
-            f"All that was read is kept: the same command with --max_broken={min(1.0, share + 0.01):.2f} accepts it at "
-            f"once; remove {workdir / SHARDS} to have everything read anew"
+            f"{total} of {pairs + total} entries are skipped ({_counts(skipped)}): {100 * share:.2g} % exceeds "
+            f"--max_broken={config.max_broken}; {workdir / SKIPPED} lists them. Run the same command with "
+            f"--max_broken={min(1.0, share + 0.01):.2f} to accept them, or delete {workdir / SHARDS} to read again"
         )
 
 
-def _told(counts: dict[str, int]) -> str:
+def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
 
 
 def run(config: Config, workdir: Any) -> None:
-    """Prepares the corpus, or continues, and says what it holds."""
-    from gram_jax.data.pairs import prepared as pair_dataset
-
-    if "://" in os.fspath(workdir):
-        raise InputError(f"--workdir={workdir}: array_record files are written to a local folder; copy them from there")
-    workdir, started = Path(workdir), time.monotonic()
+    """Prepares the corpus, or resumes its preparation, and prints what it holds."""
+    if is_remote(workdir):
+        raise InputError(f"--workdir={workdir}: array_record files need a local folder; copy the dataset afterwards")
+    workdir, begin = Path(workdir), time.monotonic()
     units = plan(config, workdir)
     folder = workdir / DATASET
-    if (folder / pair_dataset.MANIFEST).exists():
-        print(f"{folder} is there already, of the same settings: nothing to do")
-        manifest = pair_dataset.read_manifest(folder)
+    if (folder / MANIFEST).exists():
+        print(f"{folder} exists already, with the same settings: there is nothing to do")
+        manifest = read_manifest(folder)
     else:
         write_shards(config, workdir, units)
         check_broken(config, workdir, units)
-        stems = [workdir / SHARDS / f"{number:05d}" for number in range(units)]
         with runtime.Progress(units, "publishing", unit="shard") as progress:
-            manifest = pair_dataset.publish(
+            manifest = publish(
                 folder,
-                stems,
+                [_stem(workdir, number) for number in range(units)],
                 name=config.name,
                 source=config.source,
                 drop_duplicates=config.drop_duplicates,
                 progress=progress.update,
             )
     shutil.rmtree(workdir / SHARDS, ignore_errors=True)
-    seconds = time.monotonic() - started
     print(
         f"{manifest.pairs:,} pairs, {manifest.record_bytes / manifest.pairs:,.0f} bytes each, in {folder} "
-        f"({seconds:.1f} s); skipped: {_told(manifest.skipped)}; duplicates dropped: {manifest.duplicates}"
+        f"({time.monotonic() - begin:.1f} s); skipped: {_counts(manifest.skipped)}; duplicates dropped: "
+        f"{manifest.duplicates}"
     )
-    print(f"read it as array_record:{folder}")
+    print(f"use it as --corpus=array_record:{folder}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def write_file(path: PathLike, content: str | bytes) -> None:
 
 def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
     """Writes a JSON file atomically, with a final newline."""
-    write_file(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    write_file(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
 
 
 def read_json(path: PathLike) -> Any:

@@ -5,7 +5,8 @@ from .dataset import Dataset, base_and_new, long_tail, restrict
 from .feature_bank import FeatureBank, dataset_features, open_bank
 from .feature_key import StoreError, feature_key
 from .feature_store import Store, open_store
-from .pairs.reading import Pair, Reading, Skipped, plan_units, read_pairs, read_unit
+from .pairs.base import Pair, Reading, Skipped
+from .pairs.reading import plan_units, read_pairs, read_unit
 from .prefetch import Ordered, ordered
 from .readers import coop
 from .readers.sources import load_dataset

@@ -1,4 +1,4 @@
-"""experiments.prepare_corpus from files to a TFDS dataset: what it holds, what it leaves out, that it can be killed."""
+"""experiments.prepare_corpus: content of the dataset, skipped entries, kills."""
 
 import dataclasses
 import hashlib
@@ -109,9 +109,9 @@ def test_the_same_command_does_nothing_and_other_settings_are_refused(config, da
     before = files(dataset)
     monkeypatch.setattr(prepare_corpus, "write_shards", lambda *_: pytest.fail("read again"))
     prepare(dataclasses.replace(config, workers=1, max_broken=0.5), dataset.parent)
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     assert files(dataset) == before
-    several = r"was begun with --name='pairs', this run has 'others'; with --shard_pairs=4, this run has 5"
+    several = r"--name was 'pairs' and is 'others'; --shard_pairs was 4 and is 5"
     with pytest.raises(ValueError, match=several):
         prepare(dataclasses.replace(config, shard_pairs=5, name="others"), dataset.parent)
     assert files(dataset) == before
@@ -139,10 +139,10 @@ def test_what_is_broken_is_skipped_counted_and_listed(pairs, tmp_path, capsys):
     source = fill(tmp_path / "images", entries)
     (tmp_path / "images" / "0010.txt").unlink()
     config = Config(source=source, shard_pairs=3, workers=1, max_pixels=5000, max_broken=0.01)
-    message = r"7 of 11 entries are no pairs \(4 broken image, 2 no caption, 1 no image\), 64 %"
+    message = r"7 of 11 entries .*\(4 broken image, 2 no caption, 1 no image\).* 64 %"
     with pytest.raises(ValueError, match=message) as refused:
         prepare(config, tmp_path / "run")
-    assert "--max_broken=0.65 accepts it" in str(refused.value)
+    assert "--max_broken=0.65" in str(refused.value)
     assert not (tmp_path / "run" / "dataset").exists()
     listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["name"] for entry in listed] == [f"{number:04d}.jpg" for number in (*broken, 10)]
@@ -180,18 +180,18 @@ def test_publishing_may_be_interrupted_between_any_two_files(pairs, tmp_path, mo
     source = fill(tmp_path / "images", entries)
     config = Config(source=source, shard_pairs=3, workers=1, drop_duplicates=drop_duplicates)
     expected = files(prepare(config, tmp_path / "whole"))
-    replace, moved = Path.replace, []
+    replace, moved = os.replace, []
 
-    def interrupted(self, target):
+    def interrupted(source, target, **settings):
         if Path(target).parent.name == "dataset":
             moved.append(target)
             if len(moved) == 2:
                 raise KeyboardInterrupt
-        return replace(self, target)
+        return replace(source, target, **settings)
 
     for _ in range(4):  # before the second shard, the third one, the captions, the manifest
         moved.clear()
-        monkeypatch.setattr(Path, "replace", interrupted)
+        monkeypatch.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, tmp_path / "stopped")
         monkeypatch.undo()
@@ -209,7 +209,7 @@ def test_a_damaged_archive_counts_as_a_whole_one(pairs, tmp_path):
     whole = (tmp_path / "1.tar").read_bytes()
     (tmp_path / "1.tar").write_bytes(whole[: whole.index(b"010.txt") + 100])
     config = Config(source=f"webdataset:{tmp_path}/{{0..1}}.tar", workers=1, max_broken=0.2)
-    with pytest.raises(ValueError, match=r"1 of 22 entries are no pairs \(1 damaged archive\), 50 %"):
+    with pytest.raises(ValueError, match=r"1 of 22 entries .*\(1 damaged archive\).* 50 %"):
         prepare(config, tmp_path / "run")
     dataset = prepare(dataclasses.replace(config, max_broken=0.5), tmp_path / "run")
     assert len(load_corpus(f"array_record:{dataset}", pairs=0)) == 11 + 10
@@ -223,7 +223,7 @@ def test_a_source_that_changes_is_refused(tmp_path, pairs):
     (tmp_path / "run").mkdir()
     assert prepare_corpus.plan(config, tmp_path / "run") == 2
     table.write_text("path,caption\nimages/0003.jpg,another\n")
-    with pytest.raises(ValueError, match=r"was changed since.*What is finished is kept"):
+    with pytest.raises(ValueError, match=r"pairs\.csv has changed.*kept"):
         prepare(config, tmp_path / "run")
 
 
@@ -256,7 +256,7 @@ def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
 
 def test_nothing_at_all_is_an_error(tmp_path):
     config = Config(source=fill(tmp_path / "images", [(b"no image", "a")]), workers=1, max_broken=1.0)
-    with pytest.raises(ValueError, match="has no pair that could be read"):
+    with pytest.raises(ValueError, match=r"folder:.*/images"):
         prepare(config, tmp_path / "run")
 
 
@@ -268,7 +268,7 @@ def test_a_dataset_that_is_incomplete_or_damaged_is_no_corpus(dataset, tmp_path)
     copy = tmp_path / "copy"
     for remove, message in (
         ("pairs-train.array_record-00001-of-00003", "lacks 1 of its shards"),
-        ("captions.jsonl", r"captions\.jsonl cannot be read"),
+        ("captions.jsonl", r"captions\.jsonl"),
     ):
         copy.mkdir(exist_ok=True)
         for name, whole in files(dataset).items():
@@ -277,10 +277,10 @@ def test_a_dataset_that_is_incomplete_or_damaged_is_no_corpus(dataset, tmp_path)
         with pytest.raises(ValueError, match=message):
             load_corpus(f"array_record:{copy}", pairs=0)
     (copy / "captions.jsonl").write_text('"a"\n')
-    with pytest.raises(ValueError, match="holds 1 captions of 11"):
+    with pytest.raises(ValueError, match="1 captions of 11"):
         load_corpus(f"array_record:{copy}", pairs=0)
     (copy / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"manifest\.json cannot be used"):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
         load_corpus(f"array_record:{copy}", pairs=0)
 
 

@@ -1,1 +1,1 @@
-"""Readers of image-text pairs."""
+"""Image-text pairs: readers of the common layouts, and the prepared corpus that training reads."""

@@ -1,12 +1,13 @@
-"""Pairs in a folder: each image beside a .txt or .json of the same stem."""
+"""Pairs in a folder: images, each with a .txt or .json of the same stem."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from gram_jax.data.pairs.reading import (
+from gram_jax.data.pairs.base import (
     MAX_TEXT_BYTES,
     NO_CAPTION,
     NO_IMAGE,
@@ -21,37 +22,32 @@ from gram_jax.data.readers.files import SUFFIXES
 from gram_jax.errors import InputError
 
 
-def plan(kind: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """One unit for every `reading.unit_pairs` images, in the order of sorted names.
+def plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Returns one unit per `reading.unit_pairs` images, in the order of sorted names.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      InputError: it holds no images.
+      InputError: the folder holds no images.
     """
     root = os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(root):
         raise FileNotFoundError(f"there is no folder {root!r}; check the path")
-    return _plan(kind, root, reading)
+    return _plan(source, root, reading)
 
 
-def _plan(kind: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    shared = {"kind": kind, "root": root, "key": reading.caption_column, "max_bytes": reading.max_bytes}
-    names: list[str] = []
-    empty = True
-    for name in _images(root, ""):
-        empty = False
-        names.append(name)
-        if len(names) == reading.unit_pairs:
-            yield {**shared, "names": names, "count": len(names)}
-            names = []
-    if names:
-        yield {**shared, "names": names, "count": len(names)}
-    if empty:
+def _plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    shared = {"kind": source, "root": root, "key": reading.caption_column, "max_bytes": reading.max_bytes}
+    images = _images(root, "")
+    names = list(itertools.islice(images, reading.unit_pairs))
+    if not names:
         raise InputError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}); check the path")
+    while names:
+        yield {**shared, "names": names, "count": len(names)}
+        names = list(itertools.islice(images, reading.unit_pairs))
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
-    """The pairs of a list of image files."""
+    """Yields the pairs of a list of image files."""
     for name in unit["names"]:
         path = os.path.join(unit["root"], name)
         image = read_file(path, name, unit["max_bytes"], NO_IMAGE)
@@ -68,9 +64,9 @@ def _caption(stem: str, name: str, key: str) -> bytes | str | Skipped | None:
 
 
 def _images(root: str, below: str) -> Iterator[str]:
-    """Image files by name, those of a folder before those of its sub-folders; links to folders are not followed."""
-    with os.scandir(os.path.join(root, below)) as found:
-        entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
+    """Yields image files by name, those of a folder before those of its subfolders; links to folders are skipped."""
+    with os.scandir(os.path.join(root, below)) as listing:
+        entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
     for name, is_folder in entries:
         if not is_folder and not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
             yield os.path.join(below, name)

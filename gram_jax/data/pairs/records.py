@@ -1,40 +1,40 @@
-"""Pairs that are counted: the records of a TFDS dataset, the draws of the embedded world."""
+"""Pairs by number: the records of a TFDS dataset, the draws of the glyph benchmark."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gram_jax.data.pairs.reading import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, make_pair
+from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, make_pair
 from gram_jax.errors import InputError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def plan(kind: str, rest: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """One unit for every `reading.unit_pairs` records.
+def plan(source: str, rest: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Returns one unit per `reading.unit_pairs` records.
 
     Raises:
       FileNotFoundError: there is no such TFDS dataset.
-      InputError: it cannot be read without TensorFlow, or lacks images, captions or the split.
+      InputError: the dataset requires TensorFlow, or lacks images, captions or the split.
     """
-    if kind == "glyphs":
+    if source == "glyphs":
         shared, total = {"seed": reading.seed}, reading.pairs
     else:
         shared, total = _tfds(rest, reading)
     size = reading.unit_pairs
     return (
-        {"kind": kind, **shared, "first": first, "count": min(size, total - first)} for first in range(0, total, size)
+        {"kind": source, **shared, "first": first, "count": min(size, total - first)} for first in range(0, total, size)
     )
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
-    """The pairs of a range of records."""
+    """Yields the pairs of a range of records."""
     numbers = range(unit["first"], unit["first"] + unit["count"])
     return _glyphs(unit["seed"], numbers) if unit["kind"] == "glyphs" else _records(unit, numbers)
 
@@ -48,39 +48,41 @@ def _glyphs(seed: int, numbers: range) -> Iterator[Pair]:
 
 
 def _tfds(rest: str, reading: Reading) -> tuple[dict[str, Any], int]:
-    """What a unit of a TFDS dataset holds, and the number of records."""
+    """Returns the settings of a unit of a TFDS dataset, and the number of records."""
     import tensorflow_datasets as tfds
 
     name, *options = rest.split(":")
     versions = [option for option in options if _VERSION.fullmatch(option)]
     splits = [option for option in options if option not in versions]
     if len(versions) > 1 or len(splits) > 1:
-        raise InputError(f"'tfds:{rest}' cannot be read; give tfds:NAME[:VERSION][:SPLIT]")
+        raise InputError(f"'tfds:{rest}' is not of the form tfds:NAME[:VERSION][:SPLIT]")
     split = splits[0] if splits else "train"
     builder = _builder(name, versions[0] if versions else "", os.path.expanduser(reading.data_dir))
     folder = os.fspath(builder.data_dir)
     if not builder.info.file_format or builder.info.file_format.value != "array_record":
         raise InputError(
-            f"the TFDS dataset in {folder} was not prepared as array_record, which alone can be read without "
-            "TensorFlow; prepare it with download_and_prepare(file_format='array_record')"
+            f"the TFDS dataset in {folder} is not in array_record format, and other formats require TensorFlow; "
+            "prepare it with download_and_prepare(file_format='array_record')"
         )
     if split not in builder.info.splits:
-        known = ", ".join(builder.info.splits)
-        raise InputError(f"the TFDS dataset in {folder} has no split {split!r}; it has {known}")
+        raise InputError(
+            f"the TFDS dataset in {folder} has no split {split!r}; choose from {', '.join(builder.info.splits)}"
+        )
     features = dict(sorted(builder.info.features.items()))  # TFDS has them in any order
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    captions = [name for name in CAPTION_KEYS if name in features]
-    columns = []
-    for asked, usual, what in (
-        (reading.image_column, images, "image_column"),
-        (reading.caption_column, captions, "caption_column"),
-    ):
-        found = [asked] if asked in features else [] if asked else usual
-        if not found:
-            raise InputError(f"the TFDS dataset in {folder} has the features {', '.join(features)}; name one as {what}")
-        columns.append(found[0])
+    columns = [
+        _column(folder, list(features), reading.image_column, images, "image_column"),
+        _column(folder, list(features), reading.caption_column, CAPTION_KEYS, "caption_column"),
+    ]
     shared = {"folder": folder, "split": split, "columns": columns, "max_bytes": reading.max_bytes}
     return shared, builder.info.splits[split].num_examples
+
+
+def _column(folder: str, features: Sequence[str], asked: str, usual: Sequence[str], flag: str) -> str:
+    for name in [asked] if asked else usual:
+        if name in features:
+            return name
+    raise InputError(f"the TFDS dataset in {folder} has the features {', '.join(features)}; name one with {flag}")
 
 
 def _builder(name: str, version: str, data_dir: str) -> Any:
@@ -93,20 +95,20 @@ def _builder(name: str, version: str, data_dir: str) -> Any:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None, version=version or None)
     except tfds.core.DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"no prepared TFDS dataset {name!r} was found in {data_dir or tfds.core.constants.DATA_DIR}; give its "
+            f"there is no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}; give its "
             "data_dir, or the folder that holds its dataset_info.json"
         ) from error
 
 
 def open_source(folder: str, split: str, image: str) -> Any:
-    """The records of a TFDS dataset in random access, images as the bytes that were stored."""
+    """Returns the records of a TFDS dataset in random access, with encoded images."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
     return builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
 
 
-_opened = functools.lru_cache(maxsize=1)(open_source)  # the units of a process are of one source
+_opened = functools.lru_cache(maxsize=1)(open_source)  # a process reads units of one source
 
 
 def _records(unit: dict[str, Any], numbers: range) -> Iterator[Pair | Skipped]:
@@ -126,7 +128,7 @@ def _records(unit: dict[str, Any], numbers: range) -> Iterator[Pair | Skipped]:
 
 
 def _texts(value: Any) -> list[bytes | str]:
-    """The captions of a record: a text, a list of texts, or either within a dictionary, as COCO's are."""
+    """Returns the captions of a record: a text, a list of texts, or either within a dictionary, as in COCO."""
     if isinstance(value, (bytes, str)):
         return [value]
     if isinstance(value, dict):

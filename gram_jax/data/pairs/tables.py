@@ -1,4 +1,4 @@
-"""Pairs listed in a table: a column of image paths, a column of captions."""
+"""Pairs in a csv or tsv table: a column of image paths, a column of captions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gram_jax.data.pairs.reading import (
+from gram_jax.data.pairs.base import (
     CAPTION_KEYS,
     NO_CAPTION,
     NO_IMAGE,
@@ -28,34 +28,34 @@ MAX_LINE = 16 << 20  # bytes of a line of a table
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def plan(kind: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """One unit for every `reading.unit_pairs` rows; the table is parsed once for where they begin.
+def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Returns one unit per `reading.unit_pairs` rows; parses the table once to find where units begin.
 
     Raises:
       FileNotFoundError: there is no such table.
-      InputError: it lacks a column, is no table, has no rows, or lists URLs.
+      InputError: the table lacks a column, cannot be parsed, has no rows, or lists URLs.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no table {path!r}; check the path")
-    return _plan(kind, path, reading)
+    return _plan(source, path, reading)
 
 
-def _plan(kind: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
+def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
     state = file_state(path)
     with open(path, "rb") as file:
         lines = _Lines(file, path)
-        rows = _rows(lines, kind, path)
+        rows = _rows(lines, source, path)
         header = next(rows, None)
         if header is None:
-            raise InputError(f"{path} is empty; a table begins with a header that names its columns")
+            raise InputError(f"{path} is empty; the first line must name the columns")
         header = [name.strip().removeprefix("\ufeff") for name in header]
         columns = [
             _column(path, header, reading.image_column, PATH_NAMES, "image_column"),
             _column(path, header, reading.caption_column, CAPTION_KEYS, "caption_column"),
         ]
-        shared = {"kind": kind, **state, "columns": columns, "max_bytes": reading.max_bytes}
-        start, first, count = lines.consumed, 1, 0
+        shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
+        offset, first, count = lines.consumed, 1, 0
         for row in rows:
             if first == 1 and not count and len(row) > columns[0] and _URL.match(row[columns[0]]):
                 raise InputError(
@@ -64,16 +64,16 @@ def _plan(kind: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
                 )
             count += 1
             if count == reading.unit_pairs:
-                yield {**shared, "offset": start, "first": first, "count": count}
-                start, first, count = lines.consumed, first + count, 0
+                yield {**shared, "offset": offset, "first": first, "count": count}
+                offset, first, count = lines.consumed, first + count, 0
         if count:
-            yield {**shared, "offset": start, "first": first, "count": count}
+            yield {**shared, "offset": offset, "first": first, "count": count}
         elif first == 1:
-            raise InputError(f"{path} has a header and no rows; there is nothing to read")
+            raise InputError(f"{path} has a header but no rows")
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
-    """The pairs of so many rows from an offset on."""
+    """Yields the pairs of a range of rows."""
     table = check_state(unit)
     image_column, caption_column = unit["columns"]
     with open(table, "rb") as file:
@@ -94,15 +94,15 @@ def _image(table: Path, entry: str, name: str, limit: int) -> bytes | Skipped:
         return Skipped(name, NO_IMAGE, "its path is empty")
     if _URL.match(entry):
         return Skipped(name, NO_IMAGE, f"{entry} is a URL; download it first")
-    if "\0" in entry:  # it ends the names of users, too
-        return Skipped(name, NO_IMAGE, f"{entry!r} is no path")
+    if "\0" in entry:  # expanduser cannot handle it
+        return Skipped(name, NO_IMAGE, f"{entry!r} is not a path")
     return read_file(os.path.join(table.parent, os.path.expanduser(entry)), name, limit, NO_IMAGE)
 
 
 class _Lines:
-    """The lines of a binary file as text, counting the bytes that were read.
+    """Iterates over the lines of a binary file as text and counts the bytes read.
 
-    Bytes that are no UTF-8 become surrogates: in a path they still name the file, in a caption they are noticed.
+    Bytes that are not UTF-8 become surrogates: in a path they still name the file, in a caption they are an error.
     """
 
     def __init__(self, file: BinaryIO, path: str):
@@ -116,14 +116,16 @@ class _Lines:
         if not line:
             raise StopIteration
         if len(line) > MAX_LINE:
-            raise InputError(f"{self._path}: the line at byte {self.consumed} has more than {MAX_LINE} bytes; no table")
+            raise InputError(
+                f"{self._path}: the line at byte {self.consumed} has more than {MAX_LINE} bytes; is it a table?"
+            )
         self.consumed += len(line)
         return line.decode("utf-8", "surrogateescape")
 
 
-def _rows(lines: _Lines, kind: str, path: str) -> Iterator[list[str]]:
-    """Rows with something in them."""
-    if kind == "tsv":
+def _rows(lines: _Lines, source: str, path: str) -> Iterator[list[str]]:
+    """Yields the rows that are not empty."""
+    if source == "tsv":
         yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
         return
     reader = csv.reader(lines, strict=True)
@@ -131,16 +133,16 @@ def _rows(lines: _Lines, kind: str, path: str) -> Iterator[list[str]]:
         yield from filter(None, reader)
     except csv.Error as error:
         raise InputError(
-            f"{path} is no readable csv file: line {reader.line_num}: {error}. A quote that is not closed does this; "
-            "if the fields are separated by tabs, give tsv:FILE"
+            f"{path} is not a valid csv file: line {reader.line_num}: {error}; close its quotes, or give tsv:FILE if "
+            "tabs separate the fields"
         ) from error
 
 
 def _column(path: str, header: Sequence[str], asked: str, usual: Sequence[str], flag: str) -> int:
     if asked and asked in header:
         return header.index(asked)
-    found = [] if asked else [header.index(name) for name in usual if name in header]
-    if not found:
-        wanted = repr(asked) if asked else f"any of {', '.join(usual)}"
-        raise InputError(f"{path} has the columns {', '.join(map(repr, header))}, not {wanted}; say which with {flag}")
-    return found[0]
+    for name in () if asked else usual:
+        if name in header:
+            return header.index(name)
+    wanted = repr(asked) if asked else f"any of {', '.join(usual)}"
+    raise InputError(f"{path} has the columns {', '.join(map(repr, header))}, not {wanted}; name one with {flag}")

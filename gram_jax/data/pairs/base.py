@@ -1,0 +1,150 @@
+"""Types and checks that all readers of image-text pairs share."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gram_jax.errors import InputError, require_int
+
+CAPTION_KEYS = ("caption", "captions", "text", "title")  # default names of captions
+MAX_TEXT_BYTES = 1 << 20  # of a .txt or .json beside an image
+
+# Reasons why an entry is skipped.
+NO_IMAGE, NO_CAPTION, BROKEN_IMAGE = "no image", "no caption", "broken image"
+REFUSED, DAMAGED = "refused", "damaged archive"
+# Errors caused by a path in a list. Any other OSError is a disk error, which ends the reading: no pair may be lost.
+_PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class Pair(NamedTuple):
+    """An image-text pair as it is stored.
+
+    Attributes:
+      name: its origin, for logs: "00003.tar/000030012.jpg".
+      image: the encoded image, unchanged.
+      caption: the text, without surrounding white space.
+    """
+
+    name: str
+    image: bytes
+    caption: str
+
+
+class Skipped(NamedTuple):
+    """An entry that is not a pair.
+
+    Attributes:
+      name: its origin.
+      reason: the category in which it is counted: "no image", "no caption", "broken image", "refused" (an unsafe or too
+        large member of an archive), "damaged archive".
+      detail: a description of the problem.
+    """
+
+    name: str
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Settings of the readers.
+
+    Attributes:
+      image_column: the column of paths (csv, tsv) or the feature of images (tfds); "" uses common names.
+      caption_column: the column (csv, tsv), feature (tfds) or JSON key (webdataset, folder) of captions; "" uses common
+        names.
+      max_bytes: the size limit of an encoded image; larger ones are refused.
+      unit_pairs: the most pairs in a unit; an archive is one unit whatever its size.
+      data_dir: the folder of TFDS datasets; "" for TFDS's default.
+      pairs: the number of pairs to draw (glyphs).
+      seed: the seed of drawn pairs (glyphs).
+    """
+
+    image_column: str = ""
+    caption_column: str = ""
+    max_bytes: int = 64 << 20
+    unit_pairs: int = 2000
+    data_dir: str = ""
+    pairs: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "unit_pairs", "pairs"):
+            require_int(name, getattr(self, name))
+
+
+def make_pair(name: str, image: bytes | Skipped | None, caption: bytes | str | Skipped | None) -> Pair | Skipped:
+    """Returns the pair of an image and a caption, or the reason why it is none."""
+    for part in (image, caption):
+        if isinstance(part, Skipped):
+            return part
+    if not image:
+        return Skipped(name, NO_IMAGE, "there is no image" if image is None else "its file is empty")
+    if caption is None:
+        return Skipped(name, NO_CAPTION, "there is no caption")
+    try:
+        text = caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption
+        text.encode()  # text decoded from invalid bytes holds surrogates
+    except UnicodeError as error:
+        return Skipped(name, NO_CAPTION, f"it is not UTF-8 text ({error.reason} at {error.start})")
+    text = text.strip()
+    return Pair(name, image, text) if text else Skipped(name, NO_CAPTION, "it is empty")
+
+
+def caption_from_json(name: str, content: bytes, key: str) -> str | Skipped:
+    """Returns the caption in a JSON object beside an image."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return Skipped(name, NO_CAPTION, f"its .json cannot be read ({error})")
+    keys = (key,) if key else CAPTION_KEYS
+    for each in keys if isinstance(document, dict) else ():
+        if isinstance(document.get(each), str):
+            return document[each]
+    return Skipped(name, NO_CAPTION, f"its .json holds no text under {' or '.join(keys)}")
+
+
+def read_file(path: str, name: str, limit: int, reason: str) -> bytes | Skipped:
+    """Returns the content of a file of at most `limit` bytes, or why it is skipped.
+
+    Raises:
+      OSError: the disk fails.
+    """
+    try:
+        size = os.stat(path).st_size
+        if not os.path.isfile(path):  # a pipe or a device may never end
+            return Skipped(name, reason, f"{path} is not a file")
+        if size > limit:
+            return Skipped(name, REFUSED, f"{path} has {size} bytes, the limit is {limit}")
+        with open(path, "rb") as file:
+            content = file.read(size + 1)
+        if len(content) > size:  # the file grows, or its file system reports no sizes
+            return Skipped(name, REFUSED, f"{path} has more than the reported {size} bytes")
+        return content
+    except ValueError as error:  # a path with a null byte
+        return Skipped(name, reason, f"{path!r}: {error}")
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS:
+            raise
+        return Skipped(name, reason, f"{path}: {error.strerror}")
+
+
+def file_state(path: str) -> dict[str, Any]:
+    """Returns the values that identify a version of a file."""
+    status = os.stat(path)
+    return {"path": os.path.abspath(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
+def check_state(unit: dict[str, Any]) -> Path:
+    """Returns the file of a unit; raises an error if it has changed since it was planned."""
+    path = unit["path"]
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} existed when the corpus was planned and is now missing; restore it")
+    if file_state(path) != {name: unit[name] for name in ("path", "bytes", "changed")}:
+        raise InputError(f"{path} has changed since the corpus was planned; use another --workdir")
+    return Path(path)
