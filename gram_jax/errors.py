@@ -46,14 +46,15 @@ def require_known(name: str, value: str, known: Iterable[str]) -> None:
         )
 
 
-def require_int(name: str, value: Any, least: int = 1) -> None:
-    """Raises InputError unless `value` is an integer of at least `least`.
+def require_int(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises InputError unless `value` is an integer of at least `least` and at most `most`.
 
     Example:
       >>> require_int("num_tokens", 4)
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r}: it must be an integer of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bound = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}={value!r}: it must be an integer {bound}")
 
 
 def require_bool(name: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 from .config import ClipConfig, TextConfig, VisionConfig
-from .formats.huggingface import load_clip, save_clip
+from .formats.huggingface import save_clip
+from .formats.loading import load_clip
 from .formats.weights import WeightsError, weights_hash
 from .forward import embed_tokens, encode_classes, encode_image, encode_patches, encode_text, logits
 from .images import ImageError, ImageTransform

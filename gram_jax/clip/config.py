@@ -7,35 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gram_jax.clip.modules import ACTIVATIONS
-from gram_jax.errors import InputError
+from gram_jax.clip.activations import ACTIVATIONS
+from gram_jax.errors import InputError, require_int, require_known, require_number
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-# No CLIP comes near these; what is beyond them is a damaged file, and would fill the memory before it failed.
+# Larger values appear in damaged files only, and would fill the memory before they fail.
 MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
 _LIMITS = {"layers": MAX_LAYERS, "image_size": 1 << 14, "patch_size": 1 << 14, "channels": 1 << 10}
 
 
-def _require_positive(config: object, *names: str) -> None:
+def _require_sizes(config: object, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{type(config).__name__}.{name} must be a positive integer, found {value!r}.")
-        if value > (limit := _LIMITS.get(name, MAX_SIZE)):
-            raise InputError(f"{type(config).__name__}.{name} must be at most {limit}, found {value}.")
+        require_int(f"{type(config).__name__}.{name}", getattr(config, name), most=_LIMITS.get(name, MAX_SIZE))
 
 
 def _require_transformer(config: TextConfig | VisionConfig) -> None:
-    _require_positive(config, "width", "layers", "heads", "mlp_width")
-    kind = type(config).__name__
+    tower = type(config).__name__
+    _require_sizes(config, "width", "layers", "heads", "mlp_width")
     if config.width % config.heads:
-        raise InputError(
-            f"{kind}.width must be a multiple of {kind}.heads, found width {config.width} and {config.heads} heads."
-        )
-    if not isinstance(config.activation, str) or config.activation not in ACTIVATIONS:
-        raise InputError(f"{kind}.activation must be one of {sorted(ACTIVATIONS)}, found {config.activation!r}.")
-    if isinstance(config.norm_eps, bool) or not isinstance(config.norm_eps, int | float) or not config.norm_eps > 0:
-        raise InputError(f"{kind}.norm_eps must be positive, found {config.norm_eps!r}.")
+        raise InputError(f"{tower}.width={config.width}: it must be a multiple of heads={config.heads}")
+    require_known(f"{tower}.activation", config.activation, sorted(ACTIVATIONS))
+    require_number(f"{tower}.norm_eps", config.norm_eps, above=0)
 
 
 @dataclass(frozen=True)
@@ -43,16 +35,16 @@ class TextConfig:
     """Sizes and settings of the text transformer.
 
     Attributes:
-      vocab_size: number of rows of the token embedding.
+      vocab_size: rows of the token embedding.
       width: width of the residual stream.
-      layers: number of transformer layers.
-      heads: attention heads a layer; must divide `width`.
+      layers: transformer layers.
+      heads: attention heads per layer; must divide `width`.
       mlp_width: hidden width of the two-layer perceptron.
-      context_length: number of positions, [SOS] and [EOS] included.
+      context_length: positions, [SOS] and [EOS] included.
       activation: name of the perceptron's activation, as in Hugging Face's `hidden_act`.
       norm_eps: epsilon of every layer norm.
-      bos_token_id, eos_token_id, pad_token_id: as the file states them. Files from before mid 2023 state wrong ones
-        (0, 2, 1), which `eos_rule` allows for; the tokenizer is what knows the real ids.
+      bos_token_id, eos_token_id, pad_token_id: the ids in the file. Files written before mid-2023 hold wrong ids
+        (0, 2, 1); `eos_rule` accounts for that, and the tokenizer has the correct ones.
 
     Example:
       >>> TextConfig(vocab_size=100, width=64, layers=2, heads=4, mlp_width=128, context_length=16).eos_rule
@@ -73,13 +65,12 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _require_transformer(self)
-        _require_positive(self, "vocab_size", "context_length")
-        if isinstance(self.eos_token_id, bool) or not isinstance(self.eos_token_id, int) or self.eos_token_id < 0:
-            raise InputError(f"TextConfig.eos_token_id must be a token id, found {self.eos_token_id!r}.")
+        _require_sizes(self, "vocab_size", "context_length")
+        require_int("TextConfig.eos_token_id", self.eos_token_id, least=0)
 
     @property
     def eos_rule(self) -> str:
-        """Where the text feature is read: "highest" token id (files with `eos_token_id` 2) or "first" end token."""
+        """The position of the text feature: "highest" token id (if `eos_token_id` is 2) or "first" end token."""
         return "highest" if self.eos_token_id == 2 else "first"
 
 
@@ -89,9 +80,9 @@ class VisionConfig:
 
     Attributes:
       width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
-      image_size: side of the square input image in pixels.
-      patch_size: side of a square patch in pixels; a remainder at the right and lower edge is dropped.
-      channels: number of color channels.
+      image_size: side of the square input image, pixels.
+      patch_size: side of a square patch, pixels; a remainder at the right and lower edge is dropped.
+      channels: color channels.
 
     Example:
       >>> VisionConfig(image_size=224, patch_size=16).num_patches
@@ -110,40 +101,35 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_transformer(self)
-        _require_positive(self, "image_size", "patch_size", "channels")
-        if self.patch_size > self.image_size:
-            raise InputError(
-                "VisionConfig.patch_size must not exceed image_size, "
-                f"found patch size {self.patch_size} and image size {self.image_size}."
-            )
+        _require_sizes(self, "image_size", "patch_size", "channels")
+        require_int("VisionConfig.patch_size", self.patch_size, most=self.image_size)
 
     @property
     def grid(self) -> int:
-        """Number of patches along one side of the image."""
+        """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Number of patches of an image."""
+        """Patches of an image."""
         return self.grid**2
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes and settings of a CLIP: everything about it that is not an array.
+    """Sizes and settings of a CLIP: everything that is not an array.
 
     Attributes:
       text: the text transformer.
       vision: the vision transformer.
       embed_dim: width of the joint embedding space.
       logit_scale_init: initial value of the log of the logit scale.
-      compute_dtype: "float32" or "bfloat16"; what the matrix products of the transformers are computed in. Norms,
-        softmax, residual sums and features are float32 either way. With float64 parameters (under
-        `jax.enable_x64`), "float32" computes in float64: it is a floor, not a cast.
+      compute_dtype: "float32" or "bfloat16", the dtype of the transformers' matrix products. Norms, softmax, residual
+        sums and features are float32 in both cases. "float32" is a lower bound: float64 parameters (under
+        `jax.enable_x64`) are computed in float64.
       remat: recompute a layer's activations in the backward pass instead of storing them.
-      class_chunk: most classes that the text transformer runs side by side under a prompt; more run in chunks, one
-        after the other, and once more in the backward pass, so that memory stops growing with the classes. 0: all at
-        once.
+      class_chunk: the largest number of classes that the text transformer runs at once under a prompt. More classes
+        run chunk by chunk and are recomputed in the backward pass, which bounds the memory. 0: all at once.
 
     Example:
       >>> config = ClipConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
@@ -160,64 +146,53 @@ class ClipConfig:
     class_chunk: int = 512
 
     def __post_init__(self) -> None:
-        _require_positive(self, "embed_dim")
-        if isinstance(self.class_chunk, bool) or not isinstance(self.class_chunk, int) or self.class_chunk < 0:
-            raise InputError(
-                f"ClipConfig.class_chunk must be a number of classes, or 0 for all at once, found {self.class_chunk!r}."
-            )
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise InputError(
-                f"ClipConfig.compute_dtype must be one of {list(COMPUTE_DTYPES)}, found {self.compute_dtype!r}."
-            )
+        _require_sizes(self, "embed_dim")
+        require_int("ClipConfig.class_chunk", self.class_chunk, least=0)
+        require_known("ClipConfig.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
-        """Reads the dictionary of a Hugging Face CLIP `config.json`.
+        """Reads the content of a Hugging Face CLIP `config.json`.
 
-        Keys that the file omits take the defaults of transformers' `CLIPConfig`. Old files repeat the towers as
-        `text_config_dict` and `vision_config_dict`; as in transformers, those win where they are not null.
+        Missing keys take the defaults of transformers' `CLIPConfig`. Old files repeat the towers as `text_config_dict`
+        and `vision_config_dict`, whose values win, as in transformers.
 
         Args:
           config: the parsed JSON object.
 
         Returns:
-          The configuration, validated.
+          The validated configuration.
 
         Raises:
-          InputError: if it is not a CLIP's, or states an impossible or unsupported size or setting.
+          InputError: the file describes another kind of model, or a size or setting is impossible or unsupported.
 
         Example:
           >>> ClipConfig.from_hf({"model_type": "siglip"})
           Traceback (most recent call last):
           ...
-          gram_jax.errors.InputError: Only CLIP models are supported: ...
+          gram_jax.errors.InputError: model_type='siglip': only 'clip' is supported
         """
-        model_type = config.get("model_type")
-        if model_type != "clip":
-            raise InputError(
-                f"Only CLIP models are supported: model_type in config.json must be 'clip', found {model_type!r}."
-            )
+        if config.get("model_type") != "clip":
+            raise InputError(f"model_type={config.get('model_type')!r}: only 'clip' is supported")
         for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
             if not isinstance(config.get(name) or {}, Mapping):
-                raise InputError(f"{name} in config.json must be an object, found {config[name]!r}.")
+                raise InputError(f"{name}={config[name]!r}: it must be a JSON object")
         scale = _default(config, "logit_scale_init_value", 2.6592)
         if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise InputError(f"logit_scale_init_value in config.json must be a number, found {scale!r}.")
+            raise InputError(f"logit_scale_init_value={scale!r}: it must be a number")
         text = _tower(config, "text", _TEXT_KEYS, TextConfig)
         vision = _tower(config, "vision", _VISION_KEYS, VisionConfig)
         return cls(
-            text=TextConfig(**{**text, "eos_token_id": _single_id(text["eos_token_id"])}),
-            vision=VisionConfig(**{**vision, **{name: _side(name, vision[name]) for name in _SIDES}}),
+            text=TextConfig(**text | {"eos_token_id": _only("eos_token_id", text["eos_token_id"])}),
+            vision=VisionConfig(**vision | {name: _only(name, vision[name]) for name in _SIDES}),
             embed_dim=_default(config, "projection_dim", 512),
             logit_scale_init=float(scale),
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary that transformers' `CLIPConfig` reads back to the same model.
+        """Returns a JSON object that transformers' `CLIPConfig` reads back to the same model.
 
-        Returns:
-          A JSON-serializable dictionary; `compute_dtype`, `remat` and `class_chunk` are settings of a run
-            and are left out.
+        `compute_dtype`, `remat` and `class_chunk` are settings of a run and are not included.
 
         Example:
           >>> ClipConfig.from_hf(ClipConfig().to_hf()) == ClipConfig()
@@ -259,7 +234,7 @@ def _default(config: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], cls: type) -> dict[str, Any]:
-    """The fields of one tower under our names, defaults filled in."""
+    """Returns the fields of one tower under our names, with defaults filled in."""
     given = dict(config.get(f"{tower}_config") or {})
     old = config.get(f"{tower}_config_dict")
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -269,17 +244,10 @@ def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], cls: 
     return {name: given.get(hf_name, fields[name]) for name, hf_name in keys.items()}
 
 
-def _single_id(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            raise InputError(f"text_config.eos_token_id must be one token id, found {value!r}.")
-        return value[0]
-    return value
-
-
-def _side(name: str, value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        if not value or any(side != value[0] for side in value):
-            raise InputError(f"vision_config.{name} must be square, found {value!r}.")
-        return value[0]
-    return value
+def _only(name: str, value: Any) -> Any:
+    """Returns a value that some files write as a list of equal values."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value or any(each != value[0] for each in value):
+        raise InputError(f"{name}={value!r}: only one value is supported")
+    return value[0]

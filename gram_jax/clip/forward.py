@@ -1,13 +1,13 @@
-"""The public forward passes of a frozen clip, plain and under prompts.
+"""The public forward passes of a frozen clip, with and without prompts.
 
-Every function here is pure and passes through `jit`, `vmap`, `grad` and `scan`; called eagerly, it is compiled once for
-each combination of shapes. Shapes and settings are checked in Python, before anything is traced.
+Every function is pure and passes through `jit`, `vmap`, `grad` and `scan`. Called eagerly, it is compiled once for each
+combination of shapes. Shapes and settings are checked in Python, before tracing.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.clip.prompts import TextPrompt, VisualPrompt
+from gram_jax.clip.tokenizer import Classes
 from gram_jax.clip.validation import (
     check_features,
     check_images,
@@ -24,9 +25,6 @@ from gram_jax.clip.validation import (
     check_token_ids,
     check_visual_prompt,
 )
-
-if TYPE_CHECKING:
-    from gram_jax.clip.tokenizer import Classes
 
 Array = jax.Array
 
@@ -40,7 +38,7 @@ def encode_image(
     has_aux: bool = False,
     normalize: bool = True,
 ) -> Array | tuple[Array, dict[int, Any]]:
-    """Image features, plain or under visual prompts.
+    """Returns image features, optionally under visual prompts.
 
     With tokens x_0 = pre_norm([c, z_1, ..., z_N] + positions) and layers B_l,
 
@@ -48,21 +46,20 @@ def encode_image(
 
     Args:
       clip: the frozen clip.
-      images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
-      prompt: where tokens stand among the patches; see `VisualPrompt`.
-      layer_prompts: by layer number, a function that makes that layer's prompt tokens `[images, n, width]` from the
-        layer's other tokens `[images, 1 + patches, width]`; n may differ from layer to layer. The tokens take the
-        place of the prompt tokens that came in, at the place that `prompt.placement` says (the end of the
-        sequence without a prompt), and stay until others replace them. With `MaskedTokens` some of them may be as if
-        they were not there. This is the hook for class-aware visual prompts.
-      has_aux: the functions return a pair of prompt tokens and anything else, which is returned by layer.
+      images: float `[images, size, size, channels]`, from `clip.preprocess`.
+      prompt: visual prompt, or None.
+      layer_prompts: by layer number, a function that maps the layer's other tokens `[images, 1 + patches, width]` to
+        the layer's prompt tokens `[images, n, width]`, or to `MaskedTokens`; n may differ between layers. The new
+        tokens replace the previous prompt tokens, at the place given by `prompt.placement` (without a prompt: the end
+        of the sequence), and remain until others replace them. Class-aware visual prompts use this.
+      has_aux: the functions return a pair (prompt tokens, anything); the second items are returned by layer.
       normalize: divide by the Euclidean norm.
 
     Returns:
       Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
 
     Raises:
-      InputError: if a shape, width, layer number or placement does not fit; the message states the numbers.
+      InputError: a shape, width, layer number or placement does not fit.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -73,9 +70,9 @@ def encode_image(
       True
 
     Reference:
-      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts after "Visual
-      Prompt Tuning", section 3.2, and class-aware ones after "Dual Modality Prompt Tuning for Vision-Language
-      Pre-Trained Model", section III.
+      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts: "Visual Prompt
+      Tuning", section 3.2; class-aware prompts: "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model",
+      section III.
     """
     check_images(images, clip.config.vision)
     check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
@@ -83,7 +80,7 @@ def encode_image(
     if not layer_prompts:
         features, aux = _image(params, images, prompt, config=clip.config, normalize=normalize), {}
     else:
-        # Functions are closures over what a tuner learns: they belong to the caller's trace, not to a cache of ours.
+        # The functions close over what a tuner learns, so they belong to the caller's trace and are not jitted here.
         functions = {
             layer: function if has_aux else lambda tokens, function=function: (function(tokens), None)
             for layer, function in layer_prompts.items()
@@ -94,53 +91,49 @@ def encode_image(
 
 
 def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
-    """Image features, and what the vision transformer knows at each patch, in the joint space.
+    """Returns image features and patch features in the joint space.
 
-    With the tokens x_L that leave the last layer, every one of them is read as the class token is:
+    Every token x_L after the last layer is projected as the class token is:
 
         f = normalize( W^T post_norm(x_L[class token]) ),    z_p = W^T post_norm(x_L[patch p]).
 
     Args:
       clip: the frozen clip.
-      images: float `[images, size, size, channels]`, as `clip.preprocess` makes them.
+      images: float `[images, size, size, channels]`, from `clip.preprocess`.
 
     Returns:
-      Features `[images, embed_dim]`, normalized, and patches `[images, patches, embed_dim]`, not normalized, row by row
-      of the image; at least float32.
+      Features `[images, embed_dim]`, normalized, and patches `[images, patches, embed_dim]`, not normalized, in
+      row-major order; at least float32.
 
     Raises:
-      InputError: if the shape of the images does not fit.
+      InputError: the shape of the images does not fit.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> features, patches = encode_patches(tiny_clip(), jnp.ones((2, 12, 12, 3)))
       >>> features.shape, patches.shape
       ((2, 16), (2, 9, 16))
-
-    Reference:
-      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; the patches' part is our own
-      choice.
     """
     check_images(images, clip.config.vision)
     return _patches(clip.params["vision"], images, config=clip.config)
 
 
 def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
-    """Text features of plain texts.
+    """Returns the features of texts.
 
-    The transformer is causal and the feature is read at the end token (`TextConfig.eos_rule`), so padding behind it
-    cannot matter and texts may be cut to the longest one.
+    The transformer is causal and the feature is read at the end token (`TextConfig.eos_rule`), so padding after it has
+    no effect and texts may be cut to the longest one.
 
     Args:
       clip: the frozen clip.
-      token_ids: int `[..., tokens]` with [SOS] first, as `clip.tokenize` makes them.
+      token_ids: int `[..., tokens]` with [SOS] first, from `clip.tokenize`.
       normalize: divide by the Euclidean norm.
 
     Returns:
-      Features `[..., embed_dim]`, at least float32; NaN where an id is outside the vocabulary.
+      Features `[..., embed_dim]`, at least float32; NaN for an id outside the vocabulary.
 
     Raises:
-      InputError: if `token_ids` are not integers or are longer than the context.
+      InputError: `token_ids` are not integers, or are longer than the context.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -156,24 +149,23 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
 
 
 def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = None, *, normalize: bool = True) -> Array:
-    """Text features of classes, under their template or under a learned context.
+    """Returns the text features of classes, under their template or under a learned context.
 
-    Exact shortcuts: sequences are cut to the longest class; with the name at the end, [SOS] and a context shared by the
-    classes run once (per image, if the context is per image), and the classes attend to their keys and values; in the
-    last layer only the end token is run.
+    Exact shortcuts keep this cheap: sequences are cut to the longest class, a prefix that all classes share runs once,
+    and the last layer computes the end token only. See `gram_jax.clip.text`.
 
     Args:
       clip: the frozen clip.
-      classes: as `clip.class_tokens` makes them.
-      prompt: the context and where it stands; see `TextPrompt`. None: the template that `classes` was made with.
+      classes: the class names, from `clip.class_tokens`.
+      prompt: the context and its position; None: the template of `classes`.
       normalize: divide by the Euclidean norm.
 
     Returns:
       Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
 
     Raises:
-      InputError: if a shape, width, layer number or class position does not fit, or the context and the longest class
-        do not fit into the context length; the message states the numbers.
+      InputError: a shape, width, layer number or class position does not fit, or the context and the longest class
+        exceed the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -195,17 +187,17 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
 
 
 def embed_tokens(clip: Clip, token_ids: Array) -> Array:
-    """Token embeddings without positions: what a context set to words is made of.
+    """Returns token embeddings without positions, such as the words that initialize a context.
 
     Args:
       clip: the frozen clip.
       token_ids: int `[..., tokens]`.
 
     Returns:
-      `[..., tokens, width]`, at least float32; NaN where an id is outside the vocabulary.
+      `[..., tokens, width]`, at least float32; NaN for an id outside the vocabulary.
 
     Raises:
-      InputError: if `token_ids` are not integers or are longer than the context.
+      InputError: `token_ids` are not integers, or are longer than the context.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -215,27 +207,27 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
       True
 
     Reference:
-      "Learning to Prompt for Vision-Language Models" (CoOp), whose context can start as words.
+      "Learning to Prompt for Vision-Language Models" (CoOp), whose context can be initialized with words.
     """
     check_token_ids(token_ids, clip.config.text)
     return text.embed(clip.params["text"], token_ids)
 
 
 def logits(image_features: Array, text_features: Array, logit_scale: Array | float) -> Array:
-    """Scaled cosine similarities of images and classes.
+    """Returns the scaled cosine similarities of images and classes.
 
     logits[b, c] = exp(logit_scale) * <f_b, t_c>, in full precision on every device.
 
     Args:
       image_features: normalized, `[images, dim]`.
-      text_features: normalized, `[classes, dim]`, or `[images, classes, dim]` where they depend on the image.
+      text_features: normalized, `[classes, dim]`, or `[images, classes, dim]` if they depend on the image.
       logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
 
     Returns:
       `[images, classes]`, at least float32.
 
     Raises:
-      InputError: if the shapes do not fit together.
+      InputError: the shapes do not fit together.
 
     Example:
       >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()

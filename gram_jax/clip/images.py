@@ -1,4 +1,4 @@
-"""Images to arrays: the transform that a CLIP was trained with, and the door that broken images do not pass."""
+"""The image transform of a CLIP, and the safe decoding of images. Importable without JAX, for worker processes."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int, require_number
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
-# What image corpora are made of. Pillow knows more formats, some of which start other programs (EPS: Ghostscript).
+# The formats of image corpora. Pillow knows more, and starts other programs for some (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+MAX_PIXELS = 178_956_970  # Pillow, too, refuses larger images as decompression bombs
 EXIF_ORIENTATION = 0x0112
 MAX_SIDE = 1 << 14  # of a transformed image
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF's orientation to Pillow's transposition
 
 
 class ImageError(InputError):
-    """An image that cannot be read or used; the message names it, what is wrong and what to do."""
+    """An image that cannot be read or used; the message names the image, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """CLIP's image transform: to RGB, resize, center crop, to floats, normalize.
+    """CLIP's image transform: convert to RGB, resize, center crop, convert to floats, normalize.
 
-    Before normalization the bytes are those of transformers' `CLIPImageProcessorPil`, for any size. The long side of a
-    resized image is rounded down; a crop larger than the image is padded with black. Transparency is laid over white.
-    EXIF orientation is applied. Grayscale with more than 8 bits (mode I;16, or I and F with values above 255) is scaled
-    from 0..65535 to 0..255, where Pillow's own conversion would clip it to white.
+    The bytes before normalization equal those of transformers' `CLIPImageProcessorPil` for every image size. The long
+    side of a resized image is rounded down; a crop larger than the image is padded with black. Transparent images are
+    composited onto white. EXIF orientation is applied. Grayscale images with more than 8 bits (mode I;16, or I and F
+    with values above 255) are scaled from 0..65535 to 0..255; Pillow's own conversion would clip them to white.
 
     Attributes:
       size: the shortest edge after resizing, or (height, width), or None for no resizing; pixels.
       crop: (height, width) of the center crop, or None for no crop; pixels.
-      resample: Pillow's number of the resampling filter, 3 being bicubic.
-      rescale_factor: what bytes are multiplied with, or None.
-      mean: per channel, subtracted after rescaling, or None for no normalization.
-      std: per channel, divided by afterwards.
-      max_pixels: images with more pixels are refused before they are decoded.
+      resample: Pillow's number of the resampling filter; 3 is bicubic.
+      rescale_factor: factor of the bytes, or None.
+      mean: subtracted from each channel after rescaling, or None for no normalization.
+      std: divisor of each channel afterwards, or None for no normalization.
+      max_pixels: images with more pixels are refused before decoding.
 
     Example:
       >>> transform = ImageTransform(size=32, crop=(32, 32))
@@ -65,38 +65,31 @@ class ImageTransform:
     max_pixels: int = field(default=MAX_PIXELS, compare=False)
 
     def __post_init__(self) -> None:
+        if not (self.crop is None or isinstance(self.crop, tuple)):
+            raise InputError(f"ImageTransform.crop={self.crop!r}: expected (height, width) or None")
         for name in ("size", "crop"):
             value = getattr(self, name)
-            sides = () if value is None else value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(side, int) and side > 0 for side in sides) or (name == "crop" and len(sides) == 1):
-                raise InputError(f"ImageTransform.{name} is {value!r}; it must be in whole pixels, above 0")
-            if any(side > MAX_SIDE for side in sides):
-                raise InputError(f"ImageTransform.{name} is {value!r}; it must be at most {MAX_SIDE} pixels")
-        if not (self.rescale_factor is None or _is_finite(self.rescale_factor)):
-            raise InputError(f"ImageTransform.rescale_factor is {self.rescale_factor!r}; it must be a number, or None")
-        if self.resample not in range(6):
-            raise InputError(
-                f"ImageTransform.resample is {self.resample!r}; it must be one of Pillow's filters, 0 to 5"
-            )
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if (value is None) != (self.mean is None) or (value is not None and len(value) != 3):
-                raise InputError(
-                    f"ImageTransform.{name} is {value!r}; mean and std must be three numbers each, or None"
-                )
-            if not all(_is_finite(number) and (number or name == "mean") for number in value or ()):
-                raise InputError(f"ImageTransform.{name} is {value!r}; it must be of finite numbers, a std not 0")
+            for side in () if value is None else value if isinstance(value, tuple) else (value,):
+                require_int(f"ImageTransform.{name}", side, most=MAX_SIDE)
+        require_int("ImageTransform.resample", self.resample, least=0, most=5)
+        if self.rescale_factor is not None:
+            require_number("ImageTransform.rescale_factor", self.rescale_factor)
+        self._check_normalization()
+
+    def _check_normalization(self) -> None:
+        found = f"ImageTransform.rescale_factor={self.rescale_factor!r}, mean={self.mean!r}, std={self.std!r}"
+        pair = (self.mean, self.std)
+        triples = all(isinstance(each, tuple) and len(each) == 3 and all(map(_is_finite, each)) for each in pair)
+        if pair != (None, None) and not triples:
+            raise InputError(f"{found}: mean and std must be three finite numbers each, or None")
         with np.errstate(all="ignore"):
-            whole = np.isfinite(self._table()).all()
-        if not whole:
-            raise InputError(
-                f"ImageTransform.rescale_factor {self.rescale_factor!r}, mean {self.mean!r} and std {self.std!r} make "
-                "pixels that are not finite"
-            )
+            finite = np.isfinite(self._table()).all()
+        if not finite or 0 in (self.std or ()):
+            raise InputError(f"{found}: the normalized pixels are not finite")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
-        """Reads the dictionary of a Hugging Face `preprocessor_config.json`, of any age.
+        """Reads the content of a Hugging Face `preprocessor_config.json` of any version.
 
         Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`.
 
@@ -108,17 +101,17 @@ class ImageTransform:
           The transform.
 
         Raises:
-          InputError: the file belongs to another model family, or asks for a size or step that CLIP's has not.
+          InputError: the file belongs to another model family, or sets a size or step that CLIP's transform lacks.
 
         Example:
           >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
           336
         """
-        kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-        if not kind.startswith("CLIP"):
-            raise InputError(f"preprocessor_config.json is for {kind!r}; only CLIP's image processors are supported")
+        family = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
+        if not family.startswith("CLIP"):
+            raise InputError(f"image_processor_type={family!r}: only CLIP's image processors are supported")
         if config.get("do_pad"):
-            raise InputError("preprocessor_config.json sets do_pad; CLIP's image transform has no padding step")
+            raise InputError("do_pad=true: CLIP's image transform has no padding step")
 
         def given(key: str, default: Any) -> Any:
             return default if config.get(key) is None else config[key]
@@ -138,7 +131,7 @@ class ImageTransform:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary of a `preprocessor_config.json` that transformers' `CLIPImageProcessor` reads.
+        """Returns the content of a `preprocessor_config.json` for transformers' `CLIPImageProcessor`.
 
         Example:
           >>> ImageTransform.from_hf(ImageTransform(size=64, crop=(64, 64)).to_hf()).crop
@@ -166,50 +159,42 @@ class ImageTransform:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every result, or None where it depends on the image."""
+        """(height, width) of every result, or None if it depends on the image."""
         return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
     @property
     def version(self) -> str:
-        """Names what the transform does, parameters included: a part of cache keys for image features."""
+        """Identifier of the transform and its parameters, for the cache keys of image features."""
         steps = (self.size, self.crop, self.resample, self.rescale_factor, self.mean, self.std)
         return "images-1-" + hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
     def __call__(self, images: Iterable[Any]) -> np.ndarray:
-        """Transforms images into the array that `encode_image` reads.
+        """Transforms images into the input of `encode_image`.
 
         Args:
-          images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; one alone is a batch of one.
+          images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; a single one is a batch of one.
 
         Returns:
           float32 array [B, H, W, 3].
 
         Raises:
-          ImageError: an image cannot be read or used, there are none, or their results differ in size.
+          ImageError: an image cannot be read or used, there are none, or the results differ in size.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim == 3
         if is_array or isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands"):
             images = [images]
         pixels = [self.pixels(image, f"image {index}") for index, image in enumerate(images)]
         if not pixels:
-            raise ImageError("no images to transform: the list is empty")
+            raise ImageError("images=[]: there is nothing to transform")
         shapes = sorted({each.shape[:2] for each in pixels})
         if len(shapes) > 1:
             raise ImageError(
-                f"the images have different sizes after the transform, {shapes[0]} and {shapes[1]}; "
-                "transform them one by one, or set ImageTransform.crop"
+                f"the transformed images have different sizes, {shapes[0]} and {shapes[1]}; set ImageTransform.crop"
             )
         return self.normalize(np.stack(pixels))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Bytes to floats: `(pixels * rescale_factor - mean) / std`, in float32.
-
-        Args:
-          pixels: uint8 array [..., 3].
-
-        Returns:
-          float32 array of the same shape.
-        """
+        """Returns `(pixels * rescale_factor - mean) / std`, float32 `[..., 3]`, of uint8 `[..., 3]`."""
         table = self._table()
         floats = np.empty(pixels.shape, np.float32)
         for channel in range(3):
@@ -217,23 +202,23 @@ class ImageTransform:
         return floats
 
     def _table(self) -> np.ndarray:
-        """What each of the 256 values of a channel becomes: transformers' arithmetic, rounding included, `[256, 3]`."""
+        """Returns the normalized value of each byte and channel, `[256, 3]`, with transformers' rounding."""
         table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
         table = (table if self.rescale_factor is None else table * self.rescale_factor).astype(np.float32)
         return table if self.mean is None else (table - np.float32(self.mean)) / np.float32(self.std)
 
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
-        """One image, resized and cropped: the bytes before normalization.
+        """Returns one image, resized and cropped, as bytes before normalization.
 
         Args:
           image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
-          name: what errors call an image that is no path.
+          name: name of the image in errors, unless it is a path.
 
         Returns:
           uint8 array [H, W, 3].
 
         Raises:
-          ImageError: the image cannot be read, has too many pixels or a depth without a known range.
+          ImageError: the image cannot be read, has too many pixels, or a depth without a known range.
 
         Example:
           >>> ImageTransform(size=8, crop=(8, 8)).pixels(np.full((1, 20, 3), 7, np.uint8)).max()
@@ -241,14 +226,13 @@ class ImageTransform:
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-                found = f"{image.dtype} {list(image.shape)}"
-                raise ImageError(f"{name} is an array of {found}; pass uint8 [height, width, 3] or a PIL image")
+                raise ImageError(f"{name} is {image.dtype}{list(image.shape)}; pass uint8[height, width, 3]")
             return self._resize_and_crop(image, name)
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
         return self._resize_and_crop(_read_rgb(image, name, self.max_pixels), name)
 
     def _resize_and_crop(self, image: Any, name: str) -> np.ndarray:
-        """Resizes and crops an RGB image, array or PIL, without touching what is already in shape."""
+        """Resizes and crops an RGB image, an array or a PIL image; leaves an image of the right size unchanged."""
         from PIL import Image
 
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
@@ -256,16 +240,16 @@ class ImageTransform:
         crop = self.crop or full
         if full[0] * full[1] > self.max_pixels:
             raise ImageError(
-                f"{name} has {width} x {height} pixels, so long and narrow that it would be resized to {full[1]} x "
-                f"{full[0]}, the limit is {self.max_pixels} pixels; crop it first, or raise ImageTransform.max_pixels"
+                f"{name} has {width} x {height} pixels and would be resized to {full[1]} x {full[0]}, the limit is "
+                f"{self.max_pixels} pixels; crop it first, or raise ImageTransform.max_pixels"
             )
-        # The part of the resized image that the crop shows.
+        # The window of the resized image that remains after the crop.
         top, left = (max(0, side - cut) // 2 for side, cut in zip(full, crop, strict=True))
         bottom, right = (start + min(side, cut) for start, side, cut in zip((top, left), full, crop, strict=True))
         if full == (height, width):
             window = np.asarray(image)[top:bottom, left:right]
         else:
-            # One call, and the crop after it: Pillow chooses the order of its two passes, which shows in the last bits.
+            # Resizing before the crop decides the order of Pillow's two passes, which affects the last bits.
             image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             window = np.asarray(image.resize(full[::-1], self.resample).crop((left, top, right, bottom)))
         if window.shape[:2] == crop:
@@ -298,7 +282,7 @@ def _read_size(size: Any, square: bool) -> int | tuple[int, int]:
             return size["shortest_edge"]
         if set(size) == {"height", "width"}:
             return size["height"], size["width"]
-    raise InputError(f"preprocessor_config.json has size {size!r}; pass a number, a shortest_edge, or height and width")
+    raise InputError(f"size={size!r}: expected a number, a shortest_edge, or height and width")
 
 
 def _read_channels(value: Any) -> tuple[float, ...]:
@@ -306,7 +290,7 @@ def _read_channels(value: Any) -> tuple[float, ...]:
 
 
 def _read_rgb(source: Any, name: str, max_pixels: int) -> Any:
-    """A PIL image in mode RGB and upright, from a PIL image, a path or bytes."""
+    """Returns an upright PIL image in mode RGB from a PIL image, a path or bytes."""
     from PIL import Image
 
     try:
@@ -317,25 +301,22 @@ def _read_rgb(source: Any, name: str, max_pixels: int) -> Any:
         elif isinstance(source, (bytes, bytearray, memoryview)):
             stream = io.BytesIO(source)
         else:
-            raise ImageError(
-                f"{name} is a {type(source).__name__}; pass a PIL image, a path, an encoded image or a uint8 array"
-            )
+            raise ImageError(f"{name} is a {type(source).__name__}; pass a PIL image, a path, bytes or a uint8 array")
         Image.init()
         with Image.open(stream, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
             return _to_rgb(image, name, max_pixels)
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file; check the path") from error
+        raise ImageError(f"{name} does not exist; check the path") from error
     except Image.UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise ImageError(f"{name} is no image of a known format ({known}); remove or convert it") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is refused as a decompression bomb: {error}; make it smaller") from error
-    except Exception as error:  # decoders fail on broken data in every way there is
         raise ImageError(
-            f"{name} cannot be read, it is truncated or damaged ({error}); replace or remove it"
+            f"{name} is no image of a known format ({', '.join(FORMATS)}); convert or remove it"
         ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} may be a decompression bomb ({error}); make it smaller") from error
+    except Exception as error:  # decoders raise errors of every type on broken data
+        raise ImageError(f"{name} cannot be read, it is truncated or damaged ({error}); replace it") from error
 
 
 def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
@@ -345,7 +326,7 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
     if not 0 < width * height <= max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels, the limit is {max_pixels}; make it smaller, or raise "
-            "ImageTransform.max_pixels (Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS)"
+            "ImageTransform.max_pixels (and Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS)"
         )
     image.load()  # while the file is open
     turn = TURNS.get(_orientation(image))
@@ -362,12 +343,12 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
 def _orientation(image: Any) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata, which is common, says nothing about the pixels
+    except Exception:  # damaged metadata is common and does not affect the pixels
         return 1
 
 
 def _deep_gray_to_rgb(image: Any, name: str) -> Any:
-    """Grayscale of more than 8 bits; values that fit 8 bits stay as they are, unless the mode says 16."""
+    """Converts grayscale with more than 8 bits; values that fit 8 bits are kept, unless the mode is a 16-bit mode."""
     from PIL import Image
 
     values = np.asarray(image)

@@ -1,8 +1,8 @@
-"""The clip: configuration, parameters, tokenizer and image transform in one pytree, and its random initialization."""
+"""The clip as one pytree, and the random initialization of its parameters."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.struct
 import jax
@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.clip.images import ImageTransform
+from gram_jax.clip.tokenizer import Classes, Tokenizer, class_tokens
 from gram_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from gram_jax.clip.images import ImageTransform
-    from gram_jax.clip.tokenizer import Classes, Tokenizer
 
 Params = dict[str, Any]
 
@@ -23,14 +21,14 @@ Params = dict[str, Any]
 class Clip:
     """A frozen dual encoder.
 
-    A pytree: the parameters are its leaves, the rest is static and compared by content. It is handed as an argument
-    through `jit`, `vmap` and `grad`, never closed over.
+    The parameters are the leaves of this pytree; the other fields are static and compared by content. Pass a clip as an
+    argument through `jit`, `vmap` and `grad`; do not close over it.
 
     Attributes:
-      params: nested dictionary of arrays (`init_params` states the tree).
+      params: nested dictionary of arrays, see `init_params`.
       config: sizes and settings.
-      tokenizer: turns texts into token ids; None for a clip that only sees token ids.
-      transform: turns images into float arrays; None for a clip that only sees such arrays.
+      tokenizer: maps texts to token ids; None for a clip that receives token ids only.
+      transform: maps images to float arrays; None for a clip that receives such arrays only.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -47,39 +45,23 @@ class Clip:
     def class_tokens(
         self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False
     ) -> Classes:
-        """Tokenizes class names, for `encode_classes`.
-
-        Args:
-          names: class names; underscores are read as spaces.
-          template: a text with one `{}` where the name goes.
-          allow_duplicates: accept names that are the same to the tokenizer (some published class lists have a few).
-
-        Returns:
-          The classes, arrays only.
+        """Tokenizes class names for `encode_classes`; see `gram_jax.clip.class_tokens`.
 
         Raises:
-          InputError: if there is no tokenizer, no name, or a name is empty, doubled or too long.
+          InputError: there is no tokenizer or no name, or a name is empty, duplicated or too long.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
           >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
           2
         """
-        from gram_jax.clip.tokenizer import class_tokens
-
         return class_tokens(self._require_tokenizer(), names, template, allow_duplicates=allow_duplicates)
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
-        """Turns texts into token ids, cut to the longest text, for `encode_text`.
-
-        Args:
-          texts: texts that fit the context length.
-
-        Returns:
-          int32 `[texts, tokens]`.
+        """Returns token ids for `encode_text`, int32 `[texts, tokens]`, cut to the longest text.
 
         Raises:
-          InputError: if there is no tokenizer or a text is too long.
+          InputError: there is no tokenizer, or a text is too long.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -89,16 +71,13 @@ class Clip:
         return self._require_tokenizer().encode(texts)
 
     def preprocess(self, images: Any) -> np.ndarray:
-        """Turns images into the arrays that `encode_image` takes.
+        """Returns the input of `encode_image`, float32 `[images, image size, image size, 3]`.
 
         Args:
           images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
 
-        Returns:
-          float32 `[images, image size, image size, 3]`.
-
         Raises:
-          InputError: if there is no image transform, or an image cannot be read.
+          InputError: there is no image transform, or an image cannot be read.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -107,17 +86,17 @@ class Clip:
           True
         """
         if self.transform is None:
-            raise InputError("This clip has no image transform: give it one with clip.replace(transform=...).")
+            raise InputError("this clip has no image transform; add one with clip.replace(transform=...)")
         return self.transform(images)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise InputError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
+            raise InputError("this clip has no tokenizer; add one with clip.replace(tokenizer=...)")
         return self.tokenizer
 
 
 def init_params(key: jax.Array, config: ClipConfig) -> Params:
-    """Random parameters with OpenAI's standard deviations.
+    """Draws random parameters with OpenAI's standard deviations.
 
     With width d and L layers: token embedding 0.02, text positions 0.01; queries, keys and values d^-1/2; the two
     projections back to the residual stream d^-1/2 (2L)^-1/2; the perceptron's first layer (2d)^-1/2; class embedding,
@@ -131,9 +110,9 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
       A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::
 
         {"text": {"token_embedding", "position_embedding", "layers", "final_norm", "projection"},
-             "vision": {"class_embedding", "patch_embedding", "position_embedding", "pre_norm", "layers", "post_norm",
-              "projection"},
-             "logit_scale"}
+         "vision": {"class_embedding", "patch_embedding", "position_embedding", "pre_norm", "layers", "post_norm",
+                    "projection"},
+         "logit_scale"}
 
     Example:
       >>> from gram_jax.testing import tiny_config

@@ -1,61 +1,25 @@
-"""One layer of CLIP's transformers as linen modules, and the scan that runs a stack of them."""
+"""One layer of CLIP's transformers as linen modules, and the scan over a stack of layers."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from gram_jax.clip.config import TextConfig, VisionConfig
+from gram_jax.clip.activations import ACTIVATIONS
+from gram_jax.clip.config import TextConfig, VisionConfig
 
 Array = jax.Array
 # Keys and values of tokens that other tokens may attend to, each [..., heads, tokens, head width].
 Memory = tuple[Array, Array]
 
 
-def quick_gelu(x: Array) -> Array:
-    """OpenAI's approximation of GELU, `x * sigmoid(1.702 x)`.
-
-    Args:
-      x: any shape.
-
-    Returns:
-      An array of the same shape and dtype.
-
-    Example:
-      >>> float(quick_gelu(jnp.float32(0.0)))
-      0.0
-
-    Reference:
-      github.com/openai/CLIP, clip/model.py, `QuickGELU`.
-    """
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-# The names are Hugging Face's `hidden_act`.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
-
-
 def at_least_float32(x: Array) -> Array:
-    """Casts half precision up and leaves float32 and float64 as they are.
-
-    Args:
-      x: a floating-point array.
-
-    Returns:
-      The array in float32, or in float64 where it was float64.
+    """Casts half precision to float32; leaves float32 and float64 unchanged.
 
     Example:
       >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
@@ -65,18 +29,14 @@ def at_least_float32(x: Array) -> Array:
 
 
 def take_token(x: Array, position: int | Array) -> Array:
-    """The token at a position of every sequence.
+    """Takes one token of every sequence.
 
     Args:
       x: `[..., tokens, width]`.
-      position: one static position for all sequences, or integers of shape `[...]`.
+      position: one static position for all sequences, or integers `[...]`.
 
     Returns:
       `[..., 1, width]`.
-
-    Example:
-      >>> take_token(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([0, 2])).ravel().tolist()
-      [0.0, 5.0]
     """
     if isinstance(position, int):
         return x[..., position : position + 1, :]
@@ -85,11 +45,11 @@ def take_token(x: Array, position: int | Array) -> Array:
 
 
 class Attention(nn.Module):
-    """Multi-head attention from explicit products, so that derivatives of every order exist.
+    """Multi-head attention written as explicit products, so that derivatives of every order exist.
 
     Attributes:
       heads: number of heads.
-      dtype: what the matrix products are computed in; None for the promoted dtype of inputs and parameters.
+      dtype: dtype of the matrix products; None for the promoted dtype of inputs and parameters.
     """
 
     heads: int
@@ -99,16 +59,16 @@ class Attention(nn.Module):
     def __call__(
         self, queries: Array, tokens: Array, mask: Array | None = None, memory: Memory | None = None
     ) -> tuple[Array, Memory]:
-        """Lets `queries` attend to `memory` (all of it) and to `tokens` (where `mask` allows).
+        """Lets `queries` attend to all of `memory` and to the `tokens` that `mask` allows.
 
         Args:
           queries: `[..., queries, width]`.
           tokens: `[..., tokens, width]`.
           mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
-          memory: keys and values computed before, `[..., heads, m, head width]`; leading axes broadcast.
+          memory: earlier keys and values, `[..., heads, m, head width]`; leading axes broadcast.
 
         Returns:
-          The attention's output `[..., queries, width]`, and the keys and values of `tokens`.
+          The output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
@@ -142,13 +102,7 @@ def _mix(weights: Array, value: Array) -> Array:
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between them.
-
-    Attributes:
-      hidden: width between the layers.
-      activation: a name in `ACTIVATIONS`.
-      dtype: as in `Attention`.
-    """
+    """Two dense layers with an activation between them."""
 
     hidden: int
     activation: str
@@ -156,7 +110,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps `[..., width]` to `[..., width]`."""
+        """Returns `[..., width]` for `[..., width]`."""
         hidden = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(ACTIVATIONS[self.activation](hidden))
 
@@ -164,11 +118,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer layer: `x += attention(norm_1(x)); x += mlp(norm_2(x))`.
 
-    The residual stream and the norms are at least float32; the products are in `dtype`.
-
-    Attributes:
-      heads, mlp_width, activation, norm_eps: as in the configuration.
-      dtype: as in `Attention`.
+    The residual stream and the norms are at least float32; the matrix products are in `dtype`.
     """
 
     heads: int
@@ -186,10 +136,10 @@ class Block(nn.Module):
         Args:
           x: `[..., tokens, width]`.
           mask, memory: as in `Attention`.
-          read: position of the only token whose output is wanted (see `take_token`); None for all tokens.
+          read: position of the only token whose output is needed (see `take_token`); None for all tokens.
 
         Returns:
-          The tokens after the layer, `[..., tokens or 1, width]`, and the layer's keys and values.
+          The tokens after the layer `[..., tokens or 1, width]`, and the layer's keys and values.
         """
         normed = layer_norm(self.norm_eps, name="norm_1")(x)
         queries = normed
@@ -203,55 +153,17 @@ class Block(nn.Module):
 
 
 def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
-    """Layer norm with the two-pass variance (the fast one loses digits on CLIP's large activations).
-
-    Args:
-      epsilon: added to the variance.
-      name: name of the linen submodule.
-
-    Returns:
-      The linen module; parameters `scale` and `bias`.
-
-    Example:
-      >>> params = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
-      >>> layer_norm(1e-5).apply({"params": params}, jnp.array([1.0, 3.0])).round(3).tolist()
-      [-1.0, 1.0]
-    """
+    """Returns a layer norm with the two-pass variance; the fast one loses digits on CLIP's large activations."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
 def project(x: Array, kernel: Array) -> Array:
-    """Projects the read token into the joint space, in full precision on every device.
-
-    Args:
-      x: `[..., width]`, at least float32.
-      kernel: `[width, embed_dim]`.
-
-    Returns:
-      `[..., embed_dim]`, at least float32.
-
-    Example:
-      >>> project(jnp.ones((1, 2)), jnp.eye(2, dtype=jnp.bfloat16)).dtype
-      dtype('float32')
-    """
+    """Projects features `[..., width]` into the joint space `[..., embed_dim]`, in full precision on every device."""
     return jnp.matmul(x, at_least_float32(kernel), precision="highest")
 
 
 def make_block(config: TextConfig | VisionConfig, compute_dtype: str) -> Block:
-    """The layer of a tower.
-
-    Args:
-      config: the tower's configuration.
-      compute_dtype: "float32" (the promoted dtype of inputs and parameters) or "bfloat16".
-
-    Returns:
-      The linen module; its parameters are one slice of the tower's stacked `layers`.
-
-    Example:
-      >>> from gram_jax.testing import tiny_config
-      >>> make_block(tiny_config().text, "float32").mlp_width == tiny_config().text.mlp_width
-      True
-    """
+    """Returns the layer of a tower; its parameters are one slice of the tower's stacked `layers`."""
     dtype = jnp.bfloat16 if compute_dtype == "bfloat16" else None
     return Block(config.heads, config.mlp_width, config.activation, config.norm_eps, dtype)
 
@@ -268,19 +180,20 @@ def run_layers(
 ) -> Any:
     """Runs `carry = step(carry, layer parameters, deep prompt or None)` over layers `start, ..., stop - 1`.
 
-    Runs of layers with and without a deep prompt are scanned, so compile time does not grow with depth.
+    Consecutive layers with a deep prompt are one scan, and so are those without, so that compilation time does not grow
+    with depth.
 
     Args:
-      step: a function of the carry, one layer's parameters, and the deep prompt to put in before the layer.
-      carry: what goes from layer to layer; keeps its structure, shapes and dtypes.
+      step: a function of the carry, one layer's parameters, and the deep prompt to insert before the layer.
+      carry: passed from layer to layer; keeps its structure, shapes and dtypes.
       layers: parameters with a leading axis of layers.
-      start, stop: the run; may be empty.
+      start, stop: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
-      deep_layers: increasing layer numbers; those outside the run are passed over.
+      deep_layers: increasing layer numbers; those outside the range are ignored.
       remat: recompute each layer in the backward pass.
 
     Returns:
-      The carry after the last layer of the run.
+      The carry after the last layer of the range.
 
     Example:
       >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer
@@ -299,7 +212,7 @@ def run_layers(
 
 
 def _segments(start: int, stop: int, deep_layers: tuple[int, ...]) -> list[tuple[int, int, int | None]]:
-    """Splits `start..stop` where deep prompts begin or end: (first, last, row of the first deep prompt or None)."""
+    """Splits a range of layers where deep prompts begin or end: (start, stop, row of the first deep prompt or None)."""
     segments = []
     first = start
     for layer in range(start + 1, stop + 1):

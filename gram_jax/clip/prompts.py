@@ -1,4 +1,4 @@
-"""Prompts: what a tuner learns and where the frozen transformers take it in."""
+"""Prompts: learned tokens, and the places at which the frozen transformers read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLACEMENTS = ("before_norm", "after_norm", "after_class")
 
 @flax.struct.dataclass
 class TextPrompt:
-    """Context tokens that stand around a class name.
+    """Context tokens around a class name.
 
     With context v_1, ..., v_n and a name of any length, the text transformer reads, by `class_position`::
 
@@ -21,14 +21,14 @@ class TextPrompt:
         middle   [SOS] v_1 ... v_h  name  v_h+1 ... v_n . [EOS]      h = n // 2
         front    [SOS] name  v_1 ... v_n . [EOS]
 
-    and, before layer `deep_layers[i]` (layers count from 0), puts `deep[i]` in place of v_1, ..., v_m.
+    and `deep[i]` replaces v_1, ..., v_m before layer `deep_layers[i]` (layers count from 0).
 
     Attributes:
-      context: `[..., n, width]`, where the leading axes broadcast against (images, classes): `[n, width]` is shared,
+      context: `[..., n, width]`; the leading axes broadcast against (images, classes): `[n, width]` is shared,
         `[classes, n, width]` per class, `[images, 1, n, width]` per image, `[images, classes, n, width]` both.
       deep: None, or `[depth, ..., m, width]` with 1 <= m <= n and leading axes as in `context`.
       class_position: "end", "middle" or "front".
-      deep_layers: increasing layer numbers from 1 on, one for each of `deep`; None means 1, 2, ..., depth.
+      deep_layers: increasing layer numbers from 1, one per deep prompt; None means 1, 2, ..., depth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,13 +47,13 @@ class TextPrompt:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers before which deep prompts are put in."""
+        """The layers before which deep prompts are inserted."""
         return _layers(self.deep, self.deep_layers)
 
 
 @flax.struct.dataclass
 class VisualPrompt:
-    """Tokens that stand among the patches of an image.
+    """Prompt tokens among the patches of an image.
 
     With class token c and patches z, the vision transformer's layers read, by `placement`::
 
@@ -61,15 +61,15 @@ class VisualPrompt:
         after_norm    [norm(c), norm(z), tokens]            DPT
         after_class   [norm(c), tokens, norm(z)]            UPT, MVLPT
 
-    and, before layer `deep_layers[i]` (layers count from 0), `deep[i]` in place of the prompt tokens. Without `tokens`
-    the first deep prompt is inserted at the same place.
+    and `deep[i]` replaces the prompt tokens before layer `deep_layers[i]` (layers count from 0). Without `tokens` the
+    first deep prompt is inserted at the same place.
 
     Attributes:
       tokens: None, `[n, width]` shared, or `[images, n, width]` per image.
       deep: None, or `[depth, ..., n, width]` with leading axes as in `tokens`.
       placement: "before_norm", "after_norm" or "after_class".
-      deep_layers: increasing layer numbers, one for each of `deep`; None means 1, 2, ..., depth. Layer 0 is allowed
-        without `tokens` only.
+      deep_layers: increasing layer numbers, one per deep prompt; None means 1, 2, ..., depth. Layer 0 is allowed only
+        without `tokens`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,24 +87,21 @@ class VisualPrompt:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers before which deep prompts are put in."""
+        """The layers before which deep prompts are inserted."""
         return _layers(self.deep, self.deep_layers)
 
 
 class MaskedTokens(NamedTuple):
-    """Prompt tokens of a layer of which some are as if they were not there.
+    """Prompt tokens of a layer, some of which are masked.
 
     Attributes:
       tokens: `[images, n, width]`, or `[n, width]` shared.
-      keep: bool `[images, n]`; nothing attends to a token where it is False.
+      keep: bool `[images, n]`; no token attends to a token where this is False.
 
     Example:
       >>> import jax.numpy as jnp
       >>> MaskedTokens(jnp.zeros((2, 3, 8)), jnp.array([[True, True, False]] * 2)).keep.sum().item()
       4
-
-    Reference:
-      Our own choice.
     """
 
     tokens: jax.Array

@@ -1,8 +1,21 @@
-"""The text transformer, with prompts."""
+"""The text transformer, with prompts.
+
+Attention is causal: a token attends to itself and to earlier tokens. Three shortcuts are exact because of this:
+
+* Nothing after the end token is computed, since the feature of a text is read at its end token.
+* In the last layer, only the end token is computed: its query, its row of attention and its perceptron.
+* A prefix that all classes share runs once. Under a prompt that precedes the name, class c is the sequence (prefix P,
+  tail T_c) with P = [SOS] v_1 ... v_n and T_c = name . [EOS]. The hidden states of P do not depend on T_c. In every
+  layer, the keys and values (K_P, V_P) of the prefix are computed once, and a query q of a tail attends to both parts:
+
+      softmax( q [K_P, K_c]^T / sqrt(d) ) [V_P, V_c]
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +23,13 @@ import jax.numpy as jnp
 from gram_jax.clip.config import ClipConfig, TextConfig
 from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
 from gram_jax.clip.prompts import TextPrompt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gram_jax.clip.tokenizer import Classes
+from gram_jax.clip.tokenizer import Classes
 
 Array = jax.Array
 
 
 def find_end(config: TextConfig, token_ids: Array) -> Array:
-    """Position at which a text's feature is read.
-
-    Args:
-      config: states the rule, `eos_rule`.
-      token_ids: int `[..., tokens]`.
-
-    Returns:
-      int32 `[...]`.
+    """Returns the position of the end token in token ids `[..., tokens]`, int32 `[...]`, see `TextConfig.eos_rule`.
 
     Example:
       >>> from gram_jax.testing import tiny_config
@@ -40,18 +42,18 @@ def find_end(config: TextConfig, token_ids: Array) -> Array:
 
 
 def embed(params: Any, token_ids: Array) -> Array:
-    """Rows of the token embedding, at least float32; an id outside the vocabulary gives NaN."""
+    """Returns rows of the token embedding, at least float32; NaN for an id outside the vocabulary."""
     return at_least_float32(jnp.take(params["token_embedding"], token_ids, axis=0))
 
 
 def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array) -> Array:
-    """Features of plain texts.
+    """Returns the features of texts without a prompt.
 
     Args:
       params: the `text` branch of the parameters.
       config: the clip's configuration.
       token_ids: int `[..., tokens]`.
-      end: int `[...]`, where the feature is read.
+      end: int `[...]`, the position of the end token.
 
     Returns:
       `[..., embed_dim]`, not normalized.
@@ -62,14 +64,14 @@ def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array)
 def class_features(
     params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool = True
 ) -> Array:
-    """Features of classes under a text prompt, `config.class_chunk` classes at a time.
+    """Returns the features of classes under a text prompt, computed `config.class_chunk` classes at a time.
 
     Args:
       params: the `text` branch of the parameters.
       config: the clip's configuration.
-      classes: what follows the context for each class.
-      prompt: the context and where it stands.
-      share_prefix: where the tokens in front of the names are the same for all classes, run them only once.
+      classes: the class names.
+      prompt: the context and its position.
+      share_prefix: run a prefix that all classes share only once (see the module's docstring).
 
     Returns:
       `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalized.
@@ -79,19 +81,19 @@ def class_features(
         return _class_features(params, config, classes, prompt, share_prefix)
 
     count = classes.tail_ids.shape[0]
-    chunks = -(-count // config.class_chunk) if config.class_chunk else 1
+    chunks = math.ceil(count / config.class_chunk) if config.class_chunk else 1
     return run(classes, prompt) if chunks <= 1 else _in_chunks(run, classes, prompt, count, chunks)
 
 
 def _in_chunks(
     run: Callable[[Classes, TextPrompt], Array], classes: Classes, prompt: TextPrompt, count: int, chunks: int
 ) -> Array:
-    """Runs as many chunks of classes one after the other, and each once more in the backward pass.
+    """Runs chunks of classes one after the other, and recomputes each in the backward pass.
 
-    Exact: no class sees another one. A chunk takes every so many-th class, so that where the classes are spread over
-    devices, each chunk is too.
+    The result is exact, because classes do not interact. Chunk i holds classes i, i + chunks, i + 2 chunks, ..., so
+    that classes that are spread over devices stay spread within each chunk.
     """
-    size = -(-count // chunks)
+    size = math.ceil(count / chunks)
 
     def split(x: Array, axis: int) -> Array:
         axis %= x.ndim
@@ -107,14 +109,14 @@ def _in_chunks(
         own = dict(own)
         return run(own.pop("classes"), prompt.replace(**own))
 
-    # Inside a loop nothing can be merged with what is computed again, so it need not be fenced off.
+    # Inside a loop, XLA cannot merge the recomputation with the first computation, so no barrier is needed.
     features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), own)  # [chunks, (images,) size, embed_dim]
     features = jnp.moveaxis(features, 0, -2)
     return features.reshape(*features.shape[:-3], size * chunks, features.shape[-1])[..., :count, :]
 
 
 def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool) -> Array:
-    # All classes start with the same token; the configuration's bos_token_id is wrong in files from before mid 2023.
+    # All classes start with the same token; config.bos_token_id is wrong in files written before mid-2023.
     start = embed(params, classes.token_ids[:1, :1])  # [1, 1, width]
     tail = embed(params, classes.tail_ids)  # [classes, tail, width]
     if share_prefix and prompt.class_position == "end" and not any(_per_class(prompt)):
@@ -125,7 +127,7 @@ def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: T
         (tail.shape[0],), prompt.context.shape[:-2], () if prompt.deep is None else prompt.deep.shape[1:-2]
     )
     parts = [jnp.broadcast_to(part, (*leading, *part.shape[-2:])) for part in (start, prompt.context, tail)]
-    x = jnp.concatenate(parts, axis=-2)  # [..., classes, 1 + n + tail, width], the context in front
+    x = jnp.concatenate(parts, axis=-2)  # [..., classes, 1 + n + tail, width], the context before the name
     end = 1 + n + classes.tail_eot
     if prompt.class_position == "end":
         return _full(params, config, x, end, prompt, jnp.broadcast_to(jnp.arange(x.shape[-2]), x.shape[-3:-1]))
@@ -134,15 +136,15 @@ def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: T
 
 
 def _per_class(prompt: TextPrompt) -> tuple[bool, bool]:
-    """Whether the context, and the deep prompts, differ from class to class."""
+    """Returns whether the context, and the deep prompts, differ between classes."""
     deep = () if prompt.deep is None else prompt.deep.shape[1:-2]
     context = prompt.context.shape[:-2]
     return bool(context) and context[-1] != 1, bool(deep) and deep[-1] != 1
 
 
 def _order(class_position: str, n: int, name_length: Array, length: int) -> Array:
-    """For each place of a sequence, the place its token has in [SOS] context name rest; int `[classes, length]`."""
-    before = n // 2 if class_position == "middle" else 0  # context tokens in front of the name
+    """Returns, for each place of a sequence, its token's place in [SOS] context name rest; int `[classes, length]`."""
+    before = n // 2 if class_position == "middle" else 0  # context tokens before the name
     place = jnp.arange(length)
     name_length = name_length[:, None]
     source = jnp.where(place > n + name_length, place, place - name_length)
@@ -155,7 +157,7 @@ def _expand(index: Array, x: Array) -> Array:
 
 
 def _replace(x: Array, deep: Array, source: Array) -> Array:
-    """Puts deep prompts in place of the first m context tokens, wherever they stand."""
+    """Replaces the first m context tokens, at any position, by deep prompts."""
     m = deep.shape[-2]
     deep = jnp.broadcast_to(deep, (*x.shape[:-2], *deep.shape[-2:])).astype(x.dtype)
     new = jnp.take_along_axis(deep, _expand(jnp.clip(source - 1, 0, m - 1), x), axis=-2)
@@ -170,7 +172,7 @@ def _full(
     prompt: TextPrompt | None = None,
     source: Array | None = None,
 ) -> Array:
-    """Runs whole sequences of embedded tokens `[..., tokens, width]` and reads them at `end` `[...]`."""
+    """Runs whole sequences of embedded tokens `[..., tokens, width]` and returns the features at `end` `[...]`."""
     block = make_block(config.text, config.compute_dtype)
     length = x.shape[-2]
     x = x + params["position_embedding"][:length]
@@ -186,7 +188,6 @@ def _full(
     x = run_layers(step, x, params["layers"], 0, last, deep, deep_layers, config.remat)
     if last in deep_layers:
         x = _replace(x, deep[-1], source)
-    # Only the end token is read, so only its query, attention row and perceptron are run.
     mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
     x, _ = block.apply({"params": _layer(params, last)}, x, mask, read=end)
     return _project(params, config, x)
@@ -195,10 +196,7 @@ def _full(
 def _shared_prefix(
     params: Any, config: ClipConfig, start: Array, tail: Array, tail_end: Array, prompt: TextPrompt
 ) -> Array:
-    """Runs [SOS] context once; the classes' own tokens attend to its keys and values.
-
-    Exact: attention is causal, so what stands in front of a name cannot depend on it.
-    """
+    """Runs the prefix [SOS] context once; the tails attend to its keys and values (see the module's docstring)."""
     block = make_block(config.text, config.compute_dtype)
     deep_leading = () if prompt.deep is None else prompt.deep.shape[1:-2]
     leading = jnp.broadcast_shapes(prompt.context.shape[:-2], deep_leading)
@@ -238,6 +236,6 @@ def _layer(params: Any, index: int) -> Any:
 
 
 def _project(params: Any, config: ClipConfig, x: Array) -> Array:
-    """From the read token `[..., 1, width]` to the feature `[..., embed_dim]`."""
+    """Returns the feature `[..., embed_dim]` of a final hidden state `[..., 1, width]`."""
     normed = layer_norm(config.text.norm_eps).apply({"params": params["final_norm"]}, x[..., 0, :])
     return project(normed, params["projection"])

@@ -1,4 +1,4 @@
-"""Checks of what goes into the forward passes, made on static shapes before anything is traced."""
+"""Checks of the arguments of the forward passes, made on static shapes before tracing."""
 
 from __future__ import annotations
 
@@ -9,105 +9,95 @@ import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS, TextPrompt, VisualPrompt
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
 
 
 def check_images(images: Any, config: VisionConfig) -> None:
     """Raises InputError unless images are floats `[images, size, size, channels]`."""
-    shape, size = jnp.shape(images), (config.image_size, config.image_size, config.channels)
-    if len(shape) != 4 or shape[1:] != size:
-        hint = ", channels last" if len(shape) == 4 and shape[1] == config.channels else ""
+    shape, dtype = jnp.shape(images), jnp.result_type(images)
+    size = (config.image_size, config.image_size, config.channels)
+    if len(shape) != 4 or shape[1:] != size or not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
-            f"images must have shape [images, {', '.join(map(str, size))}]{hint}, found {list(shape)}; "
-            "clip.preprocess makes such arrays."
-        )
-    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
-        raise InputError(
-            f"images must be normalized floats, found {jnp.result_type(images)}; clip.preprocess makes such arrays."
+            f"images are {dtype}{list(shape)}; expected floats [images, {', '.join(map(str, size))}] "
+            "from clip.preprocess"
         )
 
 
 def check_token_ids(token_ids: Any, config: TextConfig) -> None:
     """Raises InputError unless token ids are integers `[..., tokens]` that fit the context length."""
-    shape = jnp.shape(token_ids)
-    if not jnp.issubdtype(jnp.result_type(token_ids), jnp.integer):
-        raise InputError(f"token_ids must be integers, found {jnp.result_type(token_ids)}; clip.tokenize makes them.")
-    if not shape or not 1 <= shape[-1] <= config.context_length:
+    shape, dtype = jnp.shape(token_ids), jnp.result_type(token_ids)
+    if not jnp.issubdtype(dtype, jnp.integer) or not shape or not 1 <= shape[-1] <= config.context_length:
         raise InputError(
-            f"token_ids must have shape [..., tokens] with 1 to {config.context_length} tokens (the context length), "
-            f"found {list(shape)}."
+            f"token_ids are {dtype}{list(shape)}; expected integers [..., 1 to {config.context_length} tokens], "
+            "see clip.tokenize"
         )
 
 
 def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ...]) -> None:
     """Raises InputError unless a text prompt fits the text transformer and classes with tails of this shape."""
     if not isinstance(prompt, TextPrompt):
-        raise InputError(f"prompt must be a TextPrompt or None, found {type(prompt).__name__}.")
-    if prompt.class_position not in CLASS_POSITIONS:
-        raise InputError(f"class_position must be one of {list(CLASS_POSITIONS)}, found {prompt.class_position!r}.")
+        raise InputError(f"prompt is of type {type(prompt).__name__}; expected TextPrompt or None")
+    require_known("class_position", prompt.class_position, CLASS_POSITIONS)
     classes, tail = tail_shape
     shape = _check_tokens("context", prompt.context, config.width, (2, 4))
-    _check_class_axis("context", shape[:-2], classes)
-    if 1 + shape[-2] + tail > config.context_length:
+    _check_axis("context", "classes", shape[:-2][-1:], classes)
+    length = 1 + shape[-2] + tail
+    if length > config.context_length:
         raise InputError(
-            f"The prompt is too long: 1 start token + {shape[-2]} context tokens + {tail} tokens of the longest class "
-            f"name and its end are {1 + shape[-2] + tail}, the context length is {config.context_length}. "
-            "Use fewer context tokens or shorter class names."
+            f"the prompt has {length} tokens (1 start token, {shape[-2]} context tokens, {tail} for the longest class "
+            f"name and its end), the context length is {config.context_length}; shorten the context or the class names"
         )
     if prompt.deep is None:
-        _check_no_layers(prompt)
+        _check_layers(prompt, range(0))
         return
     deep = _check_tokens("deep", prompt.deep, config.width, (3, 5))
-    _check_class_axis("deep", deep[1:-2], classes)
+    _check_axis("deep", "classes", deep[1:-2][-1:], classes)
     if deep[-2] > shape[-2]:
-        raise InputError(f"deep holds {deep[-2]} tokens a layer, but there are only {shape[-2]} context tokens.")
+        raise InputError(f"deep has {deep[-2]} tokens per layer, but context has {shape[-2]}; use at most as many")
     if len(shape) == 4 and len(deep) == 5 and 1 not in (shape[0], deep[1]) and shape[0] != deep[1]:
-        raise InputError(f"context is for {shape[0]} images, but deep is for {deep[1]}.")
-    _check_layers(prompt.layers, deep[0], 1, config.layers, "the context stands before layer 0")
+        raise InputError(f"context is for {shape[0]} images, but deep is for {deep[1]}")
+    _check_layers(prompt, range(1, config.layers))
 
 
 def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_prompts: Mapping[int, Any]) -> None:
     """Raises InputError unless a visual prompt fits the vision transformer, the number of images and the functions."""
     for layer, function in layer_prompts.items():
-        if not 0 <= layer < config.layers:
-            raise InputError(f"layer_prompts names layer {layer}, but layers go from 0 to {config.layers - 1}.")
-        if not callable(function):
-            raise InputError(f"layer_prompts[{layer}] must be a function of the tokens, found {function!r}.")
+        if not 0 <= layer < config.layers or not callable(function):
+            raise InputError(
+                f"layer_prompts[{layer}]={function!r}: expected a function for a layer from 0 to {config.layers - 1}"
+            )
     if prompt is None:
         return
     if not isinstance(prompt, VisualPrompt):
-        raise InputError(f"prompt must be a VisualPrompt or None, found {type(prompt).__name__}.")
-    if prompt.placement not in PLACEMENTS:
-        raise InputError(f"placement must be one of {list(PLACEMENTS)}, found {prompt.placement!r}.")
+        raise InputError(f"prompt is of type {type(prompt).__name__}; expected VisualPrompt or None")
+    require_known("placement", prompt.placement, PLACEMENTS)
     if prompt.tokens is None and prompt.deep is None and not layer_prompts:
-        raise InputError("The visual prompt is empty: give it tokens, deep prompts, or layer_prompts.")
+        raise InputError("the visual prompt is empty; give it tokens or deep, or pass layer_prompts")
     shape = None
     if prompt.tokens is not None:
         shape = _check_tokens("tokens", prompt.tokens, config.width, (2, 3))
-        _check_image_axis("tokens", shape[:-2], images)
+        _check_axis("tokens", "images", shape[:-2], images)
     if prompt.deep is None:
-        _check_no_layers(prompt)
+        _check_layers(prompt, range(0))
         return
     deep = _check_tokens("deep", prompt.deep, config.width, (3, 4))
-    _check_image_axis("deep", deep[1:-2], images)
+    _check_axis("deep", "images", deep[1:-2], images)
     if shape is not None and deep[-2] != shape[-2]:
-        raise InputError(f"deep holds {deep[-2]} tokens a layer, but tokens holds {shape[-2]}; they must agree.")
-    first, reason = (0, "") if shape is None else (1, "tokens stand before layer 0")
-    _check_layers(prompt.layers, deep[0], first, config.layers, reason)
+        raise InputError(f"deep has {deep[-2]} tokens per layer, but tokens has {shape[-2]}; they must agree")
+    _check_layers(prompt, range(0 if shape is None else 1, config.layers))
     both = sorted(set(prompt.layers) & set(layer_prompts))
     if both:
-        raise InputError(f"Layers {both} have both a deep prompt and a function in layer_prompts; keep one of them.")
+        raise InputError(f"layers {both} have both a deep prompt and a function in layer_prompts; keep one of them")
 
 
 def check_made_prompt(tokens: Any, keep: Any, layer: int, config: ClipConfig, images: int) -> None:
-    """Raises InputError unless what a function in layer_prompts returned are prompt tokens, and flags for them."""
-    name = f"what layer_prompts[{layer}] returns"
+    """Raises InputError unless a function in layer_prompts returned prompt tokens, and flags that fit them."""
+    name = f"the result of layer_prompts[{layer}]"
     shape = _check_tokens(name, tokens, config.vision.width, (2, 3))
-    _check_image_axis(name, shape[:-2], images)
+    _check_axis(name, "images", shape[:-2], images)
     if keep is not None and (jnp.shape(keep) != (images, shape[-2]) or jnp.result_type(keep) != jnp.bool_):
         raise InputError(
-            f"{name} must keep tokens by bool [{images}, {shape[-2]}], found {jnp.result_type(keep)} "
-            f"{list(jnp.shape(keep))}."
+            f"{name} has keep of {jnp.result_type(keep)}{list(jnp.shape(keep))}; expected bool[{images}, {shape[-2]}]"
         )
 
 
@@ -116,44 +106,35 @@ def check_features(image_features: Any, text_features: Any) -> None:
     image, text = jnp.shape(image_features), jnp.shape(text_features)
     if len(image) != 2 or len(text) not in (2, 3) or image[-1] != text[-1] or (len(text) == 3 and image[0] != text[0]):
         raise InputError(
-            "logits need image features [images, dim] and text features [classes, dim] or [images, classes, dim], "
-            f"found {list(image)} and {list(text)}."
+            f"image features {list(image)} and text features {list(text)} do not fit; expected [images, dim], and "
+            "[classes, dim] or [images, classes, dim]"
         )
 
 
 def _check_tokens(name: str, tokens: Any, width: int, ranks: tuple[int, int]) -> tuple[int, ...]:
-    shape = jnp.shape(tokens)
-    if not ranks[0] <= len(shape) <= ranks[1]:
-        raise InputError(f"{name} must have {ranks[0]} to {ranks[1]} axes, found shape {list(shape)}.")
-    if shape[-1] != width:
-        raise InputError(f"{name} must have the transformer's width {width} on its last axis, found {list(shape)}.")
-    if 0 in shape:
-        raise InputError(f"{name} holds no tokens: shape {list(shape)}; use at least one, or None.")
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.floating):
-        raise InputError(f"{name} must be floats, found {jnp.result_type(tokens)}.")
+    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+    ranked = ranks[0] <= len(shape) <= ranks[1]
+    if not ranked or shape[-1] != width or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(
+            f"{name} is {dtype}{list(shape)}; expected floats with {ranks[0]} to {ranks[1]} axes, at least one token, "
+            f"and width {width} on the last axis"
+        )
     return shape
 
 
-def _check_class_axis(name: str, leading: tuple[int, ...], classes: int) -> None:
-    if leading and leading[-1] not in (1, classes):
-        raise InputError(f"{name} is for {leading[-1]} classes, but there are {classes}; leading axes {list(leading)}.")
+def _check_axis(name: str, axis: str, size: tuple[int, ...], expected: int) -> None:
+    if size and size[0] not in (1, expected):
+        raise InputError(f"{name} is for {size[0]} {axis}, but there are {expected}")
 
 
-def _check_image_axis(name: str, leading: tuple[int, ...], images: int) -> None:
-    if leading and leading[0] not in (1, images):
-        raise InputError(f"{name} is for {leading[0]} images, but there are {images}.")
-
-
-def _check_no_layers(prompt: TextPrompt | VisualPrompt) -> None:
-    if prompt.deep_layers:
-        raise InputError(f"deep_layers is {prompt.deep_layers}, but there are no deep prompts.")
-
-
-def _check_layers(layers: tuple[int, ...], depth: int, first: int, stop: int, reason: str) -> None:
-    if len(layers) != depth:
-        raise InputError(f"deep holds prompts for {depth} layers, but deep_layers names {len(layers)}: {layers}.")
-    if list(layers) != sorted(set(layers)):
-        raise InputError(f"deep_layers must increase, found {layers}.")
-    if layers[0] < first or layers[-1] >= stop:
-        reason = f" ({reason})" if reason else ""
-        raise InputError(f"deep_layers must lie between {first} and {stop - 1}{reason}, found {layers}.")
+def _check_layers(prompt: TextPrompt | VisualPrompt, allowed: range) -> None:
+    if prompt.deep is None:
+        if prompt.deep_layers:
+            raise InputError(f"deep_layers={prompt.deep_layers}: there are no deep prompts")
+        return
+    layers, depth = prompt.layers, prompt.deep.shape[0]
+    if len(layers) != depth or list(layers) != sorted(set(layers)) or not set(layers) <= set(allowed):
+        raise InputError(
+            f"deep_layers={layers}: expected {depth} increasing layer numbers (one per deep prompt) from "
+            f"{allowed.start} to {allowed.stop - 1}"
+        )

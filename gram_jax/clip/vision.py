@@ -19,7 +19,7 @@ LayerPrompts = Mapping[int, Callable[[Array], Any]]
 
 
 def patchify(images: Array, patch_size: int) -> Array:
-    """Cuts images into flat patches, row by row.
+    """Cuts images into flat patches, in row-major order.
 
     Args:
       images: `[images, height, width, channels]`.
@@ -45,18 +45,18 @@ def image_features(
     prompt: VisualPrompt | None = None,
     layer_prompts: LayerPrompts | None = None,
 ) -> tuple[Array, dict[int, Any]]:
-    """Runs the vision transformer.
+    """Returns image features, and the auxiliary outputs of `layer_prompts` by layer.
 
     Args:
       params: the `vision` branch of the parameters.
       config: the clip's configuration.
       images: `[images, size, size, channels]`.
       prompt: visual prompt or None.
-      layer_prompts: functions that make (prompt tokens, auxiliary output) from a layer's tokens; the prompt tokens may
-        be `MaskedTokens`.
+      layer_prompts: by layer, a function that maps the layer's tokens to (prompt tokens, auxiliary output); the prompt
+        tokens may be `MaskedTokens`.
 
     Returns:
-      Features `[images, embed_dim]`, not normalized, and the auxiliary outputs by layer.
+      Features `[images, embed_dim]`, not normalized, and a dictionary.
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
@@ -73,7 +73,7 @@ def image_features(
     if prompt.tokens is not None and prompt.placement != "before_norm":
         x, count = _swap(x, count, prompt.tokens, after_class)
 
-    mask = None  # bool [images, 1, tokens]: what may be attended to, where that is not everything
+    mask = None  # bool [images, 1, tokens]: the tokens that may be attended to; None: all
 
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
         if deep is not None:
@@ -95,14 +95,14 @@ def image_features(
         if start < last:
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
-            # Only the class token is read, so only its query, attention row and perceptron are run.
+            # Only the class token is needed: its query, its row of attention and its perceptron.
             x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[last], params["layers"])}, x, mask, read=0)
     feature = norm.apply({"params": params["post_norm"]}, x[..., 0, :])
     return project(feature, params["projection"]), aux
 
 
 def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
-    """Runs the vision transformer without a prompt and reads every token as the class token is read.
+    """Returns the features of all tokens of images without a prompt, each read as the class token is.
 
     Args:
       params: the `vision` branch of the parameters.
@@ -110,7 +110,7 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
       images: `[images, size, size, channels]`.
 
     Returns:
-      `[images, 1 + patches, embed_dim]`, the image's feature in front, not normalized.
+      `[images, 1 + patches, embed_dim]`, the image's feature first, not normalized.
     """
     block = make_block(config.vision, config.compute_dtype)
     norm = layer_norm(config.vision.norm_eps)
@@ -135,7 +135,7 @@ def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
 
 
 def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> list[int]:
-    """Layers before which the scan stops: where prompts are made, or their number may change, and the last layer."""
+    """Returns the layers before which the scan stops: prompts change there, or it is the last layer."""
     breaks = {0, last}
     for layer in layer_prompts:
         breaks.update((layer, layer + 1))
@@ -146,22 +146,22 @@ def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> lis
 
 
 def _mask(count: int, keep: Array, after_class: bool) -> Array:
-    """What may be attended to among `count` tokens of an image and its prompt tokens, bool `[images, 1, tokens]`."""
+    """Returns which of `count` image tokens and the prompt tokens may be attended to, bool `[images, 1, tokens]`."""
     image = jnp.ones((keep.shape[0], count), bool)
     parts = [image[:, :1], keep, image[:, 1:]] if after_class else [image, keep]
     return jnp.concatenate(parts, axis=-1)[:, None]
 
 
 def _remove(x: Array, count: int, after_class: bool) -> Array:
-    """Takes `count` prompt tokens out of a sequence."""
+    """Removes `count` prompt tokens from a sequence."""
     if after_class:
         return jnp.concatenate([x[..., :1, :], x[..., 1 + count :, :]], axis=-2)
     return x[..., : x.shape[-2] - count, :]
 
 
 def _swap(x: Array, count: int, tokens: Array, after_class: bool) -> tuple[Array, int]:
-    """Puts prompt tokens in place of the `count` ones that a sequence has; also says how many it has then."""
+    """Replaces the `count` prompt tokens of a sequence; returns the sequence and the new number of prompt tokens."""
     tokens = jnp.broadcast_to(tokens, (*x.shape[:-2], *tokens.shape[-2:])).astype(x.dtype)
-    rest = x[..., 1 + count :, :] if after_class else x[..., : x.shape[-2] - count, :]
-    parts = [x[..., :1, :], tokens, rest] if after_class else [rest, tokens]
+    x = _remove(x, count, after_class)
+    parts = [x[..., :1, :], tokens, x[..., 1:, :]] if after_class else [x, tokens]
     return jnp.concatenate(parts, axis=-2), tokens.shape[-2]

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 import gram_jax as gram
-from gram_jax.clip.config import ClipConfig
-from gram_jax.clip.formats import huggingface as loading
+from gram_jax.clip.formats import huggingface
 from gram_jax.clip.images import ImageTransform
 from gram_jax.testing import tiny_clip
 from tests.system.fuzzing import altered, damaged, few, kept, many, tried
@@ -43,15 +42,11 @@ def either(name: str) -> st.SearchStrategy[bytes]:
     )
 
 
-def read_config(folder) -> ClipConfig:
-    return loading._parsed(ClipConfig.from_hf, folder / "config.json", loading._read_json(folder / "config.json"))
-
-
 @few(60, content=either("config.json"))
 def test_config(content):
     with kept() as folder:
         written(folder, **{"config.json": content})
-        config = tried(lambda: read_config(folder), ValueError, names="config.json")
+        config = tried(lambda: huggingface.read_config(folder), ValueError, names="config.json")
         if config is not None:  # of any size that is let in: what is compared with the file takes no memory
             tried(lambda: gram.load_clip(folder), ValueError, names=str(folder))
 
@@ -63,7 +58,7 @@ test_config_many = many(test_config, 500)
 def test_preprocessor(content):
     with kept() as folder:
         written(folder, **{"preprocessor_config.json": content})
-        read = lambda: loading._read_transform(folder, CLIP.config)  # noqa: E731
+        read = lambda: huggingface.read_transform(folder, CLIP.config)  # noqa: E731
         transform = tried(read, ValueError, names="preprocessor_config.json")
         if transform is not None and (transform.output_size or (0,))[0] <= 64:
             pixels = transform.normalize(np.zeros((2, 3), np.uint8))
@@ -82,7 +77,7 @@ def test_tokenizer(content, settings, which):
         changed["tokenizer_config.json"] = settings
     with kept(256 << 20) as folder:
         written(folder, **changed)
-        read = lambda: loading._read_tokenizer(folder, CLIP.config)  # noqa: E731
+        read = lambda: huggingface.read_tokenizer(folder, CLIP.config)  # noqa: E731
         tokenizer = tried(read, ValueError, names=str(folder))
         if tokenizer is not None:
             tried(lambda: tokenizer.encode(["a cat, the é"], truncate=True), ValueError, names="text")
@@ -98,7 +93,7 @@ def test_index_of_shards(content):
         written(folder, **{"model.safetensors.index.json": content})
         (folder / "model.safetensors").unlink()
         (folder.parent / "x").mkdir()
-        find = lambda: loading._weight_files(folder, str(folder))  # noqa: E731
+        find = lambda: huggingface.weight_files(folder)  # noqa: E731
         found = tried(find, ValueError, FileNotFoundError, names=str(folder))
         assert all(path.parent == folder for path in found or ())
         (folder.parent / "x").rmdir()
@@ -116,18 +111,18 @@ def test_a_size_beyond_any_clip_is_refused_at_once(key):
         document[tower][key] = 2**60
         with kept(8 << 20) as folder:
             written(folder, **{"config.json": json.dumps(document).encode()})
-            with pytest.raises(ValueError, match=r"config\.json: .* must be at most"):
+            with pytest.raises(ValueError, match=rf"config\.json: .*{2**60}"):
                 gram.load_clip(folder)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop": (2**40, 2**40)}, "must be at most 16384 pixels"),
-        ({"rescale_factor": float("nan")}, "rescale_factor is nan"),
-        ({"std": (0.5, 0.0, 0.5)}, "a std not 0"),
+        ({"crop": (2**40, 2**40)}, f"crop={2**40}"),
+        ({"rescale_factor": float("nan")}, "rescale_factor=nan"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std=\(0.5, 0.0, 0.5\)"),
     ],
 )
-def test_transforms_that_fill_memory_or_give_no_numbers_are_refused(settings, message):
+def test_transforms_that_fill_memory_or_give_no_finite_pixels_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ImageTransform(**settings)

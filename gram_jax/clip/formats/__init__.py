@@ -1,1 +1,5 @@
-"""Reading and writing checkpoints in public formats."""
+"""Checkpoints in public formats.
+
+`loading` finds a checkpoint and recognizes its format, `huggingface` reads and writes Hugging Face folders, and
+`weights` maps the tensors of safetensors files to the parameter tree by one table.
+"""

@@ -1,4 +1,4 @@
-"""CLIP weights in Hugging Face's safetensors layout: one table, used for reading, writing and hashing."""
+"""CLIP weights in Hugging Face's safetensors layout: one table for reading, writing and hashing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ import numpy as np
 
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Params, init_params
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
+from gram_jax.io import atomic_path
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
 _FILE_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CHANNELS = 3
-_MOST_LISTED = 20  # problems of one kind in an error message
+_MOST_LISTED = 10  # problems of one type in an error message
 
 
 class WeightsError(InputError):
-    """Weights that cannot be read, or do not fit the configuration; the message lists all that is wrong."""
+    """Weights that cannot be read or do not fit the configuration; the message lists all problems."""
 
 
 class Row(NamedTuple):
-    """One leaf of our tree and the tensors of the file that it is made of.
+    """One leaf of the parameter tree and its tensors in the file.
 
     Attributes:
-      hf: the tensor's name in the file; with `{}` for the layer, one tensor for each index of the leaf's first axis.
-      path: the keys that lead to the leaf.
-      layout: "same", "transposed" (the file has kernels as [out, in]) or "patches" (the file has a convolution kernel
-          [out, channel, row, column], the leaf rows ordered by (row, column, channel)).
+      hf: the tensor's name in the file; with `{}` for the layer, one tensor per index of the leaf's first axis.
+      path: the keys of the leaf.
+      layout: "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
+        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
     """
 
     hf: str
@@ -87,7 +88,7 @@ def _to_hf(array: np.ndarray, layout: str) -> np.ndarray:
         rows, width = array.shape
         side = math.isqrt(rows // _CHANNELS)
         if side * side * _CHANNELS != rows:
-            raise WeightsError(f"the patch embedding has {rows} rows; only square patches of RGB images are supported")
+            raise WeightsError(f"the patch embedding has {rows} rows: only square patches of RGB images are supported")
         return array.reshape(side, side, _CHANNELS, width).transpose(3, 2, 0, 1)
     return array
 
@@ -107,7 +108,7 @@ def _leaf(params: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def _tensors(row: Row, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and views, in the file's layout, of the tensors that a leaf is made of."""
+    """Yields the names, and views in the file's layout, of the tensors of a leaf."""
     if "{}" in row.hf:
         for index, part in enumerate(leaf):
             yield row.hf.format(index), _to_hf(part, row.layout)
@@ -120,10 +121,10 @@ def _shapes(config: ClipConfig) -> Params:
 
 
 def _expected(shapes: Params) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the file must hold."""
+    """Returns the name and shape of every tensor that the file must contain."""
     expected = {}
     for row in TABLE:
-        # A broadcast scalar has a shape and takes no memory.
+        # A broadcast scalar has a shape but needs no memory.
         leaf = np.broadcast_to(np.float32(0), _leaf(shapes, row.path).shape)
         expected |= {name: tensor.shape for name, tensor in _tensors(row, leaf)}
     return expected
@@ -136,66 +137,67 @@ def _open(file: Path) -> Iterator[Any]:
     try:
         opened = safe_open(str(file), "numpy")
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file ({error}); download or write it again") from error
+        raise WeightsError(f"{file} is not a complete safetensors file ({error}); download it again") from error
     with opened as tensors:
         yield tensors
 
 
-def _problem(kind: str, lines: Sequence[str]) -> list[str]:
-    more = [f"  ... and {len(lines) - _MOST_LISTED} more"] if len(lines) > _MOST_LISTED else []
-    return [f"{kind} ({len(lines)}):", *(f"  {line}" for line in lines[:_MOST_LISTED]), *more] if lines else []
+def _refuse(subject: str, problems: Mapping[str, Sequence[str]]) -> None:
+    """Raises WeightsError if there are problems; lists the first ones of each type in one line."""
+    parts = []
+    for problem, names in problems.items():
+        if names:
+            more = f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+            parts.append(f"{len(names)} {problem} ({', '.join(names[:_MOST_LISTED])}{more})")
+    if parts:
+        raise WeightsError(f"{subject}: {'; '.join(parts)}")
 
 
 def _locate(files: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Path]:
-    """Which file holds which tensor; everything that does not fit ends up in one error."""
+    """Returns the file of every tensor; all misfits are reported in one error."""
     where: dict[str, Path] = {}
-    unexpected, misshapen, unusable = [], [], []
+    unexpected, misshaped, mistyped = [], [], []
     for file in files:
         with _open(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no dictionary and cannot be iterated)
-                if name.endswith(".position_ids"):  # a constant that old files carry along
+            for name in tensors.keys():  # noqa: SIM118 (not a dictionary, cannot be iterated)
+                if name.endswith(".position_ids"):  # a constant in old files
                     continue
                 part = tensors.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 if name not in expected:
                     unexpected.append(f"{name} {list(shape)}")
                 elif name in where:
-                    unexpected.append(f"{name} {list(shape)}, in both {where[name].name} and {file.name}")
+                    unexpected.append(f"{name} in both {where[name].name} and {file.name}")
                 elif shape != expected[name]:
-                    misshapen.append(f"{name}: found {list(shape)}, expected {list(expected[name])}")
+                    misshaped.append(f"{name} {list(shape)} instead of {list(expected[name])}")
                 elif dtype not in _FILE_DTYPES:
-                    unusable.append(f"{name}: found {dtype}, expected one of {', '.join(_FILE_DTYPES)}")
+                    mistyped.append(f"{name} {dtype} instead of {', '.join(_FILE_DTYPES)}")
                 where[name] = file
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in where]
-    lines = [
-        *_problem("missing", missing),
-        *_problem("unexpected", unexpected),
-        *_problem("of another shape", misshapen),
-        *_problem("of an unusable type", unusable),
-    ]
-    if lines:
-        names = ", ".join(str(file) for file in files)
-        raise WeightsError("\n".join([f"{names} does not fit config.json; use the two of one model. Tensors", *lines]))
+    subject = f"{', '.join(map(str, files))} does not fit config.json, use the files of one model"
+    _refuse(
+        subject, {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "of a wrong type": mistyped}
+    )
     return where
 
 
 def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "float32") -> Params:
     """Reads Hugging Face CLIP weights from safetensors files.
 
-    One leaf at a time, so that the peak in host memory is the parameters and a few copies of their largest leaf.
+    Reads one leaf at a time: the peak host memory is the parameters and a few copies of the largest leaf.
 
     Args:
       files: one file, or the shards of one model.
       config: the sizes that the tensors must have.
-      dtype: "float32", "float16" or "bfloat16"; what the parameters are kept in.
+      dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
 
     Returns:
-      The parameters, as `init_params` states the tree.
+      The parameters, see `init_params`.
 
     Raises:
-      WeightsError: a file is damaged, or tensors are missing, unexpected, of another shape or type (all listed).
+      WeightsError: a file is damaged, or tensors are missing, unexpected, or have another shape or type (all listed).
     """
-    target = _dtype(dtype)
+    require_known("dtype", dtype, DTYPES)
     files = [Path(file) for file in files]
     shapes = _shapes(config)
     where = _locate(files, _expected(shapes))
@@ -204,8 +206,8 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
         shape = _leaf(shapes, row.path).shape
         stacked = "{}" in row.hf
         names = [row.hf.format(index) for index in range(shape[0])] if stacked else [row.hf]
-        leaf = np.empty(shape if stacked else (1, *shape), target)
-        # Opened anew for each leaf: pages of a mapped file count as memory of the process until it is closed.
+        leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
+        # Opened again for each leaf: the pages of a mapped file count as memory of the process until it is closed.
         with contextlib.ExitStack() as stack:
             opened = {file: stack.enter_context(_open(file)) for file in {where[name] for name in names}}
             for index, name in enumerate(names):
@@ -218,57 +220,50 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
 
 
 def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: str | None = None) -> None:
-    """Writes parameters as the safetensors file of a Hugging Face CLIP; the file appears whole or not at all.
+    """Writes parameters atomically as the safetensors file of a Hugging Face CLIP.
 
     Args:
       params: the parameters.
       config: the sizes that they must have.
-      file: where to write.
-      dtype: "float32", "float16" or "bfloat16"; default: each leaf as it is.
+      file: the target.
+      dtype: "float32", "float16" or "bfloat16"; default: that of each leaf.
 
     Raises:
-      WeightsError: a leaf is missing, unexpected or of another shape than the configuration says.
+      WeightsError: a leaf is missing, unexpected or has another shape than in the configuration.
     """
     from safetensors.numpy import save_file
 
+    if dtype is not None:
+        require_known("dtype", dtype, DTYPES)
     _check_params(params, config)
-    target = None if dtype is None else _dtype(dtype)
     tensors = {}
     for row in TABLE:
         for name, tensor in _tensors(row, np.asarray(_leaf(params, row.path))):
-            tensors[name] = np.array(tensor, target, order="C")
-    file = Path(file)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, unfinished, metadata={"format": "pt"})  # without it transformers refuses the file
-        # safetensors writes for the owner alone; other files of the folder follow the user's mask.
+            tensors[name] = np.array(tensor, DTYPES.get(dtype), order="C")
+    with atomic_path(file) as part:
+        save_file(tensors, part, metadata={"format": "pt"})  # transformers refuses the file without it
+        # safetensors makes the file readable by its owner only; the other files of the folder follow the user's mask.
         mask = os.umask(0)
         os.umask(mask)
-        unfinished.chmod(0o666 & ~mask)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        os.chmod(part, 0o666 & ~mask)
 
 
 def weights_hash(params: Params) -> str:
-    """Identifies weights by content.
+    """Returns a hash of the weights' content.
 
-    Each tensor is hashed under its Hugging Face name, in its Hugging Face shape, as little-endian float32. So the hash
-    depends neither on how this library arranges its tree nor on the dtype of a lossless copy.
+    Each tensor is hashed under its Hugging Face name and shape, as little-endian float32. Hence the hash depends
+    neither on the layout of the parameter tree nor on the dtype of a lossless copy.
 
     Args:
       params: the parameters.
 
     Returns:
-      64 hexadecimal digits.
+      64 hexadecimal digits (SHA-256).
 
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
       False
-
-    Reference:
-      Our own choice; SHA-256 is FIPS 180-4.
     """
     digests = []
     for row in TABLE:
@@ -278,29 +273,17 @@ def weights_hash(params: Params) -> str:
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
-def _dtype(name: str) -> np.dtype:
-    if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
 def _check_params(params: Params, config: ClipConfig) -> None:
-    def named(tree: Params) -> dict[str, tuple[int, ...]]:
+    def shapes(tree: Params) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
 
-    found, expected = named(params), named(_shapes(config))
-    lines = [
-        *_problem("missing", sorted(expected.keys() - found.keys())),
-        *_problem("unexpected", sorted(found.keys() - expected.keys())),
-        *_problem(
-            "of another shape",
-            [
-                f"{name}: found {list(found[name])}, expected {list(expected[name])}"
-                for name in sorted(expected.keys() & found.keys())
-                if found[name] != expected[name]
-            ],
-        ),
+    given, expected = shapes(params), shapes(_shapes(config))
+    misshaped = [
+        f"{name} {list(given[name])} instead of {list(expected[name])}"
+        for name in sorted(expected.keys() & given.keys())
+        if given[name] != expected[name]
     ]
-    if lines:
-        raise WeightsError("\n".join(["the parameters do not fit the configuration. Leaves", *lines]))
+    missing, unexpected = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    problems = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    _refuse("the parameters do not fit the configuration", problems)

@@ -92,7 +92,7 @@ def test_end_of_text_rule():
     assert TextConfig(eos_token_id=49407).eos_rule == "first"
 
 
-def test_lists_that_say_one_thing_are_taken():
+def test_lists_of_equal_values_are_read():
     config = ClipConfig.from_hf(
         {"model_type": "clip", "text_config": {"eos_token_id": [7]}, "vision_config": {"image_size": [64, 64]}}
     )
@@ -109,32 +109,32 @@ def test_configurations_compare_and_hash_by_content():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "'clip', found None"),
-        ({"model_type": "siglip"}, "'clip', found 'siglip'"),
-        ({"text_config": {"hidden_size": 510}}, "found width 510 and 8 heads"),
-        ({"vision_config": {"num_hidden_layers": 0}}, "VisionConfig.layers must be a positive integer, found 0"),
-        ({"vision_config": {"hidden_act": "swish2"}}, r"one of \['gelu', .*found 'swish2'"),
-        ({"vision_config": {"image_size": 16}}, "patch size 32 and image size 16"),
-        ({"vision_config": {"image_size": [32, 64]}}, r"must be square, found \[32, 64\]"),
-        ({"text_config": {"eos_token_id": [1, 2]}}, r"must be one token id, found \[1, 2\]"),
-        ({"text_config": {"eos_token_id": "x"}}, "must be a token id, found 'x'"),
-        ({"text_config": {"layer_norm_eps": 0}}, "norm_eps must be positive, found 0"),
-        ({"text_config": {"max_position_embeddings": 7.5}}, "context_length must be a positive integer, found 7.5"),
-        ({"projection_dim": -1}, "ClipConfig.embed_dim must be a positive integer, found -1"),
+        ({}, "model_type=None.*'clip'"),
+        ({"model_type": "siglip"}, "model_type='siglip'.*'clip'"),
+        ({"text_config": {"hidden_size": 510}}, "TextConfig.width=510.*heads=8"),
+        ({"vision_config": {"num_hidden_layers": 0}}, "VisionConfig.layers=0: .* 1 "),
+        ({"vision_config": {"hidden_act": "swish2"}}, "VisionConfig.activation='swish2'.*quick_gelu"),
+        ({"vision_config": {"image_size": 16}}, "VisionConfig.patch_size=32: .* 16"),
+        ({"vision_config": {"image_size": [32, 64]}}, r"image_size=\[32, 64\]"),
+        ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id=\[1, 2\]"),
+        ({"text_config": {"eos_token_id": "x"}}, "TextConfig.eos_token_id='x'"),
+        ({"text_config": {"layer_norm_eps": 0}}, "TextConfig.norm_eps=0"),
+        ({"text_config": {"max_position_embeddings": 7.5}}, "TextConfig.context_length=7.5"),
+        ({"projection_dim": -1}, "ClipConfig.embed_dim=-1"),
     ],
 )
-def test_files_that_cannot_be_are_refused(config, message):
+def test_impossible_files_are_refused(config, message):
     config = config if not config or "model_type" in config else {"model_type": "clip", **config}
     with pytest.raises(ValueError, match=message):
         ClipConfig.from_hf(config)
 
 
-def test_settings_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"compute_dtype must be one of .*found 'float16'"):
+def test_unknown_settings_are_refused():
+    with pytest.raises(ValueError, match=r"compute_dtype='float16'.*bfloat16"):
         ClipConfig(compute_dtype="float16")
-    with pytest.raises(ValueError, match="no setting 'text_depth'"):
+    with pytest.raises(ValueError, match="'text_depth'"):
         tiny_config(text_depth=3)
 
 
-def test_patches_of_an_image_that_they_do_not_tile():
+def test_a_remainder_of_the_image_makes_no_patch():
     assert VisionConfig(image_size=225, patch_size=32).num_patches == 49

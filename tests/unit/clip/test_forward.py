@@ -52,7 +52,7 @@ def test_cut_text_equals_padded_text():
     np.testing.assert_allclose(encode_text(clip, cut), encode_text(clip, padded), atol=1e-6)
 
 
-def test_what_stands_behind_the_end_cannot_matter(clip):
+def test_tokens_after_the_end_have_no_effect(clip):
     token_ids = clip.tokenizer.encode(TEXTS, length=20)
     behind = np.arange(20) > np.argmax(token_ids, axis=1)[:, None]
     noise = np.random.default_rng(0).integers(0, clip.config.text.eos_token_id, token_ids.shape, np.int32)
@@ -68,7 +68,7 @@ def test_leading_axes_of_texts(clip):
     np.testing.assert_allclose(nested, flat.reshape(2, 2, -1), atol=1e-6)
 
 
-def test_an_unknown_token_id_shows(clip):
+def test_an_unknown_token_id_gives_nan(clip):
     assert jnp.isnan(encode_text(clip, jnp.full((1, 3), clip.config.text.vocab_size))).all()
 
 
@@ -159,10 +159,10 @@ def test_initial_parameters_have_the_stated_deviations():
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
-        ((2, 12, 13, 3), jnp.float32, r"\[images, 12, 12, 3\], found \[2, 12, 13, 3\].*clip.preprocess"),
-        ((2, 3, 12, 12), jnp.float32, r"channels last, found \[2, 3, 12, 12\]"),
-        ((12, 12, 3), jnp.float32, r"found \[12, 12, 3\]"),
-        ((2, 12, 12, 3), jnp.uint8, r"normalized floats, found uint8"),
+        ((2, 12, 13, 3), jnp.float32, r"float32\[2, 12, 13, 3\].*\[images, 12, 12, 3\].*clip.preprocess"),
+        ((2, 3, 12, 12), jnp.float32, r"float32\[2, 3, 12, 12\]"),
+        ((12, 12, 3), jnp.float32, r"float32\[12, 12, 3\]"),
+        ((2, 12, 12, 3), jnp.uint8, r"uint8\[2, 12, 12, 3\]"),
     ],
 )
 def test_wrong_images_are_refused(clip, shape, dtype, message):
@@ -171,26 +171,26 @@ def test_wrong_images_are_refused(clip, shape, dtype, message):
 
 
 def test_wrong_token_ids_are_refused(clip):
-    with pytest.raises(ValueError, match="must be integers, found float32"):
+    with pytest.raises(ValueError, match=r"token_ids are float32\[1, 4\]"):
         encode_text(clip, jnp.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"1 to 24 tokens .* found \[1, 25\]"):
+    with pytest.raises(ValueError, match=r"int32\[1, 25\].* 24 tokens"):
         encode_text(clip, jnp.zeros((1, 25), jnp.int32))
-    with pytest.raises(ValueError, match=r"found \[0\]"):
+    with pytest.raises(ValueError, match=r"int32\[0\]"):
         embed_tokens(clip, jnp.zeros(0, jnp.int32))
 
 
 def test_features_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"found \[2, 4\] and \[3, 5\]"):
+    with pytest.raises(ValueError, match=r"\[2, 4\] .*\[3, 5\]"):
         logits(jnp.ones((2, 4)), jnp.ones((3, 5)), 0.0)
-    with pytest.raises(ValueError, match=r"found \[2, 4\] and \[3, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"\[2, 4\] .*\[3, 3, 4\]"):
         logits(jnp.ones((2, 4)), jnp.ones((3, 3, 4)), 0.0)
 
 
-def test_a_clip_without_tokenizer_or_transform_says_so(clip):
+def test_a_missing_tokenizer_or_transform_is_reported(clip):
     bare = Clip(clip.params, clip.config)
-    with pytest.raises(ValueError, match=r"no tokenizer.*clip.replace"):
+    with pytest.raises(ValueError, match=r"clip.replace\(tokenizer"):
         bare.class_tokens(["cat"])
-    with pytest.raises(ValueError, match=r"no tokenizer.*clip.replace"):
+    with pytest.raises(ValueError, match=r"clip.replace\(tokenizer"):
         bare.tokenize(["cat"])
-    with pytest.raises(ValueError, match=r"no image transform.*clip.replace"):
+    with pytest.raises(ValueError, match=r"clip.replace\(transform"):
         bare.preprocess([])

@@ -1,4 +1,4 @@
-"""Folders and hub names to clips and back: transformers reads what we write, and what is wrong is named."""
+"""Folders and hub names: round trips, also through transformers, and errors that name the problem."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from gram_jax.clip import ImageTransform, Tokenizer, WeightsError, load_clip, save_clip, weights_hash
-from gram_jax.clip.formats.huggingface import MINI
+from gram_jax.clip.formats.loading import MINI
 from gram_jax.testing import tiny_clip, tiny_config
 
 END = tiny_config().text.eos_token_id
@@ -44,7 +44,7 @@ def edit(path, **changes):
 
 
 def assert_same(found, expected):
-    """Equal in every bit and static part: the structures compare configuration, tokenizer and transform."""
+    """Compares every bit and every static part: the structures contain configuration, tokenizer and transform."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
@@ -96,7 +96,7 @@ def test_types(small, folder):
     loaded = load_clip(folder, dtype="bfloat16", compute_dtype="bfloat16")
     assert loaded.config.compute_dtype == "bfloat16"
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
-    with pytest.raises(ValueError, match="dtype 'float8' is not supported"):
+    with pytest.raises(ValueError, match="dtype='float8'"):
         load_clip(folder, dtype="float8")
 
 
@@ -123,22 +123,22 @@ def test_shards(small, folder):
 def test_a_shard_with_a_name_that_no_file_can_have_is_missing(folder):
     shard(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "é" * 300}}))
-    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 1 shards: é{200}$"):
+    with pytest.raises(FileNotFoundError, match=r" 1 of 1 shards: é{200}$"):
         load_clip(folder)
 
 
 def test_a_missing_shard_is_named(folder):
     shard(folder)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 3 shards: model-00002-of-00003.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r" 1 of 3 shards: model-00002-of-00003.safetensors"):
         load_clip(folder)
 
 
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"logit_scale": "../other.safetensors"}, "outside the folder, '../other.safetensors'"),
-        ([], "no usable weight_map"),
+        ({"logit_scale": "../other.safetensors"}, "index.json .*'../other.safetensors'"),
+        ([], "index.json .*weight_map"),
     ],
 )
 def test_a_bad_index(folder, weight_map, message):
@@ -168,9 +168,9 @@ def test_pickles_are_refused_and_the_command_converts_them(small, folder):
     torch.save(tensors, folder / "pytorch_model.bin")
     assert_same(load_clip(folder), small)  # beside safetensors it is simply not read
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has its weights as pytorch_model.bin, which can run any code") as caught:
+    with pytest.raises(ValueError, match=r"pytorch_model.bin") as caught:
         load_clip(folder)
-    command = re.search(r"^ +python (-c .*)$", str(caught.value), re.MULTILINE)[1]
+    command = re.search(r"python (-c .*) and load", str(caught.value))[1]
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
     assert_same(load_clip(folder), small)
     with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle"):
@@ -180,9 +180,9 @@ def test_pickles_are_refused_and_the_command_converts_them(small, folder):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("config.json", FileNotFoundError, r"config.json is missing; check that the folder is a clip's"),
-        ("model.safetensors", FileNotFoundError, r"holds no model.safetensors; check"),
-        ("tokenizer.json", FileNotFoundError, r"has no tokenizer; copy tokenizer.json, or vocab.json and merges.txt"),
+        ("config.json", FileNotFoundError, "config.json is missing"),
+        ("model.safetensors", FileNotFoundError, "has no model.safetensors"),
+        ("tokenizer.json", FileNotFoundError, "tokenizer.json, .* vocab.json and merges.txt"),
     ],
 )
 def test_missing_files(folder, name, error, message):
@@ -194,19 +194,19 @@ def test_missing_files(folder, name, error, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "{", "config.json is no valid JSON .*; download or write it again"),
-        ("config.json", "[]", "config.json holds a list; it must be a JSON object"),
-        ("config.json", '{"model_type": "siglip"}', "must be 'clip', found 'siglip'"),
+        ("config.json", "{", "config.json is not valid JSON"),
+        ("config.json", "[]", "config.json contains a list"),
+        ("config.json", '{"model_type": "siglip"}', "config.json: model_type='siglip'"),
         (
             "preprocessor_config.json",
             '{"size": 8, "crop_size": 8}',
-            "makes 8 x 8 pixels, the image transformer takes 12",
+            r"\(8, 8\) pixels.* image_size 12",
         ),
-        ("tokenizer.json", '{"version": "1.0"}', "the tokenizer in .*clip cannot be read .*; copy its files again"),
-        ("model.safetensors", "", "no whole safetensors file"),
+        ("tokenizer.json", '{"version": "1.0"}', "the tokenizer in .*clip cannot be read"),
+        ("model.safetensors", "", "model.safetensors is not a complete"),
     ],
 )
-def test_files_that_are_no_good(folder, name, content, message):
+def test_damaged_files(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_clip(folder)
@@ -214,15 +214,15 @@ def test_files_that_are_no_good(folder, name, content, message):
 
 def test_weights_of_another_size(folder):
     edit(folder / "config.json", projection_dim=15)
-    with pytest.raises(WeightsError, match=r"text_projection.weight: found \[16, 24\], expected \[15, 24\]"):
+    with pytest.raises(WeightsError, match=r"text_projection.weight \[16, 24\] instead of \[15, 24\]"):
         load_clip(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eos_token_id": 5}, rf"ends a text with id {END}, config.json looks for eos_token_id 5; correct"),
-        ({"vocab_size": END}, rf"the tokenizer has {END + 1} tokens, the text transformer embeds {END}"),
+        ({"eos_token_id": 5}, rf"id {END}, config.json has eos_token_id 5"),
+        ({"vocab_size": END}, rf"{END + 1} tokens, config.json has vocab_size {END}"),
     ],
 )
 def test_tokenizer_of_another_model(folder, changes, message):
@@ -232,26 +232,24 @@ def test_tokenizer_of_another_model(folder, changes, message):
         load_clip(folder)
 
 
-def test_parts_that_do_not_belong_together(small, tmp_path):
+def test_parts_that_do_not_fit_together(small, tmp_path):
     vocab = json.loads(small.tokenizer.hf.backend_tokenizer.to_str())["model"]["vocab"]
     swapped = {**vocab, "<|startoftext|>": END, "<|endoftext|>": END - 1}
     tokenizer = Tokenizer(CLIPTokenizer(vocab=swapped, merges=[], model_max_length=24))
     legacy = tiny_clip(text_layers=1, vision_layers=1, text_eos_token_id=2).replace(tokenizer=tokenizer)
-    with pytest.raises(
-        ValueError, match=rf"its highest id, but the tokenizer's end is {END - 1}, below .* {END}; state"
-    ):
+    with pytest.raises(ValueError, match=rf"eos_token_id 2 .* {END - 1} .* {END}"):
         save_clip(legacy, tmp_path / "new")
     longer = Tokenizer(small.tokenizer.hf, 25)
-    with pytest.raises(ValueError, match="allows 25 tokens, the text transformer takes 24"):
+    with pytest.raises(ValueError, match=r"25 tokens, config.json allows 24"):
         save_clip(small.replace(tokenizer=longer), tmp_path / "new")
-    with pytest.raises(ValueError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match="no tokenizer"):
         save_clip(small.replace(tokenizer=None), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_saving_refuses_to_mix(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty and holds no clip; pass another folder, or overwrite=True"):
+    with pytest.raises(FileExistsError, match=f"{tmp_path} .*overwrite=True"):
         save_clip(small, tmp_path)
     with pytest.raises(FileExistsError, match=r"notes.txt is a file"):
         save_clip(small, tmp_path / "notes.txt")
@@ -271,7 +269,7 @@ def test_saving_stays_in_its_folder(small, tmp_path, monkeypatch):
 
 def test_the_shipped_clip():
     if not MINI.is_dir():
-        with pytest.raises(FileNotFoundError, match="mini clip is missing from this installation"):
+        with pytest.raises(FileNotFoundError, match=str(MINI)):
             load_clip("mini")
         return
     shipped = load_clip("mini")
@@ -320,19 +318,19 @@ def http(kind, message="no"):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (http(errors.GatedRepoError), "asks for its terms to be accepted; .* hf auth login"),
+        (http(errors.GatedRepoError), "'some/clip' .*accept.*hf auth login"),
         (
             http(errors.RepositoryNotFoundError),
-            "'some/clip' is neither a local folder nor a model on .*check the spelling",
+            "'some/clip' .* is neither a local folder nor a model on",
         ),
-        (http(errors.RevisionNotFoundError), "'some/clip' has no revision 'v2'"),
+        (http(errors.RevisionNotFoundError), "'some/clip' at revision 'v2' does not exist"),
         (
             errors.LocalEntryNotFoundError("offline"),
-            r"did not yield it \(LocalEntryNotFoundError: offline\); connect once",
+            r"\(LocalEntryNotFoundError: offline\)",
         ),
         (
             ConnectionError("no route"),
-            r"at revision 'v2' is no local folder.*ConnectionError: no route\); connect once",
+            r"'some/clip' at revision 'v2' .*\(ConnectionError: no route\)",
         ),
     ],
 )
@@ -346,7 +344,7 @@ def test_hub_errors(monkeypatch, error, message):
 
 
 def test_a_real_cache_without_a_network(small, folder, tmp_path, monkeypatch):
-    """The hub client itself, on a cache laid out by hand, offline."""
+    """Runs the hub client itself, offline, on a cache made by hand."""
     snapshot = tmp_path / "hub/models--some--clip/snapshots/0123456789012345678901234567890123456789"
     shutil.copytree(folder, snapshot)
     (tmp_path / "hub/models--some--clip/refs").mkdir()
@@ -360,5 +358,5 @@ def test_a_real_cache_without_a_network(small, folder, tmp_path, monkeypatch):
         lambda *args, **settings: real(*args, cache_dir=tmp_path / "hub", **settings),
     )
     assert_same(load_clip("some/clip"), small)
-    with pytest.raises(FileNotFoundError, match="'other/clip' is no local folder"):
+    with pytest.raises(FileNotFoundError, match="'other/clip' is not a local folder"):
         load_clip("other/clip")

@@ -187,8 +187,8 @@ def test_orientation(orientation, tmp_path):
 @pytest.mark.parametrize(
     "exif", [b"no such thing", b"II*\0", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0a\0\0\0\0\0\0\0"]
 )
-def test_damaged_metadata_is_no_damaged_image(kind, exif):
-    """EXIF that is none, that breaks off, and that has a letter for an orientation."""
+def test_damaged_metadata_does_not_damage_the_image(kind, exif):
+    """Checks EXIF data that is invalid, that is truncated, and whose orientation is a letter."""
     image = Image.fromarray(noise(30, 20))
     transform = ImageTransform(16, (16, 16))
     expected = transform.pixels(encoded(image, kind))
@@ -212,12 +212,12 @@ def test_batches():
     np.testing.assert_array_equal(transform(np.stack([array, array])), np.concatenate([one, one]))
 
 
-def test_what_is_in_shape_is_left_alone():
+def test_an_image_of_the_right_size_is_unchanged():
     array = noise(224, 224)
     np.testing.assert_array_equal(ImageTransform().pixels(array), array)
 
 
-def test_version_names_what_is_done():
+def test_version_identifies_the_steps():
     versions = {ImageTransform.from_hf(config).version for config in CONFIGS}
     assert len(versions) == len(CONFIGS)
     assert ImageTransform(32, (32, 32)).version == ImageTransform(32, (32, 32), max_pixels=9).version
@@ -245,10 +245,10 @@ def bomb(width, height):
         (encoded(Image.fromarray(noise(64, 64)), "PNG")[:700], "truncated or damaged"),
         (encoded(Image.fromarray(noise(64, 64)), "GIF")[:1200], "truncated or damaged"),
         (b"", "no image of a known format"),
-        (b"<html>not found</html>", r"no image of a known format \(AVIF, .*remove or convert"),
+        (b"<html>not found</html>", r"no image of a known format \(AVIF, .*WEBP"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
-        (bomb(60_000, 60_000), "refused as a decompression bomb"),
-        (bomb(300, 400), r"300 x 400 pixels, the limit is 100000; make it smaller, or raise"),
+        (bomb(60_000, 60_000), "decompression bomb"),
+        (bomb(300, 400), "300 x 400 pixels.* 100000.*ImageTransform.max_pixels"),
     ],
 )
 def test_broken_images(data, message, as_path, tmp_path):
@@ -273,12 +273,12 @@ def test_broken_pil_image(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/no/such/file.png", "/no/such/file.png: there is no such file; check the path"),
-        (3, "image 0 is a int; pass a PIL image"),
-        (noise(9, 9, 1), r"image 0 is an array of uint8 \[9, 9, 1\]; pass uint8"),
-        (noise(9, 9) / 255, r"image 0 is an array of float64 \[9, 9, 3\]"),
+        ("/no/such/file.png", "/no/such/file.png does not exist"),
+        (3, "image 0 is a int"),
+        (noise(9, 9, 1), r"image 0 is uint8\[9, 9, 1\]"),
+        (noise(9, 9) / 255, r"image 0 is float64\[9, 9, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"\[0, 4, 3\]"),
-        (Image.fromarray(noise(1, 4000)), r"image 0 has 1 x 4000 pixels, so long and narrow .* crop it first"),
+        (Image.fromarray(noise(1, 4000)), "image 0 has 1 x 4000 pixels.* 224 x 896000"),
     ],
 )
 def test_unusable_sources(source, message):
@@ -287,24 +287,24 @@ def test_unusable_sources(source, message):
 
 
 def test_batches_that_cannot_be_stacked():
-    with pytest.raises(ImageError, match=r"different sizes .*\(16, 16\) and \(16, 32\)"):
+    with pytest.raises(ImageError, match=r"\(16, 16\) and \(16, 32\).*ImageTransform.crop"):
         ImageTransform(16, None)([noise(20, 20), noise(40, 20)])
-    with pytest.raises(ImageError, match="the list is empty"):
+    with pytest.raises(ImageError, match=r"images=\[\]"):
         ImageTransform()([])
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_processor_type": "SiglipImageProcessor"}, "is for 'SiglipImageProcessor'; only CLIP's"),
-        ({"do_pad": True}, "sets do_pad"),
-        ({"size": {"longest_edge": 224}}, "has size {'longest_edge': 224}; pass a number"),
-        ({"size": "224"}, "has size '224'"),
-        ({"size": 0}, "ImageTransform.size is 0"),
-        ({"crop_size": {"height": 8, "width": 1.5}}, r"ImageTransform.crop is \(8, 1.5\)"),
-        ({"resample": 9}, "ImageTransform.resample is 9"),
-        ({"image_mean": [0.5]}, r"ImageTransform.mean is \(0.5,\)"),
-        ({"image_mean": [3e38, 0.5, 0.5]}, r"mean \(3e\+38, 0.5, 0.5\) and std .* make pixels that are not finite"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type='SiglipImageProcessor'"),
+        ({"do_pad": True}, "do_pad"),
+        ({"size": {"longest_edge": 224}}, "size={'longest_edge': 224}"),
+        ({"size": "224"}, "size='224'"),
+        ({"size": 0}, "ImageTransform.size=0"),
+        ({"crop_size": {"height": 8, "width": 1.5}}, "ImageTransform.crop=1.5"),
+        ({"resample": 9}, "ImageTransform.resample=9"),
+        ({"image_mean": [0.5]}, r"mean=\(0.5,\)"),
+        ({"image_mean": [3e38, 0.5, 0.5]}, r"mean=\(3e\+38, 0.5, 0.5\).*not finite"),
     ],
 )
 def test_configurations_that_are_refused(config, message):

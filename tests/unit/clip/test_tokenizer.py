@@ -153,11 +153,11 @@ def test_every_text_can_be_encoded(tokenizer):
 
 
 def test_training_refusals():
-    with pytest.raises(ValueError, match=r"vocab_size=100 is too small.*514"):
+    with pytest.raises(ValueError, match=r"vocab_size=100: .*514"):
         train_tokenizer(["a"], 100, 16)
     with pytest.raises(ValueError, match="no words"):
         train_tokenizer(["", " "], 600, 16)
-    with pytest.raises(ValueError, match=r"a text, .* holds half of a surrogate pair at 4"):
+    with pytest.raises(ValueError, match=r"a text, .*\\ud800.* at 4"):
         train_tokenizer(["cat \ud800"], 600, 16)
 
 
@@ -192,19 +192,19 @@ def test_reads_the_old_files(tokenizer, corpus, tmp_path):
 
 def test_a_limit_is_needed(tokenizer):
     vocab, merges = learned(tokenizer)
-    with pytest.raises(ValueError, match="no usable limit"):
+    with pytest.raises(ValueError, match="context_length="):
         Tokenizer(CLIPTokenizer(vocab=vocab, merges=merges))
 
 
 @pytest.mark.parametrize(
     ("texts", "settings", "message"),
     [
-        ([], {}, "the list is empty"),
-        (["a", 3], {}, r"text 1 is 3, a int; texts must be strings"),
-        (["a", "b \ud800"], {}, r"text 1, 'b \\ud800', holds half of a surrogate pair at 2"),
-        (["a"], {"length": 41}, r"length=41 must lie between 2 and the context length 40"),
-        (["a", "cat " * 50], {}, r"text 1, 'cat cat .*\.\.\.', has 52 tokens .*the limit is 40; shorten it"),
-        (["cat cat cat", "cat cat"], {"length": 3}, r"text 0, 'cat cat cat', has 5 .*2 texts are too long"),
+        ([], {}, r"texts=\[\]"),
+        (["a", 3], {}, "text 1 is 3"),
+        (["a", "b \ud800"], {}, r"text 1, 'b \\ud800'.* at 2"),
+        (["a"], {"length": 41}, "length=41: .* 2 to 40"),
+        (["a", "cat " * 50], {}, r"text 1, 'cat cat .*\.\.\.', has 52 tokens.* 40.*truncate=True"),
+        (["cat cat cat", "cat cat"], {"length": 3}, "text 0, 'cat cat cat', has 5 .* 3 .and 1 more"),
     ],
 )
 def test_encode_refusals(tokenizer, texts, settings, message):
@@ -247,17 +247,21 @@ def test_class_templates(tokenizer):
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
-        ([], {}, "the list of class names is empty"),
-        ("cat", {}, r"pass a list: \['cat'\]"),
-        (["cat", None], {}, "class 1 is None, a NoneType"),
-        (["cat", "_ "], {}, "class 1 has the empty name '_ '"),
-        (["cat", "\udfff"], {}, r"class 1, '\\udfff', holds half of a surrogate pair"),
-        (["cat"], {"suffix": "\ud800"}, "the suffix, .*, holds half of a surrogate pair"),
-        (["cat", "<|endoftext|>"], {}, "class 1, .* holds a special token"),
-        (["red_cat", "cat", "Red  CAT"], {}, r"classes 0, 'red_cat', and 2, 'Red  CAT', are the same .*\('red cat'\)"),
-        (["cat", "dog " * 40], {}, r"class 1, 'dog .*is too long.*the context holds 40"),
-        (["cat"], {"template": "a photo"}, r"template 'a photo' must hold '\{\}' exactly once"),
-        (["cat"], {"template": "{} and {}"}, "exactly once"),
+        ([], {}, r"names=\[\]"),
+        ("cat", {}, r"names='cat': .*\['cat'\]"),
+        (["cat", None], {}, "class 1 is None"),
+        (["cat", "_ "], {}, "class 1 is '_ '"),
+        (["cat", "\udfff"], {}, r"class 1, '\\udfff'"),
+        (["cat"], {"suffix": "\ud800"}, r"the suffix, '\\ud800'"),
+        (["cat", "<|endoftext|>"], {}, "class 1, '<.endoftext.>', has special tokens"),
+        (
+            ["red_cat", "cat", "Red  CAT"],
+            {},
+            r"classes 0, 'red_cat', and 2, 'Red  CAT'.*\('red cat'\).*allow_duplicates=True",
+        ),
+        (["cat", "dog " * 40], {}, r"class 1, 'dog .* has \d+ tokens.* 40"),
+        (["cat"], {"template": "a photo"}, "template='a photo'"),
+        (["cat"], {"template": "{} and {}"}, r"template='\{\} and \{\}'"),
     ],
 )
 def test_class_refusals(tokenizer, names, settings, message):

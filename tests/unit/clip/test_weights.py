@@ -43,7 +43,7 @@ def test_weights_are_as_readable_as_any_new_file(file):
 
 
 def test_names_and_layouts(small, file):
-    """What a few tensors must be, written out; a convolution is compared as what it computes."""
+    """Compares a few tensors with values written out, and the convolution with what it computes."""
     tensors, params = load_file(file), jax.tree.map(np.asarray, small.params)
     layers = params["text"]["layers"]
     key = tensors["text_model.encoder.layers.1.self_attn.k_proj.weight"]
@@ -96,30 +96,27 @@ def test_everything_wrong_in_one_error(small, file):
     save_file(tensors, file)
     with pytest.raises(WeightsError) as caught:
         read_weights([file], small.config)
-    lines = str(caught.value).split("\n")
-    assert lines == [
-        f"{file} does not fit config.json; use the two of one model. Tensors",
-        "missing (2):",
-        "  logit_scale []",
-        "  text_model.encoder.layers.1.mlp.fc2.weight [24, 48]",
-        "unexpected (1):",
-        "  vision_model.encoder.layers.3.mlp.fc1.bias [64]",
-        "of another shape (1):",
-        "  text_projection.weight: found [24, 16], expected [16, 24]",
-        "of an unusable type (1):",
-        "  visual_projection.weight: found I8, expected one of F32, F16, BF16",
-    ]
+    message = str(caught.value)
+    assert message.startswith(f"{file} does not fit config.json")
+    assert "\n" not in message
+    for part in (
+        "2 missing (logit_scale [], text_model.encoder.layers.1.mlp.fc2.weight [24, 48])",
+        "1 unexpected (vision_model.encoder.layers.3.mlp.fc1.bias [64])",
+        "1 misshaped (text_projection.weight [24, 16] instead of [16, 24])",
+        "(visual_projection.weight I8 instead of F32, F16, BF16)",
+    ):
+        assert part in message
 
 
 def test_a_long_list_is_cut(small, tmp_path):
     save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / "empty.safetensors")
-    with pytest.raises(WeightsError, match=r"missing \(93\):(\n  .*){20}\n  ... and 73 more$"):
+    with pytest.raises(WeightsError, match=r"93 missing \((\S+ \[[\d, ]*\], ){10}and 83 more\)$"):
         read_weights([tmp_path / "empty.safetensors"], small.config)
 
 
 def test_a_tensor_in_two_shards(small, file, tmp_path):
     save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / "again.safetensors")
-    with pytest.raises(WeightsError, match=r"logit_scale \[\], in both model.safetensors and again.safetensors"):
+    with pytest.raises(WeightsError, match=r"logit_scale in both model.safetensors and again.safetensors"):
         read_weights([file, tmp_path / "again.safetensors"], small.config)
 
 
@@ -128,9 +125,7 @@ def test_a_tensor_in_two_shards(small, file, tmp_path):
 )
 def test_damaged_files(small, file, damage):
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(
-        WeightsError, match=r"model.safetensors is no whole safetensors file .*download or write it again"
-    ):
+    with pytest.raises(WeightsError, match=f"{file} is not a complete safetensors file"):
         read_weights([file], small.config)
 
 
@@ -138,8 +133,8 @@ def test_parameters_that_do_not_fit(small, tmp_path):
     wrong = {**small.params, "extra": jnp.zeros(3), "logit_scale": jnp.zeros(2)}
     with pytest.raises(WeightsError) as caught:
         write_weights(wrong, small.config, tmp_path / "model.safetensors")
-    assert "unexpected (1):\n  extra" in str(caught.value)
-    assert "logit_scale: found [2], expected []" in str(caught.value)
+    assert "1 unexpected (extra)" in str(caught.value)
+    assert "logit_scale [2] instead of []" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,12 +142,12 @@ def test_only_rgb(tmp_path):
     config = tiny_config(vision_channels=4)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    with pytest.raises(WeightsError, match="the patch embedding has 64 rows; only square patches of RGB images"):
+    with pytest.raises(WeightsError, match="the patch embedding has 64 rows"):
         write_weights(params, config, tmp_path / "model.safetensors")
 
 
 def test_unknown_dtype(small, file):
-    with pytest.raises(ValueError, match="dtype 'int8' is not supported; choose one of float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype='int8'.* float32, float16, bfloat16"):
         read_weights([file], small.config, "int8")
 
 
@@ -171,7 +166,7 @@ def test_writing_is_atomic(small, file, monkeypatch):
 
 
 def test_hash_is_of_the_file_contents(small, file):
-    """Recomputed from the file: a digest of the sorted tensors' digests."""
+    """Recomputes the hash from the file: a digest of the sorted digests of the tensors."""
     lines = [
         f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.astype('<f4').tobytes()).hexdigest()}"
         for name, tensor in sorted(load_file(file).items())
@@ -179,7 +174,7 @@ def test_hash_is_of_the_file_contents(small, file):
     assert weights_hash(small.params) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def test_hash_sees_values_and_not_types(small):
+def test_hash_depends_on_values_and_not_on_types(small):
     halves = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), small.params)
     assert weights_hash(halves) == weights_hash(jax.tree.map(lambda leaf: leaf.astype("float32"), halves))
     assert weights_hash(halves) != weights_hash(small.params)
