@@ -5,9 +5,9 @@
 A page marks a table by `<!-- table: NAME -->` and `<!-- end -->`; this script replaces the lines between them by
 docs/results/NAME.csv. `tests/unit/test_docs.py` checks that every page is up to date.
 
-The table `glyph_datasets` comes from the library. A file has one of two forms. The long form has the columns of `LONG`: one value per line, with the 95 % interval of a
-difference; `clear` is 1 if the interval leaves out 0 (before rounding), and such a value is printed in bold. Every
-other file is a table as it is printed.
+The long form has the columns of `LONG`: one value per line, with the 95 % interval of a difference; `clear` is 1 if the
+interval leaves out 0 (before rounding), and such a value is printed in bold. Every other file is a table as it is
+printed. The table `glyph_datasets` comes from the library.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ python docs/figures/gram_overview.py
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -102,7 +103,7 @@ def inner_loop(axes: Axes, x: float, y: float) -> None:
     valley = (grid[1] - 0.75) ** 2 + 2.2 * (grid[0] - 0.30 - 0.35 * (grid[1] - 0.6)) ** 2
     axes.contour(x + 2 + 41 * grid[1], y + 10.5 + 23 * grid[0], valley, 9, colors=[EDGE], linewidths=0.9, zorder=2)
     path = [(x + 5.5, y + 29.0), (x + 13, y + 24.0), (x + 21, y + 19.8), (x + 30.5, y + 19.2)]
-    for step, (start, end) in enumerate(zip(path, path[1:], strict=False)):
+    for step, (start, end) in enumerate(itertools.pairwise(path)):
         raw = (start[0] + 4.0, start[1] - 8.6 + 1.4 * step)
         arrow(axes, start, raw, ORANGE, linestyle=(0, (2, 1.2)), linewidth=1.4, mutation_scale=10, shrinkA=3)
         arrow(axes, start, end, BLUE, linewidth=2.4, shrinkA=3, shrinkB=3)
@@ -114,8 +115,8 @@ def inner_loop(axes: Axes, x: float, y: float) -> None:
     arrow(axes, (path[-1][0], path[-1][1] - 0.6), (path[0][0], path[0][1] - 1.2), GRAY,
           connectionstyle="arc3,rad=-0.62", linestyle=(0, (4, 2)), linewidth=1.3, shrinkA=4, shrinkB=5)  # fmt: skip
     axes.text(x + 2, y + 5.6, r"loss of $\theta_K$ on query and cross query", color=TEXT, fontsize=9, zorder=7)
-    axes.text(x + 2, y + 2.4, r"$\rightarrow$ meta-gradient of $\theta$, $\Delta$ and $\phi$, over many tasks", color=TEXT,
-              fontsize=9, zorder=7)  # fmt: skip
+    axes.text(x + 2, y + 2.4, r"$\rightarrow$ meta-gradient of $\theta$, $\Delta$ and $\phi$, over many tasks",
+              color=TEXT, fontsize=9, zorder=7)  # fmt: skip
 
 
 def learned(axes: Axes, x: float, y: float) -> None:

@@ -1,0 +1,95 @@
+"""The documentation: tables, links, commands and worked examples agree with the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import gram_jax
+
+ROOT = Path(gram_jax.__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+tables = importlib.import_module("tables")
+
+PAGES = [*tables.pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHELL = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SHARED = {"workdir", "help", "verbosity", "distributed", "coordinator_address", "num_processes", "process_id"}
+PROGRAM = re.compile(r"-m (?:gram_jax\.)?(experiments(?:\.\w+)+)(.*)")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_tables_are_up_to_date(path):
+    page = path.read_text(encoding="utf-8")
+    assert tables.rendered(page) == page, "run python docs/tables.py"
+
+
+def test_every_file_of_measurements_is_shown():
+    used = {name for path in PAGES for _, name, _ in tables.MARKED.findall(path.read_text(encoding="utf-8"))}
+    assert {path.stem for path in (ROOT / "docs" / "results").glob("*.csv")} <= used
+
+
+def test_a_difference_is_bold_where_its_interval_leaves_out_0():
+    header, *rows = tables.pivot([["CoOp", "H", "88.5", "", "", ""], ["CoOp", "+ GRAM", "+3.6", "+1.3", "+5.8", "1"]])
+    assert (header, rows) == (["", "H", "+ GRAM"], [["CoOp", "88.5", "**+3.6 [+1.3, +5.8]**"]])
+    assert tables.markdown([["method", "H"], ["CoOp", "88.5"]]) == "| method | H |\n| :-- | --: |\n| CoOp | 88.5 |\n"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(path):
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+            assert anchor in slugs, link
+
+
+def commands(path: Path) -> list[tuple[str, list[str]]]:
+    """Returns the programs that a page runs, with the names of their flags."""
+    found = []
+    for block in SHELL.findall(path.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", "").splitlines():
+            for module, rest in PROGRAM.findall(line.split("  #")[0]):
+                found.append((module, re.findall(r"(?<=\s)--(\w+)", rest.split(" && ")[0])))
+    return found
+
+
+def flags_of(module: str) -> set[str]:
+    """Returns the names of the flags of a program."""
+    package = importlib.import_module(module)
+    program = importlib.import_module(f"{module}.run") if hasattr(package, "__path__") else package
+    return {field.name for field in dataclasses.fields(program.Config)} | SHARED
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if commands(path)], ids=name_of)
+def test_commands_name_programs_and_flags_that_exist(path):
+    for module, given in commands(path):
+        known = flags_of(module)
+        for flag in given:
+            assert flag in known or flag.removeprefix("no") in known, f"{module} --{flag}"
+
+
+@pytest.mark.parametrize("path", HOW_TO, ids=name_of)
+def test_worked_examples_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "example"}
+    blocks = PYTHON.findall(path.read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name_of(path), "exec"), namespace)
