@@ -1,25 +1,25 @@
-"""Contrastive pre-training of the mini CLIP on the embedded world of glyphs.
+"""Pre-trains the mini CLIP on the glyph benchmark with the contrastive loss.
 
     python -m experiments.pretrain_clip
 
-The default flags make the weights that ship with the package (``gram_jax.load_clip("mini")``): a ViT of 4 layers and
-width 192 over 8-pixel patches, a text transformer of 3 layers and width 128, a byte-pair vocabulary trained on the
-captions; 2.7 million parameters. The difficulty of the corpus grows along the first steps, from centered
-black-on-white characters under their full names to all corpus faces, colors, noise and the whole caption grammar: a
-start at full difficulty learns nothing for a long time.
+The default flags reproduce the weights that ship with the package (`gram_jax.load_clip("mini")`): a ViT with 4 layers
+and width 192 over 8-pixel patches, a text transformer with 3 layers and width 128, a byte-pair vocabulary trained on
+the captions; 2.7 million parameters. During the first steps the difficulty of the corpus grows, from centered
+black-on-white characters with their full names to all corpus faces, colors, noise and the whole caption grammar. At
+full difficulty from the first step, the loss does not fall for a long time.
 
-It takes about an hour on two cores, under 4 GiB, and reaches, averaged over the nineteen datasets on held-out
-renderings, 86.9 % zero-shot under fitting templates, 80.9 % under "a photo of a {}.", 95.9 % with a linear probe, and
-86.1 % on unseen faces. Pairs are drawn on one thread, some 4,000 a second: on an accelerator that sets the pace.
+Training takes about an hour on two cores and less than 4 GiB. Averaged over the nineteen datasets, on held-out
+renderings, the zero-shot accuracy is 86.9 % with the datasets' templates and 80.9 % with "a photo of a {}."; a linear
+probe reaches 95.9 %, and the accuracy on unseen faces is 86.1 %. One thread draws about 4,000 pairs per second, which
+limits the speed on an accelerator.
 
-It resumes where it was stopped, writes ``metrics.jsonl`` along the way and, at the end, ``clip/`` (a folder that
-transformers, too, can load) and ``results.json``: zero-shot accuracy under fitting templates and under "a photo of a
-{}.", a linear probe, and accuracy on faces that no corpus contains.
+The same command resumes a run. It writes metrics.jsonl during training and, at the end, clip/ (a folder that
+transformers can load, too) and results.json: zero-shot accuracy with the datasets' templates and with
+"a photo of a {}.", a linear probe, and accuracy on faces that no corpus contains.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import pathlib
@@ -32,23 +32,24 @@ import numpy as np
 import optax
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
-from gram_jax import reporting as reporting_lib
+from gram_jax import evaluation, reporting, runtime
+from gram_jax.batching import pad_to, round_up
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip, init_params
 from gram_jax.clip.tokenizer import Tokenizer, train_tokenizer
-from gram_jax.data import glyphs
+from gram_jax.data import glyphs, ordered, templates
 from gram_jax.errors import InputError
 from gram_jax.objectives import contrastive_loss
 
 from . import _nans
 from ._launch import at_least, launch, setting
+from .zero_shot import accuracy
 
-PHOTO = "a photo of a {}."
-# A resumed run may differ in these: the first steps do not depend on them.
+# Settings that may differ in a resumed run: the first steps do not depend on them.
 MAY_CHANGE = ("steps", "save_every", "eval_every", "eval_images", "probe_images", "datasets", "debug_nans")
 LENGTH_STEP = 8  # captions are padded to a multiple of this, so that few lengths are compiled
+LOG_EVERY = 25  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,29 +58,29 @@ class Config:
 
     seed: int = setting(0, "seed of the weights and of the corpus")
     steps: int = setting(5500, "optimizer steps")
-    batch_size: int = setting(256, "image-text pairs a step")
-    learning_rate: float = setting(1.5e-3, "peak of the learning rate")
+    batch_size: int = setting(256, "image-text pairs per step")
+    learning_rate: float = setting(1.5e-3, "peak learning rate")
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices")
     warmup: int = setting(100, "steps of linear warm-up")
-    decay: int = setting(1000, "last steps, along which the learning rate falls linearly to 0")
-    ramp: int = setting(1500, "first steps, along which the difficulty of the corpus grows from 0 to 1")
-    page: int = setting(8, "pairs in a row that are of one kind: harder negatives within a batch")
+    decay: int = setting(1000, "last steps, during which the learning rate falls linearly to 0")
+    ramp: int = setting(1500, "first steps, during which the difficulty of the corpus grows from 0 to 1")
+    page: int = setting(8, "consecutive pairs of one family of characters: harder negatives within a batch")
     vocabulary: int = setting(2000, "size of the byte-pair vocabulary")
-    vocabulary_pairs: int = setting(20000, "captions that the vocabulary is trained on")
-    context_length: int = setting(32, "most tokens of a text")
+    vocabulary_pairs: int = setting(20000, "number of captions that the vocabulary is trained on")
+    context_length: int = setting(32, "most tokens in a text")
     embed_dim: int = setting(128, "width of the joint space")
     vision_width: int = setting(192, "width of the image transformer")
     vision_layers: int = setting(4, "layers of the image transformer")
     text_width: int = setting(128, "width of the text transformer")
     text_layers: int = setting(3, "layers of the text transformer")
-    patch_size: int = setting(8, "pixels along a patch of the 32-pixel images")
+    patch_size: int = setting(8, "side of a patch of the 32-pixel images, in pixels")
     save_every: int = setting(250, "steps between checkpoints")
     eval_every: int = setting(500, "steps between zero-shot evaluations")
-    eval_images: int = setting(2, "validation images a class in those")
-    probe_images: int = setting(32, "training images a class for the linear probe")
+    eval_images: int = setting(2, "validation images per class in these evaluations")
+    probe_images: int = setting(32, "training images per class for the linear probe")
     datasets: tuple[str, ...] = setting(glyphs.NAMES, "labeled datasets to evaluate on")
     debug_nans: bool = setting(
-        False, "look at the loss of every step, and do one that is not finite again, with checks that tell where"
+        False, "check the loss of every step; repeat a step that is not finite with checks that find the operation"
     )
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class Config:
 
 
 def make_clip(config: Config) -> Clip:
-    """A clip with random weights and a tokenizer trained on the corpus' captions."""
+    """Returns a clip with random weights and a tokenizer trained on the captions of the corpus."""
     captions = (glyphs.pair(i, config.seed).caption for i in range(config.vocabulary_pairs))
     tokenizer = train_tokenizer(captions, config.vocabulary, config.context_length)
     size, end = glyphs.IMAGE_SIZE, tokenizer.vocab_size - 1
@@ -123,23 +124,22 @@ def make_clip(config: Config) -> Clip:
 
 
 def make_batch(config: Config, tokenizer: Tokenizer, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of a step: uint8 images and int32 token ids; a pure function of the step."""
+    """Returns the uint8 images and int32 token ids of a step; a pure function of the step."""
     difficulty = min(1.0, step / config.ramp)
     # The captions that the vocabulary was trained on come first in the stream.
     first = config.vocabulary_pairs + step * config.batch_size
     pairs = [glyphs.pair(first + i, config.seed, difficulty, config.page) for i in range(config.batch_size)]
     tokens = tokenizer.encode([pair.caption for pair in pairs], truncate=True)
-    padded = min(config.context_length, -(-tokens.shape[1] // LENGTH_STEP) * LENGTH_STEP)
-    end = tokenizer.vocab_size - 1
-    tokens = np.pad(tokens, ((0, 0), (0, padded - tokens.shape[1])), constant_values=end)
+    length = min(config.context_length, round_up(tokens.shape[1], LENGTH_STEP))
+    tokens = pad_to(tokens, len(tokens), length, fill=tokenizer.vocab_size - 1)
     return np.stack([pair.image for pair in pairs]), tokens
 
 
-@functools.cache  # the same one is the same program to `train_step`
+@functools.cache  # `train_step` compiles once per optimizer object
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW under a learning rate that warms up, stays, and falls linearly to 0 along the last steps.
+    """Returns AdamW with a learning rate that warms up, is constant, and falls linearly to 0 in the last steps.
 
-    Up to the fall, the run does not depend on its total length: ``--steps`` may be changed when it is resumed.
+    Before the fall, a run does not depend on its total length: --steps may change when it is resumed.
     """
     warmup, decay = min(config.warmup, config.steps // 4), min(config.decay, config.steps // 2)
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
@@ -159,7 +159,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 def train_step(
     state: dict[str, Any], clip: Clip, images: jax.Array, tokens: jax.Array, optimizer: optax.GradientTransformation
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One step of contrastive training; ``clip`` gives the static parts, its parameters are not looked at."""
+    """Takes one step of contrastive training; `clip` gives the static parts, its parameters are not used."""
 
     def loss(params: Any) -> jax.Array:
         model = clip.replace(params=params)
@@ -171,101 +171,90 @@ def train_step(
     value, grads = jax.value_and_grad(loss)(state["params"])
     updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    # CLIP never lets the logits be scaled by more than 100.
+    # As in CLIP, the scale of the logits is at most 100.
     params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "scale": jnp.exp(params["logit_scale"])}
     return {"params": params, "optimizer": optimizer_state}, metrics
 
 
 def accuracies(clip: Clip, config: Config, split: str, limit: int, domain: str = "") -> dict[str, dict[str, float]]:
-    """Zero-shot accuracy of every dataset under its fitting template and under "a photo of a {}."."""
-    found: dict[str, dict[str, float]] = {}
+    """Returns the zero-shot accuracy on every dataset with its own template and with "a photo of a {}."."""
+    values: dict[str, dict[str, float]] = {}
     for name in config.datasets:
         dataset = glyphs.labeled(name, domain)
         positions = [i for i in dataset.select(split) if dataset.references[i][2] < limit]
         features = evaluation.image_features(clip, dataset.images(positions))
-        found[name] = {}
-        for title, template in (("fitting", dataset.template), ("photo", PHOTO)):
-            classes = evaluation.class_features(clip, dataset.class_names, [template])
-            predicted = np.argmax(features @ np.asarray(classes).T, axis=-1)
-            found[name][title] = float(np.mean(predicted == dataset.labels[positions]))
-    return found
-
-
-def _mean(found: dict[str, dict[str, float]], title: str) -> float:
-    return float(np.mean([values[title] for values in found.values()]))
+        values[name] = {
+            title: accuracy(clip, features, dataset.labels[positions], dataset.class_names, [template])
+            for title, template in (("fitting", dataset.template), ("photo", templates.DEFAULT))
+        }
+    return values
 
 
 def train(config: Config, workdir: Any) -> Clip:
-    """Trains, or goes on training; returns the clip after the last step."""
+    """Trains or resumes; returns the clip after the last step."""
     clip, optimizer = make_clip(config), make_optimizer(config)
     state = {"params": clip.params, "optimizer": optimizer.init(clip.params)}
-    bare = clip.replace(params=None)
+    static = clip.replace(params=None)
+    draw = functools.partial(make_batch, config, clip.tokenizer)
+
+    def step(state: dict[str, Any], images: np.ndarray, tokens: np.ndarray) -> Any:
+        return train_step(state, static, images, tokens, optimizer)
+
     settings = dataclasses.asdict(config)
-
-    def again(state: dict[str, Any], images: np.ndarray, tokens: np.ndarray) -> Any:
-        return train_step(state, bare, images, tokens, optimizer)
-
-    with (
-        runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints,
-        concurrent.futures.ThreadPoolExecutor(1) as drawing,
-    ):
+    with runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints:
         restored = checkpoints.restore(state)
-        start = restored.step if restored else 0
-        state = restored.state if restored else state
-        ahead = {
-            step: drawing.submit(make_batch, config, clip.tokenizer, step)
-            for step in range(start, min(start + 4, config.steps))
-        }
+        first, state = (restored.step, restored.state) if restored else (0, state)
         with (
-            runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=start if restored else None) as log,
-            runtime.Progress(config.steps, "pretrain", initial=start) as progress,
+            ordered(draw, config.steps, start=first, workers=1) as batches,
+            runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
+            runtime.Progress(config.steps, "pretrain", initial=first) as progress,
         ):
-            for step in range(start, config.steps):
-                images, tokens = ahead.pop(step).result()
-                if step + 4 < config.steps:
-                    ahead[step + 4] = drawing.submit(make_batch, config, clip.tokenizer, step + 4)
+            for done, (images, tokens) in enumerate(batches, first + 1):
                 before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
-                state, metrics = train_step(state, bare, images, tokens, optimizer)
-                done = step + 1
-                saved = done % config.save_every == 0 or done == config.steps
-                looked_at = saved or done % 25 == 0 or config.debug_nans
-                if looked_at and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
-                    where = _nans.HINT
-                    if before is not None:
-                        where = _nans.explain(again, state=before, images=images, tokens=tokens)
+                state, metrics = step(state, images, tokens)
+                save = done % config.save_every == 0 or done == config.steps
+                write = done % LOG_EVERY == 0 or done == config.steps
+                check = save or write or config.debug_nans
+                if check and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
+                    inputs = {"state": before, "images": images, "tokens": tokens}
                     raise _nans.NonFiniteError(
-                        f"the loss or the gradient of step {step} is not finite; {checkpoints.last_good()}. {where}. "
-                        "Lower --learning_rate"
+                        f"the loss or the gradient of step {done - 1} is not finite; {checkpoints.last_good()}. "
+                        f"{_nans.HINT if before is None else _nans.explain(step, **inputs)}. Lower --learning_rate"
                     )
-                if done % 25 == 0 or done == config.steps:
+                if write:
                     log.write(done, **metrics)
                     progress.update(done - progress.done, loss=metrics["loss"])
                 if done % config.eval_every == 0:
-                    found = accuracies(clip.replace(params=state["params"]), config, "val", config.eval_images)
-                    means = {title: _mean(found, title) for title in ("fitting", "photo")}
-                    each = {f"{title}/{name}": values[title] for name, values in found.items() for title in means}
-                    log.write(done, **means, **each)
-                    progress.update(0, **means)
-                if saved:
+                    _validate(config, clip.replace(params=state["params"]), done, log, progress)
+                if save:
                     checkpoints.save(done, state)
                 checkpoints.exit_if_preempted(done, state)
     return clip.replace(params=state["params"])
 
 
+def _validate(config: Config, clip: Clip, done: int, log: runtime.MetricsLog, progress: runtime.Progress) -> None:
+    """Logs the zero-shot accuracy on validation images: the means over datasets, then each dataset."""
+    values = accuracies(clip, config, "val", config.eval_images)
+    titles = ("fitting", "photo")
+    means = {title: float(np.mean([each[title] for each in values.values()])) for title in titles}
+    log.write(done, **means, **{f"{title}/{name}": each[title] for name, each in values.items() for title in titles})
+    progress.update(0, **means)
+
+
 def run(config: Config, workdir: Any) -> evaluation.Results:
-    """Trains, writes the clip, and measures what was written on held-out renderings."""
+    """Trains, saves the clip, and evaluates the saved clip on held-out renderings."""
     clip = train(config, workdir)
     (workdir / "clip").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:  # a work directory may be remote, a clip's folder is local
+    with tempfile.TemporaryDirectory() as folder:  # the work directory may be remote, save_clip needs a local folder
         gram.save_clip(clip, folder, dtype="float16")
         for path in pathlib.Path(folder).iterdir():
             (workdir / "clip" / path.name).write_bytes(path.read_bytes())
-        return measure(config, gram.load_clip(folder))
+        return evaluate(config, gram.load_clip(folder))
 
 
-def measure(config: Config, clip: Clip) -> evaluation.Results:
-    """Zero-shot accuracy, a linear probe and unseen faces, on test renderings."""
+def evaluate(config: Config, clip: Clip) -> evaluation.Results:
+    """Returns the accuracy zero-shot, with a linear probe and on unseen faces, on test renderings."""
     rows = []
 
     def row(method: str, name: str, value: float, domain: str = "", shots: int | None = None) -> None:
@@ -292,10 +281,8 @@ def measure(config: Config, clip: Clip) -> evaluation.Results:
         faces = [accuracies(clip, single, "test", 4, face)[name]["fitting"] for face in unseen]
         row("zero_shot:fitting", name, float(np.mean(faces)), domain="unseen faces")
     for domain in (None, "unseen faces"):
-        table = reporting_lib.transpose(
-            reporting_lib.pivot([row for row in rows if row.domain == domain], over=("shots",))
-        )
-        print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{reporting_lib.to_text(table)}")
+        table = reporting.pivot([row for row in rows if row.domain == domain], over=("shots",))
+        print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{reporting.to_text(reporting.transpose(table))}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 

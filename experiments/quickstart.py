@@ -1,21 +1,19 @@
-"""The whole of GRAM on the embedded world, in one command: tasks, meta-training, evaluation, report.
+"""Runs all of GRAM on the glyph benchmark in one command: tasks, meta-training, evaluation, report.
 
     python -m experiments.quickstart
     python -m experiments.quickstart --seeds=1,2,3,4,5,6,7,8,9,10 --shots=1,2,4,8,16 --workdir=runs/longer
     python -m experiments.quickstart --ceiling --dataset=glyphs:hebrew,glyphs:digits
 
-Nothing is downloaded. Unlabeled image-text pairs are embedded with the mini CLIP that ships with the package and
-clustered into a hierarchy (experiments.build_tasks). A prompt's start and a gradient regulator are meta-learned on
-tasks from it (experiments.meta_train), and, as a control, on tasks from random clusters. Then CoOp is tuned from these
-and from plain words, few-shot and base-to-new, in-domain and on renderings that no corpus contains
-(experiments.evaluate).
-Neither the hierarchy nor meta-training sees a label, a class list or a test image of what is evaluated.
+Nothing is downloaded. The mini CLIP of the package embeds unlabeled image-text pairs, which are clustered into a
+hierarchy (experiments.build_tasks). A prompt initialization and a gradient regulator are meta-learned on tasks from the
+hierarchy and, as a control, on tasks from random clusters (experiments.meta_train). Then CoOp is tuned with and without
+them, few-shot and base-to-new, in-domain and on renderings that no corpus contains (experiments.evaluate). Neither the
+hierarchy nor meta-training uses a label, a class list or a test image of the evaluated datasets.
 
-It takes under 5 minutes on two cores and 3 GiB. All methods take the same steps at the same rate; experiments.evaluate
-chooses settings for each of them on validation splits when it is given candidates.
+It takes less than 5 minutes on two cores and 3 GiB. All methods use the same number of steps and the same learning
+rate; experiments.evaluate can choose settings for each method on validation splits.
 
-WORKDIR gets results.json, table.md, the plots, and a folder for each stage; the same command goes on where a run was
-stopped.
+The results are WORKDIR/results.json, table.md, plots, and a folder for each stage. The same command resumes a run.
 """
 
 from __future__ import annotations
@@ -38,20 +36,20 @@ DATASETS = ("georgian", "arabic", "syllabics")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the demonstration may be asked to do more or less of."""
+    """The size of the demonstration."""
 
     seeds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "seeds of the few-shot draws")
-    shots: tuple[int, ...] = setting((1, 4), "labeled images a class")
+    shots: tuple[int, ...] = setting((1, 4), "labeled images per class")
     dataset: tuple[str, ...] = setting(tuple(f"glyphs:{name}" for name in DATASETS), "datasets: glyphs:NAME")
-    domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" for all')
-    max_test_images: int = setting(10, "test images a class; 0 for all")
+    domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" means all')
+    max_test_images: int = setting(10, "test images per class; 0: all")
     steps: int = setting(30, "steps of downstream tuning")
-    learning_rate: float = setting(0.3, "their step size, of all methods")
+    learning_rate: float = setting(0.3, "learning rate of all methods")
     pairs: int = setting(20000, "image-text pairs of the corpus")
-    themes: int = setting(100, "themes that its pairs are clustered into")
+    themes: int = setting(100, "themes to cluster the pairs into")
     ways: int = setting(10, "classes of a meta-training task")
     meta_steps: int = setting(250, "steps of meta-training")
-    ceiling: bool = setting(False, "also meta-train on tasks from the true groups of the corpus: the ceiling")
+    ceiling: bool = setting(False, "also meta-train on tasks from the true groups of the corpus, an upper bound")
     seed: int = setting(0, "seed of the corpus, the clusters and meta-training")
 
     def __post_init__(self) -> None:
@@ -59,7 +57,7 @@ class Config:
         self.meta_training("")
 
     def evaluation(self, meta: str, controls: tuple[str, ...]) -> evaluate.Config:
-        """The settings of the evaluation."""
+        """Returns the settings of the evaluation."""
         return evaluate.Config(
             meta=meta,
             controls=controls,
@@ -75,7 +73,7 @@ class Config:
         )
 
     def meta_training(self, tasks: str) -> meta_train.Config:
-        """The settings of meta-training."""
+        """Returns the settings of meta-training."""
         return meta_train.Config(
             tasks=tasks,
             steps=self.meta_steps,
@@ -88,7 +86,7 @@ class Config:
 
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
-    """Runs every stage and reports."""
+    """Runs every stage and writes the report."""
     begin = time.monotonic()
 
     def stage(text: str) -> None:
@@ -116,7 +114,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     stage("tuning and evaluation")
     controls = tuple(f"{name}={path}" for name, path in paths.items() if name)
     results = evaluate.run(config.evaluation(paths[""], controls), workdir)
-    stage(f"done; look at table.md and the plots in {workdir}")
+    stage(f"done; see table.md and the plots in {workdir}")
     return dataclasses.replace(results, config=results.config | {"quickstart": dataclasses.asdict(config)})
 
 

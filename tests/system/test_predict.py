@@ -1,4 +1,4 @@
-"""experiments.predict against direct computation, and what it makes of broken input."""
+"""experiments.predict against direct computation, and its errors for broken input."""
 
 import csv
 import subprocess
@@ -157,7 +157,7 @@ def test_broken_images_are_listed_and_named(folder, damaged, tmp_path, caplog, c
 def test_only_broken_images_is_an_error(folder, damaged, tmp_path):
     for name in ("b.png", "c.png"):
         (damaged / name).unlink()
-    with pytest.raises(ValueError, match=r"none of 2 images can be read; the last: d\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"none of 2 images .*d\.png"):
         predict.run(configure(folder, images=str(damaged)), epath.Path(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -199,7 +199,7 @@ def test_class_names_of_a_file(folder, tmp_path):
     file.write_bytes("\ufeffcat\r\n\r\n café, large \n".encode())
     assert predict.class_names(configure(folder, classes=(), classes_file=str(file))) == ["cat", "café, large"]
     file.write_bytes(b"cat\n\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"names\.txt is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"--classes_file=.*names\.txt"):
         predict.class_names(configure(folder, classes=(), classes_file=str(file)))
 
 
@@ -247,8 +247,8 @@ def save_nonsense(path, clip):
     ("save", "settings", "message"),
     [
         (save_foreign, {}, r"p\.safetensors.*other weights"),
-        (save_class_specific, {}, "is class-specific, for 2 classes, but 3 are named"),
-        (save_coop, {"template": TEMPLATE}, "the context of coop stands in its place; omit it"),
+        (save_class_specific, {}, r"p\.safetensors .* 2 classes, but 3"),
+        (save_coop, {"template": TEMPLATE}, "--template=.*coop"),
         (save_long, {}, "context length"),
         (save_other_kind, {}, "'features'"),
         (save_nonsense, {}, r"p\.safetensors"),
@@ -274,14 +274,14 @@ def test_a_class_specific_prompt_of_as_many_classes(clip, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"images": "/nowhere"}, FileNotFoundError, "--images=/nowhere: there is no such folder"),
-        ({"images": "EMPTY"}, ValueError, r"no file in it ends in one of \.avif"),
+        ({"images": "/nowhere"}, FileNotFoundError, "--images=/nowhere"),
+        ({"images": "EMPTY"}, ValueError, r"--images=.*\.avif"),
         ({"classes": ("cat", "dog", "cat ")}, ValueError, "'cat' is both class 1 and class 3"),
         ({"classes": ("Cat", "cat")}, ValueError, "'Cat', and 1, 'cat'"),
-        ({"classes": ("cat",)}, ValueError, "--classes holds 1 class names; give at least two"),
+        ({"classes": ("cat",)}, ValueError, "--classes gives 1 class"),
         ({"classes": (), "classes_file": "/nowhere.txt"}, FileNotFoundError, r"/nowhere\.txt"),
         ({"prompt": "/nowhere.safetensors"}, FileNotFoundError, r"/nowhere\.safetensors does not exist"),
-        ({"output": "EMPTY"}, IsADirectoryError, "is a folder; name the file to write"),
+        ({"output": "EMPTY"}, IsADirectoryError, "--output="),
     ],
 )
 def test_mistakes_are_named(folder, tmp_path, settings, error, message):
@@ -295,12 +295,12 @@ def test_mistakes_are_named(folder, tmp_path, settings, error, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": ""}, "--images is empty"),
+        ({"images": ""}, "--images"),
         ({"classes_file": "names.txt"}, "--classes_from; given: --classes and --classes_file"),
-        ({"classes": ()}, "by one of --classes, --classes_file, --classes_from; given: none"),
-        ({"template": "a photo"}, "must hold exactly one {}"),
-        ({"top": 0}, "--top=0: it must be at least 1"),
-        ({"batch_size": 0}, "--batch_size=0: it must be at least 1"),
+        ({"classes": ()}, "--classes, --classes_file, --classes_from; given: none"),
+        ({"template": "a photo"}, "--template='a photo'"),
+        ({"top": 0}, "--top=0"),
+        ({"batch_size": 0}, "--batch_size=0"),
     ],
 )
 def test_bad_settings_are_named(folder, settings, message):

@@ -1,4 +1,4 @@
-"""experiments.pretrain_clip at toy size: it learns, it resumes to the bit, what it writes is a clip."""
+"""experiments.pretrain_clip at toy size: learning, bit-identical resume, the saved clip."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_resumes_to_the_bit(finished, tmp_path, monkeypatch):
 
 def test_another_configuration_is_refused_by_name(finished):
     workdir, _ = finished
-    with pytest.raises(ValueError, match=r"text_width: the checkpoint has 32, this run has 64"):
+    with pytest.raises(ValueError, match=r"text_width.* 32.* 64"):
         pretrain_clip.run(dataclasses.replace(TOY, text_width=64), workdir)
 
 
@@ -82,7 +82,7 @@ def test_another_configuration_is_refused_by_name(finished):
 def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, debug):
     config = dataclasses.replace(TOY, learning_rate=1e30, save_every=1, debug_nans=debug)
     where = r"checks: .*, at /.*\.py:\d+ \(" if debug else "--debug_nans"
-    message = rf"the loss or the gradient of step 2 is not finite; the last good checkpoint is step 2 in .*\. .*{where}"
+    message = rf"step 2 is not finite; .*step 2 in .*\. .*{where}"
     with pytest.raises(InputError, match=message):
         pretrain_clip.run(config, epath.Path(tmp_path))
     assert not (tmp_path / "clip").exists()
@@ -131,10 +131,10 @@ def test_batches_are_pure_and_grow_harder():
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="--patch_size=5: it must divide the 32 pixels"):
+    with pytest.raises(ValueError, match="--patch_size=5"):
         pretrain_clip.Config(patch_size=5)
-    with pytest.raises(ValueError, match="--steps=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="--steps=0"):
         pretrain_clip.Config(steps=0)
-    with pytest.raises(ValueError, match="no glyph dataset 'runes'"):
+    with pytest.raises(ValueError, match="'runes'"):
         pretrain_clip.Config(datasets=("runes",))
     assert jax.process_count() == 1

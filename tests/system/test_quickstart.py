@@ -1,4 +1,4 @@
-"""experiments.quickstart, much smaller than it is: every stage runs, controls included, and it goes on where it was."""
+"""experiments.quickstart at toy size: every stage and control runs, and a second run reuses the files."""
 
 import json
 
