@@ -21,7 +21,6 @@ from gram_jax import evaluation, runtime
 from gram_jax.errors import InputError
 
 from . import _processes
-from ._launch import complain
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +65,14 @@ def execute(run: Callable[[Any, Any], Any], config: Any, name: str, distributed:
             raise
         return _processes.leave(status)
     except KeyboardInterrupt:
-        complain("interrupted; the same command resumes from the last checkpoint, if there is one")
+        _processes.complain("interrupted; the same command resumes from the last checkpoint, if there is one")
         return _processes.leave(130)
     return 0
 
 
 def _refuse(message: str) -> int:
     logger.debug("traceback of the error below", exc_info=True)
-    complain(message)
+    _processes.complain(message)
     return _processes.leave(2)
 
 

@@ -121,11 +121,6 @@ def launch(
     app.run(main, argv=list(sys.argv if argv is None else argv), flags_parser=lambda args: _parse(args, config_class))
 
 
-def complain(message: str) -> None:
-    """Prints an error message to standard error."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-
-
 def _experiment_name(run: Callable) -> str:
     module = run.__module__
     if module == "__main__":  # after python -m the real name is in the module's spec
@@ -192,5 +187,5 @@ def _parse(argv: Sequence[str], config_class: type) -> Any:
         values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(config_class)}
         return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (flags.Error, InputError) as error:
-        complain(f"{error}\nPass --help to see all settings.")
+        print(f"error: {error}\nPass --help to see all settings.", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

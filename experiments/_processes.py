@@ -16,10 +16,13 @@ from absl import flags
 from gram_jax import runtime
 from gram_jax.errors import InputError
 
-from ._launch import complain
-
 _NAMES = ("coordinator_address", "num_processes", "process_id")
 _GRACE = 2.0  # seconds that process 0 waits after its error, so that the others can report theirs
+
+
+def complain(message: str) -> None:
+    """Prints an error message to standard error."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,13 @@ class Registry(Generic[T]):
     def make(self, name: str, **settings: Any) -> T:
         """Calls the factory of a name.
 
+        Args:
+          name: the name of the factory.
+          **settings: its settings.
+
+        Returns:
+          A member of the family.
+
         Raises:
           InputError: the name or a setting is unknown, or the factory refuses a value.
         """
@@ -93,7 +100,17 @@ class Registry(Generic[T]):
         return self.factory(name)(**settings)
 
     def parse(self, text: str) -> T:
-        """Makes a member from its text form, see `parse_call`."""
+        """Makes a member from its text form.
+
+        Args:
+          text: `NAME` or `NAME(setting=literal, ...)`, see `parse_call`.
+
+        Returns:
+          A member of the family.
+
+        Raises:
+          InputError: as `make` and `parse_call`.
+        """
         call = parse_call(text)
         return self.make(call.name, **call.settings)
 

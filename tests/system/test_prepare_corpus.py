@@ -20,7 +20,6 @@ from experiments import prepare_corpus
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_corpus, plan_units
 from gram_jax.data.pairs import shards as pair_shards
-from gram_jax.runtime import worker_pool
 
 Config = prepare_corpus.Config
 ROOT = Path(__file__).parents[2]
@@ -293,15 +292,6 @@ def test_an_image_that_was_not_checked_is_named_when_it_is_read(dataset, tmp_pat
     pair_dataset.publish(tmp_path / "dataset", [tmp_path / "0"], name="pairs", source="a folder")
     with pytest.raises(ImageError, match=rf"image 0 of {tmp_path}/dataset is no image"):
         load_corpus(f"array_record:{tmp_path}/dataset", pairs=0).images([0])
-
-
-def test_workers_import_no_jax(config, tmp_path):
-    unit = next(plan_units(config.source))
-    with worker_pool(1) as pool:
-        assert pool.submit(pair_shards.write_shard, tmp_path / "0", unit, 10_000).result().pairs == 11
-        loaded = set(pool.submit(eval, "list(__import__('sys').modules)").result())
-    assert "gram_jax.data.pairs.shards" in loaded
-    assert not {"jax", "flax", "tensorflow", "torch"} & loaded
 
 
 @pytest.mark.parametrize(

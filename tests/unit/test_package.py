@@ -1,15 +1,14 @@
-"""The package as a whole: what importing it does and does not do, its layers, its documentation."""
+"""The whole package: imports, documentation, size of functions. import-linter checks the layers."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
-import json
-import os
 import pkgutil
-import subprocess
-import sys
+import re
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,83 +23,23 @@ MODULES = [
     for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
 ]
 NEVER_IMPORTED = {"torch", "tensorflow", "torchvision"}
-COMPARES = (
-    "experiments/benchmark/torch_workloads.py"  # what others do, for the benchmark; imports PyTorch when it is asked to
-)
-
-# A package may import from its own level and the levels below it.
-LEVELS = [
-    {"clip", "data"},
-    {"tuners", "regulators", "objectives"},
-    {"evaluation", "meta", "tasks"},
-]
+USES_TORCH = "experiments/benchmark/torch_workloads.py"  # PyTorch's side of the benchmark; imports it inside functions
 
 
-def fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-
-def test_import_is_quick_and_light():
-    code = """
-import json, sys, time
-start = time.process_time()
-import gram_jax
-print(json.dumps([time.process_time() - start, sorted(sys.modules)]))
-"""
-    # Processor time, so that what else the machine does is not counted; the better of two, for a cold disk.
-    seconds, modules = min(json.loads(fresh_python(code).stdout) for _ in range(2))
-    assert seconds < 3.0
-    heavy = {"torch", "tensorflow", "tensorflow_datasets", "transformers", "matplotlib", "orbax.checkpoint"}
-    assert not heavy & set(modules)
-
-
-def test_importing_everything_touches_no_device_and_no_setting_and_prints_nothing():
-    code = f"""
-import importlib, sys, jax
-before = dict(jax.config.values)
-for name in {MODULES!r}:
-    importlib.import_module(name)
-assert dict(jax.config.values) == before
-assert not {NEVER_IMPORTED!r} & set(sys.modules)
-"""
-    # A platform that does not exist: whatever asks for a device fails.
-    done = fresh_python(code, JAX_PLATFORMS="nonexistent")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert fresh_python("import jax; jax.devices()", JAX_PLATFORMS="nonexistent").returncode != 0
-
-
-def imported_names(path: Path) -> set[str]:
-    """Every module that a source file imports, at its top or within a function."""
+def imported_packages(path: Path) -> set[str]:
+    """Returns the top-level packages that a source file imports, inside functions included."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    names = imported_names(path)
-    allowed = {"torch"} if str(path.relative_to(ROOT)) == COMPARES else set()
-    assert not {name.split(".")[0] for name in names} & (NEVER_IMPORTED - allowed)
-    package, *rest = path.relative_to(ROOT).parts
-    ours = {name.split(".")[1] for name in names if name.startswith("gram_jax.")}
-    if package == "experiments" or len(rest) == 1:  # programs, and modules at the top of the library
-        return
-    here = rest[0]
-    assert not any(name.split(".")[0] == "experiments" for name in names)
-    assert "runtime" not in ours or here == "runtime"
-    level = next((i for i, members in enumerate(LEVELS) if here in members), None)
-    if level is not None:
-        assert not ours & set().union(*LEVELS[level + 1 :]), f"{here} imports from above"
+def test_nothing_imports_pytorch_or_tensorflow():
+    importing = [str(path.relative_to(ROOT)) for path in SOURCES if imported_packages(path) & NEVER_IMPORTED]
+    assert importing == [USES_TORCH]
 
 
 def public() -> list[tuple[str, object]]:
@@ -117,27 +56,25 @@ def public() -> list[tuple[str, object]]:
 
 
 PUBLIC = public()
+NO_VERB = {"What", "How", "Which", "Where", "Of", "From"}  # a docstring says what a function does: "Returns ..."
 
 
 @pytest.mark.parametrize(("name", "value"), PUBLIC, ids=[name for name, _ in PUBLIC])
 def test_public_names_are_documented(name, value):
-    if not callable(value):
+    if not callable(value) or isinstance(value, types.GenericAlias):
         return
     text = inspect.getdoc(value) or ""
     assert text
-    assert not text.startswith(f"{name.rpartition('.')[2]}("), "the docstring that dataclass makes says nothing"
+    assert not text.startswith(f"{name.rpartition('.')[2]}("), "the docstring that dataclass generates has no content"
     assert len(text.splitlines()[0]) <= 120
+    assert text.split()[0] not in NO_VERB
     if inspect.isclass(value):
         return
-    expected = ["Example:"]
     signature = inspect.signature(value)
     if signature.parameters:
-        expected.append("Args:")
+        assert "Args:" in text
     if signature.return_annotation not in (None, "None"):
-        expected.append("Returns:")
-    missing = [section for section in expected if section not in text]
-    assert not missing, f"{name} lacks {', '.join(missing)}"
-    assert ">>> " in text
+        assert re.search(r"^(Returns:|Yields:|Returns )", text, re.MULTILINE)
 
 
 def test_the_list_of_public_names_is_complete_and_sorted():
@@ -145,3 +82,31 @@ def test_the_list_of_public_names_is_complete_and_sorted():
     # Submodules that something else has imported are attributes too.
     names = {name for name, value in vars(gram_jax).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert names <= set(gram_jax.__all__)
+
+
+MOST_LINES, MOST_BRANCHES, MOST_ARGUMENTS = 60, 12, 8
+BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension)
+
+
+def large_functions(path: Path) -> Iterator[str]:
+    """Yields functions of more code lines, branches or arguments than a reader can follow.
+
+    A comment `# long: REASON` on the first line of a function allows an exception.
+    """
+    text = path.read_text()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and not re.search(r"# long: \w", lines[node.lineno - 1]):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            size = node.end_lineno - node.lineno + 1 - documented * (first.end_lineno - first.lineno + 1)
+            branches = sum(isinstance(inner, BRANCHES) for inner in ast.walk(node))
+            arguments = len(node.args.args) + len(node.args.kwonlyargs)
+            if size > MOST_LINES or branches > MOST_BRANCHES or arguments > MOST_ARGUMENTS:
+                place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                yield f"{place}: {size} lines, {branches} branches, {arguments} arguments"
+
+
+@pytest.mark.skip(reason="until every package is within the limits")
+def test_functions_are_small():
+    assert [function for path in SOURCES for function in large_functions(path)] == []
