@@ -33,7 +33,7 @@ from gram_jax.batching import pad_to
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_dataset, templates
 from gram_jax.data.readers.files import SUFFIXES
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 from gram_jax.io import atomic_path
 from gram_jax.tuners import Prompt, Tuner
@@ -53,7 +53,7 @@ class Config:
     images: str = setting("", "a folder of images, read with its subfolders")
     classes: tuple[str, ...] = setting((), 'class names, e.g. "cat,dog"; quotes protect commas, as in CSV')
     classes_file: str = setting("", "a text file with one class name per line, instead of --classes")
-    classes_from: str = setting("", f"a dataset with these classes, instead of --classes: {'; '.join(FORMS.values())}")
+    classes_from: str = setting("", f"a dataset with these classes, instead of --classes: {forms()}")
     prompt: str = setting("", "a tuned prompt or a meta checkpoint (.safetensors); empty: zero-shot")
     template: str | None = setting(None, f'text with one {{}} for the class name; default: "{templates.DEFAULT}"')
     output: str = setting("", "the output file (CSV); default: WORKDIR/predictions.csv")

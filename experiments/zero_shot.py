@@ -20,7 +20,7 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.data import Dataset, glyphs, load_dataset, templates
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 
 from ._launch import at_least, launch, setting
@@ -33,9 +33,7 @@ class Config:
     """The datasets and the classifiers."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
-    dataset: tuple[str, ...] = setting(
-        tuple(f"glyphs:{name}" for name in glyphs.NAMES), f"datasets: {'; '.join(FORMS.values())}"
-    )
+    dataset: tuple[str, ...] = setting(tuple(f"glyphs:{name}" for name in glyphs.NAMES), f"datasets: {forms()}")
     template: tuple[str, ...] = setting(
         (OWN, templates.DEFAULT), 'texts with one {}; "own" means the template of the dataset', repeated=True
     )

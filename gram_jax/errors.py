@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -78,3 +78,14 @@ def require_number(
     bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
     bound += f" and less than {below}" if below is not None else ""
     raise InputError(f"{name}={value!r}: it must be a finite number{bound}")
+
+
+def examples(items: Sequence[Any], shown: int = 3) -> str:
+    """Returns the first few items as text, for messages.
+
+    Example:
+      >>> examples(["a", "b", "c", "d", "e"])
+      "'a', 'b', 'c' and 2 more"
+    """
+    text = ", ".join(repr(item) for item in items[:shown])
+    return text + (f" and {len(items) - shown} more" if len(items) > shown else "")

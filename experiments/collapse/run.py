@@ -36,7 +36,7 @@ import gram_jax as gram
 from gram_jax import evaluation, runtime, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Row
 from gram_jax.evaluation import protocols as _protocols
@@ -73,7 +73,7 @@ class Config:
     )
     regularizer_settings: str = setting("{}", 'their settings as JSON, by name, e.g. {"npt": {"centered": true}}')
     dataset: tuple[str, ...] = setting(
-        ("glyphs:arabic", "glyphs:georgian", "glyphs:playing_cards"), f"datasets: {'; '.join(FORMS.values())}"
+        ("glyphs:arabic", "glyphs:georgian", "glyphs:playing_cards"), f"datasets: {forms()}"
     )
     tau: tuple[float, ...] = setting(
         (1.0, 0.25, 0.06), "labeled images of the smallest base class over the largest's; 1 is balanced"

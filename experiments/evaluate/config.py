@@ -8,7 +8,7 @@ from typing import Any
 
 from gram_jax import objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation.measures import CHOICES
 from gram_jax.evaluation.protocols import PROTOCOLS, TEST_TIME, UNSEEN
@@ -20,7 +20,7 @@ from . import presets as _presets
 from . import test_time as _test_time
 from .inputs import AUGMENTATIONS
 
-_SPECS = "; ".join(FORMS.values())
+_SPECS = forms()
 _MAY_BE_EMPTY = ("domains", "controls", "targets", "metrics", "regularizers")
 
 

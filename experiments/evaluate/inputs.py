@@ -13,21 +13,16 @@ import gram_jax as gram
 from gram_jax import objectives
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import Clip
-from gram_jax.data import Dataset, augmented_view, templates
+from gram_jax.data import Dataset, augmented_view, coop, templates
 
 if TYPE_CHECKING:
     from .bench import Bench
 
 AUGMENTATIONS = ("none", "fresh", "stored")
 STORED_SEED = 0  # of views that are kept: the runs of all seeds share them
-# The regularizers that hold text features to the mean of many templates; all others to the dataset's own template,
-# but where their public code has another one for a dataset.
+# Regularizers whose reference text is the mean of many templates. The others use the dataset's own template, or the
+# template that their public code has for the dataset (`CoopDataset.loss_templates`).
 _ENSEMBLES = {"promptsrc": "promptsrc_60", "prometar": "promptsrc_60"}
-_TEMPLATES = {
-    ("kgcoop", "coop:dtd"): "a photo of a {}, a type of texture.",
-    ("distillation", "coop:dtd"): "a texture of {}.",
-    ("distillation", "coop:food101"): "a type of food, a photo of {}.",
-}
 _TEXTS, _TOKENS = 256, 8  # texts run in blocks of so many, padded to a multiple of so many tokens
 
 
@@ -131,7 +126,8 @@ def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
     """The templates whose text a regularizer holds the classes of a dataset to."""
     if name in _ENSEMBLES:
         return templates.ensemble(_ENSEMBLES[name])
-    return (_TEMPLATES.get((name, dataset.name), dataset.template),)
+    facts = coop.facts(dataset.name)
+    return (facts.loss_templates.get(name, dataset.template) if facts else dataset.template,)
 
 
 def class_reference(bench: Bench, dataset: Dataset, loss: objectives.BatchLoss) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gram_jax import tuners
+from gram_jax.data.readers.coop_datasets import DATASETS
 from gram_jax.errors import InputError
 from gram_jax.evaluation.protocols import TEST_TIME
 
@@ -111,7 +112,7 @@ _MAPLE_3 = ("maple", {"num_tokens": 2, "depth": 3, **_WORDS})
 _VISUAL_DPT = ("visual", "class_aware", "classifier")
 _FEW = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 _PROMPTSRC = ("promptsrc:1",)  # (25, 10, 1), its own weights
-_LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")  # a later bell on few shots
+_LATE = [name for name, entry in DATASETS.items() if entry.late_average]
 
 PRESETS: dict[str, Preset] = {
     "coop_fs_vitb16": Preset(("coop", {"num_tokens": 16}), 0.002, _FEW, 32, "fs", _COOP, 50),

@@ -1,4 +1,4 @@
-"""Corpora and datasets: what learners see, and what they are judged on."""
+"""Labeled datasets, corpora of image-text pairs, and frozen features of both."""
 
 import lazy_loader
 

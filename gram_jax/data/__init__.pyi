@@ -9,7 +9,7 @@ from .pairs.base import Pair, Reading, Skipped
 from .pairs.reading import plan_units, read_pairs, read_unit
 from .prefetch import Ordered, ordered
 from .readers import coop
-from .readers.sources import load_dataset
+from .readers.sources import load_dataset, register_reader
 
 __all__ = [
     "Corpus",
@@ -37,6 +37,7 @@ __all__ = [
     "plan_units",
     "read_pairs",
     "read_unit",
+    "register_reader",
     "restrict",
     "templates",
 ]

@@ -1,4 +1,4 @@
-"""Splits: the published rules where none is given, and the way from items to a ``Dataset``."""
+"""Splits: the published rules for datasets without splits, and the construction of a `Dataset` from items."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gram_jax.data.dataset import SPLITS, Dataset
-from gram_jax.data.readers.files import examples
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 
 T = TypeVar("T")
 
-TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of a class where nothing is split; the rest is test
-HELD_OUT_SHARE = 0.2  # of a class's training images, where only val is missing
-# What the splits of other people's data are called.
+TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class, if no split is given; the rest is test
+HELD_OUT_SHARE = 0.2  # of each class's training images, if only val is missing
+# The usual names of splits, and the split that each one is.
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 DIVIDED = "each class divided 50/20/30 into train, val and test"
 
@@ -30,29 +29,35 @@ class Item(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """What the splits that were found are used as, whether they are to be divided, and how a report says it."""
+    """The use of given splits.
+
+    Attributes:
+      of: the role of each given split.
+      divided: whether only training images are given, which are to be divided.
+      remark: one phrase for reports.
+    """
 
     of: dict[str, str]
     divided: bool
-    said: str
+    remark: str
 
 
 def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) -> dict[str, list[T]]:
     """Divides every class into train, val and test, 50/20/30.
 
-    Class after class, in the given order: its images are shuffled; the first round(n / 2) are train, the next
-    round(n / 5) val, the rest test.
+    Class after class, in the given order: shuffles its images; the first round(n / 2) are train, the next round(n / 5)
+    val, the rest test.
 
     Args:
       classes: the images of each class.
       rng: one generator for all classes.
-      what: the dataset, for messages.
+      what: the name of the dataset in messages.
 
     Returns:
       The images of each split.
 
     Raises:
-      InputError: where a class has so few images that a split of it would be empty: fewer than four.
+      InputError: a class has fewer than four images, so that a split of it would be empty.
 
     Example:
       >>> parts = divide({"cat": range(10), "dog": range(10, 20)}, random.Random(0), "toy")
@@ -60,8 +65,8 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
       ([10, 4, 6], True)
 
     Reference:
-      The public code of Zhou et al., "Learning to Prompt for Vision-Language Models" (2022), whose splits of
-      Caltech101, DTD, EuroSAT, Flowers102 and Food101 were made so.
+      The public code of Zhou et al., "Learning to Prompt for Vision-Language Models" (2022): its splits of Caltech101,
+      DTD, EuroSAT, Flowers102 and Food101.
     """
     parts: dict[str, list[T]] = {split: [] for split in SPLITS}
     for name, items in classes.items():
@@ -71,7 +76,7 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
         if not (train and val and len(shuffled) - train - val):
             raise InputError(
                 f"{what}: class {name!r} has {len(shuffled)} images, too few to divide into train, val and test; give "
-                "at least 4, or give the splits yourself"
+                "at least 4, or give the splits"
             )
         parts["train"] += shuffled[:train]
         parts["val"] += shuffled[train : train + val]
@@ -80,36 +85,34 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
 
 
 def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) -> tuple[list[T], list[T]]:
-    """Takes a fifth of every class's training images for val.
+    """Moves a fifth of every class's training images to val.
 
-    Class after class, in the given order: its images are shuffled; the first round(n / 5) are val, the rest train.
+    Class after class, in the given order: shuffles its images; the first round(n / 5) are val, the rest train.
 
     Args:
       classes: the training images of each class.
       rng: one generator for all classes.
-      what: the dataset, for messages.
+      what: the name of the dataset in messages.
 
     Returns:
       The images of train, and those of val.
 
     Raises:
-      InputError: where a class has so few images that val would be empty: fewer than three.
+      InputError: a class has fewer than three images, so that val would be empty.
 
     Example:
       >>> [len(part) for part in hold_out({"cat": range(10), "dog": range(8)}, random.Random(0), "toy")]
       [14, 4]
 
     Reference:
-      The same public code, whose splits of OxfordPets, StanfordCars, SUN397 and UCF101 were made so.
+      The same public code: its splits of OxfordPets, StanfordCars, SUN397 and UCF101.
     """
     train: list[T] = []
     held: list[T] = []
     for name, items in classes.items():
         count = round(len(items) * HELD_OUT_SHARE)
         if not count:
-            raise InputError(
-                f"{what}: class {name!r} has {len(items)} training images, too few to take a fifth of them for val"
-            )
+            raise InputError(f"{what}: class {name!r} has {len(items)} training images; val needs at least 3 of them")
         shuffled = list(items)
         rng.shuffle(shuffled)
         held += shuffled[:count]
@@ -118,59 +121,81 @@ def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) 
 
 
 def group(items: Sequence[Item]) -> dict[int, list[Item]]:
-    """Items by label, in the order in which labels first appear.
-
-    Args:
-      items: labeled images.
-
-    Returns:
-      The items of each label.
+    """Groups items by label, in the order in which labels first appear.
 
     Example:
       >>> list(group([Item("a.jpg", 3), Item("b.jpg", 0), Item("c.jpg", 3)]))
       [3, 0]
-
-    Reference:
-      Our own choice.
     """
-    found: dict[int, list[Item]] = {}
+    groups: dict[int, list[Item]] = {}
     for item in items:
-        found.setdefault(item.label, []).append(item)
-    return found
+        groups.setdefault(item.label, []).append(item)
+    return groups
 
 
-def assign_roles(found: Collection[str], what: str) -> Roles:
-    """What splits of any usual name are used as.
+def assign_roles(given: Collection[str], what: str) -> Roles:
+    """Assigns given splits to train, val and test.
 
-    "train", "val" (or "valid", "validation") and "test" are what they say. Where there is no test split, validation
-    serves as one, as in ImageNet, and there is no val. Where there is only a training split, it is to be divided.
+    Without a test split, validation serves as test, as in ImageNet, and there is no val. A training split alone is to
+    be divided.
 
     Args:
-      found: the names of the splits that there are, keys of ``ROLES``.
-      what: the dataset, for messages.
+      given: the names of the splits, keys of ``ROLES``.
+      what: the name of the dataset in messages.
 
     Returns:
-      Roles by name.
+      The roles.
 
     Raises:
-      InputError: for two names of one role.
+      InputError: two names have the same role.
 
     Example:
       >>> assign_roles(["train", "validation"], "toy").of
       {'train': 'train', 'validation': 'test'}
-
-    Reference:
-      Our own choice.
     """
-    of = {name: ROLES[name] for name in found}
+    of = {name: ROLES[name] for name in given}
     if len(set(of.values())) < len(of):
-        raise InputError(f"{what} has the splits {', '.join(sorted(of))}, of which two mean the same; remove one")
+        raise InputError(f"{what} has the splits {', '.join(sorted(of))}, two of which mean the same; remove one")
     if set(of.values()) == {"train"}:
         return Roles(of, True, DIVIDED)
     if "test" not in of.values():
         serving = next(name for name, role in of.items() if role == "val")
         return Roles(of | {serving: "test"}, False, f"as given; {serving} serves as test, so there is no val split")
     return Roles(of, False, "as given")
+
+
+def arrange(
+    given: Mapping[str, Sequence[Item]], class_names: Sequence[str], seed: int, what: str
+) -> tuple[dict[str, list[Item]], str]:
+    """Turns given splits into train, val and test; divides them if only training images are given.
+
+    Args:
+      given: the items of each split; its name is a key of ``ROLES``.
+      class_names: in label order, for messages.
+      seed: the seed of a division.
+      what: the name of the dataset in messages.
+
+    Returns:
+      The items of each split, and a phrase for reports; a split that is made begins with "made".
+
+    Raises:
+      InputError: as ``assign_roles`` and ``divide``.
+
+    Example:
+      >>> arrange({"train": [Item("a", 0)], "valid": [Item("b", 0)]}, ["cat"], 0, "toy")[0]
+      {'train': [Item(reference='a', label=0)], 'test': [Item(reference='b', label=0)]}
+    """
+    roles = assign_roles(list(given), what)
+    if not roles.divided:
+        return {roles.of[split]: list(items) for split, items in given.items()}, roles.remark
+    (pile,) = given.values()
+    counts = Counter(class_names)
+    classes = {
+        class_names[label] if counts[class_names[label]] == 1 else f"{class_names[label]}, label {label}": items
+        for label, items in sorted(group(pile).items())
+    }
+    parts = divide(classes, random.Random(seed), what)
+    return parts, f"made, because none is given: {roles.remark}; seed {seed}"
 
 
 def build(
@@ -182,7 +207,7 @@ def build(
     about: Mapping[str, Any],
     domain: str = "",
 ) -> Dataset:
-    """A dataset of labeled items: train first, then val, then test, each in its given order.
+    """Builds a dataset of labeled items: train first, then val, then test, each in its given order.
 
     Args:
       name: its name.
@@ -190,33 +215,24 @@ def build(
       class_names: in label order; underscores become spaces.
       template: a text with one "{}".
       read: turns a reference into an image.
-      about: what a report says of it; what is odd about the classes is added to its "notes".
+      about: facts for reports; anything odd about the classes is added to its "notes".
       domain: the visual domain.
 
     Returns:
       A ``Dataset``.
 
     Raises:
-      InputError: for a name or template that is no Unicode text, as "\\ud800" in JSON makes it.
+      InputError: a name or the template is no Unicode text, such as "\\ud800" in JSON.
 
     Example:
       >>> build("toy", {"test": [Item("a.jpg", 0)]}, ["big_cat"], "{}", str, {}).class_names
       ('big cat',)
-
-    Reference:
-      Our own choice.
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{name}: {text!r} is no text, it holds half of a Unicode pair; correct the file")
+            raise InputError(f"{name}: {text!r} contains half of a Unicode surrogate pair; correct the file")
     flat = [(item, split) for split in SPLITS for item in items.get(split, ())]
-    trained = {item.label for item in items.get("train", ())}
-    notes = list(about.get("notes", ()))
-    if doubled := sorted(each for each, count in Counter(readable).items() if count > 1):
-        notes.append(f"names that more than one class has: {examples(doubled)}")
-    if trained and (untrained := [each for label, each in enumerate(readable) if label not in trained]):
-        notes.append(f"classes without a training image: {examples(untrained)}")
     return Dataset(
         name=name,
         references=tuple(item.reference for item, _ in flat),
@@ -226,5 +242,14 @@ def build(
         template=template,
         read=read,
         domain=domain,
-        about={**about, "notes": notes},
+        about={**about, "notes": [*about.get("notes", ()), *_oddities(readable, items.get("train", ()))]},
     )
+
+
+def _oddities(class_names: Sequence[str], train: Sequence[Item]) -> list[str]:
+    notes, trained = [], {item.label for item in train}
+    if doubled := sorted(name for name, count in Counter(class_names).items() if count > 1):
+        notes.append(f"names of several classes: {examples(doubled)}")
+    if trained and (untrained := [name for label, name in enumerate(class_names) if label not in trained]):
+        notes.append(f"classes without a training image: {examples(untrained)}")
+    return notes

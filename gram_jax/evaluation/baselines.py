@@ -64,7 +64,7 @@ def hand_crafted(template: str = published.DEFAULT) -> Baseline:
     logits[b, c] = exp(logit_scale) * <f_b, text(template with name c)>
 
     Args:
-      template: a text with one "{}" for the class name, e.g. `gram_jax.data.templates.dataset_template("dtd")`.
+      template: a text with one "{}" for the class name, e.g. `gram_jax.data.coop.facts("coop:dtd").template`.
 
     Returns:
       The method.

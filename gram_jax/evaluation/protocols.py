@@ -22,7 +22,7 @@ from gram_jax import evaluation
 from gram_jax.data import Dataset, base_and_new, glyphs, load_dataset, restrict
 from gram_jax.data.augmentation import VERSION as VIEWS
 from gram_jax.data.readers import coop
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import READERS, forms
 from gram_jax.errors import InputError
 
 LABELED = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization", "imbalanced")
@@ -195,7 +195,7 @@ def _others(config: Any, spec: str, protocol: str) -> list[str]:
 def shifted(spec: str, domain: str) -> list[str]:
     """The specifications of the shifted versions of a dataset that a domain's name stands for."""
     prefix, _, rest = spec.partition(":")
-    if domain.partition(":")[0] in FORMS:
+    if domain.partition(":")[0] in READERS:
         return [domain]
     if prefix == "glyphs":
         name, _, own = rest.partition("/")
@@ -205,14 +205,12 @@ def shifted(spec: str, domain: str) -> list[str]:
         if domain not in (UNSEEN, *coop.VARIANTS):
             raise InputError(
                 f"{domain!r} is no shifted version of {spec!r}, which has {', '.join(coop.VARIANTS)}; give these, or "
-                f"a dataset of the same classes ({'; '.join(FORMS.values())})"
+                f"a dataset of the same classes ({forms()})"
             )
         return [f"coop:{where[0]}:{each}" for each in (coop.VARIANTS if domain == UNSEEN else (domain,))]
     if domain == UNSEEN:
         return []
-    raise InputError(
-        f"{spec!r} has no domain {domain!r}; give a dataset of the same classes ({'; '.join(FORMS.values())})"
-    )
+    raise InputError(f"{spec!r} has no domain {domain!r}; give a dataset of the same classes ({forms()})")
 
 
 def _by_domain(protocol: str, datasets: Sequence[Dataset]) -> dict[str, Dataset]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 from hypothesis import strategies as st
 
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.data import load_dataset
-from gram_jax.data.readers.coop_layouts import LAYOUTS
-from gram_jax.data.readers.coop_published import aircraft, read_split_file
+from gram_jax.data.readers.coop_datasets import DATASETS
+from gram_jax.data.readers.coop_rules import Source, aircraft, read_split_file
 from gram_jax.testing import tiny_clip
 from tests.system.fuzzing import altered, damaged, few, kept, many, tried
 from tests.unit.data.pair_files import png
@@ -41,19 +42,28 @@ def check(spec: str, names: str) -> None:
         tried(lambda: class_tokens(CLIP.tokenizer, dataset.class_names, dataset.template), ValueError, names="")
 
 
+def read_split(folder):
+    source = Source(folder, "coop:dtd", random.Random(0))
+    return read_split_file(source, DATASETS["dtd"].split_file, DATASETS["dtd"].base)
+
+
 def in_json(document):
     return altered(document).map(lambda found: json.dumps(found).encode())
 
 
 @few(content=st.one_of(in_json(SPLITS), damaged(json.dumps(SPLITS).encode()), st.binary(max_size=100)))
 def test_split_files(content):
-    layout = LAYOUTS["dtd"]
+    entry = DATASETS["dtd"]
     with kept() as folder:
-        path = folder / layout.folder / layout.split_file
-        fill(folder / layout.folder / layout.base)
+        path = folder / entry.folder / entry.split_file
+        fill(folder / entry.folder / entry.base)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        tried(lambda: read_split_file(folder / layout.folder, layout, "coop:dtd"), ValueError, names=path.name)
+        tried(
+            lambda: read_split(folder / entry.folder),
+            ValueError,
+            names=path.name,
+        )
         check(f"coop:{folder}:dtd", "coop:dtd")
 
 
@@ -62,11 +72,11 @@ test_split_files_many = many(test_split_files)
 
 @few(50, label=st.one_of(st.integers(2, 2**70), st.sampled_from([10**400, "7" * 5000, 2**31, 2**63, "٣"])))
 def test_labels_of_any_size(label):
-    layout = LAYOUTS["dtd"]
+    entry = DATASETS["dtd"]
     with kept(8 << 20) as folder:
         splits = {**SPLITS, "test": [*SPLITS["test"], ["x.png", label, "far"]]}
-        (folder / layout.split_file).write_text(json.dumps(splits))
-        tried(lambda: read_split_file(folder, layout, "coop:dtd"), ValueError, names=layout.split_file)
+        (folder / entry.split_file).write_text(json.dumps(splits))
+        tried(lambda: read_split(folder), ValueError, names=entry.split_file)
 
 
 NAMES_TXT = b"cat cat\nbig_dog\tbig dog\n"
@@ -123,7 +133,11 @@ def test_lists_of_aircraft(variants, images):
         (folder / "variants.txt").write_bytes(variants)
         for split in ("train", "val", "test"):
             (folder / f"images_variant_{split}.txt").write_bytes(images)
-        tried(lambda: aircraft(folder, "coop:fgvc_aircraft"), ValueError, names="coop:fgvc_aircraft")
+        tried(
+            lambda: aircraft(Source(folder, "coop:fgvc_aircraft", random.Random(0))),
+            ValueError,
+            names="coop:fgvc_aircraft",
+        )
 
 
 test_lists_of_aircraft_many = many(test_lists_of_aircraft)

@@ -85,13 +85,13 @@ def test_first_the_photos_are_checked(place, tmp_path, capsys):
     assert f"class names: {', '.join(NAMES)}" in said
     assert "note: files that are no images: 'test/blue_boat/Thumbs.db'" in said
     assert "47 of 47 images can be read" in said
-    assert "  all is well\n" in said
+    assert "  no problems found\n" in said
     assert (place / "check_data").is_dir()
     assert list((place / "check_data").glob("*photos.png"))
     # Few photos are all read: a broken one that the sheet does not show is found before anything is tuned on it.
     broken = shutil.copytree(place / "photos", tmp_path / "broken") / "train" / "red_fish" / "IMG_0004.JPG"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"missing or wrong: 1\n.*IMG_0004\.JPG"):
+    with pytest.raises(ValueError, match=r"problems: 1\n.*IMG_0004\.JPG"):
         check(place, tmp_path / "broken", images=4)
 
 

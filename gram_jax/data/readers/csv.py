@@ -1,4 +1,4 @@
-"""Labeled images listed in a CSV file: a user's own data."""
+"""Labeled images listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import csv
 import functools
 import io
 import os
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers.files import examples, local_folder, missing, path_of, read_text
-from gram_jax.data.splits import ROLES, Item, assign_roles, build, divide, group
+from gram_jax.data.readers.files import local_folder, missing, read_text
+from gram_jax.data.splits import ROLES, Item, arrange, build
 from gram_jax.data.templates import DEFAULT
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 
 REQUIRED, OPTIONAL = ("image", "label"), "split"
 
@@ -30,48 +29,40 @@ class Row(NamedTuple):
 
 
 def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
-    """A CSV file with a header and the columns image, label and, optionally, split.
+    """Reads a CSV file with a header and the columns image, label and, optionally, split.
 
     ``image`` is a path relative to the file's folder, ``label`` a class name, ``split`` one of train, val (valid,
-    validation) and test; further columns are left alone. Without the column, or with train alone, the images are
-    divided by ``splits.divide``; without test, val serves as test. Labels follow the sorted class names.
+    validation) and test; other columns are ignored. Without the column, or with train alone, the images are divided by
+    ``splits.divide``; without test, val serves as test. Labels follow the sorted class names.
 
     Args:
       path: the file, UTF-8.
-      seed: the seed of a split that is made.
+      seed: the seed of a division.
 
     Returns:
-      A ``Dataset`` whose references are the paths as they stand in the file; reading gives the path of the image.
+      A ``Dataset`` whose references are the paths in the file; reading returns the path of an image.
 
     Raises:
-      InputError: for a line that cannot be used, which the message names by its number, or images that are missing.
-
-    Reference:
-      Our own choice; the division is CoOp's.
+      InputError: a line cannot be used (the message gives its number), or images are missing.
     """
     what = f"csv:{os.fspath(path)}"
     file = local_folder(os.path.dirname(path) or ".", what) / os.path.basename(path)
-    rows, has_splits = _rows(file, what)
+    rows = _rows(file, what)
     _check(file, rows, what)
     names = sorted({row.label for row in rows})
     labels = {name: label for label, name in enumerate(names)}
-    roles = assign_roles(sorted({row.split for row in rows}) if has_splits else ["train"], what)
-    if roles.divided:
-        found = group([Item(row.image, labels[row.label]) for row in rows])
-        # In label order, so that the split does not hang on the order of classes in the file.
-        classes = {name: sorted(found[label]) for name, label in labels.items()}
-        parts, said = divide(classes, random.Random(seed), what), f"made, as none is given: {roles.said}; seed {seed}"
-    else:
-        parts, said = {}, roles.said
-        for row in rows:
-            parts.setdefault(roles.of[row.split], []).append(Item(row.image, labels[row.label]))
-    about = {"source": file.name, "split": said}
-    read = functools.partial(path_of, str(file.parent))
-    return build(f"csv:{file.stem}", parts, names, DEFAULT, read, about)
+    items: dict[str, list[Item]] = {}
+    for row in rows:
+        items.setdefault(row.split, []).append(Item(row.image, labels[row.label]))
+    if set(items) == {"train"}:
+        items["train"].sort()  # a division does not depend on the order of the lines
+    parts, remark = arrange(items, names, seed, what)
+    read = functools.partial(os.path.join, str(file.parent))
+    return build(f"csv:{file.stem}", parts, names, DEFAULT, read, {"source": file.name, "split": remark})
 
 
-def _rows(file: Path, what: str) -> tuple[list[Row], bool]:
-    """The checked lines of the table, and whether it has splits."""
+def _rows(file: Path, what: str) -> list[Row]:
+    """Returns the checked lines of the table."""
     reader = csv.DictReader(io.StringIO(read_text(file, what), newline=""), strict=True)
     try:
         columns = [column.strip() for column in reader.fieldnames or ()]
@@ -79,17 +70,17 @@ def _rows(file: Path, what: str) -> tuple[list[Row], bool]:
         if not set(REQUIRED) <= set(columns):
             raise InputError(
                 f"{what}: the first line has the columns {', '.join(columns) or 'none'}; it must name the columns "
-                "image and label, separated by commas, and may name split"
+                "image and label, and may name split, separated by commas"
             )
         if len(set(columns)) < len(columns):
             raise InputError(f"{what}: the first line names a column twice: {', '.join(columns)}")
         rows = [_row(fields, reader.line_num, what) for fields in reader]
     except csv.Error as error:
         line = reader.line_num + 1  # of the line after the last one that was read
-        raise InputError(f"{what}, line {line} is no CSV ({error}); look for an open quote") from error
+        raise InputError(f"{what}, line {line} is no CSV ({error}); check for an open quote") from error
     if not rows:
         raise InputError(f"{what} has a header and no images; add a line for each image")
-    return rows, OPTIONAL in columns
+    return rows
 
 
 def _row(fields: Mapping[str | None, str | list[str] | None], line: int, what: str) -> Row:
@@ -107,13 +98,13 @@ def _row(fields: Mapping[str | None, str | list[str] | None], line: int, what: s
 
 
 def _check(file: Path, rows: list[Row], what: str) -> None:
-    """Raises InputError where an image is listed twice or is not there."""
+    """Raises InputError if an image is listed twice or is missing."""
     first: dict[str, Row] = {}
     for row in rows:
         if (other := first.setdefault(os.path.normpath(row.image), row)) is not row:
             raise InputError(
-                f"{what}, line {row.line} lists the image {row.image!r} of line {other.line} again "
-                f"({row.label!r}, {row.split}, and {other.label!r}, {other.split}); an image has one class, one split"
+                f"{what}, line {row.line} repeats the image {row.image!r} of line {other.line} "
+                f"({row.label!r}, {row.split}, and {other.label!r}, {other.split}); list each image once"
             )
     if lost := set(missing(file.parent, [row.image for row in rows])):
         lines = [row for row in rows if row.image in lost]

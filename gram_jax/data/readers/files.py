@@ -1,68 +1,44 @@
-"""What lies on disk: folders of images, small text files, and what of a list is missing."""
+"""Folders of images and small text files, with messages that name what is missing."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 
-# How the formats of the image transform end. A file that ends otherwise is no image, and is counted as skipped.
+# The suffixes of the image transform's formats. Files with other suffixes are reported as skipped.
 SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"]
 )
 MAX_TEXT = 1 << 30  # bytes of a text file; the longest split file has 100 MB
-_SHOWN = 3  # examples that a message names
 
 
 class Listing(NamedTuple):
-    """What a folder holds, each in sorted order; hidden entries are left out."""
+    """The entries of a folder, each list sorted, without hidden entries."""
 
     folders: list[str]
     images: list[str]
     others: list[str]
 
 
-def path_of(root: str, reference: str) -> str:
-    """The path of an image by its reference, a path relative to the dataset's folder.
-
-    Args:
-      root: the dataset's folder.
-      reference: a path below it, with "/" between its parts.
-
-    Returns:
-      A path.
-
-    Example:
-      >>> path_of("/data/dtd", "images/banded/banded_0002.jpg")
-      '/data/dtd/images/banded/banded_0002.jpg'
-
-    Reference:
-      Our own choice.
-    """
-    return os.path.join(root, reference)
-
-
 def local_folder(path: str | os.PathLike[str], what: str) -> Path:
-    """A folder that exists.
+    """Returns the absolute path of an existing local folder; "~" is the home folder.
 
     Args:
-      path: its path; "~" stands for the home folder.
-      what: what it is, for messages.
-
-    Returns:
-      An absolute path.
+      path: the folder.
+      what: its name in messages.
 
     Raises:
-      InputError: where there is no such folder, or the path is a remote one.
+      InputError: there is no such folder, or the path is remote.
     """
     text = os.fspath(path)
     if "://" in text:
-        raise InputError(f"{what} is {text!r}, which is not on this machine; image files are read from local folders")
+        raise InputError(f"{what}: {text!r} is not on this machine; image files are read from local folders")
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"{what}: there is no folder {folder}{_nearest(folder)}")
@@ -70,43 +46,37 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Lists a folder.
-
-    Args:
-      folder: a folder that exists.
-
-    Returns:
-      Its folders, its images (by the end of their names) and its other files.
-    """
-    folders, images, others = [], [], []
+    """Lists the folders, images (by suffix) and other files of an existing folder."""
+    listing = Listing([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                folders.append(entry.name)
+                listing.folders.append(entry.name)
             else:
-                (images if os.path.splitext(entry.name)[1].lower() in SUFFIXES else others).append(entry.name)
-    return Listing(sorted(folders), sorted(images), sorted(others))
+                image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+                (listing.images if image else listing.others).append(entry.name)
+    return Listing(*map(sorted, listing))
 
 
 def class_images(
     root: Path, folder: str, what: str, excluded: Collection[str] = ()
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """The images of a folder of class folders.
+    """Lists the images of a folder of class folders.
 
     Args:
       root: the dataset's folder.
       folder: the folder of class folders, relative to it; "" for the root itself.
-      what: the dataset, for messages.
-      excluded: class folders that are left out.
+      what: the name of the dataset in messages.
+      excluded: class folders to leave out.
 
     Returns:
-      For each class folder, in sorted order, its images as sorted paths relative to ``root``; and the paths of files
-      in class folders that are no images.
+      For each class folder, in sorted order, its images as sorted paths relative to ``root``; and notes on files in
+      class folders that are no images.
 
     Raises:
-      InputError: where the folder is missing, holds no class folders, or a class folder holds no image.
+      InputError: the folder is missing, holds no class folders, or a class folder holds no image.
     """
     top = root / folder
     if not top.is_dir():
@@ -114,72 +84,69 @@ def class_images(
     listing = list_folder(top)
     names = [name for name in listing.folders if name not in excluded]
     if not names:
-        held = f"{len(listing.images)} images lie in it directly" if listing.images else "it is empty"
-        raise InputError(f"{what}: {top} holds no class folders, {held}; put the images of each class in a folder")
-    found, skipped = {}, []
+        content = f"{len(listing.images)} images and no class folders" if listing.images else "no class folders"
+        raise InputError(f"{what}: {top} holds {content}; put the images of each class in a folder of its own")
+    classes: dict[str, list[str]] = {}
+    skipped = []
     for name in names:
         inside = list_folder(top / name)
         prefix = f"{folder}/{name}" if folder else name
         if not inside.images:
-            held = f"only {examples(inside.folders + inside.others)}" if inside.folders or inside.others else "nothing"
-            raise InputError(f"{what}: the class folder {top / name} holds no images, {held}; fill it or remove it")
-        found[name] = [f"{prefix}/{image}" for image in inside.images]
+            others = inside.folders + inside.others
+            content = f"only {examples(others)}" if others else "nothing"
+            raise InputError(f"{what}: the class folder {top / name} holds no images, {content}; fill it or remove it")
+        classes[name] = [f"{prefix}/{image}" for image in inside.images]
         skipped += [f"{prefix}/{other}" for other in inside.others]
-    return found, skipped
+    return classes, [f"files that are no images: {examples(skipped)}"] if skipped else []
 
 
 def missing(root: Path, paths: Iterable[str]) -> list[str]:
-    """Which of many files are not there; every folder is listed once, no file is touched.
+    """Returns the paths of files that do not exist; lists every folder once and touches no file.
 
     Args:
       root: the folder that the paths are relative to.
-      paths: relative paths, "/" between their parts.
-
-    Returns:
-      The paths that lead nowhere, in their order.
+      paths: relative paths with "/" between their parts.
 
     Example:
       >>> missing(Path(__file__).parent, ["files.py", "nowhere/else.py"])
       ['nowhere/else.py']
-
-    Reference:
-      Our own choice.
     """
     listed: dict[str, set[str]] = {}
     lost = []
     for path in paths:
         parent, _, name = path.rpartition("/")
         if parent not in listed:
-            try:
-                listed[parent] = set(os.listdir(root / parent))
-            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name that a folder can have
-                listed[parent] = set()
-            except OSError as error:
-                if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-                    raise
-                listed[parent] = set()
+            listed[parent] = _entries(root / parent)
         if name not in listed[parent]:
             lost.append(path)
     return lost
 
 
+def _entries(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no folder can have this name
+        return set()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return set()
+        raise
+
+
 def read_text(path: Path, what: str) -> str:
-    """A small UTF-8 text file.
+    """Returns the text of a small UTF-8 file, without a byte order mark.
 
     Args:
       path: the file.
-      what: the dataset, for messages.
-
-    Returns:
-      Its text, without a byte order mark.
+      what: the name of the dataset in messages.
 
     Raises:
-      InputError: where the file is missing, is no UTF-8 text or has more than 1 GiB.
+      InputError: the file is missing, is no UTF-8 text or has more than 1 GiB.
     """
     if not path.is_file():
         raise InputError(f"{what}: there is no file {path}{_nearest(path)}")
     if (size := path.stat().st_size) > MAX_TEXT:
-        raise InputError(f"{what}: {path} has {size} bytes, the limit of a text file is {MAX_TEXT}; get it again")
+        raise InputError(f"{what}: {path} has {size} bytes, more than the limit {MAX_TEXT} of a text file")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -187,67 +154,76 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """The lines of a small text file that are not blank, with their numbers from 1.
-
-    Args:
-      path: the file.
-      what: the dataset, for messages.
-
-    Returns:
-      (line number, stripped line) pairs.
+    """Returns the lines of a small text file that are not blank: (line number from 1, stripped line).
 
     Raises:
-      InputError: as ``read_text``, and where every line is blank.
+      InputError: as ``read_text``, or all lines are blank.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path, what).splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise InputError(f"{what}: {path} is empty; get it again")
+        raise InputError(f"{what}: {path} is empty; download it again")
     return lines
 
 
 def read_json(path: Path, what: str) -> Any:
-    """A JSON file.
-
-    Args:
-      path: the file.
-      what: the dataset, for messages.
-
-    Returns:
-      What it holds.
+    """Returns the content of a JSON file.
 
     Raises:
-      InputError: as ``read_text``, and where the text is no JSON.
+      InputError: as ``read_text``, or the text is no JSON.
     """
     text = read_text(path, what)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: {path} is no JSON ({error}); get it again, it may be cut off") from error
+        raise InputError(f"{what}: {path} is no JSON ({error}); download it again, it may be cut off") from error
 
 
-def examples(items: Sequence[Any]) -> str:
-    """The first few of many, for messages.
+def read_class_names(path: Path, what: str) -> dict[str, str]:
+    """Returns class names by folder, in the order of a file with lines of a folder, a space or a tab, and a name.
 
     Args:
-      items: anything.
+      path: the file.
+      what: the name of the dataset in messages.
 
-    Returns:
-      A text.
-
-    Example:
-      >>> examples(["a", "b", "c", "d", "e"])
-      "'a', 'b', 'c' and 2 more"
-
-    Reference:
-      Our own choice.
+    Raises:
+      InputError: the file is missing, a line is incomplete, or a folder occurs twice.
     """
-    shown = ", ".join(repr(item) for item in items[:_SHOWN])
-    return shown + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+    names: dict[str, str] = {}
+    for number, line in read_lines(path, what):
+        # With a tab, the name of a folder may contain spaces.
+        folder, _, name = line.partition("\t" if "\t" in line else " ")
+        if not name.strip():
+            raise InputError(f"{what}: {path}, line {number} is {line!r}; expected a folder and its class name")
+        if folder in names:
+            raise InputError(f"{what}: {path}, line {number} repeats the folder {folder!r}")
+        names[folder] = name.strip()
+    return names
+
+
+def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, what: str) -> list[str]:
+    """Returns the class name of each folder.
+
+    Args:
+      folders: the class folders.
+      names: class names by folder.
+      path: the file that the names are from, for messages.
+      what: the name of the dataset in messages.
+
+    Raises:
+      InputError: a folder has no name.
+    """
+    folders = list(folders)
+    if unnamed := [folder for folder in folders if folder not in names]:
+        raise InputError(
+            f"{what}: {len(unnamed)} class folders have no name in {path}: {examples(unnamed)}; add their names, or "
+            "remove the folders"
+        )
+    return [names[folder] for folder in folders]
 
 
 def _nearest(path: Path) -> str:
-    """What the nearest folder that does exist holds: where a mistaken path went wrong."""
+    """Returns the content of the nearest existing folder, which shows where a path went wrong."""
     folder = next(parent for parent in path.parents if parent.is_dir())
-    held = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    return f"; {folder} holds {examples(held) if held else 'nothing'}"
+    entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    return f"; {folder} holds {examples(entries) or 'nothing'}"

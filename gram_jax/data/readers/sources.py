@@ -1,62 +1,25 @@
-"""Datasets by name: the prefix of a specification chooses the reader."""
+"""Datasets by specification: the prefix chooses the reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers import coop
-from gram_jax.data.readers import csv as tables
-from gram_jax.data.readers import folder as folders
-from gram_jax.errors import InputError
-
-FORMS = {
-    "glyphs": "glyphs:NAME or glyphs:NAME/DOMAIN",
-    "coop": "coop:ROOT:NAME or coop:ROOT/FOLDER",
-    "tfds": "tfds:NAME or tfds:FOLDER:NAME, either with :SPLIT",
-    "folder": "folder:PATH",
-    "csv": "csv:PATH",
-}
+from gram_jax.data.readers import coop, csv, folder
+from gram_jax.errors import InputError, nearest
 
 
-def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
-    """Opens the dataset that a specification names.
+class Reader(NamedTuple):
+    """A reader of datasets.
 
-    * "glyphs:NAME" or "glyphs:NAME/DOMAIN", the embedded world; DOMAIN is a typeface, a rendering, face+rendering, or
-      the path of a font file ("glyphs:greek_small//path/to/any.ttf").
-    * "coop:ROOT:NAME", one of the fifteen datasets of ``coop.NAMES`` in the folders of CoOp's DATASETS.md below ROOT;
-      "coop:ROOT/FOLDER", such as coop:/data/dtd, is the same.
-    * "tfds:NAME" or "tfds:NAME:SPLIT", a dataset that TFDS has prepared as array_record, in ``TFDS_DATA_DIR`` or
-      ~/tensorflow_datasets; "tfds:FOLDER:NAME" or "tfds:FOLDER:NAME:SPLIT" for another folder, such as /data/tfds.
-    * "folder:PATH", class folders, or folders train, val and test of class folders.
-    * "csv:PATH", a table with the columns image, label and, optionally, split.
-
-    Class names have spaces for underscores. ``Dataset.about`` says where the splits come from and what is odd. Files
-    are looked up here; images are read when they are asked for.
-
-    Args:
-      spec: the specification.
-      seed: the seed of datasets that are drawn, and of splits that are made where none is given.
-
-    Returns:
-      A ``Dataset``.
-
-    Raises:
-      InputError: for an unknown prefix, dataset or domain, and for files that are missing or do not fit; the message
-        names them.
-
-    Example:
-      >>> load_dataset("glyphs:chess/negative").class_names[0]
-      'white king'
-
-    Reference:
-      Our own choice.
+    Attributes:
+      form: the form of a specification, for messages and help texts.
+      read: maps the specification without its prefix, and a seed, to a ``Dataset``.
     """
-    prefix, _, rest = spec.partition(":")
-    if prefix not in _READERS or not rest:
-        problem = "nothing behind its prefix" if prefix in _READERS else "no known prefix"
-        raise InputError(f"the dataset {spec!r} has {problem}; give {'; '.join(FORMS.values())}")
-    return _READERS[prefix](rest, seed)
+
+    form: str
+    read: Callable[[str, int], Dataset]
 
 
 def _glyphs(rest: str, seed: int) -> Dataset:
@@ -66,20 +29,82 @@ def _glyphs(rest: str, seed: int) -> Dataset:
     return glyphs.labeled(name, domain, seed)
 
 
-def _coop(rest: str, seed: int) -> Dataset:
-    return coop.labeled(*coop.split_spec(rest), seed)
-
-
 def _tfds(rest: str, seed: int) -> Dataset:
-    from gram_jax.data.readers import tfds as prepared
+    from gram_jax.data.readers import tfds
 
-    return prepared.labeled(*prepared.split_spec(rest), seed)
+    return tfds.labeled(*tfds.split_spec(rest), seed)
 
 
-_READERS: dict[str, Callable[[str, int], Dataset]] = {
-    "glyphs": _glyphs,
-    "coop": _coop,
-    "tfds": _tfds,
-    "folder": folders.labeled,
-    "csv": tables.labeled,
+READERS = {
+    "glyphs": Reader("glyphs:NAME or glyphs:NAME/DOMAIN", _glyphs),
+    "coop": Reader("coop:ROOT:NAME or coop:ROOT/FOLDER", lambda rest, seed: coop.labeled(*coop.split_spec(rest), seed)),
+    "tfds": Reader("tfds:NAME or tfds:FOLDER:NAME, either with :SPLIT", _tfds),
+    "folder": Reader("folder:PATH", folder.labeled),
+    "csv": Reader("csv:PATH", csv.labeled),
 }
+
+
+def forms() -> str:
+    """Returns the forms of a specification that the readers understand."""
+    return "; ".join(reader.form for reader in READERS.values())
+
+
+def register_reader(prefix: str, form: str, read: Callable[[str, int], Dataset]) -> None:
+    """Adds a reader, so that `load_dataset` opens "PREFIX:..." with it.
+
+    Args:
+      prefix: the prefix, without ":".
+      form: the form of a specification, such as "mine:PATH", for messages.
+      read: maps the specification without its prefix, and a seed, to a ``Dataset``.
+
+    Raises:
+      InputError: the prefix is taken, is empty or contains ":".
+
+    Example:
+      >>> def read(rest, seed):
+      ...     return Dataset(f"toy:{rest}", (0,), [0], ["test"], ("cat",), "a {}.", lambda reference: "cat.jpg")
+      >>> register_reader("toy", "toy:NAME", read)
+      >>> load_dataset("toy:pets").name
+      'toy:pets'
+    """
+    if not prefix or ":" in prefix or prefix in READERS:
+        raise InputError(f"the prefix {prefix!r} is empty, contains ':' or is one of {', '.join(READERS)}; use another")
+    READERS[prefix] = Reader(form, read)
+
+
+def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
+    """Opens the dataset that a specification names.
+
+    * "glyphs:NAME" or "glyphs:NAME/DOMAIN": the glyph benchmark; DOMAIN is a typeface, a rendering, face+rendering, or
+      the path of a font file ("glyphs:greek_small//path/to/any.ttf").
+    * "coop:ROOT:NAME": one of the datasets of ``coop.NAMES`` in the folders of CoOp's DATASETS.md below ROOT;
+      "coop:ROOT/FOLDER", such as coop:/data/dtd, is the same.
+    * "tfds:NAME" or "tfds:NAME:SPLIT": a dataset that TFDS has prepared as array_record, in ``TFDS_DATA_DIR`` or
+      ~/tensorflow_datasets; "tfds:FOLDER:NAME" or "tfds:FOLDER:NAME:SPLIT" for another folder, such as /data/tfds.
+    * "folder:PATH": class folders, or folders train, val and test of class folders.
+    * "csv:PATH": a table with the columns image, label and, optionally, split.
+    * prefixes that were added by `register_reader`.
+
+    Class names have spaces for underscores. ``Dataset.about`` tells the origin of the splits and what is unusual.
+    Files are listed now; images are read when they are needed.
+
+    Args:
+      spec: the specification.
+      seed: the seed of drawn datasets, and of splits that are made because none is given.
+
+    Returns:
+      A ``Dataset``.
+
+    Raises:
+      InputError: the prefix, dataset or domain is unknown, or files are missing or invalid; the message names them.
+
+    Example:
+      >>> load_dataset("glyphs:chess/negative").class_names[0]
+      'white king'
+    """
+    prefix, _, rest = spec.partition(":")
+    if prefix not in READERS:
+        raise InputError(f"the dataset {spec!r} has no known prefix{nearest(prefix, READERS)}; give {forms()}")
+    if not rest:
+        raise InputError(f"the dataset {spec!r} names nothing after its prefix; give {forms()}")
+    return READERS[prefix].read(rest, seed)

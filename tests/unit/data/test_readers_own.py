@@ -1,4 +1,4 @@
-"""A user's own images: class folders and CSV tables, and everything that can be wrong with them."""
+"""A user's own images: class folders, CSV tables and other readers, with valid and invalid files."""
 
 import json
 import pickle
@@ -7,10 +7,13 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gram_jax.clip import ImageError, ImageTransform
-from gram_jax.data import load_dataset
+from gram_jax.data import Dataset, load_dataset, register_reader
+from gram_jax.data.readers import sources
+from gram_jax.errors import InputError
 from tests.unit.data import layouts
 
 IMAGES = [f"{name}/{number:03d}.jpg" for name in ("big_cat", "dog") for number in range(8)]
@@ -64,7 +67,7 @@ def test_one_folder_of_classes_is_divided_by_the_published_rule(tmp_path, seed):
         (path, split) for split, paths in expected.items() for path in paths
     ]
     assert dataset.about["split"] == (
-        f"made, as none is given: each class divided 50/20/30 into train, val and test; seed {seed}"
+        f"made, because none is given: each class divided 50/20/30 into train, val and test; seed {seed}"
     )
 
 
@@ -137,30 +140,30 @@ def nested(root):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (shutil.rmtree, r"there is no folder .*photos; .* holds nothing"),
-        (images_in_the_root, r"holds no class folders, 1 images lie in it directly; put the images of each class in"),
-        (lambda root: [shutil.rmtree(root), root.mkdir()], r"holds no class folders, it is empty"),
-        (nested, r"the class folder .*dog holds no images, only 'animals'"),
-        (lambda root: (root / "cow").mkdir(), r"the class folder .*cow holds no images, nothing"),
+        (shutil.rmtree, r".*photos; .* holds nothing"),
+        (images_in_the_root, r"photos holds 1 images"),
+        (lambda root: [shutil.rmtree(root), root.mkdir()], r"photos holds no class folders"),
+        (nested, r"dog .*'animals'"),
+        (lambda root: (root / "cow").mkdir(), r"cow"),
         (
             beside_the_splits,
-            r"are splits where nothing is beside them, and .* also holds 'big_cat', 'dog'; move it away",
+            r"'big_cat', 'dog'",
         ),
-        (lambda root: [p.unlink() for p in sorted((root / "dog").iterdir())[3:]], r"class 'dog' has 3 images, too few"),
-        (put("classnames.txt", "big_cat tiger\n"), r"1 class folders have no name in .*classnames\.txt: 'dog'"),
-        (put("classnames.txt", "big_cat tiger\ndog\n"), r"line 2 is 'dog'; expected a folder and its class name"),
-        (put("classes.json", '["tiger", "dog"]'), r"classes\.json must be an object of names by folder"),
-        (put("classes.json", '{"big_cat": "tiger", "dog": 3}'), r"classes\.json must be an object of names by folder"),
+        (lambda root: [p.unlink() for p in sorted((root / "dog").iterdir())[3:]], r"class 'dog' has 3 images"),
+        (put("classnames.txt", "big_cat tiger\n"), r"classnames\.txt: 'dog'"),
+        (put("classnames.txt", "big_cat tiger\ndog\n"), r"classnames\.txt, line 2 is 'dog'"),
+        (put("classes.json", '["tiger", "dog"]'), r"classes\.json"),
+        (put("classes.json", '{"big_cat": "tiger", "dog": 3}'), r"classes\.json"),
         (put("classes.json", '{"big_cat": "tiger"'), r"classes\.json is no JSON"),
         (
             lambda root: [put(f, "")(root) for f in ("classes.json", "classnames.txt")],
-            r"both classnames\.txt and classes",
+            r"classnames\.txt and classes\.json",
         ),
         (
             put("template.txt", "a photo"),
-            r"template\.txt holds 'a photo'; give one line with one {} for the class name",
+            r"template\.txt holds 'a photo'",
         ),
-        (put("template.txt", "a {}\nb {}"), r"template\.txt holds 'a {}', 'b {}'; give one line"),
+        (put("template.txt", "a {}\nb {}"), r"template\.txt holds 'a {}', 'b {}'"),
     ],
 )
 def test_mistakes_in_folders_are_named(tmp_path, mistake, message):
@@ -172,7 +175,7 @@ def test_mistakes_in_folders_are_named(tmp_path, mistake, message):
 
 def test_two_folders_for_one_split(tmp_path):
     root = layouts.write_folder(tmp_path / "photos", sizes={"train": 2, "val": 2, "valid": 2})
-    with pytest.raises(ValueError, match="has the splits train, val, valid, of which two mean the same"):
+    with pytest.raises(ValueError, match="train, val, valid"):
         load_dataset(f"folder:{root}")
 
 
@@ -221,23 +224,23 @@ def test_table_as_spreadsheets_write_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r": the first line has the columns none; it must name the columns image and label"),
-        ("image;label\na.jpg;cat\n", r": the first line has the columns image;label; .* separated by commas"),
-        ("path,label\na.jpg,cat\n", r": the first line has the columns path, label; it must name"),
-        ("image,label,label\na.jpg,cat,dog\n", r": the first line names a column twice: image, label, label"),
+        ("", r": .* columns none; .* image and label"),
+        ("image;label\na.jpg;cat\n", r": .* columns image;label; "),
+        ("path,label\na.jpg,cat\n", r": .* columns path, label; "),
+        ("image,label,label\na.jpg,cat,dog\n", r": .*: image, label, label"),
         ("image,label\n", r" has a header and no images"),
-        ("image,label\na.jpg,cat\nb.jpg\n", r", line 3 has fewer fields than the header"),
-        ("image,label\na.jpg,cat, small\n", r", line 2 has more fields than the header; put names with commas"),
+        ("image,label\na.jpg,cat\nb.jpg\n", r", line 3 has fewer fields"),
+        ("image,label\na.jpg,cat, small\n", r", line 2 has more fields"),
         ("image,label\na.jpg,\n", r", line 2 has no label"),
         ("image,label\n ,cat\n", r", line 2 has no image"),
-        ("image,label,split\na.jpg,cat,train\nb.jpg,cat,dev\n", r", line 3 has the split 'dev'; it must be one of"),
+        ("image,label,split\na.jpg,cat,train\nb.jpg,cat,dev\n", r", line 3 has the split 'dev'"),
         ("image,label,split\na.jpg,cat,\n", r", line 2 has the split ''"),
-        ("image,label,split\na.jpg,cat,train\n./a.jpg,cat,test\n", r", line 3 lists the image './a.jpg' of line 2"),
+        ("image,label,split\na.jpg,cat,train\n./a.jpg,cat,test\n", r", line 3 .* './a.jpg' of line 2"),
         ("image,label\na.jpg,cat\nnowhere/c.jpg,cat\nd.jpg,cat\n",
-         r", line 3: there is no image .*nowhere/c\.jpg; 2 of 3 images are missing: 'nowhere/c\.jpg', 'd\.jpg'"),
-        ('image,label\na.jpg,"cat\n', r", line 2 is no CSV .*; look for an open quote"),
-        ("image,label\na.jpg,cat\nb.jpg,cat\n", r": class 'cat' has 2 images, too few to divide"),
-        ("image,label,split\na.jpg,cat,val\nb.jpg,cat,valid\n", r" has the splits val, valid, of which two mean"),
+         r", line 3: .*nowhere/c\.jpg; 2 of 3 .*: 'nowhere/c\.jpg', 'd\.jpg'"),
+        ('image,label\na.jpg,"cat\n', r", line 2 is no CSV"),
+        ("image,label\na.jpg,cat\nb.jpg,cat\n", r": class 'cat' has 2 images"),
+        ("image,label,split\na.jpg,cat,val\nb.jpg,cat,valid\n", r" .* val, valid"),
     ],
 )  # fmt: skip
 def test_mistakes_in_tables_are_named_by_line(tmp_path, text, message):
@@ -251,12 +254,12 @@ def test_mistakes_in_tables_are_named_by_line(tmp_path, text, message):
 
 def test_a_table_that_cannot_be_read(tmp_path):
     path = tmp_path / "birds.csv"
-    with pytest.raises(ValueError, match=r"there is no file .*birds\.csv; .* holds nothing"):
+    with pytest.raises(ValueError, match=r"birds\.csv; .* holds nothing"):
         load_dataset(f"csv:{path}")
     path.write_bytes("image,label\na.jpg,Bär\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"birds\.csv is no UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"birds\.csv is no UTF-8"):
         load_dataset(f"csv:{path}")
-    with pytest.raises(ValueError, match="which is not on this machine"):
+    with pytest.raises(ValueError, match="'gs://bucket'"):
         load_dataset("csv:gs://bucket/birds.csv")
 
 
@@ -277,5 +280,21 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
     root = layouts.write_folder(tmp_path / "photos")
     (root / "dog" / "003.jpg").write_bytes(b"no image at all")
     dataset = load_dataset(f"folder:{root}")
-    with pytest.raises(ImageError, match=rf"{root}/dog/003\.jpg is no image of a known format"):
+    with pytest.raises(ImageError, match=rf"{root}/dog/003\.jpg"):
         ImageTransform()(dataset.images(range(len(dataset))))
+
+
+def test_a_reader_of_ones_own(monkeypatch):
+    monkeypatch.setattr(sources, "READERS", dict(sources.READERS))
+
+    def read(rest, seed):
+        return Dataset(f"mine:{rest}", (seed,), np.array([0]), np.array(["test"]), ("cat",), "a {}.", str)
+
+    register_reader("mine", "mine:NAME", read)
+    assert load_dataset("mine:pets", seed=3).images([0]) == ["3"]
+    assert "mine:NAME" in sources.forms()
+    with pytest.raises(InputError, match=r"'mien:pets'.*'mine'.*mine:NAME"):
+        load_dataset("mien:pets")
+    for prefix in ("mine", "coop", "", "a:b"):
+        with pytest.raises(InputError, match=repr(prefix)):
+            register_reader(prefix, "x:NAME", read)

@@ -10,7 +10,6 @@ import pytest
 
 from gram_jax.data import Dataset, templates
 from gram_jax.data.readers import coop
-from gram_jax.data.readers.coop_layouts import LAYOUTS
 from gram_jax.data.splits import Item, assign_roles, build, divide, hold_out
 
 
@@ -58,7 +57,7 @@ def test_hold_out_is_the_published_rule():
             (val if place < round(size * 0.2) else train).append(image)
         start += size
     assert hold_out(classes, random.Random(seed), "toy") == (train, val)
-    with pytest.raises(ValueError, match="class 'cat' has 2 training images, too few"):
+    with pytest.raises(ValueError, match="class 'cat' has 2 training images"):
         hold_out({"cat": range(2)}, random.Random(0), "toy")
 
 
@@ -76,11 +75,11 @@ def test_hold_out_is_the_published_rule():
 def test_roles(found, of, divided):
     roles = assign_roles(found, "toy")
     assert (roles.of, roles.divided) == (of, divided)
-    assert ("serves as test" in roles.said) == (of.get(found[-1]) == "test" and found[-1] != "test")
+    assert ("serves as test" in roles.remark) == (of.get(found[-1]) == "test" and found[-1] != "test")
 
 
 def test_two_names_of_one_role():
-    with pytest.raises(ValueError, match=r"toy has the splits val, validation, of which two mean the same"):
+    with pytest.raises(ValueError, match=r"toy .*val, validation"):
         assign_roles(["val", "validation"], "toy")
 
 
@@ -95,7 +94,7 @@ def test_build_orders_and_says_what_is_odd():
     assert (dataset.domain, dataset.about["source"]) == ("d", "here")
     assert dataset.about["notes"] == [
         "old",
-        "names that more than one class has: 'big cat'",
+        "names of several classes: 'big cat'",
         "classes without a training image: 'dog'",
     ]
 
@@ -131,18 +130,18 @@ def test_about_is_no_part_of_the_hash_and_lazy_images_read_when_asked():
 
 def test_published_sizes_add_up():
     """What is known of the archives: all their images are in one of the splits, and the rule that cut them."""
-    sizes = {name: LAYOUTS[name].sizes for name in coop.NAMES}
+    sizes = {name: coop.facts(f"coop:{name}").sizes for name in coop.NAMES}
     totals = {
         "caltech101": 8242, "oxford_pets": 7349, "stanford_cars": 16185, "oxford_flowers": 8189, "food101": 101000,
         "fgvc_aircraft": 10000, "sun397": 39700, "dtd": 5640, "eurosat": 27000, "ucf101": 13320, "imagenet": 1331167,
         "imagenetv2": 10000, "imagenet_sketch": 50889, "imagenet_a": 7500, "imagenet_r": 30000,
     }  # fmt: skip
-    assert {name: sum(each.values()) for name, each in sizes.items()} == totals
+    assert {name: sum(each) for name, each in sizes.items()} == totals
     for name, per_class in (("food101", 1000), ("dtd", 120)):
-        parts = published_division([per_class] * LAYOUTS[name].classes, 0)
-        assert sizes[name] == {split: len(part) for split, part in parts.items()}
-    assert sizes["sun397"] == {"train": 397 * 40, "val": 397 * 10, "test": 397 * 50}
-    assert {name for name in coop.NAMES if "train" not in sizes[name]} == set(coop.VARIANTS)
+        parts = published_division([per_class] * coop.facts(f"coop:{name}").classes, 0)
+        assert sizes[name] == tuple(map(len, parts.values()))
+    assert sizes["sun397"] == (397 * 40, 397 * 10, 397 * 50)
+    assert {name for name in coop.NAMES if not sizes[name][0]} == set(coop.VARIANTS)
 
 
 def test_templates_of_datasets():
@@ -155,10 +154,20 @@ def test_templates_of_datasets():
         "eurosat": "a centered satellite photo of {}.",
         "ucf101": "a photo of a person doing {}.",
     }
-    for name in coop.NAMES:
-        assert templates.dataset_template(name) == own.get(name, "a photo of a {}.")
-    with pytest.raises(ValueError, match="no template for 'mnist'; the table holds imagenet, caltech101"):
-        templates.dataset_template("mnist")
+    published = {name: coop.facts(f"coop:{name}").template for name in coop.NAMES}
+    assert published == {name: own.get(name, "a photo of a {}.") for name in coop.NAMES}
+    # The same words as in every released version.
+    lines = [f"{name}\t{template}" for name, template in published.items()]
+    assert templates.digest(lines) == "c37d701569f7d27b9d1564d89d544215bc23e4208f6ac4f0a01db36a5845b4df"
+    assert coop.facts("glyphs:chess") is coop.facts("coop:mnist") is coop.facts("dtd") is None
+
+
+def test_templates_of_regularizers():
+    assert coop.facts("coop:dtd").loss_templates["kgcoop"] == "a photo of a {}, a type of texture."
+    assert coop.facts("coop:dtd").loss_templates["distillation"] == "a texture of {}."
+    assert coop.facts("coop:food101").loss_templates == {"distillation": "a type of food, a photo of {}."}
+    others = [coop.facts(f"coop:{name}") for name in coop.NAMES if name not in ("dtd", "food101")]
+    assert not any(entry.loss_templates for entry in others)
 
 
 def test_ensembles_hold_to_each_other_and_to_their_hashes():
@@ -171,7 +180,7 @@ def test_ensembles_hold_to_each_other_and_to_their_hashes():
     assert all(each.count("{}") == 1 for each in eighty)
     for name, lines in (("clip_7", seven), ("promptsrc_60", sixty), ("clip_80", eighty)):
         assert templates.ENSEMBLE_HASHES[name] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    with pytest.raises(ValueError, match="no ensemble of templates 'clip_81'; choose among clip_7"):
+    with pytest.raises(ValueError, match="'clip_81'"):
         templates.ensemble("clip_81")
 
 
@@ -181,9 +190,9 @@ def test_changed_templates_are_refused(tmp_path, monkeypatch):
     changed = tmp_path / "templates.json"
     changed.write_text(json.dumps(tables))
     monkeypatch.setattr(templates, "FILE", changed)
-    templates._tables.cache_clear()
+    templates._ensembles.cache_clear()
     try:
         with pytest.raises(ValueError, match=r"templates\.json: the templates 'clip_7' are not the published ones"):
             templates.ensemble("clip_80")
     finally:
-        templates._tables.cache_clear()
+        templates._ensembles.cache_clear()

@@ -40,7 +40,7 @@ def test_splits_labels_and_names(data_dir):
     assert dataset.labels.tolist() == [*LABELS, 0, 1, 1, 1, 0]
     assert dataset.splits.tolist() == ["train"] * 5 + ["val"] * 2 + ["test"] * 3
     assert dataset.about == {
-        "source": "toy/1.0.0", "split": "as given", "notes": ["split extra is left alone"],
+        "source": "toy/1.0.0", "split": "as given", "notes": ["split extra is ignored"],
     }  # fmt: skip
     json.dumps(dataset.references)
 
@@ -69,7 +69,7 @@ def test_train_alone_is_divided_by_the_published_rule(data_dir):
         for split, part in zip(expected, (images[:5], images[5:7], images[7:]), strict=True):
             expected[split] += part
     assert list(dataset.references) == [image for images in expected.values() for image in images]
-    assert dataset.about["split"].startswith("made, as none is given: each class divided 50/20/30")
+    assert dataset.about["split"].startswith("made, because none is given: each class divided 50/20/30")
     assert [PILE[index] for _, index in dataset.references] == dataset.labels.tolist()
 
 
@@ -77,7 +77,7 @@ def test_a_split_without_labels_is_left_out(data_dir):
     dataset = load_dataset(f"tfds:{data_dir}:unlabeled")
     assert Counter(dataset.splits.tolist()) == {"train": 5, "test": 2}
     assert dataset.about["notes"] == ["split test has no labels and is left out"]
-    with pytest.raises(ValueError, match=r"tfds:unlabeled has no labeled images of test; it has {"):
+    with pytest.raises(ValueError, match=r"tfds:unlabeled .* test; .*{"):
         load_dataset(f"tfds:{data_dir}:unlabeled:test")
 
 
@@ -109,7 +109,7 @@ def test_configurations_must_be_named(tmp_path):
     folder = layouts.write_tfds(tmp_path, "toy", {"train": [0], "test": [1]})
     for config in ("rgb", "all"):
         shutil.copytree(folder, tmp_path / "sat" / config / "1.0.0")
-    with pytest.raises(ValueError, match=r"tfds:sat: several configurations are prepared in .*sat, .* 'all', 'rgb'"):
+    with pytest.raises(ValueError, match=r"tfds:sat: .*sat, .* 'all', 'rgb'"):
         load_dataset(f"tfds:{tmp_path}:sat")
     shutil.rmtree(tmp_path / "sat" / "all")
     alone, named = (load_dataset(f"tfds:{tmp_path}:{name}") for name in ("sat", "sat/rgb"))
@@ -123,15 +123,13 @@ def test_what_only_tensorflow_reads_is_refused(tmp_path):
     for split in info["splits"]:
         split["filepathTemplate"] = split["filepathTemplate"].replace("array_record", "tfrecord")
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(
-        ValueError, match=r"as tfrecord, which only TensorFlow reads; prepare it again with file_format"
-    ):
+    with pytest.raises(ValueError, match=r"tfrecord, .*file_format='array_record'"):
         load_dataset(f"tfds:{tmp_path}:toy")
 
 
 def test_other_features_are_refused(tmp_path):
     layouts.write_tfds(tmp_path, "toy", {"train": [0], "test": [1]}, label_key="kind")
-    with pytest.raises(ValueError, match="tfds:toy is no image-classification dataset: it has image, kind"):
+    with pytest.raises(ValueError, match=r"tfds:toy .* image, kind"):
         load_dataset(f"tfds:{tmp_path}:toy")
 
 
@@ -140,7 +138,7 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
         tmp_path, "toy", {"train": [0, 1], "test": [1]}, encode=lambda label, number: layouts.jpeg(label, number)[:300]
     )
     dataset = load_dataset(f"tfds:{tmp_path}:toy")
-    with pytest.raises(ImageError, match=r"record 1 of split train in .*toy/1\.0\.0 cannot be read"):
+    with pytest.raises(ImageError, match=r"record 1 of split train in .*toy/1\.0\.0"):
         dataset.images([1])
 
 
@@ -150,21 +148,19 @@ def test_a_label_without_a_name(tmp_path):
     features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "2"
     (folder / "features.json").write_text(json.dumps(features))
     (folder / "label.labels.txt").write_text("a\nb")
-    with pytest.raises(
-        ValueError, match=r"tfds:toy: record 2 of split train has the label 2, one of 2 that have no name"
-    ):
+    with pytest.raises(ValueError, match=r"tfds:toy: record 2 of split train has the label 2, one of 2"):
         load_dataset(f"tfds:{tmp_path}:toy")
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("tfds:{dir}:dtd", r"tfds:dtd: it is not prepared in .*, which holds .*; prepare it with tfds\.builder\('dtd'"),
-        ("tfds:{dir}:toy:dev", r"tfds:toy has no images of split 'dev'; it has .*train"),
-        ("tfds:{dir}/nowhere:toy", r"tfds:toy: there is no folder .*nowhere; set TFDS_DATA_DIR, or give the folder"),
-        ("tfds:", r"nothing behind its prefix"),
-        ("tfds:{dir}:", r"is no tfds:NAME, tfds:NAME:SPLIT"),
-        ("tfds:a:b:c", r"is no tfds:NAME, tfds:NAME:SPLIT"),
+        ("tfds:{dir}:dtd", r"tfds:dtd: .*tfds\.builder\('dtd'"),
+        ("tfds:{dir}:toy:dev", r"tfds:toy .* split 'dev'; .*train"),
+        ("tfds:{dir}/nowhere:toy", r"tfds:toy: .*nowhere; .*TFDS_DATA_DIR"),
+        ("tfds:", r"'tfds:'"),
+        ("tfds:{dir}:", r"tfds:NAME, tfds:NAME:SPLIT"),
+        ("tfds:a:b:c", r"tfds:NAME, tfds:NAME:SPLIT"),
     ],
 )
 def test_specifications_that_name_nothing(data_dir, spec, message):

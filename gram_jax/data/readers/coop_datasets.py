@@ -1,0 +1,208 @@
+"""The datasets of CoOp's DATASETS.md: one entry holds all facts about a dataset. To add a dataset, add an entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+from gram_jax.data.readers import coop_rules as rules
+from gram_jax.data.readers.coop_rules import CLASS_NAMES, Contents, Source
+from gram_jax.data.templates import DEFAULT
+
+
+class CoopDataset(NamedTuple):
+    """The facts about a published dataset.
+
+    Attributes:
+      name: its name, as in "coop:ROOT:NAME".
+      folder: its folder below the common root.
+      images: the folders of its images, relative to ``folder``.
+      classes: the published number of classes.
+      sizes: the published number of images in train, val and test.
+      read: reads the dataset without a split file (and then makes a split, if there should be one).
+      template: the hand-written template of CoOp's zero-shot CLIP.
+      loss_templates: templates that a regularizer's public code uses instead, by regularizer.
+      split_file: the published split, if there is one.
+      base: the folder that the paths of the split file are relative to.
+      needed: files without which the dataset cannot be read.
+      annotations: files that a split is made from, if the split file is missing.
+      domain: the visual domain of a variant of ImageNet; "" for an ordinary dataset.
+      late_average: whether PromptSRC's few-shot recipe averages the prompts of later epochs.
+    """
+
+    name: str
+    folder: str
+    images: tuple[str, ...]
+    classes: int
+    sizes: tuple[int, int, int]
+    read: Callable[[Source], Contents]
+    template: str = DEFAULT
+    loss_templates: Mapping[str, str] = MappingProxyType({})
+    split_file: str | None = None
+    base: str = ""
+    needed: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+    domain: str = ""
+    late_average: bool = False
+
+
+_EUROSAT_NAMES = {
+    "AnnualCrop": "Annual Crop Land",
+    "Forest": "Forest",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings",
+    "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land",
+    "Residential": "Residential Buildings",
+    "River": "River",
+    "SeaLake": "Sea or Lake",
+}
+
+
+def _variant(name: str, folder: str, images: str, classes: int, test: int, numbered: bool = False) -> CoopDataset:
+    """Returns a variant of ImageNet, which is test only."""
+    read = partial(rules.variant, images=images, numbered=numbered)
+    return CoopDataset(name, folder, (images,), classes, (0, 0, test), read, needed=(CLASS_NAMES,), domain=name)
+
+
+_ENTRIES = (
+    CoopDataset(
+        name="imagenet",
+        folder="imagenet",
+        images=("images/train", "images/val"),
+        classes=1000,
+        sizes=(1281167, 0, 50000),
+        read=partial(rules.imagenet, train="images/train", test="images/val"),
+        needed=(CLASS_NAMES,),
+    ),
+    CoopDataset(
+        name="caltech101",
+        folder="caltech-101",
+        images=("101_ObjectCategories",),
+        classes=100,
+        sizes=(4128, 1649, 2465),
+        read=partial(
+            rules.by_folders,
+            images="101_ObjectCategories",
+            excluded=("BACKGROUND_Google", "Faces_easy"),
+            renamed={"Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane"},
+        ),
+        split_file="split_zhou_Caltech101.json",
+        base="101_ObjectCategories",
+    ),
+    CoopDataset(
+        name="oxford_pets",
+        folder="oxford_pets",
+        images=("images",),
+        classes=37,
+        sizes=(2944, 736, 3669),
+        read=rules.pets,
+        template="a photo of a {}, a type of pet.",
+        split_file="split_zhou_OxfordPets.json",
+        base="images",
+        annotations=("annotations/trainval.txt", "annotations/test.txt"),
+    ),
+    CoopDataset(
+        name="stanford_cars",
+        folder="stanford_cars",
+        images=("cars_train", "cars_test"),
+        classes=196,
+        sizes=(6509, 1635, 8041),
+        read=rules.cars,
+        split_file="split_zhou_StanfordCars.json",
+        annotations=("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"),
+        late_average=True,
+    ),
+    CoopDataset(
+        name="oxford_flowers",
+        folder="oxford_flowers",
+        images=("jpg",),
+        classes=102,
+        sizes=(4093, 1633, 2463),
+        read=rules.flowers,
+        template="a photo of a {}, a type of flower.",
+        split_file="split_zhou_OxfordFlowers.json",
+        base="jpg",
+        annotations=("imagelabels.mat", "cat_to_name.json"),
+        late_average=True,
+    ),
+    CoopDataset(
+        name="food101",
+        folder="food-101",
+        images=("images",),
+        classes=101,
+        sizes=(50500, 20200, 30300),
+        read=partial(rules.by_folders, images="images"),
+        template="a photo of {}, a type of food.",
+        loss_templates={"distillation": "a type of food, a photo of {}."},
+        split_file="split_zhou_Food101.json",
+        base="images",
+    ),
+    CoopDataset(
+        name="fgvc_aircraft",
+        folder="fgvc_aircraft",
+        images=("images",),
+        classes=100,
+        sizes=(3334, 3333, 3333),
+        read=rules.aircraft,
+        template="a photo of a {}, a type of aircraft.",
+        needed=("variants.txt", *(f"images_variant_{split}.txt" for split in ("train", "val", "test"))),
+        late_average=True,
+    ),
+    CoopDataset(
+        name="sun397",
+        folder="sun397",
+        images=("SUN397",),
+        classes=397,
+        sizes=(15880, 3970, 19850),
+        read=rules.scenes,
+        split_file="split_zhou_SUN397.json",
+        base="SUN397",
+        annotations=("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
+    ),
+    CoopDataset(
+        name="dtd",
+        folder="dtd",
+        images=("images",),
+        classes=47,
+        sizes=(2820, 1128, 1692),
+        read=partial(rules.by_folders, images="images"),
+        template="{} texture.",
+        loss_templates={"kgcoop": "a photo of a {}, a type of texture.", "distillation": "a texture of {}."},
+        split_file="split_zhou_DescribableTextures.json",
+        base="images",
+        late_average=True,
+    ),
+    CoopDataset(
+        name="eurosat",
+        folder="eurosat",
+        images=("2750",),
+        classes=10,
+        sizes=(13500, 5400, 8100),
+        read=partial(rules.by_folders, images="2750", renamed=_EUROSAT_NAMES),
+        template="a centered satellite photo of {}.",
+        split_file="split_zhou_EuroSAT.json",
+        base="2750",
+        late_average=True,
+    ),
+    CoopDataset(
+        name="ucf101",
+        folder="ucf101",
+        images=("UCF-101-midframes",),
+        classes=101,
+        sizes=(7639, 1898, 3783),
+        read=rules.actions,
+        template="a photo of a person doing {}.",
+        split_file="split_zhou_UCF101.json",
+        base="UCF-101-midframes",
+        annotations=tuple(f"ucfTrainTestlist/{name}.txt" for name in ("classInd", "trainlist01", "testlist01")),
+    ),
+    _variant("imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val", 1000, 10000, numbered=True),
+    _variant("imagenet_sketch", "imagenet-sketch", "images", 1000, 50889),
+    _variant("imagenet_a", "imagenet-adversarial", "imagenet-a", 200, 7500),
+    _variant("imagenet_r", "imagenet-rendition", "imagenet-r", 200, 30000),
+)
+DATASETS = {entry.name: entry for entry in _ENTRIES}
