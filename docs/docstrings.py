@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import griffe
@@ -21,4 +22,4 @@ def _shown(line: str) -> str:
     if line.strip() == "Example:":
         return line.replace("Example:", "Examples:")
     # "[a][b]" is a link in Markdown; a space of no width between the brackets leaves it a text.
-    return line if line.lstrip().startswith((">>>", "...")) else line.replace("][", "]\u200b[")
+    return line if line.lstrip().startswith((">>>", "...")) else re.sub(r"\](?= ?\[)", "]\u200b", line)
