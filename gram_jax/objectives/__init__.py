@@ -1,8 +1,26 @@
-"""Losses and regularizers: pure functions of features and labels, at least float32 inside, summed by weight."""
+"""Losses and regularizers: pure functions of features and labels, computed in float32 or more.
 
-from gram_jax.objectives.aggregation import gaussian_aggregate, gaussian_weights
-from gram_jax.objectives.base import Reference
-from gram_jax.objectives.batches import BatchLoss, batch_loss, positive_weights
+`parse("npt(centered=True):1.0,kgcoop:8")` makes the objective that a text names: the cross-entropy plus weighted
+regularizers. In Python, `regularized(npt(centered=True) | kgcoop(8))` does the same. `REGISTRY.register(factory)` adds a
+factory of your own, `factory(weight=1.0, **settings) -> {name: Regularizer(...)}`. `NAMES` lists those of this library.
+"""
+
+from gram_jax.objectives.aggregation import gaussian_weights
+from gram_jax.objectives.base import Reference, Regularizer
+from gram_jax.objectives.compose import (
+    CLASSIFICATION,
+    NAMES,
+    REGISTRY,
+    BatchLoss,
+    Combined,
+    Term,
+    batch_loss,
+    parse,
+    positive_terms,
+    regularized,
+    terms,
+    weighted_sum,
+)
 from gram_jax.objectives.contrastive import contrastive_loss
 from gram_jax.objectives.cpt import class_clusters, cpt
 from gram_jax.objectives.cross_entropy import cross_entropy
@@ -13,15 +31,18 @@ from gram_jax.objectives.kgcoop import kgcoop
 from gram_jax.objectives.long_tail import class_weights, logit_adjustment, long_tailed
 from gram_jax.objectives.npt import npt
 from gram_jax.objectives.promptsrc import prometar, promptsrc, textual_diversity
-from gram_jax.objectives.registry import CLASSIFICATION, NAMES, Combined, make
-from gram_jax.objectives.regularized import regularized, weighted_sum
+
+make = REGISTRY.make
 
 __all__ = [
     "CLASSIFICATION",
     "NAMES",
+    "REGISTRY",
     "BatchLoss",
     "Combined",
     "Reference",
+    "Regularizer",
+    "Term",
     "batch_loss",
     "class_clusters",
     "class_weights",
@@ -30,19 +51,20 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "dpt_loss",
-    "gaussian_aggregate",
     "gaussian_weights",
     "kgcoop",
     "logit_adjustment",
     "long_tailed",
     "make",
     "npt",
-    "positive_weights",
+    "parse",
+    "positive_terms",
     "prometar",
     "promptsrc",
     "regularized",
     "simplex_etf",
     "simplex_floor",
+    "terms",
     "textual_diversity",
     "weighted_sum",
 ]

@@ -1,51 +1,45 @@
-"""What a regularizer is given besides the prompted outputs, and the means that all of them take."""
+"""The contract of regularizers, and the means over images and classes that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from gram_jax.tuners import Outputs
+from gram_jax.tuners import Outputs
 
 Array = jax.Array
 
-# A pure function (prompt, outputs, labels, reference) -> scalar; regularizers by name, each with its weight.
-Regularizer = Callable[[Any, "Outputs", Array, "Reference"], Array]
-Regularizers = dict[str, tuple[float, Regularizer]]
-
-_EXCLUDED = -1e9  # the logit of a class that only fills up the shape
+EXCLUDED = -1e9  # the logit of a class that must get no probability
 _SHORT = 1e-12  # squared length below which a vector has no direction
 
 _REMEDY = {
-    "logits": "pass what gram_jax.tuners.frozen_outputs says of the same images and classes",
-    "image_features": "pass what gram_jax.tuners.frozen_outputs says of the same images",
-    "text_features": "pass what gram_jax.tuners.frozen_outputs says of the same classes",
-    "counts": "pass the number of training images of each class",
-    "clusters": "pass what gram_jax.objectives.class_clusters makes of the frozen text features",
+    "logits": "pass those of gram_jax.tuners.frozen_outputs for the same images and classes",
+    "image_features": "pass those of gram_jax.tuners.frozen_outputs for the same images",
+    "text_features": "pass those of gram_jax.tuners.frozen_outputs for the same classes",
+    "counts": "pass the number of training images per class",
+    "clusters": "pass the result of gram_jax.objectives.class_clusters for the frozen text features",
 }
 
 
 class Reference(NamedTuple):
-    """What a batch is held against: the frozen clip's outputs, and what is known of its classes and images.
+    """The outputs of the frozen clip for a batch, and facts about its classes and images.
 
-    Every field may be None where nothing reads it; `gram_jax.objectives.make(spec).reads` says which ones are read.
+    A field may be None if nothing reads it; `gram_jax.objectives.parse(text).reads` lists the fields that are read.
 
     Attributes:
       logits: of the frozen clip, float `[images, classes]`.
       image_features: of the frozen clip, normalized, float `[images, embed]`.
-      text_features: of the frozen clip, normalized, float `[classes, embed]`, e.g. of many templates, as
-        `textual_diversity` makes them.
-      valid: bool `[classes]`, False for classes that only fill up a shape. None: all count.
-      weights: non-negative float `[images]`, e.g. 0 for images that only fill up a batch. None: all weigh the same.
-      counts: training images of each class, `[classes]`.
-      clusters: the cluster of each class, int `[classes]`, as `class_clusters` makes them.
+      text_features: of the frozen clip, normalized, float `[classes, embed]`; the mean over templates in
+        `textual_diversity`.
+      valid: bool `[classes]`, False for classes that only pad a shape. None: all classes count.
+      weights: non-negative float `[images]`, 0 for images that only pad a batch. None: equal weights.
+      counts: training images per class, `[classes]`.
+      clusters: the cluster of each class, int `[classes]`, see `class_clusters`.
 
     Example:
       >>> Reference(text_features=jnp.eye(3), counts=jnp.array([16, 8, 4])).logits is None
@@ -61,8 +55,40 @@ class Reference(NamedTuple):
     clusters: Array | None = None
 
 
+class Regularizer(NamedTuple):
+    """A penalty with its weight.
+
+    Attributes:
+      weight: its weight in the loss.
+      function: `function(prompt, outputs, labels, reference) -> scalar`: of the prompt, the `Outputs` of the prompted
+        clip, the labels int `[images]`, and a `Reference`. A pure function.
+      reads: the fields of the `Reference` that it reads.
+      sides: the features that it acts on, "text", "image" or both.
+
+    Example:
+      >>> norm = Regularizer(0.1, lambda prompt, outputs, labels, reference: jnp.sum(prompt["context"] ** 2))
+      >>> norm.reads, norm.sides
+      ((), ('text', 'image'))
+    """
+
+    weight: float
+    function: Callable[[Any, Outputs, Array | None, Reference], Array]
+    reads: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ("text", "image")
+
+
+Regularizers = dict[str, Regularizer]
+Classification = Callable[[Outputs, Array, Reference], Array]  # (outputs, labels, reference) -> scalar
+
+
+def scaled(weight: float, parts: Mapping[str, Regularizer]) -> Regularizers:
+    """Multiplies the weights of regularizers; leaves out those whose weight is 0."""
+    products = {name: part._replace(weight=weight * part.weight) for name, part in parts.items()}
+    return {name: part for name, part in products.items() if part.weight != 0}
+
+
 def as_reference(reference: Reference | Outputs | None) -> Reference:
-    """A `Reference` of what a caller gives: one, the frozen clip's `Outputs`, or None."""
+    """Returns a `Reference`, from one, from the `Outputs` of the frozen clip, or from None."""
     if reference is None:
         return Reference()
     if isinstance(reference, Reference):
@@ -70,32 +96,39 @@ def as_reference(reference: Reference | Outputs | None) -> Reference:
     return Reference(reference.logits, reference.image_features, reference.text_features)
 
 
-def read(name: str, reference: Any, field: str, *like: tuple[int, ...]) -> Array:
-    """A field of the reference; ValueError where it is None or of none of the shapes `like` (not checked if empty)."""
+def read(name: str, reference: Any, field: str, *shapes: tuple[int, ...]) -> Array:
+    """Returns a field of the reference, at least float32 if it is a float.
+
+    Raises:
+      InputError: the field is None, or its shape is none of `shapes`; without `shapes`, any shape passes.
+    """
     value = getattr(as_reference(reference), field)
     if value is None:
-        raise InputError(f"{name} reads reference.{field}, which is None; {_REMEDY[field]}.")
-    if like and jnp.shape(value) not in like:
+        raise InputError(f"{name} reads reference.{field}, which is None; {_REMEDY[field]}")
+    if shapes and jnp.shape(value) not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise InputError(
-            f"{name} needs reference.{field} of shape {' or '.join(str(list(shape)) for shape in like)}, found "
-            f"{list(jnp.shape(value))}; {_REMEDY[field]}."
+            f"{name} needs reference.{field} of shape {wanted}, not {list(jnp.shape(value))}; {_REMEDY[field]}"
         )
     value = jnp.asarray(value)
     return at_least_float32(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def exclude(logits: Array, valid: Array | None) -> Array:
-    """The logits, so low where a class does not count that it has no probability."""
-    return logits if valid is None else jnp.where(valid, logits, _EXCLUDED)
+    """Lowers the logits of classes that do not count until their probability is 0."""
+    return logits if valid is None else jnp.where(valid, logits, EXCLUDED)
 
 
 def log_probabilities(logits: Array, reference: Reference) -> Array:
-    """log softmax over the classes that count; the others have a log-probability that is finite and meaningless."""
+    """Returns log softmax over the classes that count; the others get a value that is finite but meaningless."""
     return jax.nn.log_softmax(exclude(at_least_float32(logits), reference.valid), axis=-1)
 
 
 def weighted_mean(values: Array, weights: Array | None, axis: int | None = None) -> Array:
-    """sum w x / sum w along an axis (None: all), 0 where there is no weight; what has none may hold any value."""
+    """Returns sum w x / sum w along an axis (None: all axes), 0 if all weights are 0.
+
+    A value of weight 0 may be anything, NaN included.
+    """
     if weights is None:
         return jnp.mean(values, axis=axis)
     weights = jnp.broadcast_to(weights, values.shape).astype(values.dtype)
@@ -104,23 +137,23 @@ def weighted_mean(values: Array, weights: Array | None, axis: int | None = None)
 
 
 def mean_of_images(values: Array, reference: Reference) -> Array:
-    """The mean of one value an image, `[images]`."""
+    """Returns the mean of one value per image, `[images]`."""
     return weighted_mean(values, reference.weights)
 
 
 def mean_of_classes(values: Array, reference: Reference) -> Array:
-    """The mean of one value a class, `[classes]`, or of one an image and class, `[images, classes]`."""
+    """Returns the mean of one value per class, `[classes]`, or per image and class, `[images, classes]`."""
     each = weighted_mean(values, reference.valid, axis=-1)
     return each if each.ndim == 0 else mean_of_images(each, reference)
 
 
 def valid_classes(reference: Reference, num_classes: int) -> Array:
-    """Which classes count, bool `[classes]`."""
+    """Returns which classes count, bool `[classes]`."""
     return jnp.ones(num_classes, bool) if reference.valid is None else jnp.asarray(reference.valid, bool)
 
 
 def text_of_images(text_features: Array, labels: Array) -> Array:
-    """The text feature of each image's own class, `[images, embed]`; of any class for a label outside of them."""
+    """Returns the text feature of each image's class, `[images, embed]`; of some class if the label is no class."""
     labels = jnp.clip(labels, 0, text_features.shape[-2] - 1)
     if text_features.ndim == 2:
         return text_features[labels]
@@ -128,16 +161,16 @@ def text_of_images(text_features: Array, labels: Array) -> Array:
 
 
 def by_class(values: Array, labels: Array, num_classes: int, weights: Array | None) -> tuple[Array, Array]:
-    """The mean of the images of each class, and which classes have images.
+    """Averages the images of each class.
 
     Args:
       values: `[images, ...]`.
-      labels: int `[images]`; an image with a label outside the classes counts nowhere.
-      num_classes: how many classes there are.
+      labels: int `[images]`; an image whose label is no class is ignored.
+      num_classes: the number of classes.
       weights: non-negative `[images]`, or None.
 
     Returns:
-      `[classes, ...]`, 0 for a class without images, and bool `[classes]`.
+      The means `[classes, ...]`, 0 for a class without images, and which classes have images, bool `[classes]`.
     """
     member = jax.nn.one_hot(labels, num_classes, dtype=values.dtype)
     if weights is not None:
@@ -149,6 +182,6 @@ def by_class(values: Array, labels: Array, num_classes: int, weights: Array | No
 
 
 def normalize(vectors: Array) -> Array:
-    """The vectors of the last axis at length 1; those without a direction stay near 0."""
+    """Scales the vectors of the last axis to length 1; vectors of length 0 stay near 0."""
     square = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(square, _SHORT))

@@ -1,4 +1,4 @@
-"""The symmetric contrastive loss that CLIP is pre-trained with."""
+"""The symmetric contrastive loss of CLIP's pre-training."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from gram_jax.errors import InputError
 
 
 def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """Each image picks its own text among the batch's, and each text its image.
+    """Returns the mean cross-entropy of picking the text of each image, and the image of each text, from the batch.
 
     With L = exp(logit_scale) F T^t,  loss = mean_i [ CE(L_i, i) + CE(L^t_i, i) ] / 2.
 
     Args:
-      image_features: normalized, float ``[batch, embed]``.
-      text_features: normalized, float ``[batch, embed]``; row i belongs to image i.
+      image_features: normalized, float `[batch, embed]`.
+      text_features: normalized, float `[batch, embed]`; row i belongs to image i.
       logit_scale: the logarithm of the inverse temperature, a scalar.
 
     Returns:
       The loss, a scalar, in nats.
 
     Raises:
-      InputError: where the two sets of features differ in shape.
+      InputError: the features differ in shape.
 
     Example:
       >>> features = jnp.eye(2)
@@ -36,7 +36,7 @@ def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_
     if image_features.shape != text_features.shape:
         raise InputError(
             f"image features {image_features.shape} and text features {text_features.shape} differ in shape; "
-            "give one text for each image"
+            "give one text per image"
         )
     logits = jnp.exp(logit_scale) * image_features @ text_features.T  # [batch, batch]
     own = jnp.arange(logits.shape[0])

@@ -1,4 +1,4 @@
-"""CPT: a simplex frame for each cluster of classes, images near their text, text near where it started."""
+"""CPT: one simplex frame per cluster of classes; images stay near their text, and text near its frozen features."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 from gram_jax.objectives.base import (
     Reference,
+    Regularizer,
     Regularizers,
     by_class,
     mean_of_classes,
     mean_of_images,
     read,
+    scaled,
     text_of_images,
     valid_classes,
     weighted_mean,
@@ -25,13 +27,13 @@ from gram_jax.objectives.etf import simplex_loss
 
 Array = jax.Array
 
-_MOST, _SMALLEST = 16, 4  # clusters, and classes in one on average, where their number is left open
+_MAX_CLUSTERS, _CLUSTER_SIZE = 16, 4  # by default: at most so many clusters, of so many classes on average
 
 
 def cpt(
     weight: float = 1.0, *, simplex: float = 0.25, convergence: float = 0.15, rotation: float = 0.10
 ) -> Regularizers:
-    """Cluster-aware simplex frames, class convergence and rotation stabilization.
+    """Makes the terms of cluster-aware simplex frames, class convergence and rotation stabilization.
 
     With M clusters of the K classes, k_m classes in cluster m, C the cosines of text features t, and t^ those of the
     frozen clip,
@@ -41,10 +43,10 @@ def cpt(
         rotation      (1 / K) sum_k |t_k - t^_k|_1
 
     As published, the first also counts the diagonal of C, which adds the number of classes over M, a constant. Clusters
-    of one class add nothing; those of more than d + 1 classes, which no frame in d dimensions holds, are measured from
-    the least value that they can reach (see `npt`). In the second, a batch counts the classes that it has images of.
-    Features are the normalized ones throughout. Text features that depend on the image: the first and third term are
-    averaged over the images, the second takes each image's own.
+    of one class add nothing; for a cluster of more than d + 1 classes, which no frame in d dimensions holds, the least
+    possible value is subtracted (see `npt`). In the second, K counts the classes of the batch. All features are
+    normalized. If text features depend on the image, the first and third term are averaged over the images, and the
+    second uses each image's own.
 
     Args:
       weight: multiplies all three.
@@ -53,76 +55,73 @@ def cpt(
       rotation: weight of the third.
 
     Returns:
-      `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}` for `regularized`, without those of weight 0.
-      They read `reference.clusters` (see `class_clusters`) and `reference.text_features`.
+      `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}`, without those of weight 0. They read
+      `reference.clusters` (see `class_clusters`) and `reference.text_features`.
 
     Example:
-      >>> {name: part[0] for name, part in cpt(2.0).items()}
+      >>> {name: part.weight for name, part in cpt(2.0).items()}
       {'cpt_simplex': 0.5, 'cpt_convergence': 0.3, 'cpt_rotation': 0.2}
 
     Reference:
       CPT (arXiv 2605.11939), after a note on it; the three weights are the published ones.
     """
     parts = {
-        "cpt_simplex": (weight * simplex, _simplex),
-        "cpt_convergence": (weight * convergence, _convergence),
-        "cpt_rotation": (weight * rotation, _rotation),
+        "cpt_simplex": Regularizer(simplex, _simplex, reads=("clusters",), sides=("text",)),
+        "cpt_convergence": Regularizer(convergence, _convergence),
+        "cpt_rotation": Regularizer(rotation, _rotation, reads=("text_features",), sides=("text",)),
     }
-    return {name: part for name, part in parts.items() if part[0] != 0}
+    return scaled(weight, parts)
 
 
 def class_clusters(text_features: Array, num_clusters: int | None = None, seed: int = 0) -> np.ndarray:
-    """The clusters of classes that `cpt` gives frames to: k-means on the frozen text features, once before tuning.
+    """Returns the clusters of classes for `cpt`: k-means on the frozen text features, once before tuning.
 
     Args:
-      text_features: of the frozen clip, float `[classes, embed]`, without classes that only fill up a shape.
-      num_clusters: M; None: a cluster for every 4 classes, at most 16.
-      seed: seed of the start.
+      text_features: of the frozen clip, float `[classes, embed]`, without classes that only pad a shape.
+      num_clusters: M; None: one cluster per 4 classes, at most 16.
+      seed: seed of the initialization.
 
     Returns:
       int32 `[classes]`, numbers from 0 to M - 1.
 
     Raises:
-      InputError: if there are fewer classes than clusters, or the features have another number of axes.
+      InputError: there are fewer classes than clusters, or the features have another number of axes.
 
     Example:
       >>> class_clusters(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
       True
 
     Reference:
-      CPT (arXiv 2605.11939): one k-means on frozen text features; the number of clusters is our own choice.
+      CPT (arXiv 2605.11939): one k-means on frozen text features. The default number of clusters is not published.
     """
     features = np.asarray(text_features, np.float32)
     if features.ndim != 2 or not len(features):
-        raise InputError(f"class_clusters needs text features [classes, embed], found {list(features.shape)}.")
-    count = min(_MOST, max(1, len(features) // _SMALLEST)) if num_clusters is None else num_clusters
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(features):
-        raise InputError(
-            f"num_clusters is {count!r} of {len(features)} classes; give an integer from 1 to their number."
-        )
+        raise InputError(f"class_clusters needs text features [classes, embed], not {list(features.shape)}")
+    count = min(_MAX_CLUSTERS, max(1, len(features) // _CLUSTER_SIZE)) if num_clusters is None else num_clusters
+    require_int("num_clusters", count)
+    if count > len(features):
+        raise InputError(f"num_clusters={count}: there are only {len(features)} classes")
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    # On one thread, so that the clusters hang on the seed alone.
+    # On one thread, so that the clusters depend on the seed alone.
     with threadpool_limits(limits=1):
         return KMeans(count, n_init=10, random_state=seed).fit_predict(features).astype(np.int32)
 
 
 def _simplex(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-    del prompt, labels
     vectors = at_least_float32(outputs.text_features)
     clusters = read("cpt_simplex", reference, "clusters", vectors.shape[-2:-1])
     valid = valid_classes(reference, len(clusters))
     groups = (clusters[:, None] == clusters[None]) & valid[:, None] & valid[None]
     size = jnp.sum(groups, axis=-1)
-    # Each class is one k_m-th of its cluster.
+    # M, as each class is one k_m-th of its cluster.
     number = jnp.sum(jnp.where(valid, 1.0 / jnp.maximum(size, 1), 0.0))
     each = simplex_loss(vectors, groups) / jnp.maximum(number, 1.0)
     return each if each.ndim == 0 else mean_of_images(each, reference)
 
 
 def _convergence(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
-    del prompt
     texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
     distance = jnp.sum((images - text_of_images(texts, labels)) ** 2, axis=-1)
     means, present = by_class(distance, labels, texts.shape[-2], reference.weights)
@@ -130,7 +129,6 @@ def _convergence(prompt: Any, outputs: Any, labels: Array, reference: Reference)
 
 
 def _rotation(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-    del prompt, labels
     features = at_least_float32(outputs.text_features)
     frozen = read("cpt_rotation", reference, "text_features", features.shape[-2:])
     return mean_of_classes(jnp.sum(jnp.abs(features - frozen), axis=-1), reference)

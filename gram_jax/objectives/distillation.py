@@ -1,20 +1,19 @@
-"""Distillation of the frozen clip's probabilities: the general knowledge that ProGrad does not unlearn."""
+"""Distillation of the frozen clip's probabilities, the general knowledge that ProGrad preserves."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.modules import at_least_float32
-from gram_jax.errors import InputError
-from gram_jax.objectives.base import Reference, Regularizers, log_probabilities, mean_of_images, read
+from gram_jax.errors import require_number
+from gram_jax.objectives.base import Reference, Regularizer, Regularizers, log_probabilities, mean_of_images, read
 
 
 def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularizers:
-    """The cross-entropy of prompted probabilities under those of the frozen clip.
+    """Makes the cross-entropy between the probabilities of the frozen and of the prompted clip.
 
     With logits z and z^ of the prompted and the frozen clip and temperature T,
 
@@ -28,30 +27,27 @@ def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularize
       temperature: T, > 0.
 
     Returns:
-      `{"distillation": (weight, R)}` for `regularized`; it reads `reference.logits`.
+      `{"distillation": R}`; it reads `reference.logits`.
 
     Raises:
-      InputError: if the temperature is not a positive number.
+      InputError: the temperature is not a positive number.
 
     Example:
-      >>> from gram_jax.objectives import Reference
       >>> from gram_jax.tuners import Outputs
-      >>> _, regularizer = distillation()["distillation"]
+      >>> regularizer = distillation()["distillation"].function
       >>> value = regularizer({}, Outputs(jnp.zeros((3, 2)), None, None), None, Reference(logits=jnp.ones((3, 2))))
       >>> bool(jnp.isclose(value, jnp.log(2)))
       True
 
     Reference:
-      "Prompt-aligned Gradient for Prompt Tuning" (ProGrad); the factor T^2 is that of its public code.
+      "Prompt-aligned Gradient for Prompt Tuning" (ProGrad); the factor T^2 is in its public code.
     """
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise InputError(f"temperature is {temperature!r}; give a number above 0.")
+    require_number("temperature", temperature, above=0)
 
     def knowledge(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> jax.Array:
-        del prompt, labels
         frozen = read("distillation", reference, "logits", jnp.shape(outputs.logits))
         own = log_probabilities(at_least_float32(outputs.logits) / temperature, reference)
         shares = jnp.exp(log_probabilities(frozen / temperature, reference))
         return -(temperature**2) * mean_of_images(jnp.sum(shares * own, axis=-1), reference)
 
-    return {"distillation": (weight, knowledge)}
+    return {"distillation": Regularizer(weight, knowledge, reads=("logits",))}

@@ -1,8 +1,7 @@
-"""DPT's loss in stages: first each side beside the other's frozen one, then both together."""
+"""The loss of DPT in two stages: first each side against the other's frozen features, then both together."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,37 +10,37 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax.clip import Clip, logits
-from gram_jax.errors import InputError
-from gram_jax.tuners.base import Prompt, Tuner, frozen_outputs
+from gram_jax.errors import InputError, require_number
+from gram_jax.objectives.base import exclude
+from gram_jax.tuners import Prompt, Tuner, frozen_outputs
 from gram_jax.tuners.dpt import dpt_outputs
 from gram_jax.tuners.networks import linear, norm
 
 Array = jax.Array
-_BOTH = 0.1  # weight of the prompted logits while each side is guided by the other's frozen one
-_EXCLUDED = -1e9  # the logit of a class that only fills up the shape
+_BOTH = 0.1  # weight of the prompted logits in the first stage
 
 
 def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip, dict[str, Any]], Array]:
-    """The loss that DPT is trained with.
+    """Makes the loss that DPT is trained with.
 
     With f, t the prompted features, f0, t0 the frozen ones under the template of the classes, <f, t> the scaled
-    cosines, and C_j the classifier's logits of what class j saw in the image (see `dpt`),
+    cosines, and C_j the classifier's logits of the attention output of class j (see `dpt`),
 
         guided      CE(<f0, t>) + CE(<f, t0>) + 0.1 CE(<f, t>)         in the first 30 epochs, as published
         afterwards  CE(<f, t>)
-        always      + alpha mean CE(C_y),    the mean over layers and images whose own class y is among the likely ones.
+        always      + alpha mean CE(C_y),    over layers and images whose own class y is among the selected classes.
 
     Args:
-      tuner: as `dpt` makes it.
-      class_weight: alpha, >= 0. It needs a tuner with `class_specific=True` unless it is 0.
+      tuner: a tuner that `dpt` made.
+      class_weight: alpha, >= 0. Unless it is 0, the tuner must have `class_specific=True`.
 
     Returns:
-      `loss(prompt, clip, batch) -> scalar`, as `gram_jax.meta.make_meta_step` takes it. `batch` is a dictionary:
-      "classes" and "images" as the tuner takes them, "labels" int `[images]`, "guided" bool, a scalar, and "valid" bool
-      `[classes]`, which may be missing where every class counts.
+      `loss(prompt, clip, batch) -> scalar`, as `gram_jax.tuning.make_tuning` takes it. `batch` is a dictionary:
+      "classes" and "images" for the tuner, "labels" int `[images]`, "guided" bool, a scalar, and "valid" bool
+      `[classes]` (missing if every class counts).
 
     Raises:
-      InputError: if the tuner is another one, the weight is no number >= 0, or there is no classifier for it; the loss
+      InputError: the tuner is another one, the weight is not a number >= 0, or there is no classifier for it; the loss
         raises it if the classifier is for another number of classes.
 
     Example:
@@ -58,44 +57,37 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
       "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model", section III, and its public code.
     """
     if tuner.name != "dpt":
-        raise InputError(f"dpt_loss needs a tuner that dpt made, found {tuner.name!r}.")
-    if isinstance(class_weight, bool) or not isinstance(class_weight, (int, float)) or not 0 <= class_weight < math.inf:
-        raise InputError(f"class_weight must be a number, 0 or more, found {class_weight!r}.")
+        raise InputError(f"dpt_loss needs the tuner 'dpt', not {tuner.name!r}")
+    require_number("class_weight", class_weight, least=0)
     if class_weight and not tuner.settings["class_specific"]:
         raise InputError(
-            f"class_weight is {class_weight}, but this dpt has no classifier of class prompts; make it with "
-            "class_specific=True, or set class_weight=0."
+            f"class_weight={class_weight} needs a dpt with class_specific=True; make it so, or set class_weight=0"
         )
 
     def loss(prompt: Prompt, clip: Clip, batch: dict[str, Any]) -> Array:
-        found = dpt_outputs(tuner.settings, prompt, clip, batch["classes"], batch["images"])
-        outputs, labels, valid = found.outputs, jnp.asarray(batch["labels"]), batch.get("valid")
-        frozen = found.frozen if found.frozen is not None else frozen_outputs(clip, batch["classes"], batch["images"])
+        forward = dpt_outputs(tuner.settings, prompt, clip, batch["classes"], batch["images"])
+        outputs, labels, valid = forward.outputs, jnp.asarray(batch["labels"]), batch.get("valid")
+        frozen = forward.frozen or frozen_outputs(clip, batch["classes"], batch["images"])
         scale = clip.params["logit_scale"]
-        both = _mean(outputs.logits, labels, valid)
-        by_text = _mean(logits(frozen.image_features, outputs.text_features, scale), labels, valid)
-        by_image = _mean(logits(outputs.image_features, frozen.text_features, scale), labels, valid)
+        both = _losses(outputs.logits, labels, valid).mean()
+        by_text = _losses(logits(frozen.image_features, outputs.text_features, scale), labels, valid).mean()
+        by_image = _losses(logits(outputs.image_features, frozen.text_features, scale), labels, valid).mean()
         total = jnp.where(batch["guided"], by_text + by_image + _BOTH * both, both)
         if not class_weight:
             return total
-        classifier = prompt["classifier"]
-        if classifier["kernel"].shape[-1] != outputs.logits.shape[1]:
+        classifier, count = prompt["classifier"], outputs.logits.shape[1]
+        if classifier["kernel"].shape[-1] != count:
             raise InputError(
-                f"the classifier of class prompts is for {classifier['kernel'].shape[-1]} classes, but there are "
-                f"{outputs.logits.shape[1]}; train on the class list that the prompt was made for."
+                f"the classifier of this DPT prompt has {classifier['kernel'].shape[-1]} classes, and there are {count};"
+                " train on the class list that the prompt was initialized for"
             )
-        scores = jax.vmap(lambda own, seen: linear(own["kernel"], norm(own["norm"], seen)))(classifier, found.attended)
+        scores = jax.vmap(lambda own, x: linear(own["kernel"], norm(own["norm"], x)))(classifier, forward.attended)
         losses = _losses(scores, jnp.broadcast_to(labels[:, None], scores.shape[:-1]), valid)  # [layers, images, k]
-        own_class = jnp.broadcast_to((found.selected == labels[:, None]) & found.keep, losses.shape)
+        own_class = jnp.broadcast_to((forward.selected == labels[:, None]) & forward.keep, losses.shape)
         return total + class_weight * jnp.sum(losses * own_class) / jnp.maximum(jnp.sum(own_class), 1)
 
     return loss
 
 
-def _mean(scores: Array, labels: Array, valid: Array | None) -> Array:
-    return _losses(scores, labels, valid).mean()
-
-
 def _losses(scores: Array, labels: Array, valid: Array | None) -> Array:
-    scores = scores if valid is None else jnp.where(valid, scores, _EXCLUDED)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(exclude(scores, valid), labels)

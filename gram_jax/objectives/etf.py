@@ -14,23 +14,23 @@ Array = jax.Array
 
 
 def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarray:
-    """The vertices of a simplex equiangular tight frame.
+    """Returns the vertices of a simplex equiangular tight frame.
 
         M = sqrt(K / (K - 1)) (I - 1 1^T / K) U^T,    <m_k, m_j> = -1 / (K - 1) for j != k,    |m_k| = 1
 
-    The columns of I - 1 1^T / K span K - 1 dimensions, so that K - 1 orthonormal columns of U are enough: a frame of
-    K classes exists in d dimensions where K <= d + 1.
+    The columns of I - 1 1^T / K span K - 1 dimensions, so K - 1 orthonormal columns of U are enough: a frame of K
+    classes exists in d dimensions if K <= d + 1.
 
     Args:
       num_classes: K, at least 2.
       dim: d, at least K - 1.
-      seed: draws U, the frame's rotation. None: the first coordinates.
+      seed: draws U, the rotation of the frame. None: the first coordinates.
 
     Returns:
-      float64 `[classes, dim]`, one vertex a row.
+      float64 `[classes, dim]`, one vertex per row.
 
     Raises:
-      InputError: if there is no such frame.
+      InputError: there is no such frame.
 
     Example:
       >>> vertices = simplex_etf(3, 2)
@@ -42,9 +42,8 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarr
     """
     if num_classes < 2 or num_classes > dim + 1:
         raise InputError(
-            f"a simplex equiangular tight frame of {num_classes} classes in {dim} dimensions does not exist: it takes "
-            "at least 2 classes, and at most one more than dimensions. Cluster the classes (class_clusters) and give "
-            "each cluster a frame of its own."
+            f"there is no simplex equiangular tight frame of {num_classes} classes in {dim} dimensions, only of 2 to "
+            f"{dim + 1}; cluster the classes with class_clusters and give each cluster a frame"
         )
     # Orthonormal rows that are orthogonal to (1, ..., 1): all but the first left factor of the centered identity.
     basis = np.linalg.qr(np.column_stack([np.ones(num_classes), np.eye(num_classes)[:, :-1]]))[0][:, 1:]
@@ -55,46 +54,46 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarr
 
 
 def simplex_floor(num_classes: Any, dim: int) -> Array:
-    """The least mean squared distance of K unit vectors' cosines from a simplex frame's, in d dimensions.
+    """Returns the least mean squared difference between the cosines of K unit vectors and those of a simplex frame.
 
         min over unit t of  sum_{i != j} (<t_i, t_j> + 1 / (K - 1))^2 / (K (K - 1))
             = K max(0, K - 1 - d) / (d (K - 1)^2)
 
-    0 up to K = d + 1, where the frame exists. Beyond, sum_ij <t_i, t_j>^2 >= K^2 / d (Welch) and |sum_i t_i|^2 >= 0,
-    with equality for centered tight frames of equal norm, which always exist there.
+    It is 0 up to K = d + 1, where the frame exists. Beyond, sum_ij <t_i, t_j>^2 >= K^2 / d (Welch) and
+    |sum_i t_i|^2 >= 0, with equality for centered tight frames of equal norm, which always exist there.
 
     Args:
-      num_classes: K, a number or array; 0 where it is below 2.
+      num_classes: K, a number or array.
       dim: d.
 
     Returns:
-      float32, of the shape of `num_classes`.
+      float32, of the shape of `num_classes`; 0 for K below 2.
 
     Example:
       >>> simplex_floor(513, 512).item(), round(simplex_floor(1000, 512).item() * 1000 * 999, 1)
       (0.0, 952.1)
 
     Reference:
-      Welch, "Lower Bounds on the Maximum Cross Correlation of Signals"; our own derivation from it.
+      Welch, "Lower Bounds on the Maximum Cross Correlation of Signals", from which it is derived.
     """
     count = jnp.asarray(num_classes, jnp.float32)
     return count * jnp.maximum(0.0, count - 1.0 - dim) / (dim * jnp.maximum(count - 1.0, 1.0) ** 2)
 
 
 def simplex_loss(vectors: Array, groups: Array) -> Array:
-    """How far the cosines within each group of classes are from a simplex frame's.
+    """Returns the squared differences between the cosines within groups of classes and those of a simplex frame.
 
-        L_m = sum_{i != j in m} (<t_i, t_j> + 1 / (k_m - 1))^2 - k_m (k_m - 1) floor(k_m, d),    0 where k_m < 2
+        L_m = sum_{i != j in m} (<t_i, t_j> + 1 / (k_m - 1))^2 - k_m (k_m - 1) floor(k_m, d),    0 if k_m < 2
 
     Args:
       vectors: normalized, `[..., classes, dim]`.
-      groups: bool `[classes, classes]`, True where two classes are of one group; all False for one that counts nowhere.
+      groups: bool `[classes, classes]`, True for two classes of one group; all False for a class that does not count.
 
     Returns:
       `[...]`, the sum of L_m over the groups, at least 0 up to rounding.
     """
     cosines = jnp.einsum("...id,...jd->...ij", vectors, vectors, precision="highest")
-    size = jnp.sum(groups, axis=-1).astype(cosines.dtype)  # [classes], of the class's own group
+    size = jnp.sum(groups, axis=-1).astype(cosines.dtype)  # [classes], of the group of each class
     wanted = -1.0 / jnp.maximum(size - 1.0, 1.0)
     pairs = groups & ~jnp.eye(len(groups), dtype=bool)
     distance = jnp.sum(jnp.where(pairs, (cosines - wanted[:, None]) ** 2, 0.0), axis=(-2, -1))

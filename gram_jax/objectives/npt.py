@@ -1,4 +1,4 @@
-"""NPT: prompted text features and class means of images collapse to one simplex equiangular tight frame."""
+"""NPT: text features and class means of image features collapse to one simplex equiangular tight frame."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.objectives.base import (
     Reference,
+    Regularizer,
     Regularizers,
     by_class,
     mean_of_images,
     normalize,
+    scaled,
     text_of_images,
     valid_classes,
     weighted_mean,
@@ -24,7 +26,7 @@ Array = jax.Array
 
 
 def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered: bool = False) -> Regularizers:
-    """Language-modality collapse and multi-modality isomorphism.
+    """Makes the regularizers of language-modality collapse and multi-modality isomorphism.
 
     With t_k the text features of K classes in d dimensions, and m_k = normalize(mean of f_i over the batch's images of
     class k),
@@ -32,48 +34,39 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered:
         text    sum_{i != j} (<t_i, t_j> + 1 / (K - 1))^2 / (K (K - 1)) - floor(K, d)
         image   mean over the batch's classes of |m_k - t_k|^2
 
-    The first is 0 exactly where the text features are a simplex frame; the second pulls the images' class means onto
-    the same frame. A frame exists for K <= d + 1. Beyond, `simplex_floor` is the least value that any features reach,
-    at a centered tight frame; it is subtracted, so that 0 remains the optimum (gradients do not change), and 0 up to
-    d + 1. Where classes outnumber dimensions by far, `cpt` gives each cluster of classes a frame of its own.
+    The first is 0 exactly if the text features form a simplex frame; the second pulls the class means of the images
+    onto the same frame. A frame exists for K <= d + 1. Beyond, `simplex_floor` is the least value that any features
+    reach, and it is subtracted so that the optimum remains 0; gradients do not change. If there are many more classes
+    than dimensions, `cpt` gives each cluster of classes a frame of its own.
 
-    Text features that depend on the image: the first term is averaged over the images, the second takes the normalized
+    If text features depend on the image, the first term is averaged over the images, and the second uses the normalized
     mean of t_k over the images of class k.
 
     Args:
       weight: multiplies both.
       text: weight of the collapse of the text features.
       image: weight of the isomorphism.
-      centered: remove the mean before norms are taken: of all classes in the first term, of the batch's classes in the
-        second. CLIP's features lie in two narrow cones, one for each modality; centring leaves the cones where they
-        are, and asks for frames around their axes.
+      centered: subtract the mean before vectors are normalized: over all classes in the first term, over the batch's
+        classes in the second. CLIP's features lie in two narrow cones, one per modality; centering leaves the cones in
+        place and asks for frames around their axes.
 
     Returns:
-      `{"npt_text": ..., "npt_image": ...}` for `regularized`, without those of weight 0. They read nothing of the
-      frozen clip.
+      `{"npt_text": ..., "npt_image": ...}`, without those of weight 0. They read nothing of the frozen clip.
 
     Example:
-      >>> from gram_jax.objectives import Reference, npt, simplex_etf
+      >>> from gram_jax.objectives import simplex_etf
       >>> from gram_jax.tuners import Outputs
-      >>> frame = jnp.asarray(simplex_etf(4, 6, seed=0), jnp.float32)
-      >>> outputs = Outputs(None, frame[jnp.array([2, 0, 2])], frame)
-      >>> [abs(round(float(part({}, outputs, jnp.array([2, 0, 2]), Reference())), 5)) for _, part in npt().values()]
+      >>> frame, labels = jnp.asarray(simplex_etf(4, 6, seed=0), jnp.float32), jnp.array([2, 0, 2])
+      >>> outputs = Outputs(None, frame[labels], frame)
+      >>> [abs(round(float(part.function({}, outputs, labels, Reference())), 5)) for part in npt().values()]
       [0.0, 0.0]
 
     Reference:
       "Neural Collapse Anchored Prompt Tuning for Generalizable Vision-Language Models", whose text names the two
-      regularizers. Their formulas, the weights, the floor and `centered` are our own choices.
+      regularizers. Their formulas, weights, floor and centering are a reconstruction.
     """
-    parts = {
-        "npt_text": (weight * text, _collapse(centered)),
-        "npt_image": (weight * image, _isomorphism(centered)),
-    }
-    return {name: part for name, part in parts.items() if part[0] != 0}
 
-
-def _collapse(centered: bool) -> Any:
     def collapse(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-        del prompt, labels
         vectors = at_least_float32(outputs.text_features)
         valid = valid_classes(reference, vectors.shape[-2])
         if centered:
@@ -82,12 +75,7 @@ def _collapse(centered: bool) -> Any:
         each = simplex_loss(vectors, valid[:, None] & valid[None]) / jnp.maximum(count * (count - 1), 1)
         return each if each.ndim == 0 else mean_of_images(each, reference)
 
-    return collapse
-
-
-def _isomorphism(centered: bool) -> Any:
     def isomorphism(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
-        del prompt
         texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
         num_classes = texts.shape[-2]
         means, present = by_class(images, labels, num_classes, reference.weights)
@@ -98,10 +86,11 @@ def _isomorphism(centered: bool) -> Any:
         distance = jnp.sum((normalize(means) - texts) ** 2, axis=-1)
         return weighted_mean(distance, present)
 
-    return isomorphism
+    parts = {"npt_text": Regularizer(text, collapse, sides=("text",)), "npt_image": Regularizer(image, isomorphism)}
+    return scaled(weight, parts)
 
 
 def center(vectors: Array, chosen: Array) -> Array:
-    """Directions `[..., classes, dim]` from the mean of the chosen classes."""
+    """Returns the directions `[..., classes, dim]` from the mean of the chosen classes."""
     middle = weighted_mean(vectors, jnp.broadcast_to(chosen[:, None], vectors.shape), axis=-2)
     return normalize(vectors - middle[..., None, :])

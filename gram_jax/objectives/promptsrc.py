@@ -1,4 +1,4 @@
-"""PromptSRC: prompted features and logits stay near the frozen clip's, whose text speaks in many templates."""
+"""PromptSRC: prompted features and logits stay near the frozen clip's, whose text features average many templates."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError
 from gram_jax.objectives.base import (
     Reference,
+    Regularizer,
     Regularizers,
     log_probabilities,
     mean_of_classes,
     mean_of_images,
     normalize,
     read,
+    scaled,
 )
 
 Array = jax.Array
 
 
 def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, logits: float = 1.0) -> Regularizers:
-    """The three self-consistency terms of PromptSRC.
+    """Makes the three self-consistency terms of PromptSRC.
 
     With t^, f^, p^ = softmax(z^) the frozen clip's text features, image features and probabilities, d the width of
     features, B images and K classes,
@@ -32,7 +34,7 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
         image    sum_b |f_b - f^_b|_1 / (B d)
         logits   sum_bk p^_bk (log p^_bk - log p_bk) / (B K)
 
-    The last one is KL(p^ || p) over the number of *elements*, as in the public code: a K-th of the mean over images.
+    The last one is KL(p^ || p) over the number of *elements*, as in the public code: the mean over images divided by K.
 
     Args:
       weight: multiplies all three.
@@ -41,12 +43,12 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
       logits: weight of the third.
 
     Returns:
-      `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}` for `regularized`, without those of
-      weight 0. They read `reference.text_features` (see `textual_diversity`), `image_features` of the same views of the
-      same images, and `logits` of these two.
+      `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}`, without those of weight 0. They read
+      `reference.text_features` (see `textual_diversity`), `image_features` of the same views of the same images, and
+      `logits` of these two.
 
     Example:
-      >>> sorted(promptsrc(2.0, image=0.0)), promptsrc(2.0)["promptsrc_text"][0]
+      >>> sorted(promptsrc(2.0, image=0.0)), promptsrc(2.0)["promptsrc_text"].weight
       (['promptsrc_logits', 'promptsrc_text'], 50.0)
 
     Reference:
@@ -54,15 +56,15 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
       public code.
     """
     parts = {
-        "promptsrc_text": (weight * text, _text("promptsrc_text")),
-        "promptsrc_image": (weight * image, _image("promptsrc_image")),
-        "promptsrc_logits": (weight * logits, _logits),
+        "promptsrc_text": _text("promptsrc_text", text),
+        "promptsrc_image": _image("promptsrc_image", image),
+        "promptsrc_logits": Regularizer(logits, _logits, reads=("logits",)),
     }
-    return {name: part for name, part in parts.items() if part[0] != 0}
+    return scaled(weight, parts)
 
 
 def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) -> Regularizers:
-    """The two regularizers whose gradient ProMetaR modulates: `promptsrc`'s text and image terms, weighed otherwise.
+    """Makes the two regularizers whose gradient ProMetaR modulates: two terms of `promptsrc` with other weights.
 
     Args:
       weight: multiplies both.
@@ -70,25 +72,23 @@ def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) ->
       image: weight of the mean absolute difference of image features.
 
     Returns:
-      `{"prometar_text": ..., "prometar_image": ...}` for `regularized`, without those of weight 0. They read
-      `reference.text_features` (see `textual_diversity`) and `reference.image_features`.
+      `{"prometar_text": ..., "prometar_image": ...}`, without those of weight 0. They read `reference.text_features`
+      (see `textual_diversity`) and `reference.image_features`.
 
     Example:
-      >>> {name: part[0] for name, part in prometar().items()}
+      >>> {name: part.weight for name, part in prometar().items()}
       {'prometar_text': 50.0, 'prometar_image': 20.0}
 
     Reference:
       "Prompt Learning via Meta-Regularization", the weights of its public code.
     """
-    parts = {
-        "prometar_text": (weight * text, _text("prometar_text")),
-        "prometar_image": (weight * image, _image("prometar_image")),
-    }
-    return {name: part for name, part in parts.items() if part[0] != 0}
+    return scaled(
+        weight, {"prometar_text": _text("prometar_text", text), "prometar_image": _image("prometar_image", image)}
+    )
 
 
 def textual_diversity(features: Array) -> Array:
-    """The frozen text features that `promptsrc` and `prometar` hold prompts to: of many templates, one feature a class.
+    """Returns the frozen text features that `promptsrc` and `prometar` read: one per class, from many templates.
 
         t^_k = u_k / |u_k|,    u_k = mean_j text(template_j(name_k)),
 
@@ -101,7 +101,7 @@ def textual_diversity(features: Array) -> Array:
       Normalized, at least float32 `[classes, embed]`.
 
     Raises:
-      InputError: if the features have another number of axes, or there is no template.
+      InputError: the features have another number of axes, or there is no template.
 
     Example:
       >>> mean = textual_diversity(jnp.array([[[3.0, 0.0]], [[0.0, 4.0]]]))
@@ -114,34 +114,31 @@ def textual_diversity(features: Array) -> Array:
     """
     if jnp.ndim(features) != 3 or not jnp.shape(features)[0]:
         raise InputError(
-            f"textual_diversity needs features [templates, classes, embed] of at least one template, found "
-            f"{list(jnp.shape(features))}."
+            f"textual_diversity needs features [templates, classes, embed] of at least one template, not "
+            f"{list(jnp.shape(features))}"
         )
     return normalize(jnp.mean(at_least_float32(jnp.asarray(features)), axis=0))
 
 
-def _text(name: str) -> Any:
+def _text(name: str, weight: float) -> Regularizer:
     def text(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-        del prompt, labels
         features = at_least_float32(outputs.text_features)
         frozen = read(name, reference, "text_features", features.shape[-2:])
         return mean_of_classes(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
 
-    return text
+    return Regularizer(weight, text, reads=("text_features",), sides=("text",))
 
 
-def _image(name: str) -> Any:
+def _image(name: str, weight: float) -> Regularizer:
     def image(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-        del prompt, labels
         features = at_least_float32(outputs.image_features)
         frozen = read(name, reference, "image_features", features.shape)
         return mean_of_images(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
 
-    return image
+    return Regularizer(weight, image, reads=("image_features",), sides=("image",))
 
 
 def _logits(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-    del prompt, labels
     own = log_probabilities(outputs.logits, reference)
     frozen = log_probabilities(read("promptsrc_logits", reference, "logits", jnp.shape(outputs.logits)), reference)
     return mean_of_classes(jnp.exp(frozen) * (frozen - own), reference)
