@@ -163,7 +163,7 @@ def parse_call(text: str) -> Call:
 
 
 def split_calls(text: str) -> list[str]:
-    """Splits a text at the commas that are outside brackets and quotes.
+    """Splits a text at the commas that are outside brackets and quotes; an empty text has no parts.
 
     Example:
       >>> split_calls("npt(centered=True):1.0, kgcoop:8")
@@ -182,4 +182,4 @@ def split_calls(text: str) -> list[str]:
         elif letter == "," and depth == 0:
             parts.append(text[begin:position])
             begin = position + 1
-    return [part.strip() for part in (*parts, text[begin:]) if part.strip()]
+    return [part.strip() for part in (*parts, text[begin:])] if text.strip() else []

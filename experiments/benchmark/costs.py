@@ -107,7 +107,7 @@ class Config:
 
 
 class Parts(NamedTuple):
-    """A method by its parts: the tuner's name, regularizers as `objectives.make` reads them, the regulator's name."""
+    """A method by its parts: the tuner's name, regularizers as `objectives.terms` reads them, the regulator's name."""
 
     tuner: str
     regularizers: str
@@ -138,7 +138,7 @@ def parse(method: str) -> Parts:
         raise InputError(f"--methods={method}: {held[0]} and {held[1]} are both regulators; give one")
     spec = ",".join(part for part in rest if part not in held)
     try:
-        objectives.positive_weights(spec)
+        objectives.positive_terms(spec)
     except ValueError as error:
         raise InputError(f"--methods={method}: {error} Regulators: {', '.join(regulators.NAMES)}.") from error
     return Parts(tuner, spec, held[0] if held else "identity")

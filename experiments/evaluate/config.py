@@ -201,7 +201,7 @@ class Config:
 
     def _check_composition(self) -> None:
         """Raises InputError for regularizers, a regulator or an average that cannot be, or would change nothing."""
-        named = objectives.positive_weights(_methods.composed_of(self)[0])
+        named = [term.name for term in _methods.composed_of(self)]
         for name in objectives.CLASSIFICATION:
             if name in named and "imbalanced" not in self.protocol:
                 raise InputError(

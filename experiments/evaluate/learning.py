@@ -73,7 +73,7 @@ def loss_settings(config: Any) -> dict[str, Any]:
 
 
 def make(
-    config: Any, tuner: Tuner, regulator: Regulator, spec: str, settings: Mapping[str, Any]
+    config: Any, tuner: Tuner, regulator: Regulator, terms: Sequence[objectives.Term]
 ) -> tuple[tuning_lib.Tuning, objectives.BatchLoss | None]:
     """The compiled step that the flags ask for, and what its batches must hold beside images and labels.
 
@@ -81,15 +81,14 @@ def make(
       config: the flags of `experiments.evaluate`.
       tuner: the tuner.
       regulator: what becomes of a gradient.
-      spec: regularizers, as `objectives.make` reads them.
-      settings: theirs, by name.
+      terms: the regularizers.
 
     Returns:
       The tuning, and the loss; None for one that reads no more than images and labels.
     """
     descent = {"momentum": config.momentum, "weight_decay": config.weight_decay, "schedule": config.schedule}
     held = regulator.settings.get("reference", "")
-    read = objectives.batch_loss(tuner, spec, settings=settings, reference=held) if spec or held else None
+    read = objectives.batch_loss(tuner, terms, reference=held) if terms or held else None
     if config.regulation == "alternating":
         return tuning_lib.make_alternating(tuner, regulator, **descent), read
     loss = None if read is None else read.loss

@@ -13,7 +13,7 @@ import jax
 from gram_jax import artifacts, meta, objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import Classes, Clip
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
 from gram_jax.evaluation.protocols import TEST_TIME
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
@@ -91,8 +91,8 @@ def choose_tuner(config: Any) -> Tuner:
     return tuner
 
 
-def composed_of(config: Any) -> tuple[str, dict[str, Any]]:
-    """The regularizers that the flags name, as `objectives.make` reads them, and their settings.
+def composed_of(config: Any) -> tuple[objectives.Term, ...]:
+    """Returns the regularizers that the flags name, sorted by name, with weights and settings.
 
     Raises:
       InputError: a name or setting is unknown, named twice or malformed, or a weight is not a positive number.
@@ -106,11 +106,14 @@ def composed_of(config: Any) -> tuple[str, dict[str, Any]]:
                 '{"npt": {"centered": true}}'
             )
     try:
-        objectives.positive_weights(spec)
-        objectives.make(spec, **settings)
-    except ValueError as error:
+        named = objectives.positive_terms(spec)
+        for name in settings:
+            require_known("--regularizer_settings", name, [term.name for term in named])
+        named = [term._replace(settings={**term.settings, **settings.get(term.name, {})}) for term in named]
+        objectives.parse(named)
+    except InputError as error:
         raise InputError(f"--regularizers={spec}: {error}") from error
-    return spec, settings
+    return tuple(named)
 
 
 def chosen_regulator(config: Any) -> Regulator:
@@ -138,7 +141,7 @@ def chosen_regulator(config: Any) -> Regulator:
         raise InputError(f"--regulator={config.regulator}: {error}") from error
     if "reference" in regulator.settings:
         try:
-            objectives.make(regulator.settings["reference"])
+            objectives.parse(regulator.settings["reference"])
         except InputError as error:
             raise InputError(f"--regulator={config.regulator}: reference: {error}") from error
     if regulator.name == "identity":
@@ -170,8 +173,8 @@ def aggregation(config: Any, dataset: str) -> tuple[float, float] | None:
 def composed_name(config: Any, tuner: Tuner) -> str:
     """What is tuned, in rows: "coop+kgcoop", with the weight where it is not the published one, "coop+kgcoop:2"."""
     parts = [tuner.name]
-    for name, weight in objectives.positive_weights(composed_of(config)[0]).items():
-        parts.append(name if weight == objectives.positive_weights(name)[name] else f"{name}:{weight:g}")
+    for name, weight, _ in composed_of(config):
+        parts.append(name if weight == objectives.terms(name)[0].weight else f"{name}:{weight:g}")
     parts += ["staged"] * (config.loss == "dpt")
     parts += ["tpt"] * (config.protocol == (TEST_TIME,))
     parts += [config.regulator] * (config.regulator is not None) + ["gpa"] * (aggregation(config, "") is not None)
@@ -264,7 +267,7 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
                     f"init_text {text!r}, one of {_shapes(shape)}; give words of as many tokens, or --init_text= for "
                     "a random start"
                 )
-    spec, of_regularizers = composed_of(config)
+    named = composed_of(config)
     made: dict[Any, tuple[tuning_lib.Tuning, objectives.BatchLoss | None]] = {}
 
     def tuning(regulator: Regulator) -> tuple[tuning_lib.Tuning, objectives.BatchLoss | None]:
@@ -272,7 +275,7 @@ def build(config: Any, tuner: Tuner, clip: Clip) -> tuple[list[Method], tuple[st
         if key not in made and config.protocol == (TEST_TIME,):
             made[key] = _episodic(config, tuner, regulator), None
         if key not in made:
-            made[key] = _learning.make(config, tuner, regulator, spec, of_regularizers)
+            made[key] = _learning.make(config, tuner, regulator, named)
         return made[key]
 
     # Where a regulator was learned, it stands in for "none" as it is initialized, which is exactly the identity: so all

@@ -33,7 +33,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, objectives, runtime
+from gram_jax import evaluation, runtime
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
@@ -315,11 +315,11 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 def _composition(config: Config, opened: Mapping[str, Opened]) -> dict[str, Any]:
     """What results tell of regularizers, regulator and average, defaults filled in."""
-    spec, settings = _methods.composed_of(config)
+    terms = _methods.composed_of(config)
     regulator = _methods.chosen_regulator(config)
     return {
-        "regularizers": objectives.positive_weights(spec),
-        "regularizer_settings": settings,
+        "regularizers": {term.name: term.weight for term in terms},
+        "regularizer_settings": {term.name: dict(term.settings) for term in terms if term.settings},
         "regulator_settings": dict(regulator.settings),
         "aggregation": {name: _methods.aggregation(config, name) for name in opened},
     }

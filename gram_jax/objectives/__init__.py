@@ -1,8 +1,9 @@
 """Losses and regularizers: pure functions of features and labels, computed in float32 or more.
 
 `parse("npt(centered=True):1.0,kgcoop:8")` makes the objective that a text names: the cross-entropy plus weighted
-regularizers. In Python, `regularized(npt(centered=True) | kgcoop(8))` does the same. `REGISTRY.register(factory)` adds a
-factory of your own, `factory(weight=1.0, **settings) -> {name: Regularizer(...)}`. `NAMES` lists those of this library.
+regularizers; in Python, `regularized(npt(centered=True) | kgcoop(8))` does the same. `REGISTRY.register(factory)` adds
+a factory of your own, `factory(weight=1.0, **settings) -> {name: Regularizer(...)}`. `NAMES` lists those of this
+library.
 """
 
 from gram_jax.objectives.aggregation import gaussian_weights

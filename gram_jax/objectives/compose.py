@@ -158,31 +158,32 @@ def terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
       gram_jax.errors.InputError: objective='kgcop' is unknown (did you mean 'kgcoop'?); choose from ...
     """
     result = tuple(map(_term, split_calls(spec))) if isinstance(spec, str) else tuple(spec)
-    for position, term in enumerate(result):
-        if term.name in (other.name for other in result[:position]):
-            raise InputError(f"{','.join(map(str, result))!r} names {term.name!r} twice; name it once")
+    for position, (name, _, settings) in enumerate(result):
+        require_known("objective", name, (*REGISTRY.names, *CLASSIFICATION))
+        if name in (other.name for other in result[:position]):
+            raise InputError(f"{','.join(map(str, result))!r} names {name!r} twice; name it once")
+        if name in CLASSIFICATION and settings:
+            raise InputError(f"{name!r} has no setting {next(iter(settings))!r}; its number follows a colon: {name}:1")
+        if "weight" in settings:
+            raise InputError(f"the weight of {name!r} follows a colon: {name}:{settings['weight']}")
+        if name not in CLASSIFICATION:
+            REGISTRY.check_settings(name, dict(settings))
     return result
 
 
 def _term(text: str) -> Term:
     head, colon, number = text.rpartition(":")
-    if not colon or ")" in number:  # a colon inside the settings
+    if not colon or ")" in number:  # no colon, or one inside the settings
         head, number = text, None
     name, settings = parse_call(head)
     require_known("objective", name, (*REGISTRY.names, *CLASSIFICATION))
-    if name in CLASSIFICATION:
-        default = CLASSIFICATION[name][1]
-        if settings:
-            raise InputError(f"{name} has no setting {next(iter(settings))!r}; its number follows a colon, as in {name}:1")
-    else:
-        default = REGISTRY.settings(name)["weight"].default
-        if "weight" in settings:
-            raise InputError(f"write the weight of {name!r} behind a colon, as in {name}:{settings['weight']}")
-        REGISTRY.check_settings(name, settings)
+    if number is None:
+        default = CLASSIFICATION[name][1] if name in CLASSIFICATION else REGISTRY.settings(name)["weight"].default
+        return Term(name, default, settings)
     try:
-        return Term(name, default if number is None else float(number), settings)
+        return Term(name, float(number), settings)
     except ValueError:
-        raise InputError(f"the weight {number!r} of {name!r} is not a number; write {name}:1.0") from None
+        raise InputError(f"the weight {number!r} of {name!r} is not a number; write it as {name}:1.0") from None
 
 
 class Combined(NamedTuple):
@@ -224,11 +225,8 @@ def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
       InputError: as in `terms`; or a regularizer acts only on features that no prompt of the tuner changes.
 
     Example:
-      >>> parse("npt(image=0.0):2,kgcoop").weights
-      FrozenDict({
-          npt_text: 2.0,
-          kgcoop: 8.0,
-      })
+      >>> dict(parse("npt(image=0.0):2,kgcoop").weights)
+      {'npt_text': 2.0, 'kgcoop': 8.0}
     """
     regularizers: Regularizers = {}
     tail: dict[str, float] = {}
@@ -288,9 +286,7 @@ class BatchLoss(NamedTuple):
     reads: frozenset[str]
 
 
-def batch_loss(
-    tuner: Tuner, spec: str | Iterable[Term] = "", *, reference: str | Iterable[Term] = ""
-) -> BatchLoss:
+def batch_loss(tuner: Tuner, spec: str | Iterable[Term] = "", *, reference: str | Iterable[Term] = "") -> BatchLoss:
     """Makes the loss of a batch: classification plus regularizers, for any tuner.
 
         loss      = CE( where(valid, logits, -1e9), labels ) + sum_i w_i R_i

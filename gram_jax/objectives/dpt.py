@@ -78,7 +78,7 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
         classifier, count = prompt["classifier"], outputs.logits.shape[1]
         if classifier["kernel"].shape[-1] != count:
             raise InputError(
-                f"the classifier of this DPT prompt has {classifier['kernel'].shape[-1]} classes, and there are {count};"
+                f"the classifier of the DPT prompt has {classifier['kernel'].shape[-1]} classes, and there are {count};"
                 " train on the class list that the prompt was initialized for"
             )
         scores = jax.vmap(lambda own, x: linear(own["kernel"], norm(own["norm"], x)))(classifier, forward.attended)

@@ -29,7 +29,7 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
 
     Args:
       strength: lambda, >= 0.
-      reference: what r is the gradient of, as `gram_jax.objectives.make` reads it. That gradient is given as the
+      reference: what r is the gradient of, as `gram_jax.objectives.parse` reads it. That gradient is given as the
         context, a pytree like the prompt.
 
     Returns:

@@ -35,7 +35,7 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         class-specific prompt would get one for each class. "all": a leaf, shared by its blocks.
       normalized: divide the network's inputs by their common root mean square, so that R(a g) = a R(g) for a > 0 where
         the reference is scaled too. Published: False.
-      reference: what r is the gradient of, as `gram_jax.objectives.make` reads it. That gradient is given as the
+      reference: what r is the gradient of, as `gram_jax.objectives.parse` reads it. That gradient is given as the
         context, a pytree like the prompt.
 
     Returns:

@@ -24,9 +24,9 @@ def with_reference(
     """A regulator that treats every leaf of a prompt by itself, beside the same leaf of a reference gradient.
 
     Its context is that gradient, at the same prompt: a pytree of the structure and shapes of the gradients. The
-    setting "reference" names the regularizers that it is the gradient of, as `gram_jax.objectives.make` reads them:
+    setting "reference" names the regularizers that it is the gradient of, as `gram_jax.objectives.parse` reads them:
 
-        objective = objectives.make(regulator.settings["reference"])
+        objective = objectives.parse(regulator.settings["reference"])
         context = jax.grad(lambda prompt: objective.penalty(prompt, outputs(prompt), labels, reference)[0])(prompt)
 
     Args:

@@ -14,18 +14,17 @@ from gram_jax.objectives import Reference
 from gram_jax.tuners import Outputs
 
 IMAGES, CLASSES, EMBED = 6, 5, 8
-CENTRED = {"npt": {"centered": True}}
 ROWS = [
-    ("", {}),
-    ("npt:2,kgcoop:8,logit_adjustment:0.5,class_weights", {}),
-    ("npt", CENTRED),
-    ("promptsrc,prometar,distillation", {}),
-    ("cpt", {}),
+    "",
+    "npt:2,kgcoop:8,logit_adjustment:0.5,class_weights",
+    "npt(centered=True)",
+    "promptsrc,prometar,distillation(temperature=2.0)",
+    "cpt",
 ]
 LABELS = np.array([0, 1, 1, 3, 3, 4])
 
 
-@pytest.fixture(params=range(len(ROWS)), ids=[spec or "cross_entropy" for spec, _ in ROWS])
+@pytest.fixture(params=range(len(ROWS)), ids=[spec or "cross_entropy" for spec in ROWS])
 def row(request):
     return request.param
 
@@ -37,8 +36,7 @@ def unit(rng, *shape):
 
 @functools.cache
 def made(row):
-    spec, settings = ROWS[row]
-    return objectives.make(spec, **settings)
+    return objectives.parse(ROWS[row])
 
 
 def outputs_of(prompt):
@@ -176,5 +174,5 @@ def test_reads_is_what_it_reads(row):
 
 
 def test_every_name_has_a_row():
-    named = {item.split(":")[0] for spec, _ in ROWS for item in spec.split(",") if item}
+    named = {term.name for spec in ROWS for term in objectives.terms(spec)}
     assert named == set(objectives.NAMES)

@@ -274,7 +274,7 @@ def test_recipes_bring_their_regularizers():
     kgcoop = evaluate.Config(preset="kgcoop_b2n_vitb16")
     assert (kgcoop.regularizers, kgcoop.batch_size, kgcoop.learning_rate) == (("kgcoop:8",), 128, (0.002,))
     own = evaluate.Config(preset="promptsrc_fs_vitb16")
-    assert dict(objectives.make(",".join(own.regularizers)).weights) == {
+    assert dict(objectives.parse(",".join(own.regularizers)).weights) == {
         "promptsrc_text": 25.0, "promptsrc_image": 10.0, "promptsrc_logits": 1.0
     }  # fmt: skip
     assert [_methods.aggregation(own, f"coop:{name}") for name in ("eurosat", "imagenet")] == [(45, 5), (30, 30)]
@@ -297,12 +297,12 @@ def test_templates_are_those_of_each_methods_code():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"regularizers": ("kgcop:8",)}, r"--regularizers=kgcop:8: there is no objective 'kgcop' \(did you mean 'kg"),
-        ({"regularizers": ("kgcoop:-1",)}, "the weight of 'kgcoop' is -1.0; give a positive number"),
-        ({"regularizers": ("kgcoop:inf",)}, "the weight of 'kgcoop' is inf; give a positive number"),
-        ({"regularizers": ("kgcoop:much",)}, "the weight of 'kgcoop' is 'much'; give a number"),
-        ({"regularizers": ("kgcoop:1", "kgcoop:2")}, "names 'kgcoop' twice"),
-        ({"regularizers": ("kgcoop",), "regularizer_settings": '{"npt": {}}'}, "settings for 'npt' are given, but"),
+        ({"regularizers": ("kgcop:8",)}, "--regularizers=kgcop:8: .*'kgcop'.*'kgcoop'"),
+        ({"regularizers": ("kgcoop:-1",)}, "kgcoop: weight=-1.0"),
+        ({"regularizers": ("kgcoop:inf",)}, "kgcoop: weight=inf"),
+        ({"regularizers": ("kgcoop:much",)}, "'much' of 'kgcoop'"),
+        ({"regularizers": ("kgcoop:1", "kgcoop:2")}, "--regularizers=kgcoop:1,kgcoop:2: .*twice"),
+        ({"regularizers": ("kgcoop",), "regularizer_settings": '{"npt": {}}'}, "--regularizer_settings='npt'"),
         ({"regularizers": ("npt",), "regularizer_settings": '{"npt": 1}'}, "--regularizer_settings has 1 for 'npt'"),
         ({"regularizers": ("class_weights",)}, "every class has as many images under few_shot, base_to_new"),
         ({"regulator": "affine"}, "affine has parameters that must be learned, .*; learn it with experiments.meta_tra"),
@@ -327,7 +327,7 @@ def test_what_cannot_be_composed_is_refused_with_the_remedy(given, message):
     ("given", "message"),
     [
         ({"tuner": "vpt", "regularizers": ("kgcoop",), "init_text": None},
-         "kgcoop acts on text features, which no prompt of the tuner 'vpt' changes: .* Drop kgcoop, or choose a tuner"),
+         "kgcoop .*'vpt'"),
         ({"tuner": "vpt", "init_text": None, "regulator": "prograd", "regulator_settings": '{"reference": "kgcoop"}'},
          "kgcoop acts on text features"),
     ],

@@ -27,5 +27,5 @@ def test_equal_features_cost_log_n():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"image features \(3, 2\) and text features \(2, 2\) differ"):
+    with pytest.raises(ValueError, match=r"\(3, 2\).*\(2, 2\)"):
         contrastive_loss(jnp.zeros((3, 2)), jnp.zeros((2, 2)), jnp.float32(0.0))

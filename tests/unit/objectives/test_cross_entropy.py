@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax.objectives import cross_entropy
-from gram_jax.objectives import regularized as regularized
+from gram_jax.objectives import cross_entropy, regularized
 from gram_jax.tuners import Outputs
 
 RNG = np.random.default_rng(0)
@@ -65,9 +64,9 @@ def test_half_precision_logits_are_summed_in_full():
 @pytest.mark.parametrize(
     ("labels", "weights", "message"),
     [
-        (np.zeros(3, int), None, r"found \[4, 3\] and \[3\]"),
-        (np.zeros(4), None, "labels must be integers, found float"),
-        (LABELS, np.ones(3), r"weights must have the labels' shape \[4\], found \[3\]"),
+        (np.zeros(3, int), None, r"\[4, 3\] and \[3\]"),
+        (np.zeros(4), None, "labels .* float"),
+        (LABELS, np.ones(3), r"weights .*\[4\].*\[3\]"),
     ],
 )
 def test_misfits_are_refused(labels, weights, message):
@@ -113,11 +112,11 @@ def test_without_regularizers_it_is_cross_entropy():
 @pytest.mark.parametrize(
     ("regularizers", "message"),
     [
-        ({"cross_entropy": (1.0, away)}, "give the regularizer another name"),
-        ({"away": away}, r"regularizer 'away' must be a pair \(weight, function\)"),
-        ({"away": (1.0, 2.0)}, r"regularizer 'away' must be a pair \(weight, function\)"),
-        ({"away": (float("nan"), away)}, "weight of regularizer 'away' must be a finite number, found nan"),
-        ({"away": ("1", away)}, "weight of regularizer 'away' must be a finite number, found '1'"),
+        ({"cross_entropy": (1.0, away)}, "'cross_entropy'"),
+        ({"away": away}, "'away'"),
+        ({"away": (1.0, 2.0)}, "'away'"),
+        ({"away": (float("nan"), away)}, "'away': weight=nan"),
+        ({"away": ("1", away)}, "'away': weight='1'"),
     ],
 )
 def test_impossible_regularizers_are_refused(regularizers, message):
@@ -127,5 +126,5 @@ def test_impossible_regularizers_are_refused(regularizers, message):
 
 def test_a_regularizer_that_is_no_scalar_is_named():
     objective = regularized({"rows": (1.0, lambda prompt, outputs, labels, reference: outputs.logits.sum(axis=1))})
-    with pytest.raises(ValueError, match=r"regularizer 'rows' must return a scalar, found shape \[4\]"):
+    with pytest.raises(ValueError, match=r"'rows' .*\[4\]"):
         objective({}, outputs(), LABELS)

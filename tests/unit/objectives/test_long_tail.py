@@ -79,11 +79,11 @@ def test_a_class_without_images_is_not_seen():
 @pytest.mark.parametrize("setting", [{"adjustment": -1.0}, {"exponent": float("inf")}, {"adjustment": "1"}])
 def test_impossible_settings_are_refused(setting):
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"{name} is {value!r}; give a number of at least 0"):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
         long_tailed(**setting)
 
 
 def test_counts_of_other_classes_are_refused():
     reference = Reference(counts=jnp.ones(3))
-    with pytest.raises(ValueError, match=r"counts of shape \[4\], found \[3\]"):
+    with pytest.raises(ValueError, match=r"counts .*\[4\].*\[3\]"):
         long_tailed(1.0)(Outputs(jnp.float32(LOGITS), None, None), LABELS, reference)

@@ -29,7 +29,7 @@ def outputs(images, texts):
 
 
 def value(regularizers, name, found, labels=LABELS, reference=None):
-    return float(jax.jit(regularizers[name][1])({}, found, labels, reference or Reference()))
+    return float(jax.jit(regularizers[name].function)({}, found, labels, reference or Reference()))
 
 
 def collapse(texts):
@@ -117,7 +117,7 @@ def test_frames_of_clusters_cost_nothing():
 
 def test_beyond_the_limit_the_least_value_is_0():
     count, dim = 11, 4
-    with pytest.raises(ValueError, match="11 classes in 4 dimensions does not exist"):
+    with pytest.raises(ValueError, match="11 classes in 4 dimensions"):
         simplex_etf(count, dim)
     # A centered tight frame of equal norm: turns of a circle in each of two planes.
     angles = 2 * np.pi * np.arange(count) / count
@@ -157,10 +157,10 @@ def test_clusters_are_those_of_the_features():
 
 @pytest.mark.parametrize("num_clusters", [0, 13, 2.0, True])
 def test_an_impossible_number_of_clusters_is_refused(num_clusters):
-    with pytest.raises(ValueError, match=rf"num_clusters is {num_clusters} of 12 classes"):
+    with pytest.raises(ValueError, match=f"num_clusters={num_clusters}"):
         class_clusters(np.ones((12, 3)), num_clusters)
 
 
 def test_features_without_classes_are_refused():
-    with pytest.raises(ValueError, match=r"found \[3\]"):
+    with pytest.raises(ValueError, match=r"\[3\]"):
         class_clusters(np.ones(3))

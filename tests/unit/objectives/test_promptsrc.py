@@ -1,4 +1,4 @@
-"""What KgCoOp, PromptSRC, ProMetaR and ProGrad add to the loss, against PyTorch; prompt aggregation."""
+"""The regularizers of KgCoOp, PromptSRC, ProMetaR and ProGrad against PyTorch; prompt aggregation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 from gram_jax.objectives import (
     Reference,
     distillation,
-    gaussian_aggregate,
     gaussian_weights,
     kgcoop,
     prometar,
     promptsrc,
+    regularized,
     textual_diversity,
 )
-from gram_jax.objectives import regularized as regularized
 from gram_jax.tuners import Outputs
 
 try:
@@ -128,26 +127,16 @@ def test_the_mean_over_templates_comes_before_the_norm():
     expected = torch.tensor(features).mean(dim=0)
     expected = (expected / expected.norm(dim=-1, keepdim=True)).numpy()
     np.testing.assert_allclose(textual_diversity(jnp.float32(features)), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"found \[4, 9\]"):
+    with pytest.raises(ValueError, match=r"\[4, 9\]"):
         textual_diversity(jnp.ones((4, 9)))
-    with pytest.raises(ValueError, match="at least one template"):
+    with pytest.raises(ValueError, match=r"\[0, 4, 9\]"):
         textual_diversity(jnp.ones((0, 4, 9)))
 
 
-def test_aggregation_equals_the_running_sum_of_the_published_code():
-    rng = np.random.default_rng(2)
+def test_aggregation_weights_equal_the_published_code():
     epochs, mean, std = 20, 6.0, 10.0
-    trajectory = {"text": {"context": rng.normal(size=(epochs, 4, 5))}, "visual": rng.normal(size=(epochs, 3))}
     bell = np.array([np.exp(-0.5 * ((e - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi)) for e in range(1, epochs + 1)])
-    bell = bell / sum(bell)
-    np.testing.assert_allclose(gaussian_weights(epochs, mean, std), bell, rtol=1e-12)
-    total = None
-    for epoch in range(epochs):
-        state = [bell[epoch] * leaf[epoch] for leaf in (trajectory["text"]["context"], trajectory["visual"])]
-        total = state if total is None else [a + b for a, b in zip(total, state, strict=True)]
-    found = jax.jit(lambda trajectory: gaussian_aggregate(trajectory, mean, std))(jax.tree.map(jnp.float32, trajectory))
-    np.testing.assert_allclose(found["text"]["context"], total[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["visual"], total[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gaussian_weights(epochs, mean, std), bell / sum(bell), rtol=1e-12)
 
 
 def test_a_bell_beyond_every_epoch_takes_the_nearest():
@@ -158,10 +147,10 @@ def test_a_bell_beyond_every_epoch_takes_the_nearest():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((0, 1.0, 1.0), "epochs is 0"),
-        ((True, 1.0, 1.0), "epochs is True"),
-        ((3, float("nan"), 1.0), "mean is nan"),
-        ((3, 1.0, 0.0), "std is 0.0"),
+        ((0, 1.0, 1.0), "epochs=0"),
+        ((True, 1.0, 1.0), "epochs=True"),
+        ((3, float("nan"), 1.0), "mean=nan"),
+        ((3, 1.0, 0.0), "std=0.0"),
     ],
 )
 def test_impossible_bells_are_refused(settings, message):
@@ -169,22 +158,15 @@ def test_impossible_bells_are_refused(settings, message):
         gaussian_weights(*settings)
 
 
-def test_trajectories_of_unequal_length_are_refused():
-    with pytest.raises(ValueError, match=r"found \[\(2,\), \(3,\)\]"):
-        gaussian_aggregate({"a": jnp.ones((2, 4)), "b": jnp.ones((3, 4))}, 1.0, 1.0)
-    with pytest.raises(ValueError, match="found no arrays"):
-        gaussian_aggregate({}, 1.0, 1.0)
-
-
 def test_what_a_regularizer_reads_and_does_not_get_is_named():
     own, _, labels = draw()
-    with pytest.raises(ValueError, match=r"kgcoop reads reference\.text_features, which is None; pass what gram_jax"):
+    with pytest.raises(ValueError, match=r"kgcoop .*reference\.text_features"):
         regularized(kgcoop())({}, outputs(own), labels)
-    with pytest.raises(ValueError, match=r"text_features of shape \[4, 9\], found \[3, 9\]"):
+    with pytest.raises(ValueError, match=r"text_features .*\[4, 9\].*\[3, 9\]"):
         regularized(promptsrc())({}, outputs(own), labels, Reference(text_features=jnp.ones((3, 9))))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), "hot"])
 def test_impossible_temperatures_are_refused(temperature):
-    with pytest.raises(ValueError, match=f"temperature is {temperature!r}; give a number above 0"):
+    with pytest.raises(ValueError, match=f"temperature={temperature!r}"):
         distillation(temperature=temperature)

@@ -121,7 +121,7 @@ def test_the_setting_names_what_the_reference_is_the_gradient_of(clip, classes):
     # The labels are what the frozen clip holds for least likely: the two gradients point apart.
     frozen = tuners.frozen_outputs(clip, classes, features)
     labels = jnp.argmin(frozen.logits, axis=-1)
-    objective = objectives.make(regulator.settings["reference"], tuner=tuner)
+    objective = objectives.parse(regulator.settings["reference"], tuner=tuner)
 
     @jax.jit
     @jax.grad

@@ -134,7 +134,7 @@ def test_the_loss_equals_numpy_in_both_stages(clip, classes, images):
     assert float(loss(prompt | {"classifier": wide}, clip, batch)) == pytest.approx(
         expected.loss(labels, False, 0.5), rel=2e-5
     )
-    with pytest.raises(ValueError, match="is for 4 classes, but there are 16"):
+    with pytest.raises(ValueError, match=r"4 classes.*16"):
         loss(prompt, clip, batch)
 
 
@@ -183,9 +183,9 @@ def test_misfits_are_refused(clip, classes):
         tuners.dpt(class_layers=5).init(KEY, clip, classes)
     with pytest.raises(ValueError, match=r"classes must be what clip\.class_tokens makes"):
         tuners.dpt(class_specific=True).init(KEY, clip, None)
-    with pytest.raises(ValueError, match="dpt_loss needs a tuner that dpt made, found 'coop'"):
+    with pytest.raises(ValueError, match=r"dpt_loss .*'coop'"):
         objectives.dpt_loss(tuners.coop())
-    with pytest.raises(ValueError, match="no classifier of class prompts; make it with class_specific=True"):
+    with pytest.raises(ValueError, match="class_specific=True"):
         objectives.dpt_loss(tuners.dpt())
-    with pytest.raises(ValueError, match="class_weight must be a number, 0 or more, found nan"):
+    with pytest.raises(ValueError, match="class_weight=nan"):
         objectives.dpt_loss(tuners.dpt(class_specific=True), class_weight=float("nan"))
