@@ -1,4 +1,4 @@
-"""Errors for losses that are not finite, with the operation that made the first NaN."""
+"""The source of a value that is not finite: a step repeated with checks of every operation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ import numpy as np
 import optax
 from jax.experimental import checkify
 
-from gram_jax.errors import InputError
-
 HINT = "Run the same command with --debug_nans to repeat the step with checks and to find the operation"
 _LIBRARIES = tuple(os.path.dirname(package.__file__) + os.sep for package in (jax, flax, optax))
-
-
-class NonFiniteError(InputError):
-    """A loss or a gradient that is not finite ended the run."""
 
 
 def all_finite(*values: Any) -> bool:

@@ -33,8 +33,7 @@ def joined(distributed: str | None) -> Iterator[None]:
       distributed: the way in which several processes share the experiment, see `_launch.launch`.
 
     Raises:
-      InputError: flags require --distributed, or this host is one of several without it.
-      DistributedError: as `runtime.connect`.
+      InputError: flags require --distributed, this host is one of several without it, or as `runtime.connect`.
     """
     given = {name: getattr(flags.FLAGS, name) for name in _NAMES} if distributed else {}
     if distributed and flags.FLAGS.distributed:

@@ -318,7 +318,7 @@ def train(
                     where = _nans.HINT
                     if before is not None:
                         where = _nans.explain(step.update, state=before, frozen=frozen, tasks=batch)
-                    raise _nans.NonFiniteError(
+                    raise InputError(
                         f"the {what}; {checkpoints.last_good()}. {where}. Lower --inner_rate or --learning_rate"
                     )
                 log.write(done, **found, **norms)

@@ -218,7 +218,7 @@ def train(config: Config, workdir: Any) -> Clip:
                 check = save or write or config.debug_nans
                 if check and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
                     inputs = {"state": before, "images": images, "tokens": tokens}
-                    raise _nans.NonFiniteError(
+                    raise InputError(
                         f"the loss or the gradient of step {done - 1} is not finite; {checkpoints.last_good()}. "
                         f"{_nans.HINT if before is None else _nans.explain(step, **inputs)}. Lower --learning_rate"
                     )

@@ -28,11 +28,7 @@ _STORAGE = "os_error_code"  # part of TensorStore's message when the operating s
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be read or written, or it holds a state of another structure."""
-
-
-class ConfigMismatchError(CheckpointError):
-    """A checkpoint belongs to a run with another configuration."""
+    """A checkpoint cannot be read or written, or it belongs to another configuration or state."""
 
 
 class Restored(NamedTuple):
@@ -119,8 +115,8 @@ class Checkpoints:
           The step and the state, or None if the folder holds no checkpoint.
 
         Raises:
-          ConfigMismatchError: the checkpoint has another configuration; the message names every difference.
-          CheckpointError: the target has other leaves, shapes or types; or every checkpoint is damaged.
+          CheckpointError: the configuration, leaves, shapes or types differ (the message names every difference), or
+            every checkpoint is damaged.
         """
         self.wait()
         failures = []
@@ -229,7 +225,7 @@ class Checkpoints:
             if before.get(name, _MISSING) != now.get(name, _MISSING) and name not in self._may_change
         ]
         if differing:
-            raise ConfigMismatchError(
+            raise CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} has another configuration: {'; '.join(differing)}; "
                 "use the same settings to resume it, or give another --workdir"
             )

@@ -18,58 +18,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 
 JOIN_SECONDS = 300
 HEARTBEAT_SECONDS = 30
 _DAY = 86_400
 # Words in the errors of collectives, of the coordination service and of its barriers when a process is lost.
 _LOST = ("gloo", "nccl", "heartbeat", "coordination", "barrier", "unavailable", "connection reset", "socket closed")
-
-
-class DistributedError(InputError):
-    """The processes of a run cannot connect; the message says what to check."""
-
-
-def check_processes(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Raises DistributedError for settings that do not describe a group of processes.
-
-    Args:
-      coordinator_address: HOST:PORT of process 0.
-      num_processes: the number of processes, >= 1.
-      process_id: the number of this process, from 0.
-
-    Raises:
-      DistributedError: a number is out of range, the address has no port, or a setting is missing.
-
-    Example:
-      >>> check_processes("10.0.0.1:8476", 2, 2)
-      Traceback (most recent call last):
-        ...
-      gram_jax.runtime.devices.DistributedError: --process_id=2: with --num_processes=2 it must be from 0 to 1
-    """
-    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    # An address alone is valid: the cluster provides the rest, and its default port may be closed.
-    if len(missing) < 3 and missing and not (coordinator_address is not None and len(missing) == 2):
-        there = [f"--{name}={value}" for name, value in given.items() if value is not None]
-        raise DistributedError(
-            f"{' '.join(there)} needs {' and '.join(missing)} as well; leave all three out on TPU, Slurm and Open MPI"
-        )
-    if coordinator_address is not None:
-        host, _, port = coordinator_address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
-            raise DistributedError(
-                f"--coordinator_address={coordinator_address}: give host and port of process 0, as in 10.0.0.1:8476"
-            )
-    if num_processes is not None and num_processes < 1:
-        raise DistributedError(f"--num_processes={num_processes}: it must be at least 1")
-    if process_id is not None and not 0 <= process_id < num_processes:
-        raise DistributedError(
-            f"--process_id={process_id}: with --num_processes={num_processes} it must be from 0 to {num_processes - 1}"
-        )
 
 
 def connect(
@@ -96,15 +51,17 @@ def connect(
         SIGTERM to the program.
 
     Raises:
-      DistributedError: as `check_processes`; there is no cluster; or the port is in use.
+      InputError: a setting is missing or out of range, there is no cluster, or the port is in use.
 
     Example:
       >>> connect("localhost:8476", num_processes=4)
       Traceback (most recent call last):
         ...
-      gram_jax.runtime.devices.DistributedError: --coordinator_address=localhost:8476 --num_processes=4 needs ...
+      gram_jax.errors.InputError: --coordinator_address=localhost:8476 --num_processes=4 needs ...
     """
-    check_processes(coordinator_address, num_processes, process_id)
+    _check_settings(
+        {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    )
     if process_id == 0:
         _check_port(coordinator_address)
     place = f"process 0 at {coordinator_address}" if coordinator_address else "the cluster's process 0"
@@ -129,7 +86,7 @@ def connect(
     except ValueError as error:
         if num_processes is not None:
             raise
-        raise DistributedError(
+        raise InputError(
             f"--distributed: no cluster of TPU hosts, Slurm, Open MPI or Kubernetes was detected ({error}). Give "
             "--coordinator_address=HOST:PORT --num_processes=N --process_id=I on each of N hosts; a single host needs "
             "no --distributed, whatever its number of devices"
@@ -139,28 +96,12 @@ def connect(
 
 
 def is_main() -> bool:
-    """Returns whether this is process 0, the only one that writes metrics and results and shows progress.
-
-    Returns:
-      True in a run of one process.
-
-    Example:
-      >>> is_main()
-      True
-    """
+    """Returns whether this is process 0, the only one that writes metrics and results and shows progress."""
     return jax.process_index() == 0
 
 
 def all_devices() -> list[jax.Device]:
-    """Returns the devices of all processes, grouped by process, so that each process holds contiguous rows.
-
-    Returns:
-      The devices of `jax.devices()`, which on TPU may interleave processes.
-
-    Example:
-      >>> set(all_devices()) == set(jax.devices())
-      True
-    """
+    """Returns all devices grouped by process, so that each process holds contiguous rows; TPU may interleave them."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
@@ -222,12 +163,6 @@ def global_arrays(sharding: NamedSharding, rows: Any, count: int) -> Any:
 
     Returns:
       The pytree of `jax.Array` `[count, ...]`; each process needs only its own rows.
-
-    Example:
-      >>> from jax.sharding import PartitionSpec
-      >>> sharding = NamedSharding(make_mesh("tasks", jax.devices()[:1]), PartitionSpec("tasks"))
-      >>> global_arrays(sharding, {"x": np.ones((4, 2))}, 4)["x"].shape
-      (4, 2)
     """
 
     def place(leaf: Any) -> jax.Array:
@@ -244,9 +179,6 @@ def barrier(name: str, *, timeout_seconds: int = _DAY) -> None:
     Args:
       name: a name, the same in every process.
       timeout_seconds: the longest wait.
-
-    Example:
-      >>> barrier("finished")
     """
     if jax.distributed.is_initialized():
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * timeout_seconds)
@@ -284,16 +216,30 @@ def is_process_loss(error: BaseException) -> bool:
 
     Returns:
       False in a run of one process.
-
-    Example:
-      >>> is_process_loss(ValueError("Gloo all-reduce failed: Connection reset by peer"))
-      False
     """
     return jax.process_count() > 1 and any(word in str(error).lower() for word in _LOST)
 
 
+def _check_settings(given: dict[str, Any]) -> None:
+    """Raises InputError for settings that do not describe a group of processes."""
+    address, count, number = given.values()
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    # An address alone is valid: the cluster provides the rest, and its default port may be closed.
+    if len(missing) == 1 or (len(missing) == 2 and address is None):
+        present = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
+        raise InputError(f"{present} needs {' and '.join(missing)}; leave out all three on TPU, Slurm and Open MPI")
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise InputError(f"--coordinator_address={address}: give host and port of process 0, as in 10.0.0.1:8476")
+    if count is not None:
+        require_int("--num_processes", count)
+    if number is not None and not 0 <= number < count:
+        raise InputError(f"--process_id={number}: with --num_processes={count} it must be from 0 to {count - 1}")
+
+
 def _check_port(address: str) -> None:
-    """Raises DistributedError if process 0 cannot listen; JAX would end the program without a message."""
+    """Raises InputError if process 0 cannot listen; JAX would end the program without a message."""
     port = int(address.rpartition(":")[2])
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
@@ -301,7 +247,7 @@ def _check_port(address: str) -> None:
         try:
             trial.bind(("", port))
         except OSError as error:
-            raise DistributedError(
+            raise InputError(
                 f"--coordinator_address={address}: process 0 cannot listen on port {port} ({error.strerror}); end the "
                 "run that uses it, or give all processes another port"
             ) from error

@@ -20,10 +20,6 @@ logger = logging.getLogger(__name__)
 LOCK = "running.lock"
 
 
-class WorkdirError(InputError):
-    """The work directory is not writable, or another run uses it."""
-
-
 @contextlib.contextmanager
 def claim(workdir: PathLike) -> Iterator[epath.Path]:
     """Creates a work directory and locks it; a context manager.
@@ -39,7 +35,7 @@ def claim(workdir: PathLike) -> Iterator[epath.Path]:
       The absolute path of the folder, which exists.
 
     Raises:
-      WorkdirError: the folder is not writable, or another run uses it; the message names the other process.
+      InputError: the folder is not writable, or another run uses it; the message names the other process.
 
     Example:
       >>> import tempfile
@@ -48,7 +44,7 @@ def claim(workdir: PathLike) -> Iterator[epath.Path]:
       ...     pass
       Traceback (most recent call last):
         ...
-      gram_jax.runtime.workdir.WorkdirError: another run (process ... on ...) uses ...
+      gram_jax.errors.InputError: another run (process ... on ...) uses ...
     """
     folder = absolute(workdir)
     try:
@@ -67,7 +63,7 @@ def _locked(folder: epath.Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         owner = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
-        raise WorkdirError(
+        raise InputError(
             f"another run ({owner or 'which has just begun'}) uses {folder}; wait for it, end it, or give another "
             "--workdir"
         ) from error
@@ -86,8 +82,8 @@ def _locked(folder: epath.Path) -> Iterator[None]:
         lock.release()
 
 
-def _not_writable(folder: epath.Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
+def _not_writable(folder: epath.Path, error: OSError) -> InputError:
+    return InputError(
         f"the work directory {folder} is not writable ({error.strerror or error}); free disk space, change its "
         "permissions, or give another --workdir"
     )

@@ -184,7 +184,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(clip, hierarchy, confi
 
 
 def test_another_configuration_in_the_same_workdir_is_refused(clip, hierarchy, config, trained):
-    with pytest.raises(runtime.ConfigMismatchError, match=r"inner_rate: the checkpoint has 0\.5, this run has 0\.25"):
+    with pytest.raises(runtime.CheckpointError, match=r"inner_rate: the checkpoint has 0\.5, this run has 0\.25"):
         meta_train.train(dataclasses.replace(config, inner_rate=0.25), trained[0], clip, hierarchy)
 
 

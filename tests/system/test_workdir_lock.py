@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gram_jax.runtime import WorkdirError, claim
+from gram_jax.errors import InputError
+from gram_jax.runtime import claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def holder(tmp_path):
 
 def test_the_second_run_is_refused_until_the_first_is_killed(holder, tmp_path):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(WorkdirError) as refused, claim(tmp_path):
+    with pytest.raises(InputError) as refused, claim(tmp_path):
         pass
     assert f"process {holder.pid} on {socket.gethostname()}" in str(refused.value)
     assert str(tmp_path) in str(refused.value)

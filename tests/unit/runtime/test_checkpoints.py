@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gram_jax.errors import InputError
-from gram_jax.runtime import CheckpointError, Checkpoints, ConfigMismatchError
+from gram_jax.runtime import CheckpointError, Checkpoints
 
 CONFIG = {"seed": 0, "optimizer": {"name": "adam", "learning_rate": 0.1}, "shots": (1, 2)}
 
@@ -74,7 +74,7 @@ def test_empty_folder_restores_nothing(tmp_path):
 def test_another_config_is_refused_field_by_field(tmp_path):
     write(tmp_path, [1])
     changed = {"seed": 0, "optimizer": {"name": "sgd", "learning_rate": 0.1}, "shots": (1, 4), "steps": 5}
-    with Checkpoints(tmp_path, changed) as checkpoints, pytest.raises(ConfigMismatchError) as caught:
+    with Checkpoints(tmp_path, changed) as checkpoints, pytest.raises(CheckpointError) as caught:
         checkpoints.restore(make_state(0))
     message = str(caught.value)
     assert "optimizer.name: the checkpoint has 'adam', this run has 'sgd'" in message

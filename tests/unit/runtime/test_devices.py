@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from gram_jax import runtime
+from gram_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -28,14 +29,17 @@ from gram_jax import runtime
     ],
 )
 def test_settings_that_no_group_of_processes_can_have_are_refused(given, message):
-    with pytest.raises(runtime.DistributedError, match=message):
+    with pytest.raises(InputError, match=message):
         runtime.connect(*given)
     assert not jax.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("given", [(None, None, None), ("host:80", None, None), ("[::1]:8476", 4, 3)])
-def test_settings_that_a_group_can_have_pass(given):
-    runtime.check_processes(*given)
+def test_settings_that_a_group_can_have_reach_jax(monkeypatch, given):
+    received = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *settings, **_: received.append(settings))
+    runtime.connect(*given, preemption=bool(jax.config.jax_enable_preemption_service))
+    assert received == [given]
 
 
 def test_a_port_that_is_taken_is_named():
@@ -43,7 +47,7 @@ def test_a_port_that_is_taken_is_named():
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(runtime.DistributedError, match=f"cannot listen on port {port}"):
+        with pytest.raises(InputError, match=f"cannot listen on port {port}"):
             runtime.connect(f"127.0.0.1:{port}", 2, 0)
 
 

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from gram_jax.runtime import WorkdirError, claim
+from gram_jax.errors import InputError
+from gram_jax.runtime import claim
 
 
 def test_an_error_releases_the_folder_and_another_folder_is_free(tmp_path):
@@ -20,7 +21,7 @@ def test_an_error_releases_the_folder_and_another_folder_is_free(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(WorkdirError, match=rf"{workdir} is not writable"), claim(workdir):
+        with pytest.raises(InputError, match=rf"{workdir} is not writable"), claim(workdir):
             pass
     assert (tmp_path / "file").read_text() == "precious"
 
@@ -28,7 +29,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system", path)
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(WorkdirError, match=r"Read-only file system"):
+    with pytest.raises(InputError, match=r"Read-only file system"):
         claim(tmp_path).__enter__()
 
 
