@@ -7,7 +7,7 @@ docs/results/NAME.csv. `tests/unit/test_docs.py` checks that every page is up to
 
 The long form has the columns of `LONG`: one value per line, with the 95 % interval of a difference; `clear` is 1 if the
 interval leaves out 0 (before rounding), and such a value is printed in bold. Every other file is a table as it is
-printed. The table `glyph_datasets` comes from the library.
+printed. The tables of `FROM_LIBRARY` are facts of the library.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def pages() -> list[Path]:
 
 def read(name: str) -> list[list[str]]:
     """Returns the cells of a table, the header first."""
-    if name == "glyph_datasets":
-        return glyph_datasets()
+    if name in FROM_LIBRARY:
+        return FROM_LIBRARY[name]()
     with (DOCS / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         header, *lines = csv.reader(file)
     return pivot(lines) if header == LONG else [header, *lines]
@@ -46,6 +46,20 @@ def glyph_datasets() -> list[list[str]]:
         unseen = [domain for domain in glyphs.unseen_domains(dataset) if domain in glyphs.FACES]
         lines.append([name, str(len(dataset.class_names)), dataset.template, ", ".join(unseen)])
     return [["dataset", "classes", "template", "unseen typefaces"], *lines]
+
+
+def published_datasets() -> list[list[str]]:
+    """Returns the facts about the published datasets."""
+    from gram_jax.data.readers.coop_datasets import DATASETS
+
+    lines = [["name", "folder", "classes", "train / val / test", "template"]]
+    for each in DATASETS.values():
+        sizes = " / ".join(f"{size:,}" if size else "-" for size in each.sizes)
+        lines.append([each.name, each.folder, f"{each.classes:,}", sizes, each.template])
+    return lines
+
+
+FROM_LIBRARY = {"glyph_datasets": glyph_datasets, "published_datasets": published_datasets}
 
 
 def pivot(lines: list[list[str]]) -> list[list[str]]:
