@@ -89,7 +89,8 @@ def test_commands_name_programs_and_flags_that_exist(path):
 def test_worked_examples_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "example"}
-    blocks = PYTHON.findall(path.read_text(encoding="utf-8"))
+    page = path.read_text(encoding="utf-8")
+    blocks = list(PYTHON.finditer(page))
     assert blocks
-    for block in blocks:
-        exec(compile(block, name_of(path), "exec"), namespace)
+    for block in blocks:  # empty lines before a block, so that a traceback shows the lines of the page
+        exec(compile("\n" * page.count("\n", 0, block.start(1)) + block[1], str(path), "exec"), namespace)
