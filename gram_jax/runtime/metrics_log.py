@@ -18,7 +18,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """Reads a metrics file.
 
     Args:
-      path: a file written by `MetricsLog`.
+      path: a file of `MetricsLog`.
 
     Returns:
       One dict per line, in order. An incomplete last line, which a killed run may leave, is dropped.

@@ -12,18 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from gram_jax.data.pairs.base import (
-    DAMAGED,
-    MAX_TEXT_BYTES,
-    REFUSED,
-    Pair,
-    Reading,
-    Skipped,
-    caption_from_json,
-    check_state,
-    file_state,
-    make_pair,
-)
+from gram_jax.data.pairs import base
+from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.data.pairs.tar import Member, members, open_archive
 from gram_jax.data.readers.files import SUFFIXES
 
@@ -49,17 +39,11 @@ def plan(source: str, pattern: str, reading: Reading) -> Iterator[dict[str, Any]
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} archives are missing ({shown}); check the pattern")
     shared = {"kind": source, "key": reading.caption_column, "max_bytes": reading.max_bytes}
-    return ({**shared, **file_state(path)} for path in paths)
+    return ({**shared, **base.file_state(path)} for path in paths)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expands braces as a shell does: "{00..02}" counts, "{a,b}" lists, several multiply.
-
-    Args:
-      pattern: a text.
-
-    Returns:
-      The texts, in order.
+    """Returns the texts to which a shell expands braces: "{00..02}" counts, "{a,b}" lists, several multiply.
 
     Example:
       >>> expand_braces("{train,val}/{008..010}.tar")[2:4]
@@ -86,7 +70,7 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
 
     A damaged archive gives the pairs before the damage.
     """
-    path = check_state(unit)
+    path = base.check_state(unit)
     key, sample, last, damage = None, {}, "its begin", None
     try:
         for name, content in _contents(str(path), path.name, unit["max_bytes"]):
@@ -102,7 +86,7 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None) is not None:  # an error of the disk, not of a decompressor
             raise
-        damage = Skipped(path.name, DAMAGED, f"it cannot be read after {last} ({error}); download it again")
+        damage = Skipped(path.name, base.DAMAGED, f"it cannot be read after {last} ({error}); download it again")
     if sample:
         pair = _pair(path.name, key, sample, unit["key"])
         if damage is None or isinstance(pair, Pair):
@@ -116,15 +100,15 @@ def _pair(archive: str, key: str, sample: dict[str, Any], caption_key: str) -> P
     name = f"{archive}/{name}"
     caption = sample.get(".txt", sample.get(".json"))
     if ".txt" not in sample and isinstance(caption, bytes):
-        caption = caption_from_json(name, caption, caption_key)
-    return make_pair(name, image, caption)
+        caption = base.caption_from_json(name, caption, caption_key)
+    return base.make_pair(name, image, caption)
 
 
 def _split(name: str) -> tuple[str, str]:
     """Returns the key of a sample (the path up to the first dot of the file name) and the last suffix."""
-    folder, _, base = name.rpartition("/")
-    stem = base.partition(".")[0]
-    return f"{folder}/{stem}" if folder else stem, os.path.splitext(base)[1].lower()
+    folder, _, file = name.rpartition("/")
+    stem = file.partition(".")[0]
+    return f"{folder}/{stem}" if folder else stem, os.path.splitext(file)[1].lower()
 
 
 def _contents(path: str, archive: str, max_bytes: int) -> Iterator[tuple[str, bytes | Skipped]]:
@@ -135,8 +119,8 @@ def _contents(path: str, archive: str, max_bytes: int) -> Iterator[tuple[str, by
             hidden = os.path.basename(member.name).startswith(".")
             if member.is_folder or hidden or (suffix not in SUFFIXES and suffix not in _TEXTS):
                 continue
-            problem = _problem(member, max_bytes if suffix in SUFFIXES else MAX_TEXT_BYTES)
-            skipped = Skipped(f"{archive}/{member.name}", REFUSED, problem)
+            problem = _problem(member, max_bytes if suffix in SUFFIXES else base.MAX_TEXT_BYTES)
+            skipped = Skipped(f"{archive}/{member.name}", base.REFUSED, problem)
             yield member.name, skipped if problem else member.read()
 
 

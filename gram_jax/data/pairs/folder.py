@@ -7,17 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from gram_jax.data.pairs.base import (
-    MAX_TEXT_BYTES,
-    NO_CAPTION,
-    NO_IMAGE,
-    Pair,
-    Reading,
-    Skipped,
-    caption_from_json,
-    make_pair,
-    read_file,
-)
+from gram_jax.data.pairs import base
+from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.data.readers.files import SUFFIXES
 from gram_jax.errors import InputError
 
@@ -50,17 +41,17 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     """Yields the pairs of a list of image files."""
     for name in unit["names"]:
         path = os.path.join(unit["root"], name)
-        image = read_file(path, name, unit["max_bytes"], NO_IMAGE)
-        yield make_pair(name, image, _caption(os.path.splitext(path)[0], name, unit["key"]))
+        image = base.read_file(path, name, unit["max_bytes"], base.NO_IMAGE)
+        yield base.make_pair(name, image, _caption(os.path.splitext(path)[0], name, unit["key"]))
 
 
 def _caption(stem: str, name: str, key: str) -> bytes | str | Skipped | None:
     if os.path.exists(f"{stem}.txt"):
-        return read_file(f"{stem}.txt", name, MAX_TEXT_BYTES, NO_CAPTION)
+        return base.read_file(f"{stem}.txt", name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
     if not os.path.exists(f"{stem}.json"):
         return None
-    content = read_file(f"{stem}.json", name, MAX_TEXT_BYTES, NO_CAPTION)
-    return content if isinstance(content, Skipped) else caption_from_json(name, content, key)
+    content = base.read_file(f"{stem}.json", name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
+    return content if isinstance(content, Skipped) else base.caption_from_json(name, content, key)
 
 
 def _images(root: str, below: str) -> Iterator[str]:

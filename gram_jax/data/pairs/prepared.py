@@ -162,13 +162,7 @@ def _write_metadata(folder: Path, name: str, lengths: list[int], size: int) -> N
 
 
 def read_manifest(folder: PathLike) -> Manifest:
-    """Reads the manifest of a prepared corpus.
-
-    Args:
-      folder: the folder of the dataset.
-
-    Returns:
-      The manifest.
+    """Reads the manifest in the folder of a prepared corpus.
 
     Raises:
       FileNotFoundError: the folder holds no prepared corpus, or its preparation is incomplete.
@@ -193,18 +187,7 @@ def read_manifest(folder: PathLike) -> Manifest:
 
 
 def read_captions(folder: PathLike, pairs: int) -> tuple[str, ...]:
-    """Reads the captions of the first pairs of a prepared corpus.
-
-    Args:
-      folder: the folder of the dataset.
-      pairs: the number of pairs.
-
-    Returns:
-      The captions.
-
-    Raises:
-      InputError: the captions are damaged.
-    """
+    """Reads the captions of the first pairs of a prepared corpus; raises InputError if they are damaged."""
     path = Path(folder).expanduser() / CAPTIONS
     try:
         with open(path, encoding="utf-8", newline="\n") as lines:
@@ -219,14 +202,9 @@ def read_captions(folder: PathLike, pairs: int) -> tuple[str, ...]:
 
 
 def image_reader(folder: PathLike) -> Callable[[int], np.ndarray]:
-    """Returns a function that reads the images of a prepared corpus by number; threads may share it.
+    """Returns a function that reads the images of a prepared corpus: `read(number) -> uint8 [height, width, 3]`.
 
-    Args:
-      folder: the folder of the dataset.
-
-    Returns:
-      `read(number) -> uint8 [height, width, 3]`; it raises `ImageError`, which names folder and number, if the image
-      cannot be decoded.
+    Threads may share it. It raises `ImageError`, which names folder and number, if an image cannot be decoded.
 
     Raises:
       InputError: shards are missing, or their number of pairs differs from the manifest.

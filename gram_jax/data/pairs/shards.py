@@ -66,14 +66,9 @@ def serialize(pair: Pair) -> bytes:
 
 
 def check_image(pair: Pair, max_pixels: int) -> Pair | Skipped:
-    """Decodes the image of a pair completely.
+    """Decodes the image of a pair completely; returns the pair, or why its image is broken.
 
-    Args:
-      pair: the pair.
-      max_pixels: images with more pixels are refused before they are decoded.
-
-    Returns:
-      The pair, or why its image is broken.
+    Images with more than `max_pixels` are refused before they are decoded.
     """
     from gram_jax.clip.images import ImageError, ImageTransform
 
@@ -144,14 +139,7 @@ def read_shard(stem: PathLike) -> Shard | None:
 
 
 def write_records(path: PathLike, records: Iterable[bytes]) -> int:
-    """Writes an array_record file atomically.
-
-    Returns:
-      The number of records.
-
-    Raises:
-      OSError: a record cannot be written.
-    """
+    """Writes an array_record file atomically; returns the number of records, raises OSError if not all are written."""
     from array_record.python import array_record_module
 
     count = 0
@@ -184,16 +172,7 @@ def _disk_errors(path: PathLike) -> Iterator[None]:
 
 
 def copy_records(source: PathLike, target: PathLike, keep: np.ndarray) -> int:
-    """Copies selected records of an array_record file.
-
-    Args:
-      source: the file.
-      target: the new file.
-      keep: bool `[records]`.
-
-    Returns:
-      The number of copied records.
-    """
+    """Copies the records of an array_record file that `keep`, bool `[records]`, selects; returns their number."""
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(os.fspath(source))

@@ -9,18 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gram_jax.data.pairs.base import (
-    CAPTION_KEYS,
-    NO_CAPTION,
-    NO_IMAGE,
-    Pair,
-    Reading,
-    Skipped,
-    check_state,
-    file_state,
-    make_pair,
-    read_file,
-)
+from gram_jax.data.pairs import base
+from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.errors import InputError
 
 PATH_NAMES = ("path", "filepath", "file_path", "image", "image_path", "file", "filename", "file_name")
@@ -42,7 +32,7 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
 
 
 def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    state = file_state(path)
+    state = base.file_state(path)
     with open(path, "rb") as file:
         lines = _Lines(file, path)
         rows = _rows(lines, source, path)
@@ -52,7 +42,7 @@ def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
         header = [name.strip().removeprefix("\ufeff") for name in header]
         columns = [
             _column(path, header, reading.image_column, PATH_NAMES, "image_column"),
-            _column(path, header, reading.caption_column, CAPTION_KEYS, "caption_column"),
+            _column(path, header, reading.caption_column, base.CAPTION_KEYS, "caption_column"),
         ]
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
         offset, first, count = lines.consumed, 1, 0
@@ -74,7 +64,7 @@ def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     """Yields the pairs of a range of rows."""
-    table = check_state(unit)
+    table = base.check_state(unit)
     image_column, caption_column = unit["columns"]
     with open(table, "rb") as file:
         file.seek(unit["offset"])
@@ -82,21 +72,21 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
         for number in range(unit["first"], unit["first"] + unit["count"]):
             row, name = next(rows), f"{table.name}:{number}"
             if len(row) <= max(unit["columns"]):
-                reason = NO_IMAGE if len(row) <= image_column else NO_CAPTION
+                reason = base.NO_IMAGE if len(row) <= image_column else base.NO_CAPTION
                 yield Skipped(name, reason, f"the row has {len(row)} columns")
                 continue
-            yield make_pair(name, _image(table, row[image_column], name, unit["max_bytes"]), row[caption_column])
+            yield base.make_pair(name, _image(table, row[image_column], name, unit["max_bytes"]), row[caption_column])
 
 
 def _image(table: Path, entry: str, name: str, limit: int) -> bytes | Skipped:
     entry = entry.strip()
     if not entry:
-        return Skipped(name, NO_IMAGE, "its path is empty")
+        return Skipped(name, base.NO_IMAGE, "its path is empty")
     if _URL.match(entry):
-        return Skipped(name, NO_IMAGE, f"{entry} is a URL; download it first")
+        return Skipped(name, base.NO_IMAGE, f"{entry} is a URL; download it first")
     if "\0" in entry:  # expanduser cannot handle it
-        return Skipped(name, NO_IMAGE, f"{entry!r} is not a path")
-    return read_file(os.path.join(table.parent, os.path.expanduser(entry)), name, limit, NO_IMAGE)
+        return Skipped(name, base.NO_IMAGE, f"{entry!r} is not a path")
+    return base.read_file(os.path.join(table.parent, os.path.expanduser(entry)), name, limit, base.NO_IMAGE)
 
 
 class _Lines:
