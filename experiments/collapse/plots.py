@@ -11,8 +11,8 @@ import numpy as np
 from gram_jax import evaluation
 from gram_jax.evaluation import Row
 from gram_jax.evaluation.protocols import imbalance
-from gram_jax.reporting import evaluation_tables as _tables
 from gram_jax.reporting import plots as _plots
+from gram_jax.reporting.names import label as method_label
 from gram_jax.reporting.plots import STYLES
 
 from . import tables as _collapse_tables
@@ -57,7 +57,7 @@ def along_tuning(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
                 steps = sorted({row.step for row in chosen})
                 for method, style in looks.items():
                     own = [row for row in chosen if family(row.method) == method]
-                    _curve(axis, own, steps, style, _tables.label(method), 100 if metric == "accuracy" else 1)
+                    _curve(axis, own, steps, style, method_label(method), 100 if metric == "accuracy" else 1)
             line[0].set_ylabel(name)
         for axis, protocol in zip(axes[0], protocols, strict=True):
             tau = imbalance(protocol)
@@ -102,7 +102,7 @@ def against(rows: Sequence[Row], found: Sequence[Found], target: Target, path: s
             line[0].set_ylabel(f"{regime}:\n{target.label}, points")
         figure.supxlabel("A dot is a prompt; both axes are around the mean of its dataset and tau.", fontsize=9)
         for method, style in looks.items():
-            axes[0][0].scatter([], [], color=style.color, s=30, label=_tables.label(method))
+            axes[0][0].scatter([], [], color=style.color, s=30, label=method_label(method))
         _plots.legend(figure, axes)
         _plots.save(figure, path)
 

@@ -18,7 +18,8 @@ from gram_jax.evaluation import Comparison, Row
 from gram_jax.evaluation.protocols import imbalance
 from gram_jax.io import write_file
 from gram_jax.reporting import Table
-from gram_jax.reporting import evaluation_tables as _tables
+from gram_jax.reporting.grid import in_shots
+from gram_jax.reporting.names import label as method_label
 
 from .correlation import Correlation, correlate
 from .measures import WHOLE, H
@@ -109,7 +110,7 @@ def family(method: str) -> str:
 def label(method: str) -> str:
     """A method's name for people."""
     name, _, rate = method.partition("@")
-    return _tables.label(name) + (f", rate {rate}" if rate else "")
+    return method_label(name) + (f", rate {rate}" if rate else "")
 
 
 def regime(protocol: str) -> str:
@@ -219,7 +220,7 @@ def _level(rows: Sequence[Row], split: str, metric: str) -> str:
 def title(protocol: str, shots: int) -> str:
     """ "balanced, 16 shots", or "tau 0.25, 16 shots in the largest class"."""
     tau = imbalance(protocol)
-    return f"balanced, {_tables.in_shots(shots)}" if tau is None else f"tau {tau:g}, {shots} in the largest class"
+    return f"balanced, {in_shots(shots)}" if tau is None else f"tau {tau:g}, {shots} in the largest class"
 
 
 def by_seed(rows: Iterable[Row]) -> dict[int, float]:

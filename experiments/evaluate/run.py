@@ -33,7 +33,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
+from gram_jax import evaluation, reporting, runtime
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
@@ -44,7 +44,6 @@ from gram_jax.evaluation.protocols import Opened, Part, without_test
 from gram_jax.io import absolute
 from gram_jax.runtime.units import SharedUnits
 
-from .. import report
 from . import methods as _methods
 from . import presets as _presets
 from . import test_time as _test_time
@@ -306,10 +305,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     settings |= _composition(config, opened)
     settings |= {"selected": selected, "files": files, "datasets": _protocols.about(opened)} | notes
     settings |= {} if config.preset is None else {"preset_from": _presets.PRESETS[config.preset].provenance}
-    compared = report.comparisons(rows, report.reference(rows))
+    compared = reporting.comparisons(rows, reporting.default_reference(row.method for row in rows))
     results = evaluation.Results(settings, environment, tuple(rows), compared)
     if runtime.is_main():
-        report.write([results], workdir, names=["this evaluation"], show=print)
+        reporting.write_report([results], workdir, names=["this evaluation"], show=print)
     return results
 
 

@@ -1,11 +1,18 @@
-"""Tables, plots and pages made from results."""
+"""Tables, plots and reports made from results."""
 
-from gram_jax.reporting.table import Table, pivot, to_markdown, to_text, transpose
+from gram_jax.reporting.grid import comparisons
+from gram_jax.reporting.names import default_reference
+from gram_jax.reporting.report import merge, write_report
+from gram_jax.reporting.tables import Table, pivot, to_markdown, to_text, transpose
 
 __all__ = [
     "Table",
+    "comparisons",
+    "default_reference",
+    "merge",
     "pivot",
     "to_markdown",
     "to_text",
     "transpose",
+    "write_report",
 ]

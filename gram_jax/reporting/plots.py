@@ -11,11 +11,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax import evaluation
-from gram_jax.evaluation import Row
+from gram_jax.evaluation.results import Row
+from gram_jax.evaluation.statistics import Summary, summarize
 from gram_jax.io import write_file
-from gram_jax.reporting import evaluation_tables as _tables
-from gram_jax.reporting.evaluation_tables import Grid, Kind
+from gram_jax.reporting.grid import (
+    WITHIN_DATASET,
+    Grid,
+    Scope,
+    common_steps,
+    default_shots,
+    in_shots,
+    measure,
+    rectangle,
+    shots_of,
+)
+from gram_jax.reporting.names import ZERO_SHOT, base_label, label, ordered, role_label, split_method
+from gram_jax.reporting.tables import half_interval
 
 DPI, WIDTH = 150, 9.0  # inches
 GRAY, PALE = "#6b6b6b", "#dddddd"
@@ -28,7 +39,7 @@ class Style(NamedTuple):
     line: str = "-"
 
 
-# Okabe and Ito's palette, which color-blind readers can tell apart.
+# The palette of Okabe and Ito, which is suitable for color-blind readers.
 STYLES = {
     "tuner": Style("#0072B2", "o"),
     "gram": Style("#D55E00", "s"),
@@ -60,45 +71,39 @@ _RC = {
 
 
 def accuracy_against_shots(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
-    """H, in-domain and shifted accuracy against the number of shots; False if no two numbers were measured."""
+    """Plots H, in-domain and shifted accuracy against shots; returns False unless two numbers were measured."""
     del shots  # all are shown
-    counts = {kind: [count for count in _tables.shots_of(rows, kind) if count] for kind in _tables.KINDS}
-    kinds = [kind for kind, found in counts.items() if len(found) > 1]
-    curves = {kind: [_tables.measure(rows, kind, count) for count in counts[kind]] for kind in kinds}
-    return _curves(curves, counts, "labeled images a class", np.log2, path)
+    counts = {scope: [count for count in shots_of(rows, scope) if count] for scope in WITHIN_DATASET}
+    curves = {s: [measure(rows, s, count) for count in own] for s, own in counts.items() if len(own) > 1}
+    return _curves(curves, counts, "labeled images per class", np.log2, path)
 
 
 def adaptation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
-    """Accuracy against gradient steps; False if methods share no two steps."""
-    shots = _tables.default_shots(rows) if shots is None else shots
-    steps = {kind: _tables.common_steps(rows, kind, shots) for kind in _tables.KINDS}
-    kinds = [kind for kind, found in steps.items() if len(found) > 1]
-    curves = {kind: [_tables.measure(rows, kind, shots, step) for step in steps[kind]] for kind in kinds}
-    return _curves(curves, steps, f"gradient steps, log scale ({_tables.in_shots(shots)})", np.log1p, path)
+    """Plots accuracy against gradient steps; returns False if the methods share fewer than two steps."""
+    shots = default_shots(rows) if shots is None else shots
+    steps = {scope: common_steps(rows, scope, shots) for scope in WITHIN_DATASET}
+    curves = {s: [measure(rows, s, shots, step) for step in own] for s, own in steps.items() if len(own) > 1}
+    return _curves(curves, steps, f"gradient steps, log scale ({in_shots(shots)})", np.log1p, path)
 
 
 def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
-    """Base, new and H of every method; False without base-to-new rows.
+    """Plots base, new and H of every method; returns False without base-to-new rows.
 
-    Dots rather than bars: bars would have to begin at zero, where the differences cannot be seen.
+    Dots instead of bars: bars start at zero, which would hide the differences.
     """
-    kind = Kind("base_to_new", False)
-    counts = _tables.shots_of(rows, kind)
+    scope = Scope("base_to_new", False)
+    counts = shots_of(rows, scope)
     if not counts:
         return False
-    grid = _tables.measure(rows, kind, shots if shots in counts else counts[-1])
+    grid = measure(rows, scope, shots if shots in counts else counts[-1])
     if not grid.items:
         return False
     methods = list(grid.values)
     with drawing(0.9 + 0.36 * len(methods), 1, 3, sharey=True) as (figure, axes):
-        quantities: dict[str, Callable[[str], np.ndarray]] = {
-            "base classes": lambda method: grid.values[method]["base"],
-            "new classes": lambda method: grid.values[method]["new"],
-            "H, mean over draws": grid.score,
-        }
-        for axis, (title, quantity) in zip(axes[0], quantities.items(), strict=True):
+        panels = {"base classes": "base", "new classes": "new", "H, mean over draws": None}
+        for axis, (title, split) in zip(axes[0], panels.items(), strict=True):
             for place, method in enumerate(methods):
-                mean, half = percent(grid.summary(method, quantity(method)))
+                mean, half = percent(grid.summary(method, split))
                 style = style_of(method)
                 axis.errorbar(mean, place, xerr=half, color=style.color, marker=style.marker or "|", capsize=2.5)
                 axis.annotate(
@@ -106,54 +111,55 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
                     color=style.color,
                 )  # fmt: skip
             axis.set_title(title)
-            axis.set_xlabel("H, %" if title.startswith("H") else "accuracy, %")
+            axis.set_xlabel("accuracy, %" if split else "H, %")
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
             axis.margins(x=0.12)
-        axes[0][0].set_yticks(range(len(methods)), [_tables.label(method) for method in methods])
+        axes[0][0].set_yticks(range(len(methods)), [label(method) for method in methods])
         axes[0][0].set_ylim(len(methods) - 0.5, -0.65)
-        figure.suptitle(f"{kind.title}, {_tables.in_shots(grid.shots)}{_over(grid)}", fontsize=10)
+        figure.suptitle(f"{scope.title}, {in_shots(grid.shots)}{_over(grid)}", fontsize=10)
         save(figure, path)
     return True
 
 
 def regulation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
-    """What the regulator does to gradients, along adaptation; False without such rows."""
+    """Plots norm ratio and cosine of regulated gradients along adaptation; returns False without such rows."""
     rows = [row for row in rows if row.protocol == "regulation" and row.metric in (RATIO, COSINE)]
     rows = [row for row in rows if row.step is not None and row.domain is None]
     counts = sorted({row.shots for row in rows if row.shots is not None})
     rows = [row for row in rows if row.shots in (None, shots if shots in counts else max(counts, default=None))]
-    found = {method: _along(rows, method) for method in _tables.ordered(row.method for row in rows)}
-    found = {method: panels for method, panels in found.items() if panels}
-    if not found:
+    curves = {method: _along(rows, method) for method in ordered(row.method for row in rows)}
+    curves = {method: panels for method, panels in curves.items() if panels}
+    if not curves:
         return False
     titles = {RATIO: "length of the regulated gradient, |R(g)| / |g|", COSINE: "cosine of R(g) and g"}
-    with drawing(0.5 + 2.7 * len(found), len(found), 2) as (figure, axes):
-        for line, (method, panels) in zip(axes, found.items(), strict=True):
+    with drawing(0.5 + 2.7 * len(curves), len(curves), 2) as (figure, axes):
+        for line, (method, panels) in zip(axes, curves.items(), strict=True):
             for axis, metric in zip(line, (RATIO, COSINE), strict=True):
                 steps, values = panels[metric]
                 _regulation_panel(axis, steps, values, style_of(method).color)
                 axis.set_title(titles[metric])
                 axis.set_xlabel("gradient step, log scale")
-            line[0].set_ylabel(_tables.label(method))
+            line[0].set_ylabel(label(method))
         legend(figure, axes)
         save(figure, path)
     return True
 
 
 def _along(rows: Sequence[Row], method: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """For each metric, the steps that all draws share and values ``[datasets, seeds, steps]``; {} without any."""
+    """Returns for each metric the steps of all draws and values `[datasets, seeds, steps]`; {} without any."""
     panels = {}
     for metric in (RATIO, COSINE):
         chosen = [row for row in rows if row.method == method and row.metric == metric]
         values = {(row.dataset, row.seed, row.step): row.value for row in chosen}
         draws = {(dataset, seed) for dataset, seed, _ in values}
-        held = sorted({step for _, _, step in values})
-        steps = [step for step in held if all((*draw, step) in values for draw in draws)]
-        datasets, seeds = _tables.rectangle(draws)
-        if not steps or not datasets:
+        measured = sorted({step for _, _, step in values})
+        steps = [step for step in measured if all((*draw, step) in values for draw in draws)]
+        datasets, seeds = sorted({d for d, _ in draws}), sorted({s for _, s in draws}, key=repr)
+        kept = rectangle(np.array([[(d, s) in draws for s in seeds] for d in datasets]))
+        if not steps or not kept[0]:
             return {}
-        seeds, datasets = sorted(seeds, key=repr), sorted(datasets)
+        datasets, seeds = [datasets[i] for i in kept[0]], [seeds[i] for i in kept[1]]
         panels[metric] = steps, np.array([[[values[d, s, step] for step in steps] for s in seeds] for d in datasets])
     return panels
 
@@ -162,7 +168,7 @@ def _regulation_panel(axis: Any, steps: Sequence[int], values: np.ndarray, color
     at = np.log1p(steps)
     for index, dataset in enumerate(values.mean(axis=1)):
         axis.plot(at, dataset, color=color, alpha=0.35, linewidth=0.9, label=None if index else "one dataset")
-    summaries = [evaluation.summarize(seeds) for seeds in values.mean(axis=0).T]
+    summaries = [summarize(seeds) for seeds in values.mean(axis=0).T]
     low, high = (np.array([summary.ci95[side] for summary in summaries]) for side in (0, 1))
     axis.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
     axis.plot(at, [summary.mean for summary in summaries], color=color, linewidth=2.4, label="mean, 95 % interval")
@@ -171,33 +177,33 @@ def _regulation_panel(axis: Any, steps: Sequence[int], values: np.ndarray, color
 
 
 def _curves(
-    curves: dict[Kind, list[Grid]],
-    places: dict[Kind, list[int]],
+    curves: dict[Scope, list[Grid]],
+    places: dict[Scope, list[int]],
     name: str,
     scale: Callable[[Any], Any],
     path: str | os.PathLike[str],
 ) -> bool:
-    """A row of panels for each tuner and a column for each kind: the score of methods at each place."""
-    methods = _tables.ordered(method for grids in curves.values() for grid in grids for method in grid.values)
-    families = list(dict.fromkeys(_tables.parse(method)[0] for method in methods if _tables.parse(method)[0]))
-    several = len(families) > 1
-    if not families:
+    """Plots scores at each place: a row of panels for each tuner with its additions, a column for each scope."""
+    methods = ordered(method for grids in curves.values() for grid in grids for method in grid.values)
+    bases = list(dict.fromkeys(base for base, _ in map(split_method, methods) if base))
+    several = len(bases) > 1
+    if not bases:
         return False
-    with drawing(0.9 + 2.9 * len(families), len(families), len(curves), sharey="col") as (figure, axes):
-        for line, family in zip(axes, families, strict=True):
-            references = [method for method in methods if not _tables.parse(method)[0]]
-            tuned = [method for method in methods if _tables.parse(method)[0] == family]
-            for axis, (kind, grids) in zip(line, curves.items(), strict=True):
-                at = scale(np.asarray(places[kind]))
+    with drawing(0.9 + 2.9 * len(bases), len(bases), len(curves), sharey="col") as (figure, axes):
+        for line, base in zip(axes, bases, strict=True):
+            references = [method for method in methods if not split_method(method)[0]]
+            tuned = [method for method in methods if split_method(method)[0] == base]
+            for axis, (scope, grids) in zip(line, curves.items(), strict=True):
+                at = scale(np.asarray(places[scope]))
                 for method in references:
                     _curve(axis, at, grids, method, _name(method, several))
                 for index, method in enumerate(tuned):
                     # Side by side, so that intervals do not cover each other.
                     shift = (index - (len(tuned) - 1) / 2) * 0.012 * (at[-1] - at[0])
                     _curve(axis, at + shift, grids, method, _name(method, several))
-                axis.set_title(f"{kind.title}\n{kind.quantity}, %")
-                _ticks(axis, places[kind], at)
-            line[0].set_ylabel(_tables.family_label(family) if several else "")
+                axis.set_title(f"{scope.title}\n{scope.quantity}, %")
+                _ticks(axis, places[scope], at)
+            line[0].set_ylabel(base_label(base) if several else "")
         for axis in axes[-1]:
             axis.set_xlabel(name)
         legend(figure, axes)
@@ -206,18 +212,19 @@ def _curves(
 
 
 def _name(method: str, several: bool) -> str:
-    """A method's name in the legend: that of its role, since the tuner is known."""
-    family, role = _tables.parse(method)
-    if not family or (role == "tuner" and not several):
-        return _tables.label(method)
-    return _tables.ROLES.get(role, f" + GRAM, {role}").removeprefix(" ") or "tuner alone"
+    """Returns the name in the legend: that of the role, because the panel names the tuner."""
+    base, role = split_method(method)
+    if not base or (role == "tuner" and not several):
+        return label(method)
+    return role_label(role).removeprefix(" ") or "tuner alone"
 
 
 def _curve(axis: Any, at: np.ndarray, grids: Sequence[Grid], method: str, name: str) -> None:
     style = style_of(method)
-    means, halves = np.array([percent(grid.summary(method, _score(grid, method))) for grid in grids]).T
-    line, width = style.line, 2.2 if _tables.parse(method)[1] in ("gram", "tuner") else 1.3
-    if method != _tables.ZERO_SHOT and not _tables.parse(method)[0]:
+    means, halves = np.array([percent(grid.summary(method)) for grid in grids]).T
+    base, role = split_method(method)
+    line, width = style.line, 2.2 if role in ("gram", "tuner") else 1.3
+    if method != ZERO_SHOT and not base:
         line = ":"  # another template than that of "zero_shot"
     axis.errorbar(
         at, means, yerr=halves if halves.any() else None, color=style.color, linestyle=line, linewidth=width,
@@ -225,20 +232,17 @@ def _curve(axis: Any, at: np.ndarray, grids: Sequence[Grid], method: str, name: 
     )  # fmt: skip
 
 
-def _score(grid: Grid, method: str) -> np.ndarray:
-    return grid.score(method) if method in grid.values else np.zeros((0, 0))
-
-
-def percent(summary: evaluation.Summary | None) -> tuple[float, float]:
-    """Mean and half the 95 % interval in %; 0 where there is no interval, NaN where there is no mean."""
+def percent(summary: Summary | None) -> tuple[float, float]:
+    """Returns mean and half the 95 % interval in %; an interval of 0 if there is none, NaN without a mean."""
     if summary is None:
         return math.nan, 0.0
-    half = (summary.ci95[1] - summary.ci95[0]) / 2
+    half = half_interval(summary)
     return 100 * summary.mean, 0.0 if math.isnan(half) else 100 * half
 
 
 def style_of(method: str) -> Style:
-    role = _tables.parse(method)[1]
+    """Returns the style of a method's role."""
+    role = split_method(method)[1]
     return STYLES.get(role) or STYLES.get(role.partition(":")[0], _OTHER)
 
 
@@ -248,7 +252,7 @@ def _over(grid: Grid) -> str:
 
 
 def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
-    """Ticks at what was measured, as far as their names have room."""
+    """Places ticks at the measured values, if their names have room."""
     chosen, room = [len(names) - 1], 0.09 * (at[-1] - at[0])
     for index in range(len(names) - 2, -1, -1):
         if at[chosen[-1]] - at[index] >= room:
@@ -257,17 +261,17 @@ def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
 
 
 def legend(figure: Any, axes: Any) -> None:
-    """One legend for all panels."""
-    found = {}
+    """Adds one legend for all panels."""
+    entries = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(4, len(found)))
+            entries.setdefault(name, handle)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)))
 
 
 @contextmanager
 def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes ``[lines, columns]``, without pyplot's global state."""
+    """Yields a figure and its axes `[lines, columns]`, without pyplot's global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -277,6 +281,7 @@ def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, atomically."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI)
     write_file(path, stream.getvalue())

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax import evaluation
 from gram_jax.data.readers import coop
-from gram_jax.evaluation import Results
+from gram_jax.evaluation.results import Results
+from gram_jax.evaluation.statistics import harmonic_of_means, mean_of_harmonics
 
 SHOTS = 16
 PREFIX = "coop:"
@@ -161,8 +161,8 @@ def base_to_new(datasets: Collection[str]) -> list[Published]:
         values = {
             "base": float(base.mean()),
             "new": float(new.mean()),
-            "H of means": evaluation.harmonic_of_means(base, new),
-            "mean of H": evaluation.mean_of_harmonics(base, new),
+            "H of means": harmonic_of_means(base, new),
+            "mean of H": mean_of_harmonics(base, new),
         }
         found.append(Published(method, values, ONPOKD))
     if set(datasets) == set(ELEVEN):

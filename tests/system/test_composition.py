@@ -21,7 +21,6 @@ from experiments.evaluate import run as evaluate
 from gram_jax import meta, objectives, regulators, tuners
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset, templates
-from gram_jax.reporting import evaluation_tables as _tables
 from gram_jax.testing import tiny_clip
 
 SHOTS, SEEDS, STEPS, RATE, BASE = 2, (1, 2), 3, 0.02, 6
@@ -245,29 +244,6 @@ def test_rows_and_results_tell_what_was_composed_and_steps_compile_once(config, 
 def test_names(given, name):
     config = evaluate.Config(**given)
     assert _methods.composed_name(config, _methods.choose_tuner(config)) == name
-
-
-def test_reports_label_order_and_pair_composed_methods():
-    names = ["cocoop", "coop+prograd", "coop+kgcoop+npt:0.5+gram", "coop+kgcoop+npt:0.5", "coop+kgcoop+gram:mine",
-             "coop+kgcoop", "coop+gram", "coop", "zero_shot", "other+own"]  # fmt: skip
-    assert [_tables.label(name) for name in _tables.ordered(names)] == [
-        "zero-shot",
-        "CoOp",
-        "CoOp + GRAM",
-        "CoOp + KgCoOp",
-        "CoOp + KgCoOp + GRAM, mine",
-        "CoOp + ProGrad",
-        "CoOp + KgCoOp + NPT (weight 0.5)",
-        "CoOp + KgCoOp + NPT (weight 0.5) + GRAM",
-        "CoCoOp",
-        "other + own",
-    ]
-    assert set(_tables.PARTS) >= {*objectives.NAMES, "prograd", "gpa"}
-    assert _tables.pairs(names) == [
-        ("coop+kgcoop+npt:0.5+gram", "coop+kgcoop+npt:0.5"), ("coop+kgcoop+gram:mine", "coop+kgcoop"),
-        ("coop+gram", "coop"),
-    ]  # fmt: skip
-    assert ("coop+kgcoop", "coop") in _tables.pairs(names, "coop")
 
 
 def test_recipes_bring_their_regularizers():

@@ -14,7 +14,7 @@ import pytest
 
 import gram_jax as gram
 from gram_jax.evaluation import protocols as _protocols
-from gram_jax.reporting import sheets as _sheets
+from gram_jax.reporting import sheets
 from gram_jax.testing import tiny_clip
 from tests.unit.data import layouts
 
@@ -174,7 +174,7 @@ def test_the_tables_hold_means_over_all_datasets(killed):
 def test_published_numbers_stand_beside_none_of_the_copies(killed):
     for experiment in ("evaluate", "report"):
         said = (killed / "runs" / experiment / "table.md").read_text()
-        assert "No published numbers stand beside datasets that are not as published" in said
-        refused = said.partition("not as published: ")[2].splitlines()[0]
+        assert "No published rows for datasets that differ from the published ones" in said
+        refused = said.partition("the published ones: ")[2].splitlines()[0]
         assert all(f"coop:{name} (" in refused for name in ELEVEN)
-        assert not [line for line in said.splitlines() if line.startswith(f"| {_sheets.PUBLISHED}")]
+        assert not [line for line in said.splitlines() if line.startswith(f"| {sheets.PUBLISHED}")]

@@ -9,12 +9,11 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments import report
 from experiments.evaluate import bench as _bench
 from experiments.evaluate import methods as _methods
 from experiments.evaluate import run as evaluate
 from experiments.evaluate import test_time as _test_time
-from gram_jax import meta, regulators, tuners
+from gram_jax import meta, regulators, reporting, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
@@ -153,7 +152,7 @@ def test_rows_tables_and_files(finished, tmp_path):
     assert len(list((workdir / "confusion").iterdir())) == len(TUNED)
     with np.load(workdir / "confusion" / "glyphs_chess-test_time-coop_tpt.npz") as file:
         assert file["all/counts"].sum() == 12 * PER_CLASS * len(SEEDS)
-    text = report.write([results], tmp_path)
+    text = reporting.write_report([results], tmp_path)
     for title in ("Accuracy: test-time", "Accuracy: test-time, shifted domains", "Accuracy by dataset: test-time"):
         assert f"## {title}" in text
     assert "| CoOp + TPT + GRAM, regulator only |" in text

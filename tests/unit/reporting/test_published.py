@@ -7,11 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments import report
-from gram_jax import evaluation
+from gram_jax import evaluation, reporting
 from gram_jax.data import load_dataset
 from gram_jax.evaluation import Results, Row
-from gram_jax.reporting import published as _published
+from gram_jax.reporting import published as published_rows
 from tests.unit.data import layouts
 
 T1 = 12.706204736432095  # the 97.5 % quantile of Student's t with one degree of freedom, from a table
@@ -43,7 +42,7 @@ def measured(protocol, values, *, datasets=ELEVEN, shots=16, domains=(None,), me
 
 
 def written(rows, tmp_path, config=None, **settings):
-    return report.write([Results(config or {}, {}, tuple(rows))], tmp_path, **settings)
+    return reporting.write_report([Results(config or {}, {}, tuple(rows))], tmp_path, **settings)
 
 
 def table(text, title):
@@ -61,7 +60,7 @@ def published(text, title):
 
 
 def test_numbers_average_to_what_their_sources_print():
-    rows = {row.method: row.values for row in _published.base_to_new(ELEVEN)}
+    rows = {row.method: row.values for row in published_rows.base_to_new(ELEVEN)}
     for method, numbers in PRINTED.items():
         found = [100 * rows[method][name] for name in ("base", "new", "H of means", "mean of H")]
         assert found == pytest.approx(numbers, abs=0.0101), method
@@ -73,21 +72,23 @@ def test_numbers_average_to_what_their_sources_print():
         ("cross_dataset", targets, CROSS),
         ("domain_generalization", ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"], SHIFTED),
     ):
-        found = {row.method: 100 * row.values["mean"] for row in _published.transfer(protocol, "coop:imagenet", others)}
+        found = {
+            row.method: 100 * row.values["mean"] for row in published_rows.transfer(protocol, "coop:imagenet", others)
+        }
         assert found == pytest.approx(printed, abs=0.0101)
 
 
 def test_single_numbers_are_those_of_their_dataset():
-    (eurosat,) = (row.values for row in _published.base_to_new(["coop:eurosat"]) if row.method == "MaPLe")
+    (eurosat,) = (row.values for row in published_rows.base_to_new(["coop:eurosat"]) if row.method == "MaPLe")
     assert (eurosat["base"], eurosat["new"]) == pytest.approx((0.9407, 0.7323))
-    rows = _published.transfer("cross_dataset", "coop:imagenet", ["coop:ucf101", "coop:dtd"])
+    rows = published_rows.transfer("cross_dataset", "coop:imagenet", ["coop:ucf101", "coop:dtd"])
     (maple,) = (row.values for row in rows if row.method == "MaPLe")
     assert maple == pytest.approx({"coop:imagenet": 0.7072, "coop:ucf101": 0.6869, "coop:dtd": 0.4649, "mean": 0.5759})
-    rows = _published.transfer("domain_generalization", "coop:imagenet", ["imagenet_r", "imagenet_sketch"])
+    rows = published_rows.transfer("domain_generalization", "coop:imagenet", ["imagenet_r", "imagenet_sketch"])
     assert rows[1].values == pytest.approx(
         {"coop:imagenet": 0.7151, "imagenet_r": 0.7521, "imagenet_sketch": 0.4799, "mean": 0.616}
     )
-    imbalanced = {row.method: row.values["mean of H"] for row in _published.imbalanced(0.06, ELEVEN)}
+    imbalanced = {row.method: row.values["mean of H"] for row in published_rows.imbalanced(0.06, ELEVEN)}
     assert (imbalanced["MaPLe"], imbalanced["CPT"]) == pytest.approx((0.6912, 0.7247))
 
 
@@ -101,8 +102,8 @@ def test_base_to_new_beside_what_is_published(tmp_path):
         "base": "82.7", "new": "63.2", "H of means": "71.7", "mean of H": "70.8",
     }  # fmt: skip
     assert (beside["ProMetaR"]["H of means"], beside["ProMetaR"]["mean of H"]) == ("80.5", "-")
-    assert "| MaPLe (published: the tables of OnPoKD) |" in text
-    assert "\n- Published: CLIP ViT-B/16, as printed by the source that is named, not measured here" in text
+    assert "| MaPLe (published: the tables of OnPoKD)" in text
+    assert "\n- Published: CLIP ViT-B/16, as printed in the named source, not measured here" in text
     assert "published" not in text.split("## H by dataset")[1].split("\n- ")[0]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     (line,) = (line for line in lines if (line["row"], line["column"]) == ("published:IVLP", "new"))
@@ -139,7 +140,7 @@ BASE_NEW = {"base": 0.6, "new": 0.4}
     ],
 )
 def test_nothing_published_beside_anything_else(rows, tmp_path):
-    assert "ublished" not in written(rows, tmp_path).replace("as the published tables print it", "")
+    assert "ublished" not in written(rows, tmp_path).replace("as in the published tables", "")
 
 
 def test_few_shot_columns_are_published_one_by_one(tmp_path):
@@ -229,7 +230,7 @@ def test_a_dataset_without_middle_classes_is_named_as_left_out(tmp_path):
     assert table(text, title)["CoOp"]["middle classes"] == f"95.0 ±{T1 * 5:.1f}"
     assert (
         "Imbalanced, tau 1, head, middle, tail, 16 shots: means over 1 dataset x 2 seeds, after 5 gradient steps; 2 "
-        "draws left out, since not every method has them all (CoOp lacks 2)."
+        "draws excluded, because not every method has them all (CoOp lacks 2)."
     ) in text
 
 
@@ -245,7 +246,7 @@ def test_other_metrics(tmp_path):
         "macro f1": f"30.0 ±{T1 * 5:.1f}", "expected calibration error": f"17.5 ±{T1 * 5:.1f}",
     }  # fmt: skip
     assert found["zero-shot"] == {"macro f1": "50.0", "expected calibration error": "-"}
-    assert "datasets averaged within each seed. Differences: in points" in text
+    assert "with datasets averaged within each seed. Differences: in points" in text
 
 
 def test_copies_and_parts_of_published_datasets_are_told_from_them(tmp_path):
@@ -254,12 +255,12 @@ def test_copies_and_parts_of_published_datasets_are_told_from_them(tmp_path):
     copy.split_file.unlink()
     told = {f"coop:{name}": dict(load_dataset(f"coop:{tmp_path}:{name}").about) for name in ("dtd", "eurosat")}
     rows = measured("base_to_new", BASE_NEW, datasets=["coop:dtd", "coop:eurosat"])
-    found = _published.unlike(Results({"datasets": told}, {}, tuple(rows)))
+    found = published_rows.unlike(Results({"datasets": told}, {}, tuple(rows)))
     assert found["coop:dtd"].startswith("4 classes, 47 are published, and ")
     assert found["coop:eurosat"].startswith("its split was made, and ")
     text = written(rows, tmp_path, {"datasets": told})
     assert not published(text, "Base-to-new, 16 shots")
-    assert "- No published numbers stand beside datasets that are not as published: coop:dtd (4 classes, 47 are" in text
+    assert "- No published rows for datasets that differ from the published ones: coop:dtd (4 classes, 47 are" in text
     real = {name: {"split": "as published, from the split file", "notes": ["two names"]} for name in told}
     assert published(written(rows, tmp_path, {"datasets": real}), "Base-to-new, 16 shots")
     text = written(rows, tmp_path, {"datasets": real, "max_test_images": 5})
@@ -273,7 +274,7 @@ def test_copies_and_parts_of_published_datasets_are_told_from_them(tmp_path):
 def test_p_values_reach_the_results_file(tmp_path):
     rows = measured("imbalanced:1", BASE_NEW) + measured("imbalanced:1", BASE_NEW, method="coop+gram")
     rows = [replaced(row, row.value + 0.01 * row.seed) if "+" in row.method else row for row in rows]
-    comparisons = report.comparisons(rows)
+    comparisons = reporting.comparisons(rows)
     evaluation.write_results(tmp_path / "results.json", Results({}, {}, tuple(rows), comparisons))
     (found,) = evaluation.read_results(tmp_path / "results.json").comparisons
     h = [2 * b * n / (b + n) for b, n in ((0.61, 0.41), (0.72, 0.52), (0.6, 0.4), (0.7, 0.5))]

@@ -1,4 +1,4 @@
-"""The plots of single protocols, against numbers by hand, and what is compared where nobody says."""
+"""The plots of single protocols against numbers by hand, and the default reference."""
 
 import itertools
 
@@ -6,20 +6,18 @@ import numpy as np
 from scipy import stats
 
 from gram_jax.evaluation import Row
-from gram_jax.reporting import evaluation_tables as _tables
-from gram_jax.reporting import plots as _plots
-from gram_jax.reporting import protocol_plots as _plots_protocols
+from gram_jax.reporting import default_reference, plots, protocol_plots
 
 
 def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(_plots, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     rows = [
         Row(method, "cross_dataset", "glyphs:chess", "accuracy", 0.1 * seed + gain, domain, 4, seed, "all", 5)
         for method, gain in (("coop", 0.1), ("coop+gram", 0.2))
         for domain, seed in itertools.product((None, "glyphs:digits", "glyphs:arrows"), (1, 2, 3))
     ]
-    assert _plots_protocols.transfer(rows, tmp_path / "a.png")
+    assert protocol_plots.transfer(rows, tmp_path / "a.png")
     (panel,) = figures[0].axes
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["digits", "arrows", "mean"]
     line, _, (bars,) = panel.containers[1].lines
@@ -33,17 +31,17 @@ def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
         for tau in (1, 0.25)
         for split, value in values.items()
     ]
-    assert _plots_protocols.long_tails(rows, tmp_path / "b.png")
+    assert protocol_plots.long_tails(rows, tmp_path / "b.png")
     shown = [axis.containers[0].lines[0].get_ydata() for axis in figures[1].axes]
     np.testing.assert_allclose(shown[0], [37.5, 37.5 / 4])  # H of 50 and 30
     np.testing.assert_allclose([shown[1], shown[2]], [[50, 12.5], [30, 7.5]])
     np.testing.assert_allclose(shown[3], [17.5, 5.0])  # head and tail at tau 0.25
-    assert not _plots_protocols.long_tails(rows[:4], tmp_path / "c.png")
-    assert not _plots_protocols.transfer(rows, tmp_path / "d.png")
+    assert not protocol_plots.long_tails(rows[:4], tmp_path / "c.png")
+    assert not protocol_plots.transfer(rows, tmp_path / "d.png")
 
 
-def test_zero_shot_is_the_reference_where_nothing_else_is_compared():
-    rows = [Row(method, "few_shot", "toy", "accuracy", 0.5) for method in ("zero_shot", "coop", "coop+kgcoop", "vpt")]
-    assert _tables.reference(rows) == "zero_shot"
-    assert _tables.reference([*rows, Row("coop+gram", "few_shot", "toy", "accuracy", 0.5)]) is None
-    assert _tables.reference(rows[1:]) is None
+def test_zero_shot_is_the_default_reference_without_gram():
+    methods = ["zero_shot", "coop", "coop+kgcoop", "vpt"]
+    assert default_reference(methods) == "zero_shot"
+    assert default_reference([*methods, "coop+gram"]) is None
+    assert default_reference(methods[1:]) is None

@@ -1,0 +1,121 @@
+"""The names of methods in tables and plots, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+TUNERS = {
+    "coop": "CoOp",
+    "cocoop": "CoCoOp",
+    "vpt": "VPT",
+    "text_deep": "deep language prompts",
+    "ivlp": "IVLP",
+    "maple": "MaPLe",
+    "upt": "UPT",
+    "dpt": "DPT",
+}
+# Additions to a tuner, each after a "+", with its weight after ":" if that differs from the published one.
+ADDITIONS = {
+    "class_weights": "class weights",
+    "cpt": "CPT",
+    "distillation": "distillation",
+    "gpa": "GPA",
+    "kgcoop": "KgCoOp",
+    "logit_adjustment": "logit adjustment",
+    "npt": "NPT",
+    "prograd": "ProGrad",
+    "prometar": "ProMetaR",
+    "promptsrc": "PromptSRC",
+    "staged": "staged loss",
+    "tpt": "TPT",
+}
+ROLES = {
+    "tuner": "",
+    "gram": " + GRAM",
+    "following": " + GRAM, following class names",
+    "init_only": " + GRAM, initialization only",
+    "init_only:following": " + GRAM, initialization only, following class names",
+    "regulator_only": " + GRAM, regulator only",
+    "random_tasks": " + GRAM, random tasks",
+    "true_groups": " + GRAM, true groups (ceiling)",
+}
+ZERO_SHOT, CEILING = "zero_shot", "true_groups"
+MULTI_MODAL, SINGLE_MODAL = "ivlp+gram", ("coop+gram", "vpt+gram")
+
+
+def split_method(method: str) -> tuple[str, str]:
+    """Splits a method into its base, a tuner with its additions, and its role; the base of zero-shot is empty.
+
+    Example:
+      >>> split_method("coop+kgcoop+gram:init_only"), split_method("coop"), split_method("zero_shot:own")
+      (('coop+kgcoop', 'init_only'), ('coop', 'tuner'), ('', 'zero_shot:own'))
+    """
+    if method.partition(":")[0] == ZERO_SHOT:
+        return "", method
+    base, plus, variant = method.partition("+gram")
+    return base, (variant.removeprefix(":") or "gram") if plus else "tuner"
+
+
+def label(method: str) -> str:
+    """Returns the display name of a method.
+
+    Example:
+      >>> label("coop+kgcoop:4+gram:init_only"), label("zero_shot:own")
+      ('CoOp + KgCoOp (weight 4) + GRAM, initialization only', 'zero-shot, own template')
+    """
+    base, role = split_method(method)
+    if not base:
+        template = method.partition(":")[2]
+        return "zero-shot" + {"": "", "own": ", own template"}.get(template, f", {template}")
+    return base_label(base) + role_label(role)
+
+
+def base_label(base: str) -> str:
+    """Returns the display name of a tuner with its additions."""
+    tuner, *additions = base.split("+")
+    names = [TUNERS.get(tuner, tuner)]
+    for name, _, weight in (addition.partition(":") for addition in additions):
+        names.append(ADDITIONS.get(name, name) + f" (weight {weight})" * bool(weight))
+    return " + ".join(names)
+
+
+def role_label(role: str) -> str:
+    """Returns the display name of a role, to be appended to that of a base."""
+    return ROLES.get(role, f" + GRAM, {role}")
+
+
+def ordered(methods: Iterable[str]) -> tuple[str, ...]:
+    """Sorts methods for tables and plots: zero-shot first, then by tuner, additions and role; ceilings last."""
+    tuners, roles = list(TUNERS), [*(role for role in ROLES if role != CEILING), "", CEILING]
+
+    def place(method: str) -> tuple:
+        base, role = split_method(method)
+        tuner, _, additions = base.partition("+")
+        nth = tuners.index(tuner) if tuner in tuners else len(tuners)
+        nth_role = roles.index(role if role in roles else "")
+        return (bool(base), nth, tuner, additions.count("+"), additions, nth_role, role)
+
+    return tuple(sorted(set(methods), key=place))
+
+
+def tuner_of(method: str) -> str | None:
+    """Returns the same method without GRAM, with which a variant of GRAM is compared; None for all other methods."""
+    base, role = split_method(method)
+    return base if role not in ("tuner", method) else None
+
+
+def compared_pairs(methods: Sequence[str], against: str | None = None) -> list[tuple[str, str]]:
+    """Returns the pairs of methods that a report compares.
+
+    These are every variant of GRAM with its tuner, multi-modal with single-modal GRAM, and every method with `against`.
+    """
+    pairs = [(method, tuner) for method in methods if (tuner := tuner_of(method))]
+    pairs += [(MULTI_MODAL, single) for single in SINGLE_MODAL]
+    pairs += [(method, against) for method in methods if against not in (None, method)]
+    return list(dict.fromkeys((a, b) for a, b in pairs if a in methods and b in methods))
+
+
+def default_reference(methods: Iterable[str]) -> str | None:
+    """Returns zero-shot, if it is among the methods and none of them is a variant of GRAM; otherwise None."""
+    methods = set(methods)
+    return ZERO_SHOT if ZERO_SHOT in methods and not any(map(tuner_of, methods)) else None
