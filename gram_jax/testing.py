@@ -1,4 +1,4 @@
-"""A tiny random clip for examples and tests: nothing is read from disk or network."""
+"""A tiny random clip for examples and tests, without disk or network."""
 
 from __future__ import annotations
 
@@ -24,17 +24,13 @@ TEXT = (
 
 
 def tiny_config(**overrides: Any) -> ClipConfig:
-    """The configuration of a clip that runs in a millisecond.
+    """Returns the configuration of a clip that runs in a millisecond.
 
     Args:
-      overrides: fields of `ClipConfig`, or of a tower with its name in front: `text_layers=3`,
-        `vision_activation="gelu"`.
-
-    Returns:
-      The configuration.
+      overrides: fields of `ClipConfig`, or of a tower with a prefix: `text_layers=3`, `vision_activation="gelu"`.
 
     Raises:
-      InputError: if no field has that name.
+      InputError: there is no such field.
 
     Example:
       >>> tiny_config(text_layers=5, embed_dim=7).text.layers
@@ -54,33 +50,27 @@ def tiny_config(**overrides: Any) -> ClipConfig:
         ),
         "vision": VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=12, patch_size=4),
     }
-    top = {field.name for field in dataclasses.fields(ClipConfig)} - set(towers)
+    fields = {name: {field.name for field in dataclasses.fields(tower)} for name, tower in towers.items()}
     settings: dict[str, Any] = {"embed_dim": 16}
     changes: dict[str, dict[str, Any]] = {tower: {} for tower in towers}
     for name, value in overrides.items():
         tower, _, field = name.partition("_")
-        if name in top:
-            settings[name] = value
-        elif tower in towers and field in {known.name for known in dataclasses.fields(towers[tower])}:
+        if field in fields.get(tower, ()):
             changes[tower][field] = value
+        elif name in ClipConfig.__dataclass_fields__ and name not in towers:
+            settings[name] = value
         else:
             raise InputError(
-                f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD."
+                f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD"
             )
-    # Replaced together, as width and heads must fit each other at every moment.
+    # Replaced together, because width and heads must fit each other.
     towers = {tower: dataclasses.replace(config, **changes[tower]) for tower, config in towers.items()}
     return ClipConfig(**towers, **settings)
 
 
 @functools.cache
 def tiny_tokenizer(context_length: int = 24) -> Tokenizer:
-    """A tokenizer trained on a few dozen words.
-
-    Args:
-      context_length: longest text in tokens, start and end included.
-
-    Returns:
-      The tokenizer; its vocabulary is that of `tiny_config`.
+    """Returns a tokenizer trained on a few dozen words, with the vocabulary size of `tiny_config`.
 
     Example:
       >>> tiny_tokenizer().vocab_size == tiny_config().text.vocab_size
@@ -90,19 +80,16 @@ def tiny_tokenizer(context_length: int = 24) -> Tokenizer:
 
 
 def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
-    """A clip with random parameters, a tokenizer and an image transform.
+    """Returns a clip with random parameters, a tokenizer and an image transform.
 
-    Biases and norms are random too, so that a test cannot pass by their being zero and one.
+    Biases and norms are random too, so that no test passes because they are zero and one.
 
     Args:
       seed: seed of the parameters.
-      overrides: as in `tiny_config`; the vocabulary is the tokenizer's and stays.
-
-    Returns:
-      The clip.
+      overrides: as in `tiny_config`, except `text_vocab_size`, which the tokenizer determines.
 
     Raises:
-      InputError: if `text_vocab_size` is overridden, or no field has that name.
+      InputError: there is no such field.
 
     Example:
       >>> clip = tiny_clip(text_layers=2)
@@ -110,7 +97,7 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
       True
     """
     if "text_vocab_size" in overrides:
-        raise InputError(f"tiny_clip has a tokenizer of {VOCAB_SIZE} tokens: text_vocab_size cannot be overridden.")
+        raise InputError(f"text_vocab_size: the tokenizer of tiny_clip has {VOCAB_SIZE} tokens")
     config = tiny_config(**overrides)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     rng = np.random.default_rng(seed)
