@@ -1,29 +1,27 @@
-"""The memory of a step, measured in a process that does nothing else."""
+"""The memory of a step, measured in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .gauge import Side
+from .sides import Side
 
-Found = dict[str, float | None]
 _ANSWER = "measured: "
 
 
-def peak(side: Side) -> Found:
-    """Runs a side once in this process and watches its memory.
+def measure(side: Side) -> dict[str, float | None]:
+    """Runs a side once in this process.
 
     Returns:
-      "peak_bytes", the largest memory of the process; "step_bytes", how much of that came with the step; "flops", where
-      the side can count them. None where the system does not say.
+      "peak_bytes", the largest memory of the process; "step_bytes", the part of it that the step added; "flops", if the
+      side can count them. None if the system does not report it.
     """
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
     except OSError:
         before = None
@@ -32,8 +30,8 @@ def peak(side: Side) -> Found:
         side.run()
     else:
         flops = side.count()
-    largest = None if before is None else _status("VmHWM")
-    return {"peak_bytes": largest, "step_bytes": None if before is None else largest - before, "flops": flops}
+    peak = None if before is None else _status("VmHWM")
+    return {"peak_bytes": peak, "step_bytes": None if before is None else peak - before, "flops": flops}
 
 
 def _status(name: str) -> float:
@@ -41,16 +39,13 @@ def _status(name: str) -> float:
     return 1024.0 * int(line.split()[1])
 
 
-def in_child(order: Mapping[str, Any]) -> Found | str:
-    """What `peak` finds in a process of its own, or a text that says why it finds nothing.
+def measure_in_child(**settings: Any) -> dict[str, float | None] | str:
+    """Returns the result of `measure` in a new process, or the reason why there is none.
 
     Args:
-      order: the arguments of `main`.
-
-    Returns:
-      What `peak` returns, or the text.
+      settings: the arguments of `main`.
     """
-    command = [sys.executable, "-m", f"{__package__}.memory", json.dumps(order)]
+    command = [sys.executable, "-m", f"{__package__}.memory", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
     if done.returncode == 0 and lines:
@@ -62,19 +57,12 @@ def in_child(order: Mapping[str, Any]) -> Found | str:
 
 
 def main(workload: str, side: str, clip_size: str, small: bool, pairs: int, folder: str) -> None:
-    """Builds one side of one workload, runs it once and prints what memory it took."""
-    from . import torch_workloads as _torch_workloads
-    from .workload_inputs import make_setup
-    from .workloads import TORCH, WORKLOADS
+    """Builds one side of one workload, runs it once and prints its memory."""
+    from .inputs import make_setup
+    from .workloads import builders
 
-    setup = make_setup(clip_size, small, pairs, Path(folder))
-    made = WORKLOADS[workload]
-    problem = made.problem(setup) if made.problem else None
-    if side == TORCH:
-        found = peak(_torch_workloads.side(workload, setup, problem))
-    else:
-        found = peak(made.sides(setup, problem)[side]())
-    print(_ANSWER + json.dumps(found), flush=True)
+    builder = builders(workload, make_setup(clip_size, small, pairs, Path(folder)))[side]
+    print(_ANSWER + json.dumps(measure(builder.build())), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""How meta-training scales: a step on more and more devices and processes, each with as many tasks as before.
+"""Measures how meta-training scales over devices and processes, with a constant number of tasks per device.
 
     python -m experiments.benchmark.scaling
     python -m experiments.benchmark.scaling --clip=openai/clip-vit-base-patch16 --steps=50
 
-Every case runs in processes of its own, on the CPU of this host, whose cores are taken for several devices: so devices
-share cores, and what tells of scaling is the time of the processor for one task, whose growth is what devices and
-processes add. On a host of its own the time of a step, over as many devices as it has cores, tells the same. Bytes of
-the all-reduce are read from the compiled program; each device sends about as many, whatever the number of devices.
+Every case runs in new processes on the CPU of this host. The devices share its cores, so the measure of scaling is the
+processor time per task: its growth is the overhead of devices and processes. On an otherwise idle host, the time per
+step, with as many devices as cores, shows the same. The bytes of the all-reduce are read from the compiled program;
+each device sends about as many, whatever the number of devices.
 
-Tasks are of 8 classes, 2 shots, on made-up features: a step costs what its shapes say. A case takes 10 seconds and
-1 GiB a process with the mini CLIP on two idle cores, compilation above all. Writes WORKDIR/results.json.
+A task has 8 classes with 2 shots of random features; costs depend on shapes only. With the mini CLIP on two idle cores,
+a case takes 10 seconds (mostly compilation) and 1 GiB per process. Writes WORKDIR/results.json.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax import evaluation, runtime
-from gram_jax import tuning as tuning_lib
+from gram_jax import evaluation, runtime, tuning
 
 from .._launch import at_least, launch, setting
 
 WAYS, SHOTS, PAIRS = 8, 2, 192
 RANK = 8  # of the regulator
 METRICS = ("step_seconds", "cpu_seconds_a_task", "all_reduce_bytes")
+NAMES = (
+    "alpha", "beta", "gamma", "delta", "one", "two", "three", "four", "left arrow", "right arrow", "up arrow",
+    "down arrow", "king", "queen", "rook", "pawn",
+)  # fmt: skip
 _ALL_REDUCE = re.compile(r"= (\(?[^=]*?) all-reduce(?:-start)?\(")
 _WORK = f"import sys; from {__package__}.scaling import work; work(*sys.argv[1:])"
 
@@ -43,24 +46,21 @@ class Config:
     """The cases."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
-    devices: tuple[int, ...] = setting((1, 2, 4, 8), "numbers of devices of one process")
-    processes: tuple[int, ...] = setting((2, 4), "numbers of processes of one device")
-    tasks: int = setting(2, "tasks of a device")
+    devices: tuple[int, ...] = setting((1, 2, 4, 8), "cases with one process: numbers of devices")
+    processes: tuple[int, ...] = setting((2, 4), "cases with one device per process: numbers of processes")
+    tasks: int = setting(2, "tasks per device")
     inner_steps: int = setting(3, "gradient steps on the support")
-    steps: int = setting(20, "steps that are measured")
+    steps: int = setting(20, "measured steps")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "devices", "processes", "tasks", "inner_steps", "steps")
 
 
 def all_reduce_bytes(program: str) -> int:
-    """The bytes that a device puts into the all-reduces of a compiled program.
+    """Returns the bytes that a device passes to the all-reduces of a compiled program.
 
     Args:
-      program: its text (`compiled.as_text()`).
-
-    Returns:
-      The size of all operands.
+      program: the text of the program, `compiled.as_text()`.
 
     Example:
       >>> all_reduce_bytes("%a = (f32[4,16]{1,0}, f32[]) all-reduce(%b, %c), channel_id=1")
@@ -68,15 +68,15 @@ def all_reduce_bytes(program: str) -> int:
     """
     total = 0
     for shapes in _ALL_REDUCE.findall(program):
-        for kind, sizes in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shapes):
-            total += int(np.prod([int(size) for size in sizes.split(",") if size])) * int(kind.lstrip("bfsu")) // 8
+        for dtype, sizes in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shapes):
+            total += int(np.prod([int(size) for size in sizes.split(",") if size])) * int(dtype.lstrip("bfsu")) // 8
     return total
 
 
 def work(settings: str, count: str, number: str, address: str) -> None:
-    """One process of a case: prints, as JSON, what was measured."""
-    given = json.loads(settings).items()
-    config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
+    """Runs one of `count` processes of a case and prints its measurements as JSON."""
+    values = json.loads(settings).items()
+    config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
     if int(count) > 1:
         runtime.connect(address, int(count), int(number))
     import jax
@@ -89,12 +89,10 @@ def work(settings: str, count: str, number: str, address: str) -> None:
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=RANK)
     features = np.random.default_rng(0).standard_normal((2, PAIRS, clip.config.embed_dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    names = ["alpha", "beta", "gamma", "delta", "one", "two", "three", "four"]
-    names += ["left arrow", "right arrow", "up arrow", "down arrow", "king", "queen", "rook", "pawn"]
-    hierarchy = tasks.from_groups(["all"] * PAIRS, names * (PAIRS // len(names)), *features)
+    hierarchy = tasks.from_groups(["all"] * PAIRS, list(NAMES) * (PAIRS // len(NAMES)), *features)
     episodes = tasks.make_episodes(hierarchy, clip, ways=WAYS, shots=SHOTS, cross_ways=WAYS)
     step = meta.make_meta_step(
-        tuning_lib.classification_loss(tuner),
+        tuning.classification_loss(tuner),
         regulator,
         optax.adam(1e-3),
         steps=config.inner_steps,
@@ -104,12 +102,12 @@ def work(settings: str, count: str, number: str, address: str) -> None:
     prompt = tuner.init(jax.random.key(0), clip, None)
     state = step.init(meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.3))
     frozen = step.place(clip.replace(tokenizer=None, transform=None))
-    every = config.tasks * step.devices
-    own = runtime.own_rows(step.sharding, every)
+    total = config.tasks * step.devices
+    own = runtime.own_rows(step.sharding, total)
 
     def batch(index: int) -> Any:
-        drawn = episodes.batch(0, index, every, 1.0, lambda rows: hierarchy.image_features[rows], own)
-        return runtime.global_arrays(step.sharding, drawn, every)
+        drawn = episodes.batch(0, index, total, 1.0, lambda rows: hierarchy.image_features[rows], own)
+        return runtime.global_arrays(step.sharding, drawn, total)
 
     program = step.update.lower(state, frozen, batch(0)).compile()
     seconds, cpu = [], []
@@ -120,37 +118,32 @@ def work(settings: str, count: str, number: str, address: str) -> None:
         jax.block_until_ready((state, metrics))
         seconds.append(time.monotonic() - clock)
         cpu.append(time.process_time() - processor)
-    found = {"step_seconds": float(np.median(seconds[1:])), "cpu_seconds": float(np.median(cpu[1:]))}
-    print(json.dumps(found | {"all_reduce_bytes": all_reduce_bytes(program.as_text()), "tasks": every}))
+    measured = {"step_seconds": float(np.median(seconds[1:])), "cpu_seconds": float(np.median(cpu[1:]))}
+    print(json.dumps(measured | {"all_reduce_bytes": all_reduce_bytes(program.as_text()), "tasks": total}))
     runtime.barrier("measured")
 
 
 def measure(config: Config, processes: int, devices: int) -> dict[str, float]:
-    """One case: the METRICS, of all processes together."""
+    """Runs one case and returns the METRICS over all its processes."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{trial.getsockname()[1]}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    settings = json.dumps(dataclasses.asdict(config))
-    commands = [
-        [sys.executable, "-c", _WORK, settings, str(processes), str(number), address] for number in range(processes)
-    ]
+    command = [sys.executable, "-c", _WORK, json.dumps(dataclasses.asdict(config)), str(processes)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in commands
+        subprocess.Popen([*command, str(number), address], env=environment, **pipes) for number in range(processes)
     ]
-    said = [process.communicate() for process in started]
-    for process, (_, errors) in zip(started, said, strict=True):
+    outputs = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, outputs, strict=True):
         if process.returncode:
-            raise RuntimeError(
-                f"a process of {processes} x {devices} devices ended with {process.returncode}: {errors}"
-            )
-    found = [json.loads(printed.splitlines()[-1]) for printed, _ in said]
+            raise RuntimeError(f"{processes} x {devices} devices: a process ended with {process.returncode}: {errors}")
+    measured = [json.loads(printed.splitlines()[-1]) for printed, _ in outputs]
     return {
-        "step_seconds": max(each["step_seconds"] for each in found),
-        "cpu_seconds_a_task": sum(each["cpu_seconds"] for each in found) / found[0]["tasks"],
-        "all_reduce_bytes": found[0]["all_reduce_bytes"],
+        "step_seconds": max(each["step_seconds"] for each in measured),
+        "cpu_seconds_a_task": sum(each["cpu_seconds"] for each in measured) / measured[0]["tasks"],
+        "all_reduce_bytes": measured[0]["all_reduce_bytes"],
     }
 
 
@@ -159,13 +152,13 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     del workdir
     rows = []
     for processes, devices in [(1, n) for n in config.devices] + [(n, 1) for n in config.processes]:
-        found = measure(config, processes, devices)
+        measured = measure(config, processes, devices)
         name = f"{processes} x {devices}"
-        rows += [evaluation.Row(name, "scaling", "made up", metric, float(found[metric])) for metric in METRICS]
+        rows += [evaluation.Row(name, "scaling", "made up", metric, float(measured[metric])) for metric in METRICS]
         print(
-            f"{name} devices, {config.tasks * processes * devices} tasks: {1000 * found['step_seconds']:.1f} ms a "
-            f"step, {1000 * found['cpu_seconds_a_task']:.1f} ms of processor a task, all-reduce of "
-            f"{found['all_reduce_bytes']:,} bytes",
+            f"{name} devices, {config.tasks * processes * devices} tasks: {1000 * measured['step_seconds']:.1f} ms per "
+            f"step, {1000 * measured['cpu_seconds_a_task']:.1f} ms of processor time per task, all-reduce of "
+            f"{measured['all_reduce_bytes']:,} bytes",
             flush=True,
         )
     return evaluation.Results(dataclasses.asdict(config), evaluation.environment(), tuple(rows))

@@ -1,11 +1,11 @@
-"""The workloads of `experiments.benchmark` as the public PyTorch code of the field does them.
+"""The workloads as public PyTorch code of the field computes them.
 
-A CLIP as in github.com/openai/CLIP, clip/model.py, and around it what the code of CoOp, CoCoOp, PromptSRC, TPT and
-learn2learn does: prompts are embeddings put between those of [SOS] and of the class name, all texts have the whole
-context length, images are encoded in every step, CoCoOp's images and all tasks are run one by one in Python, and exact
-meta-gradients come from ``create_graph=True``. Everything in float32.
+The model is a CLIP as in github.com/openai/CLIP, clip/model.py. The steps follow the code of CoOp, CoCoOp, PromptSRC,
+TPT and learn2learn: prompts are embeddings between those of [SOS] and of the class name, all texts have the full
+context length, images are encoded in every step, CoCoOp's images and all tasks run one by one in Python, and exact
+meta-gradients come from `create_graph=True`. Everything is float32.
 
-PyTorch is imported by the functions: it is an extra that nobody needs but to compare.
+PyTorch is an optional package; only the functions import it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ import numpy as np
 
 from gram_jax.clip import ClipConfig, TextConfig, VisionConfig
 
-from .gauge import Side, Values, plain
-from .workload_inputs import Problem, Setup
-from .workloads import CONFIDENT, DECAY, INNER_RATE, RATE, TEST_TIME_RATE
+from .inputs import CONFIDENT, DECAY, INNER_RATE, RATE, TEST_TIME_RATE, Problem, Setup
+from .sides import Side, Values, plain_side
 
 Tree = Any
 
 
 def missing() -> str | None:
-    """Why there is nothing to compare with, or None."""
+    """Returns the reason why there is no comparison, or None."""
     if importlib.util.find_spec("torch") is None:
-        return 'PyTorch is not installed: pip install -e ".[torch]" adds its columns'
+        return 'PyTorch is not installed; pip install -e ".[torch]" adds its columns'
     import torch
 
     if jax.default_backend() != "cpu" and not torch.cuda.is_available():
-        return f"this PyTorch runs on the CPU and JAX on {jax.default_backend()}: there is nothing to compare"
+        return f"this PyTorch runs on the CPU and JAX on {jax.default_backend()}; there is no comparison"
     return None
 
 
 def graph_bytes(name: str, setup: Setup, problem: Problem) -> float:
-    """A rough estimate of the memory that PyTorch takes for a step: weights, and what is kept for the backward pass."""
+    """Returns a rough estimate of PyTorch's memory for a step: weights, and activations for the backward pass."""
     config, sizes = setup.clip.config, setup.sizes
     weights = sum(leaf.size for leaf in jax.tree.leaves(setup.clip.params))
 
@@ -60,19 +59,11 @@ def graph_bytes(name: str, setup: Setup, problem: Problem) -> float:
 
 
 def side(name: str, setup: Setup, problem: Problem) -> Side:
-    """Builds a workload.
-
-    Args:
-      name: its name in `_workloads.WORKLOADS`.
-      setup, problem: as `_workloads` makes them.
-
-    Returns:
-      The side, which arrives at the same numbers as this library's.
-    """
+    """Builds PyTorch's side of a workload, which computes the same values as this library's."""
     import torch
 
     device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
-    model = make_clip(setup.clip.config, setup.clip.params, device)
+    model = TorchClip(setup.clip.config, setup.clip.params, device)
     batches = {key: _batch(model, batch, device) for key, batch in problem.batches.items()}
     start = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), device=device), problem.prompt)
 
@@ -81,167 +72,152 @@ def side(name: str, setup: Setup, problem: Problem) -> Side:
 
     steps = {"test_time": _test_time, "evaluation": _classify}
     step: Callable[..., Values] = _meta if problem.steps else steps.get(name, _tune)
-    timed = plain(lambda: step(model, problem, fresh(start), batches))
+    timed = plain_side(lambda: step(model, problem, fresh(start), batches))
     return timed._replace(count=lambda: _count(timed.run))
 
 
-def make_clip(config: ClipConfig, params: Mapping[str, Any], device: Any) -> Any:
-    """OpenAI's CLIP with these weights, frozen.
+class TorchClip:
+    """OpenAI's CLIP with given weights, frozen.
 
     Args:
       config: the sizes.
       params: the tree of `gram_jax.clip`.
       device: a `torch.device`.
-
-    Returns:
-      A `torch.nn.Module` with `encode_image(images, prompt)` and `encode_text(embeddings, end, deep)`.
     """
-    import torch
-    from torch import nn
+
+    def __init__(self, config: ClipConfig, params: Mapping[str, Any], device: Any):
+        import torch
+
+        def convert(tree: Mapping[str, Any]) -> dict[str, Any]:
+            """Stacks the kernels of queries, keys and values, and transposes all kernels, as PyTorch does."""
+            if "query" in tree:
+                parts = [tree[name] for name in ("query", "key", "value")]
+                stacked = {name: np.concatenate([part[name] for part in parts], -1) for name in ("kernel", "bias")}
+                tree = {"in": stacked, "out": tree["out"]}
+            return {key: convert(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+        def tensor(path: Any, leaf: Any) -> Any:
+            leaf = np.swapaxes(leaf, -1, -2) if path[-1].key == "kernel" else leaf
+            return torch.tensor(np.array(leaf, np.float32, order="C"), device=device)
+
+        self.config = config
+        self.params = jax.tree_util.tree_map_with_path(tensor, convert(jax.tree.map(np.asarray, dict(params))))
+        for tower, layers in (("text", config.text.layers), ("vision", config.vision.layers)):
+            stacked = self.params[tower]["layers"]
+            self.params[tower]["layers"] = [
+                jax.tree.map(lambda leaf, n=n: leaf[n].contiguous(), stacked) for n in range(layers)
+            ]
+        side, channels = config.vision.patch_size, config.vision.channels
+        patches = self.params["vision"]["patch_embedding"].reshape(side, side, channels, config.vision.width)
+        self.convolution = patches.permute(3, 2, 0, 1).contiguous()
+        length = config.text.context_length
+        self.mask = torch.full((length, length), float("-inf"), device=device).triu_(1)
+
+    def encode_image(self, images: Any, prompt: Mapping[str, Any] | None = None) -> Any:
+        """Returns normalized features `[images, embed_dim]` of `[images, channels, size, size]`."""
+        import torch
+        from torch.nn.functional import conv2d
+
+        config, params = self.config.vision, self.params["vision"]
+        x = conv2d(images, self.convolution, stride=config.patch_size).flatten(2).transpose(1, 2)
+        first = params["class_embedding"].expand(len(x), 1, -1)
+        x = torch.cat([first, x], dim=1) + params["position_embedding"]
+        tokens, deep = (None, ()) if prompt is None else (prompt["tokens"], prompt["deep"])
+        if tokens is not None:
+            x = torch.cat([x, tokens.expand(len(x), -1, -1)], dim=1)
+
+        def replace(x: Any, tokens: Any) -> Any:
+            return torch.cat([x[: -len(tokens)], tokens], dim=0)
+
+        x = _norm(x, params["pre_norm"], config).transpose(0, 1)
+        x = _layers(x, params["layers"], config, None, deep, replace)
+        return _unit(_norm(x[0], params["post_norm"], config) @ params["projection"])
+
+    def encode_text(self, embeddings: Any, end: Any, deep: Any = ()) -> Any:
+        """Returns normalized features `[classes, embed_dim]` of embedded prompts `[classes, length, width]`."""
+        import torch
+
+        config, params = self.config.text, self.params["text"]
+
+        def replace(x: Any, tokens: Any) -> Any:
+            return torch.cat([x[:1], tokens, x[1 + len(tokens) :]], dim=0)
+
+        x = (embeddings + params["position_embedding"]).transpose(0, 1)
+        x = _layers(x, params["layers"], config, self.mask, deep, replace)
+        x = _norm(x.transpose(0, 1), params["final_norm"], config)
+        return _unit(x[torch.arange(len(x), device=x.device), end] @ params["projection"])
+
+
+def _layers(x: Any, params: Any, config: Any, mask: Any, deep: Any, replace: Callable[[Any, Any], Any]) -> Any:
+    """Runs the layers on `[tokens, batch, width]`; deep prompt i replaces the prompt tokens before layer 1 + i."""
+    from torch.nn.functional import linear, multi_head_attention_forward
     from transformers.activations import ACT2FN
 
-    class Block(nn.Module):
-        def __init__(self, tower: TextConfig | VisionConfig, mask: Any):
-            super().__init__()
-            self.attn = nn.MultiheadAttention(tower.width, tower.heads)
-            self.ln_1, self.ln_2 = (nn.LayerNorm(tower.width, tower.norm_eps) for _ in range(2))
-            self.c_fc, self.c_proj = nn.Linear(tower.width, tower.mlp_width), nn.Linear(tower.mlp_width, tower.width)
-            self.act, self.mask = ACT2FN[tower.activation], mask
-
-        def forward(self, x: Any) -> Any:
-            y = self.ln_1(x)
-            x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
-            return x + self.c_proj(self.act(self.c_fc(self.ln_2(x))))
-
-    class Clip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            text, vision = config.text, config.vision
-            self.length = text.context_length
-            mask = torch.full((self.length, self.length), float("-inf"), device=device).triu_(1)
-            self.token_embedding = nn.Embedding(text.vocab_size, text.width)
-            self.text_positions = nn.Parameter(torch.empty(self.length, text.width))
-            self.text_blocks = nn.ModuleList(Block(text, mask) for _ in range(text.layers))
-            self.ln_final = nn.LayerNorm(text.width, text.norm_eps)
-            self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
-            self.conv1 = nn.Conv2d(vision.channels, vision.width, vision.patch_size, vision.patch_size, bias=False)
-            self.class_embedding = nn.Parameter(torch.empty(vision.width))
-            self.image_positions = nn.Parameter(torch.empty(1 + vision.num_patches, vision.width))
-            self.ln_pre, self.ln_post = (nn.LayerNorm(vision.width, vision.norm_eps) for _ in range(2))
-            self.image_blocks = nn.ModuleList(Block(vision, None) for _ in range(vision.layers))
-            self.proj = nn.Parameter(torch.empty(vision.width, config.embed_dim))
-            self.logit_scale = nn.Parameter(torch.empty(()))
-
-        def encode_image(self, images: Any, prompt: Mapping[str, Any] | None = None) -> Any:
-            """Features `[images, embed_dim]` of `[images, channels, size, size]`, normalized."""
-            x = self.conv1(images).flatten(2).transpose(1, 2)
-            first = self.class_embedding.expand(len(x), 1, -1)
-            x = torch.cat([first, x], dim=1) + self.image_positions
-            count = 0
-            if prompt is not None:
-                count = len(prompt["tokens"])
-                x = torch.cat([x, prompt["tokens"].expand(len(x), -1, -1)], dim=1)
-            x = self.ln_pre(x).transpose(0, 1)
-            for layer, block in enumerate(self.image_blocks):
-                if count and 0 < layer <= len(prompt["deep"]):
-                    tokens = prompt["deep"][layer - 1][:, None].expand(-1, x.shape[1], -1)
-                    x = torch.cat([x[:-count], tokens], dim=0)
-                x = block(x)
-            x = self.ln_post(x[0]) @ self.proj
-            return x / x.norm(dim=-1, keepdim=True)
-
-        def encode_text(self, embeddings: Any, end: Any, deep: Any = ()) -> Any:
-            """Features `[classes, embed_dim]` of embedded prompts `[classes, length, width]`, normalized."""
-            x = (embeddings + self.text_positions).transpose(0, 1)
-            for layer, block in enumerate(self.text_blocks):
-                if 0 < layer <= len(deep):
-                    tokens = deep[layer - 1][:, None].expand(-1, x.shape[1], -1)
-                    x = torch.cat([x[:1], tokens, x[1 + len(tokens) :]], dim=0)
-                x = block(x)
-            x = self.ln_final(x.transpose(0, 1))
-            x = x[torch.arange(len(x), device=x.device), end] @ self.text_projection
-            return x / x.norm(dim=-1, keepdim=True)
-
-    model = Clip().to(device).eval().requires_grad_(False)
-    _load(model, params)
-    return model
+    activation = ACT2FN[config.activation]
+    for number, layer in enumerate(params):
+        if 0 < number <= len(deep):
+            x = replace(x, deep[number - 1][:, None].expand(-1, x.shape[1], -1))
+        into, out = layer["attention"]["in"], layer["attention"]["out"]
+        y = _norm(x, layer["norm_1"], config)
+        attended, _ = multi_head_attention_forward(
+            *(y, y, y, config.width, config.heads, into["kernel"], into["bias"], None, None, False, 0.0),
+            *(out["kernel"], out["bias"]),
+            training=False,
+            need_weights=False,
+            attn_mask=mask,
+        )
+        x = x + attended
+        up, down = layer["mlp"]["up"], layer["mlp"]["down"]
+        hidden = activation(linear(_norm(x, layer["norm_2"], config), up["kernel"], up["bias"]))
+        x = x + linear(hidden, down["kernel"], down["bias"])
+    return x
 
 
-def _load(model: Any, params: Mapping[str, Any]) -> None:
-    """Copies the weights; kernels are transposed, those of queries, keys and values are stacked."""
-    import torch
+def _norm(x: Any, params: Mapping[str, Any], config: Any) -> Any:
+    from torch.nn.functional import layer_norm
 
-    def copy(target: Any, value: Any) -> None:
-        target.copy_(torch.tensor(np.asarray(value, np.float32)).reshape(target.shape))
+    return layer_norm(x, x.shape[-1:], params["scale"], params["bias"], config.norm_eps)
 
-    def norm(target: Any, own: Mapping[str, Any]) -> None:
-        copy(target.weight, own["scale"])
-        copy(target.bias, own["bias"])
 
-    def dense(target: Any, own: Mapping[str, Any]) -> None:
-        copy(target.weight, np.asarray(own["kernel"]).T)
-        copy(target.bias, own["bias"])
-
-    def block(target: Any, own: Mapping[str, Any]) -> None:
-        attention = [own["attention"][name] for name in ("query", "key", "value")]
-        copy(target.attn.in_proj_weight, np.concatenate([np.asarray(part["kernel"]).T for part in attention]))
-        copy(target.attn.in_proj_bias, np.concatenate([np.asarray(part["bias"]) for part in attention]))
-        dense(target.attn.out_proj, own["attention"]["out"])
-        dense(target.c_fc, own["mlp"]["up"])
-        dense(target.c_proj, own["mlp"]["down"])
-        norm(target.ln_1, own["norm_1"])
-        norm(target.ln_2, own["norm_2"])
-
-    text, vision = params["text"], params["vision"]
-    for blocks, own in ((model.text_blocks, text["layers"]), (model.image_blocks, vision["layers"])):
-        for number, target in enumerate(blocks):
-            block(target, jax.tree.map(lambda leaf, number=number: leaf[number], own))
-    copy(model.token_embedding.weight, text["token_embedding"])
-    copy(model.text_positions, text["position_embedding"])
-    norm(model.ln_final, text["final_norm"])
-    copy(model.text_projection, text["projection"])
-    width, channels, side, _ = model.conv1.weight.shape
-    kernel = np.asarray(vision["patch_embedding"]).reshape(side, side, channels, width)
-    copy(model.conv1.weight, np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-    copy(model.class_embedding, vision["class_embedding"])
-    copy(model.image_positions, vision["position_embedding"])
-    norm(model.ln_pre, vision["pre_norm"])
-    norm(model.ln_post, vision["post_norm"])
-    copy(model.proj, vision["projection"])
-    copy(model.logit_scale, params["logit_scale"])
+def _unit(x: Any) -> Any:
+    return x / x.norm(dim=-1, keepdim=True)
 
 
 def _batch(model: Any, batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """The batch in PyTorch's layout; prompts are kept as the embeddings in front of and behind the context."""
+    """Returns a batch in PyTorch's layout; texts are stored as the embeddings before and after the context."""
     import torch
 
     classes = jax.tree.map(np.asarray, batch["classes"])
     images = np.ascontiguousarray(np.moveaxis(np.asarray(batch["images"]), -1, -3))
-    embed = model.token_embedding
+    embedding = model.params["text"]["token_embedding"]
+
+    def integers(values: Any) -> Any:
+        return torch.tensor(np.asarray(values), dtype=torch.long, device=device)
+
     return {
-        "prefix": embed(torch.tensor(classes.token_ids[..., :1], dtype=torch.long, device=device)),
-        "suffix": embed(torch.tensor(classes.tail_ids, dtype=torch.long, device=device)),
-        "end": torch.tensor(classes.tail_eot, dtype=torch.long, device=device),
+        "prefix": embedding[integers(classes.token_ids[..., :1])],
+        "suffix": embedding[integers(classes.tail_ids)],
+        "end": integers(classes.tail_eot),
         "images": torch.tensor(images, device=device),
-        "labels": torch.tensor(np.asarray(batch["labels"]), dtype=torch.long, device=device),
+        "labels": integers(batch["labels"]),
     }
 
 
 def _texts(model: Any, context: Any, batch: Mapping[str, Any], deep: Any = ()) -> Any:
-    """Features of the classes under a context, filled up to the whole length."""
+    """Returns the features of classes under a context; texts are padded to the full length."""
     import torch
 
     prefix, suffix = batch["prefix"], batch["suffix"]
     parts = [prefix, context.expand(len(prefix), -1, -1), suffix]
-    parts.append(suffix[:, -1:].expand(-1, model.length - sum(part.shape[1] for part in parts), -1))
+    parts.append(suffix[:, -1:].expand(-1, model.config.text.context_length - sum(part.shape[1] for part in parts), -1))
     return model.encode_text(torch.cat(parts, dim=1), 1 + len(context) + batch["end"], deep)
 
 
 def _logits(model: Any, problem: Problem, prompt: Tree, batch: Mapping[str, Any]) -> Any:
-    """Logits `[images, classes]` under a prompt of CoOp, CoCoOp or IVLP."""
+    """Returns logits `[images, classes]` under a prompt of CoOp, CoCoOp or IVLP."""
     import torch
 
-    scale, images = model.logit_scale.exp(), batch["images"]
+    scale, images = model.params["logit_scale"].exp(), batch["images"]
     if problem.tuner.name == "ivlp":
         features = model.encode_image(images, {"deep": ()} | prompt["visual"])
         texts = _texts(model, prompt["text"]["context"], batch, prompt["text"].get("deep", ()))
@@ -263,19 +239,19 @@ def _loss(model: Any, problem: Problem, prompt: Tree, batch: Mapping[str, Any]) 
     return cross_entropy(_logits(model, problem, prompt, batch), batch["labels"])
 
 
-def _norm(tree: Tree) -> float:
+def _gradient_norm(tree: Tree) -> float:
     return float(sum((leaf.grad**2).sum() for leaf in jax.tree.leaves(tree)) ** 0.5)
 
 
 def _tune(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
-    """Loss, gradient and a step of SGD."""
+    """Computes loss, gradient and a step of SGD."""
     import torch
 
     optimizer = torch.optim.SGD(jax.tree.leaves(prompt), RATE)
     loss = _loss(model, problem, prompt, batches["support"])
     loss.backward()
     optimizer.step()
-    return loss.item(), _norm(prompt)
+    return loss.item(), _gradient_norm(prompt)
 
 
 def _classify(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
@@ -286,7 +262,7 @@ def _classify(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, 
 
 
 def _test_time(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
-    """TPT: entropy of the mean over confident views, a step of AdamW, the first view again."""
+    """Computes TPT: the entropy of the mean over confident views, a step of AdamW, the first view again."""
     import torch
 
     batch = batches["support"]
@@ -303,7 +279,7 @@ def _test_time(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str,
 
 
 def _meta(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
-    """A meta step of MAML with the affine regulator, task by task."""
+    """Computes a meta step of MAML with the affine regulator, task by task."""
     import torch
 
     exact, losses = problem.gradient == "exact", []
@@ -323,30 +299,30 @@ def _meta(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]
             loss = _loss(model, problem, theta, same) + _loss(model, problem, theta, cross)
             (loss / tasks).backward()
             losses.append(loss.item())
-    found = float(np.mean(losses)), _norm(prompt), _norm(phi)
+    values = float(np.mean(losses)), _gradient_norm(prompt), _gradient_norm(phi)
     torch.optim.SGD(jax.tree.leaves((prompt, phi)), RATE).step()
-    return found
+    return values
 
 
 def _regulate(phi: list[Any], grad: Any) -> Any:
-    """(1 + s) g + rms(g) b, the root mean square over tokens and channels."""
+    """Returns (1 + s) g + rms(g) b, with the root mean square over tokens and channels."""
     scale, shift = phi
     return (1 + scale) * grad + (grad**2).mean(dim=(-2, -1), keepdim=True).sqrt() * shift
 
 
 def _twice_differentiable() -> AbstractContextManager:
-    """PyTorch's fused attention has no second derivative."""
+    """Disables PyTorch's fused attention, which has no second derivative."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def _count(run: Callable[[], Any]) -> float:
-    """Operations of the matrix products of a run."""
+    """Counts the operations of the matrix products of a run."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Its own table lacks the fused attention of CPUs.
+    # PyTorch's own table lacks the fused attention of CPUs.
     own = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
             lambda query, key, value, *_, **__: _attention(query, key, value, 1)
@@ -361,6 +337,6 @@ def _count(run: Callable[[], Any]) -> float:
 
 
 def _attention(query: Any, key: Any, value: Any, times: float) -> int:
-    """Of the two products of an attention; its backward pass has five."""
+    """Returns the operations of an attention's two products, times a factor; its backward pass has five products."""
     batch, heads, queries, width = query
     return int(times * 2 * batch * heads * queries * key[2] * (width + value[-1]))

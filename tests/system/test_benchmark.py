@@ -14,18 +14,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments.benchmark import gauge as _gauge
-from experiments.benchmark import memory as _memory
+from experiments.benchmark import memory, sides, tables, torch_workloads
 from experiments.benchmark import run as benchmark
-from experiments.benchmark import torch_workloads as _torch_workloads
-from experiments.benchmark import workloads as _workloads
-from experiments.benchmark.workload_inputs import make_setup
-from gram_jax import evaluation
-from gram_jax import reporting as reporting_lib
+from experiments.benchmark.inputs import make_setup
+from experiments.benchmark.workloads import SHORTCUTS, WORKLOADS, builders
+from gram_jax import evaluation, reporting
 
 # Those that compile quickly; the others take minutes together.
 QUICK = ("coop", "evaluation")
-COMPARED = [name for name, workload in _workloads.WORKLOADS.items() if workload.problem and name not in benchmark.RULES]
+COMPARED = [name for name, workload in WORKLOADS.items() if workload.problem and name not in SHORTCUTS]
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +41,17 @@ def torch():
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in COMPARED])
 def test_both_ways_take_the_same_step(name, setup, torch):
-    workload = _workloads.WORKLOADS[name]
-    problem = workload.problem(setup)
-    (ours,) = (make() for make in workload.sides(setup, problem).values())
-    theirs = _torch_workloads.side(name, setup, problem)
-    (_, found), (_, expected) = ours.run(), theirs.run()
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert np.all(np.abs(found) > 1e-3)  # there is something to agree on
+    built = builders(name, setup)
+    assert list(built) == ["gram_jax", "pytorch"]
+    assert built["pytorch"].estimate > 0
+    ours, theirs = (builder.build() for builder in built.values())
+    (_, values), (_, expected) = ours.run(), theirs.run()
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    assert np.all(np.abs(values) > 1e-3)  # zeros would agree trivially
     _, again = ours.run()
-    assert again == found  # a step begins where the first one began
+    assert again == values  # every run begins at the same prompt
     assert theirs.count() > ours.flops > 0
     assert ours.step_bytes > 0
-    assert _torch_workloads.graph_bytes(name, setup, problem) > 0
 
 
 @pytest.mark.slow
@@ -119,24 +115,24 @@ def entry(**sides):
 def test_table_and_rows_of_two_sides():
     ours = {"flops": 4e9, "compile_seconds": 1.25, "step_bytes": 3 << 20, "process_step_bytes": 5 << 20}
     found = entry(gram_jax=(0.1, ours), pytorch=(1.5, {"flops": 1.2e11, "process_step_bytes": 7 << 20}))
-    (cells,) = benchmark.main_table([found]).rows
+    (cells,) = tables.main_table([found]).rows
     assert cells == ("CoOp step", "100", "1,500", "15", "30", "1.25", "5", "3", "7", "40", "40 %")
-    rows = {(row.method, row.metric): row.value for row in benchmark.rows(benchmark.Config(), [found])}
+    rows = {(row.method, row.metric): row.value for row in tables.result_rows([found], "benchmark:mini")}
     assert rows["gram_jax", "speedup"] == pytest.approx(15)
     assert rows["gram_jax", "ceiling_share"] == pytest.approx(0.4)
     assert rows["pytorch", "flops_per_second"] == pytest.approx(8e10)
     assert ("pytorch", "step_bytes") not in rows
-    text = benchmark.report([found], ["sizes"], reporting_lib.to_text)
+    text = tables.report([found], ["sizes"], reporting.to_text)
     assert text.endswith("sizes\nCoOp step: something\n")
 
 
 def test_table_without_pytorch():
-    (cells,) = benchmark.main_table([entry(gram_jax=(0.25, {"flops": None}))]).rows
+    (cells,) = tables.main_table([entry(gram_jax=(0.25, {"flops": None}))]).rows
     assert cells == ("CoOp step", "250", *["-"] * 9)
 
 
-def test_pytorch_missing_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(_torch_workloads.importlib.util, "find_spec", lambda name: None)
+def test_missing_pytorch_is_reported(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch_workloads.importlib.util, "find_spec", lambda name: None)
     config = benchmark.Config(small=True, memory=False, repeats=1, workloads=("clustering",), pairs=100)
     benchmark.run(config, epath.Path(tmp_path))
     assert "PyTorch is not installed" in capsys.readouterr().out
@@ -150,15 +146,18 @@ def test_what_is_too_large_is_left_out(setup):
         notes[name] = found["notes"]
     sample = 2 * 20 * 8
     needed = 4 * 16 * (500 + sample) / 2**30
-    assert notes["clustering"] == [f"gram_jax: left out, it needs about {needed:.3g} GiB, more than --max_gib=1e-06"]
+    (note,) = notes["clustering"]
+    assert note.startswith("gram_jax: ")
+    assert f"{needed:.3g} GiB" in note
+    assert "--max_gib=1e-06" in note
     assert [note.partition(":")[0] for note in notes["evaluation"]] == ["gram_jax", "pytorch"]
 
 
 def test_different_steps_end_the_benchmark():
-    benchmark._check_equal("coop", {"a": (1.0, 2.0), "b": (1.00005, 2.001)})
+    benchmark._check_agreement("coop", {"a": (1.0, 2.0), "b": (1.00005, 2.001)})
     for other in ((1.001, 2.0), (1.0, 2.1), (float("nan"), 2.0), (1.0,)):
-        with pytest.raises(ArithmeticError, match="coop: a arrives at"):
-            benchmark._check_equal("coop", {"a": (1.0, 2.0), "b": other})
+        with pytest.raises(ArithmeticError, match=r"coop: a .*\(1.0, 2.0\) and b "):
+            benchmark._check_agreement("coop", {"a": (1.0, 2.0), "b": other})
 
 
 def test_operations_are_counted_as_often_as_they_run():
@@ -172,7 +171,7 @@ def test_operations_are_counted_as_often_as_they_run():
     w, x = jnp.ones((5, 8, 8)), jnp.ones((3, 8))
     one = 2 * 3 * 8 * 8  # a product of x and a layer
     count = {
-        name: _gauge.matmul_flops(jax.jit(function).trace(w, x).jaxpr.jaxpr)
+        name: sides.matmul_flops(jax.jit(function).trace(w, x).jaxpr.jaxpr)
         for name, function in {"forward": loss, "weights": jax.grad(loss), "inputs": jax.grad(loss, argnums=1)}.items()
     }
     assert count["forward"] == 5 * one
@@ -184,35 +183,35 @@ def test_sides_take_turns():
     order = []
 
     def side(name):
-        return _gauge.Side(lambda: (order.append(name), (float(len(order)), (1.0,)))[1])
+        return sides.Side(lambda: (order.append(name), (float(len(order)), (1.0,)))[1])
 
-    turns = _gauge.by_turns({"a": side("a"), "b": side("b")}, repeats=2, steps=2, max_seconds=60)
+    seconds, _ = sides.run_in_turns({"a": side("a"), "b": side("b")}, repeats=2, steps=2, max_seconds=60)
     assert order == ["a", "a", "b", "b"] * 2
-    assert turns.seconds == {"a": [2, 6], "b": [4, 8]}  # without the first of each turn
-    turns = _gauge.by_turns({"a": side("a")}, repeats=2, steps=1, max_seconds=-1)
-    assert turns.seconds == {"a": [9]}  # no time for another turn: the only step is what there is
+    assert seconds == {"a": [2, 6], "b": [4, 8]}  # without the first step of each turn
+    seconds, _ = sides.run_in_turns({"a": side("a")}, repeats=2, steps=1, max_seconds=-1)
+    assert seconds == {"a": [9]}  # no time for a second turn, and a single step counts
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux says what memory a process had")
 def test_memory_of_a_step(tmp_path, monkeypatch):
-    side = _gauge.plain(lambda: (float(np.ones((64, 1 << 20), np.uint8).sum()),))
-    found = _memory.peak(side)
+    side = sides.plain_side(lambda: (float(np.ones((64, 1 << 20), np.uint8).sum()),))
+    found = memory.measure(side)
     assert 60 << 20 < found["step_bytes"] < 200 << 20
     assert found["peak_bytes"] > found["step_bytes"]
-    order = {"clip_size": "mini", "small": True, "pairs": 500, "folder": str(tmp_path)}
-    found = _memory.in_child({"workload": "clustering", "side": "gram_jax", **order})
+    settings = {"clip_size": "mini", "small": True, "pairs": 500, "folder": str(tmp_path)}
+    found = memory.measure_in_child(workload="clustering", side="gram_jax", **settings)
     assert found["peak_bytes"] > 50 << 20
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert _memory.in_child(order) == "its process ended with status 1: no message"
+    assert "status 1" in memory.measure_in_child(**settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workloads": ("coop", "cop")}, "--workloads=coop,cop: choose from coop, cocoop"),
+        ({"workloads": ("coop", "cop")}, "--workloads='cop'.*'coop'"),
         ({"workloads": ()}, "--workloads="),
-        ({"repeats": 0}, "--repeats=0: it must be at least 1"),
-        ({"max_gib": -1.0}, "--max_gib=-1.0: it must be a positive number"),
+        ({"repeats": 0}, "--repeats=0: .* 1"),
+        ({"max_gib": -1.0}, "--max_gib=-1.0"),
     ],
 )
 def test_flags_are_checked(settings, message):

@@ -1,9 +1,10 @@
-"""What the workloads of `experiments.benchmark` are computed on: a clip with random weights, prompts, batches."""
+"""The inputs of the workloads: a clip with random weights, sizes, tuners, batches, and a corpus on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,27 +14,33 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import tasks, tuners
-from gram_jax.clip import ClipConfig, TextConfig, VisionConfig, encode_image
-from gram_jax.clip.model import Clip, init_params
-from gram_jax.clip.tokenizer import Classes
+from gram_jax.batching import map_batches
+from gram_jax.clip import Classes, Clip, ClipConfig, TextConfig, VisionConfig, encode_image, init_params
 from gram_jax.testing import tiny_clip
 
 Array = jax.Array
 Batch = dict[str, Any]
 
-CLIP_SIZES = ("mini", "vit_b32", "vit_b16")
-_SCALE = math.log(100.0)  # where the logit scale of trained CLIPs stands
-_PHOTO = (500, 375)  # pixels of the images on disk
+CLIPS: dict[str, Callable[[], ClipConfig]] = {
+    "vit_b16": lambda: ClipConfig(vision=VisionConfig(patch_size=16)),
+    "vit_b32": ClipConfig,
+    "mini": lambda: gram.load_clip("mini").config,
+}
+LOGIT_SCALE = math.log(100.0)  # as in trained CLIPs
+# Hyper-parameters of the steps, the same for all sides.
+RATE, INNER_RATE = 2e-3, 0.1
+TEST_TIME_RATE, CONFIDENT, DECAY = 5e-3, 0.1, 1e-2
+PHOTO_SIZE = (500, 375)  # pixels of the images on disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large the workloads are."""
+    """Sizes of the workloads."""
 
     classes: int = 100
     many_classes: int = 1000
     class_chunk: int = 25
-    name_tokens: int = 3  # of the longest class name
+    name_tokens: int = 3  # in the longest class name
     context: int = 4
     visual: int = 4
     depth: int = 9
@@ -48,7 +55,7 @@ class Sizes:
     pairs: int = 1_000_000
     clusters: int = 1000
     feature_dim: int = 512
-    sample: int = 256  # pairs for each centroid that k-means looks at
+    sample: int = 256  # pairs per centroid that k-means uses
     photos: int = 160
     product: int = 2048
 
@@ -60,7 +67,7 @@ SMALL = Sizes(
 
 
 class Setup(NamedTuple):
-    """What all workloads share: the clip, their sizes, and a folder for files."""
+    """The clip, the sizes and a folder for files, which all workloads share."""
 
     clip: Clip
     sizes: Sizes
@@ -68,14 +75,15 @@ class Setup(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is to be computed, however that is done.
+    """A step to compute, independent of the way.
 
     Attributes:
       tuner: the tuner.
-      prompt: where it starts.
-      batches: {"classes", "images", "labels"} each, of a meta step stacked on an axis of tasks: "support", "same" and
-        "cross"; of other steps "support" alone. Images are pixels.
-      steps: inner steps of a meta step, and how it is differentiated.
+      prompt: its initial prompt.
+      batches: batches {"classes", "images", "labels"} by name. A meta step has "support", "same" and "cross", stacked
+        over tasks; other steps have "support" only. Images are pixels.
+      steps: inner steps of a meta step, or 0.
+      gradient: the gradient of a meta step, "exact" or "first_order".
     """
 
     tuner: tuners.Tuner
@@ -85,20 +93,23 @@ class Problem(NamedTuple):
     gradient: str = ""
 
 
+def random_clip(size: str, **settings: Any) -> Clip:
+    """Returns a clip of a published size with random weights, without a tokenizer; `settings` are of `ClipConfig`."""
+    config = dataclasses.replace(CLIPS[size](), **settings)
+    return Clip(jax.jit(init_params, static_argnums=1)(jax.random.key(0), config), config)
+
+
 def make_setup(clip_size: str, small: bool, pairs: int, folder: Path) -> Setup:
-    """The clip, with random weights, and the sizes; `small` is for tests."""
+    """Returns the clip and the sizes; `small` is for tests."""
     if small:
         return Setup(tiny_clip().replace(tokenizer=None, transform=None), SMALL, folder)
-    config = {"vit_b32": ClipConfig(), "vit_b16": ClipConfig(vision=VisionConfig(patch_size=16))}.get(clip_size)
-    config = gram.load_clip("mini").config if config is None else config
-    config = dataclasses.replace(config, logit_scale_init=_SCALE)
-    clip = Clip(jax.jit(init_params, static_argnums=1)(jax.random.key(0), config), config)
     accelerated = jax.default_backend() != "cpu"
-    return Setup(clip, Sizes(pairs=pairs, product=8192 if accelerated else Sizes.product), folder)
+    sizes = Sizes(pairs=pairs, product=8192 if accelerated else Sizes.product)
+    return Setup(random_clip(clip_size, logit_scale_init=LOGIT_SCALE), sizes, folder)
 
 
 def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name_tokens: int) -> Classes:
-    """Class names of one to `name_tokens` random tokens; `shape` ends in their number."""
+    """Returns class names of one to `name_tokens` random tokens; the last axis of `shape` counts the classes."""
     end = config.vocab_size - 1 if config.eos_rule == "highest" else config.eos_token_id
     width = name_tokens + 2  # name . [EOS]
     lengths = rng.integers(1, name_tokens + 1, shape)
@@ -113,36 +124,37 @@ def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name
 
 
 def make_images(rng: np.random.Generator, config: VisionConfig, *shape: int) -> Array:
-    """Random images as a transform leaves them, `[*shape, size, size, channels]`."""
+    """Returns random transformed images, `[*shape, size, size, channels]`."""
     return jnp.asarray(rng.standard_normal((*shape, config.image_size, config.image_size, config.channels), np.float32))
 
 
 def coop(setup: Setup) -> tuners.Tuner:
-    """A free context in front of the class names."""
+    """Returns CoOp: a learned context before the class names."""
     return tuners.coop(num_tokens=setup.sizes.context)
 
 
 def cocoop(setup: Setup) -> tuners.Tuner:
-    """A context that every image shifts."""
+    """Returns CoCoOp: a context that depends on the image."""
     return tuners.cocoop(num_tokens=setup.sizes.context, init_text=None)
 
 
 def vpt(setup: Setup) -> tuners.Tuner:
-    """Visual prompts, as deep as the clip allows."""
+    """Returns VPT: visual prompts, as deep as the clip allows."""
     sizes = setup.sizes
     return tuners.vpt(num_tokens=sizes.visual, depth=min(sizes.depth, setup.clip.config.vision.layers))
 
 
 def ivlp(setup: Setup) -> tuners.Tuner:
-    """Textual and visual prompts, as deep as the clip allows: the tuner under UNIGRAM."""
+    """Returns IVLP, the tuner of UNIGRAM: textual and visual prompts, as deep as the clip allows."""
     sizes, config = setup.sizes, setup.clip.config
     depth = min(sizes.depth, config.text.layers, config.vision.layers)
     return tuners.ivlp(num_text=sizes.context, num_visual=sizes.visual, depth=depth, init_text=None)
 
 
-def single(setup: Setup, tuner: tuners.Tuner, images: int, classes: int) -> Problem:
-    """One batch of so many images and classes."""
+def one_batch(setup: Setup, tuner: tuners.Tuner, images: int, classes: int | None = None) -> Problem:
+    """Returns a problem on one batch with the given numbers of images and classes."""
     rng, config = np.random.default_rng(1), setup.clip.config
+    classes = setup.sizes.classes if classes is None else classes
     names = make_classes(rng, config.text, classes, name_tokens=setup.sizes.name_tokens)
     labels = jnp.asarray(rng.integers(0, classes, images), jnp.int32)
     batch = {"classes": names, "images": make_images(rng, config.vision, images), "labels": labels}
@@ -150,7 +162,7 @@ def single(setup: Setup, tuner: tuners.Tuner, images: int, classes: int) -> Prob
 
 
 def episodic(setup: Setup, tuner: tuners.Tuner, steps: int, gradient: str) -> Problem:
-    """Stacked tasks, with a query that is like the support and one of other classes."""
+    """Returns a problem on stacked tasks, with a query like the support and one with other classes."""
     rng, config, sizes = np.random.default_rng(3), setup.clip.config, setup.sizes
 
     def batch(shots: int) -> Batch:
@@ -166,21 +178,21 @@ def episodic(setup: Setup, tuner: tuners.Tuner, steps: int, gradient: str) -> Pr
     return Problem(tuner, tuner.init(jax.random.key(2), setup.clip, None), batches, steps, gradient)
 
 
-def as_tuner_takes(setup: Setup, problem: Problem) -> dict[str, Batch]:
-    """The batches with frozen image features, computed once, where the tuner needs no pixels."""
+def with_features(setup: Setup, problem: Problem) -> dict[str, Batch]:
+    """Returns the batches with frozen image features, computed once, if the tuner does not need pixels."""
     if problem.tuner.needs_pixels:
         return problem.batches
 
     def features(images: Array) -> Array:
-        flat = images.reshape(-1, *images.shape[-3:])
-        parts = [encode_image(setup.clip, flat[i : i + 32]) for i in range(0, len(flat), 32)]
-        return jnp.concatenate(parts).reshape(*images.shape[:-3], -1)
+        flat = np.asarray(images).reshape(-1, *images.shape[-3:])
+        encoded = map_batches(lambda batch: encode_image(setup.clip, batch), flat, 32)
+        return jnp.asarray(encoded).reshape(*images.shape[:-3], -1)
 
     return {name: batch | {"images": features(batch["images"])} for name, batch in problem.batches.items()}
 
 
 def corpus_on_disk(setup: Setup) -> tuple[Any, tasks.Hierarchy]:
-    """A prepared corpus of photo-sized JPEG files, and a hierarchy of it."""
+    """Returns a prepared corpus of photo-sized JPEG files and its hierarchy; writes it once."""
     from PIL import Image
 
     from gram_jax.data import load_corpus
@@ -196,7 +208,7 @@ def corpus_on_disk(setup: Setup) -> tuple[Any, tasks.Hierarchy]:
         rng = np.random.default_rng(5)
         for number in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), np.uint8))
-            coarse.resize(_PHOTO, Image.Resampling.BICUBIC).save(photos / f"{number:06d}.jpg", quality=90)
+            coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC).save(photos / f"{number:06d}.jpg", quality=90)
             (photos / f"{number:06d}.txt").write_text(f"a photo of kind {number % classes}")
         (unit,) = plan_units(f"folder:{photos}", Reading(unit_pairs=count))
         pair_shards.write_shard(setup.folder / "00000", unit, max_pixels=10**6)

@@ -1,0 +1,135 @@
+"""The exact shortcuts of the library: sides that compute the same step, each with one more shortcut."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental.compilation_cache import compilation_cache
+
+from gram_jax import tuning
+from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes, encode_image, logits, text
+from gram_jax.clip.modules import layer_norm, make_block, project, run_layers, take_token
+
+from .inputs import Array, Problem, Setup, with_features
+from .sides import Side, compiled_side
+
+Features = Callable[[Clip, Classes, TextPrompt], Array]
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Side]]:
+    """Returns functions that build the CoOp step, each with one more shortcut."""
+    batch, sizes, length = problem.batches["support"], setup.sizes, setup.clip.config.text.context_length
+    short = batch["classes"]
+    fill = ((0, 0), (0, length - 1 - sizes.context - short.tail_ids.shape[-1]))
+    whole = short.replace(tail_ids=jnp.pad(short.tail_ids, fill, mode="edge"))
+    pixels, stored = batch["images"], with_features(setup, problem)["support"]["images"]
+
+    def step(features: Features, classes: Classes, images: Array, **settings: Any) -> Callable[[], Side]:
+        """Returns a function that builds a step; `settings` are of `ClipConfig`."""
+        clip = setup.clip.replace(config=dataclasses.replace(setup.clip.config, **settings))
+
+        def build() -> Side:
+            def loss(prompt: Any, clip: Clip, classes: Classes, images: Array) -> Array:
+                images = encode_image(clip, images) if images.ndim == 4 else images
+                texts = features(clip, classes, TextPrompt(prompt["context"]))
+                scores = logits(images, texts, clip.params["logit_scale"])
+                return optax.softmax_cross_entropy_with_integer_labels(scores, batch["labels"]).mean()
+
+            return _gradient_side(loss, problem.prompt, clip, classes, images)
+
+        return build
+
+    shared = step(encode_classes, short, stored)
+    chunks = {"class_chunk": sizes.class_chunk}
+    return {
+        f"{length} tokens, images in every step, layers written out": step(_unrolled_features, whole, pixels),
+        "text layers in a loop": step(_full_features, whole, pixels),
+        "image features stored": step(_full_features, whole, stored),
+        "cut to the longest class": step(_full_features, short, stored),
+        "last layer: end token only": step(_unshared_features, short, stored),
+        "shared prefix": shared,
+        "the same, from the compilation cache": lambda: _from_cache(shared, setup.folder / "compilation_cache"),
+        f"{sizes.class_chunk} classes at a time, recomputed": step(encode_classes, short, stored, **chunks),
+        "layers recomputed as well": step(encode_classes, short, stored, **chunks, remat=True),
+    }
+
+
+def image_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Side]]:
+    """Returns functions that build the VPT step, with class texts in every step and with stored ones."""
+    batch, loss = problem.batches["support"], tuning.classification_loss(problem.tuner)
+
+    def step(classes: Any) -> Callable[[], Side]:
+        return lambda: _gradient_side(loss, problem.prompt, setup.clip, batch | {"classes": classes})
+
+    stored = jax.jit(encode_classes)(setup.clip, batch["classes"])
+    return {"class texts in every step": step(batch["classes"]), "text features stored": step(stored)}
+
+
+def _gradient_side(loss: Callable[..., Array], *arguments: Any) -> Side:
+    """Returns a side that computes a loss and its gradient."""
+    step = jax.jit(jax.value_and_grad(loss))
+    return compiled_side(step, lambda: arguments, lambda out: (out[0], optax.tree.norm(out[1])))
+
+
+def _from_cache(build: Callable[[], Side], folder: Path) -> Side:
+    """Builds a side twice with a persistent compilation cache in a folder; returns the second one."""
+    before = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
+    for name, value in zip(_CACHE_SETTINGS, (str(folder), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    try:
+        for _ in range(2):
+            compilation_cache.reset_cache()  # opens it again, so that nothing is taken from memory
+            side = build()
+        return side
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def _unshared_features(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
+    """Returns text features without a shared prefix; the last layer computes the end token only."""
+    return _unit(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
+
+
+def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: bool = False) -> Array:
+    """Returns text features without shortcuts: all tokens of every class run through all layers."""
+    params, config = clip.params["text"], clip.config.text
+    start, tail = text.embed(params, classes.token_ids[:, :1]), text.embed(params, classes.tail_ids)
+    context = jnp.broadcast_to(prompt.context, (len(tail), *prompt.context.shape))
+    x = jnp.concatenate([start, context, tail], axis=1)
+    x = x + params["position_embedding"][: x.shape[1]]
+    mask = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+    block = make_block(config, clip.config.compute_dtype)
+
+    def step(x: Array, layer: Any, deep: None) -> Array:
+        del deep
+        return block.apply({"params": layer}, x, mask)[0]
+
+    if unrolled:
+        for number in range(config.layers):
+            x = step(x, jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"]), None)
+    else:
+        x = run_layers(step, x, params["layers"], 0, config.layers)
+    x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
+    x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
+    return _unit(project(x, params["projection"]))
+
+
+def _unrolled_features(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
+    return _full_features(clip, classes, prompt, unrolled=True)
+
+
+def _unit(features: Array) -> Array:
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
