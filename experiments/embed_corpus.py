@@ -38,9 +38,8 @@ import gram_jax as gram
 from gram_jax import runtime
 from gram_jax.batching import map_batches, pad_to, round_up
 from gram_jax.clip import Clip
-from gram_jax.data import Corpus, Dataset, feature_store, load_corpus, load_dataset, open_bank, ordered
+from gram_jax.data import Corpus, Dataset, feature_store, load_corpus, load_dataset, open_bank, ordered, store_name
 from gram_jax.data.augmentation import augmented_view
-from gram_jax.data.feature_bank import store_name
 from gram_jax.errors import InputError, require_int
 from gram_jax.io import is_remote
 
@@ -171,36 +170,25 @@ def step_size(config: Config, sharding: NamedSharding, source: Corpus | Dataset)
     return round_up(min(config.batch_size, config.shard_rows, len(source)), sharding.mesh.size)
 
 
-def is_mine(number: int) -> bool:
-    """Returns whether a shard belongs to this process."""
-    return number % jax.process_count() == jax.process_index()
-
-
-def embed_corpus(config: Config, folder: Path, clip: Clip, sharding: NamedSharding, corpus: Corpus) -> float:
-    """Writes the missing shards of this process; returns the share of the time spent waiting for images."""
-    about = feature_store.describe_store(clip, corpus, dtype=config.dtype or "float16", shard_rows=config.shard_rows)
-    mine = [number for number in feature_store.begin_store(folder, about) if is_mine(number)]
-    groups = [feature_store.shard_range(about, number) for number in mine]
-
-    def write(group: int, images: np.ndarray) -> None:
-        captions = corpus.captions[groups[group].start : groups[group].stop]
-        encoded = texts(clip, captions, step_size(config, sharding, corpus), sharding)
-        feature_store.write_store_shard(folder, about, mine[group], {"images": images, "texts": encoded})
-
-    return encode_groups(config, clip, sharding, corpus, groups, write)
-
-
-def embed_dataset(
-    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, dataset: Dataset, views: int = 0
+def embed(
+    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, source: Corpus | Dataset, views: int = 0
 ) -> float:
-    """Adds the missing features of this process's images; returns the share of the time spent waiting for images."""
-    bank = open_bank(clip, dataset, folder, views=views)
+    """Adds the missing features of this process's items; returns the share of the time spent waiting for images."""
+    bank = open_bank(
+        clip, source, folder, views=views, dtype=config.dtype or ("float16" if config.corpus else "float32")
+    )
     missing = bank.missing()
     shards = missing // config.shard_rows
-    groups = [missing[shards == number] for number in np.unique(shards) if is_mine(number)]
-    return encode_groups(
-        config, clip, sharding, dataset, groups, lambda group, rows: bank.keep(groups[group], rows), views
-    )
+    mine = [number for number in np.unique(shards) if number % jax.process_count() == jax.process_index()]
+    groups = [missing[shards == number] for number in mine]
+
+    def write(group: int, rows: np.ndarray) -> None:
+        if isinstance(source, Corpus):
+            captions = [source.captions[item] for item in groups[group]]
+            rows = np.stack([rows, texts(clip, captions, step_size(config, sharding, source), sharding)], axis=1)
+        bank.keep(groups[group], rows)
+
+    return encode_groups(config, clip, sharding, source, groups, write, views)
 
 
 def run(config: Config, workdir: Any) -> None:
@@ -216,11 +204,11 @@ def run(config: Config, workdir: Any) -> None:
     folder = Path(workdir) / STORE
     if config.corpus:
         corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
-        finish(folder, corpus, embed_corpus(config, folder, frozen, sharding, corpus))
+        finish(folder, corpus, embed(config, folder, frozen, sharding, corpus))
     for spec in config.dataset:
         dataset = load_dataset(spec, seed=config.seed)
         for views in dict.fromkeys((0, config.views)):
-            waiting = embed_dataset(config, folder, frozen, sharding, dataset, views)
+            waiting = embed(config, folder, frozen, sharding, dataset, views)
             finish(folder / store_name(dataset, views), dataset, waiting)
 
 

@@ -2,9 +2,17 @@ from . import glyphs, templates
 from .augmentation import augmented_view, augmented_views
 from .corpus import Corpus, load_corpus
 from .dataset import Dataset, base_and_new, long_tail, restrict
-from .feature_bank import FeatureBank, dataset_features, open_bank
-from .feature_key import StoreError, feature_key
-from .feature_store import Store, open_store
+from .feature_store import (
+    FeatureBank,
+    Store,
+    StoreError,
+    dataset_features,
+    feature_key,
+    open_bank,
+    open_store,
+    store_name,
+)
+from .lazy import LazyRows
 from .pairs.base import Pair, Reading, Skipped
 from .pairs.reading import plan_units, read_pairs, read_unit
 from .prefetch import Ordered, ordered
@@ -15,6 +23,7 @@ __all__ = [
     "Corpus",
     "Dataset",
     "FeatureBank",
+    "LazyRows",
     "Ordered",
     "Pair",
     "Reading",
@@ -39,5 +48,6 @@ __all__ = [
     "read_unit",
     "register_reader",
     "restrict",
+    "store_name",
     "templates",
 ]

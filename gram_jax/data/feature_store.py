@@ -1,176 +1,326 @@
-"""The feature store of a corpus: frozen image and text features on disk, computed once.
+"""Frozen features on disk: of the images of a dataset, or of the images and captions of a corpus; computed once.
 
-A folder of store.json (the identity of the features) and shards images-00000-of-00003.npy and texts-00000-of-00003.npy.
-A shard appears whole or not at all; the store is complete when all shards exist. `feature_bank` keeps the features of
-labeled datasets.
+The folder of a store holds store.json (the identity of the features) and files rows-HASH.npy with the features of some
+items each. Files are only added, each appears whole or not at all, and several processes may add to one store.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gram_jax.batching import map_batches, round_up
+from gram_jax.data import augmentation
 from gram_jax.data.corpus import Corpus
-from gram_jax.data.feature_key import ABOUT, FORMAT, StoreError, compare_about, feature_key, read_about
+from gram_jax.data.dataset import Dataset
 from gram_jax.data.lazy import LazyRows
 from gram_jax.errors import InputError, require_int, require_known
-from gram_jax.io import write_json, write_npy
+from gram_jax.io import is_remote, read_json, write_json, write_npy
 
 if TYPE_CHECKING:
     from gram_jax.clip.model import Clip
 
-PARTS = ("images", "texts")
+FORMAT = 2
+ABOUT = "store.json"
 DTYPES = ("float16", "float32")
-MAX_SHARDS = 1_000_000
+MAX_WIDTH = 1 << 20  # the longest axis of an item's features
+_SAMPLE = 8  # images whose pixels enter the key
+_FILE_ROWS = 4096  # items between two writes: a killed run may have to encode so many again
 
 
-@dataclasses.dataclass(frozen=True)
-class Store:
-    """Normalized frozen features of a corpus, mapped into memory; rows are float32, whatever the files hold.
+class StoreError(InputError):
+    """A feature store is stale, incomplete or damaged; the message names the store, the difference and the remedy."""
+
+
+def feature_key(clip: Clip, source: Corpus | Dataset) -> dict[str, Any]:
+    """Returns everything that the frozen features of a source depend on.
+
+    Args:
+      clip: the clip, with tokenizer and image transform.
+      source: the corpus or dataset.
+
+    Returns:
+      JSON values: "clip" (the hash of its weights), "compute_dtype", "transform" (its version), "tokenizer" (its hash;
+      None for a dataset, which has no captions), "source_hash", "items", and "sample", a hash of the pixels of a few
+      images: the source hash covers references, which may lead to other images in another folder.
+
+    Raises:
+      InputError: the clip lacks its transform or its tokenizer, or the source is empty.
+      ImageError: one of these images cannot be read.
+
+    Example:
+      >>> from gram_jax.data import load_corpus
+      >>> from gram_jax.testing import tiny_clip
+      >>> feature_key(tiny_clip(), load_corpus(pairs=3))["items"]
+      3
+    """
+    from gram_jax.clip.formats.weights import weights_hash
+    from gram_jax.clip.images import ImageTransform
+
+    if clip.transform is None or clip.tokenizer is None:
+        raise InputError("this clip lacks its image transform or its tokenizer; use clip.replace(...)")
+    if not len(source):
+        raise InputError(f"{source.name!r} has no items; there is nothing to store")
+    decode, sample = ImageTransform(size=None, crop=None), hashlib.sha256()
+    for item in np.linspace(0, len(source) - 1, _SAMPLE).round().astype(int).tolist():
+        pixels = decode.pixels(source.images([item])[0], f"image {item} of {source.name}")
+        sample.update(f"{pixels.shape}".encode() + pixels.tobytes())
+    return {
+        "clip": weights_hash(clip.params),
+        "compute_dtype": clip.config.compute_dtype,
+        "transform": clip.transform.version,
+        "tokenizer": clip.tokenizer.content_hash if isinstance(source, Corpus) else None,
+        "source_hash": source.content_hash,
+        "items": len(source),
+        "sample": sample.hexdigest(),
+    }
+
+
+class FeatureBank:
+    """The features of the items of a source, each computed once; made by `open_bank`.
+
+    Args:
+      items: the number of items.
+      shape: the shape of the features of one item.
+      folder: the folder that keeps the features; None keeps them in memory only.
+      dtype: the precision of the files; rows are float32.
+      source: the corpus or the whole dataset.
+    """
+
+    def __init__(
+        self,
+        items: int,
+        shape: tuple[int, ...],
+        folder: Path | None = None,
+        dtype: str = "float32",
+        source: Corpus | Dataset | None = None,
+    ):
+        self.shape, self.folder, self.source = shape, folder, source
+        self._dtype = np.dtype([("item", "<i8"), ("features", np.dtype(dtype).newbyteorder("<"), shape)])
+        self._blocks: list[np.ndarray] = []
+        self._block = np.full(items, -1)  # the block that holds the features of each item; -1 for none
+        self._row = np.zeros(items, np.int64)  # the row in its block
+        self._positions: dict[str, int] | None = None
+        for path in sorted(folder.glob("rows-*.npy")) if folder else ():
+            self._add(self._read(path))
+
+    def missing(self) -> np.ndarray:
+        """Returns the numbers of the items without features, int `[items]`."""
+        return np.flatnonzero(self._block < 0)
+
+    def count(self) -> int:
+        """Returns the number of items with features."""
+        return len(self._block) - len(self.missing())
+
+    def positions(self, part: Dataset) -> np.ndarray:
+        """Returns the positions, in the whole dataset, of the images of a part of it (see `Dataset.take`)."""
+        if self._positions is None:
+            self._positions = {json.dumps(each): place for place, each in enumerate(self.source.references)}
+        return np.array([self._positions[json.dumps(each)] for each in part.references], np.int64)
+
+    def rows(
+        self, items: np.ndarray, encode: Callable[[np.ndarray], np.ndarray] | None = None, batch_size: int = 256
+    ) -> np.ndarray:
+        """Returns the features of some items; computes and keeps those that are missing.
+
+        Args:
+          items: int `[items]`.
+          encode: maps exactly `batch_size` items to features `[batch_size, *shape]`. The last batch repeats its last
+            item. None if no features are missing.
+          batch_size: items in a batch.
+
+        Returns:
+          float32 `[items, *shape]`.
+
+        Raises:
+          InputError: features are not finite; the message names the item.
+        """
+        items = np.asarray(items, np.int64)
+        missing = np.unique(items[self._block[items] < 0])
+        count = round_up(_FILE_ROWS, batch_size)
+        for chunk in (missing[begin : begin + count] for begin in range(0, len(missing), count)):
+            self.keep(chunk, map_batches(encode, chunk, batch_size))
+        return self.stored(items)
+
+    def stored(self, items: np.ndarray, *index: int) -> np.ndarray:
+        """Returns the features of items that are not missing, float32, or the part of each at an index."""
+        features = np.empty((len(items), *self.shape[len(index) :]), np.float32)
+        blocks, rows = self._block[items], self._row[items]
+        for block in np.unique(blocks):
+            here = blocks == block
+            features[here] = self._blocks[block]["features"][(rows[here], *index)]
+        return features
+
+    def keep(self, items: np.ndarray, features: np.ndarray) -> None:
+        """Adds the features `[items, *shape]` of some items, and writes them if the bank has a folder.
+
+        Raises:
+          InputError: features are not finite; the message names the item.
+        """
+        bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(1))
+        if len(bad):
+            raise InputError(
+                f"the features of {len(bad)} items of {self.source.name!r} are not finite, the first of item "
+                f"{items[bad[0]]}, {self.source.references[items[bad[0]]]}; check the weights of the clip and that item"
+            )
+        block = np.empty(len(items), self._dtype)
+        block["item"], block["features"] = items, features
+        if self.folder:
+            digest = hashlib.blake2b(block["item"].tobytes(), digest_size=8).hexdigest()
+            write_npy(self.folder / f"rows-{digest}.npy", block)
+        self._add(block)
+
+    def _add(self, block: np.ndarray) -> None:
+        self._block[block["item"]] = len(self._blocks)
+        self._row[block["item"]] = np.arange(len(block))
+        self._blocks.append(block)
+
+    def _read(self, path: Path) -> np.ndarray:
+        """Maps a file into memory; never a pickle or an archive, which `np.load` would open."""
+        try:
+            block = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # Python's own parser reads the header; it can raise anything
+            raise StoreError(f"{path} cannot be read ({error}); delete this file") from error
+        if block.dtype != self._dtype or block.ndim != 1:
+            raise StoreError(f"{path} holds {block.dtype} {block.shape}, expected {self._dtype}; delete this file")
+        items = block["item"]
+        if not len(items) or items.min() < 0 or items.max() >= len(self._block):
+            raise StoreError(f"{path} holds items outside 0 to {len(self._block) - 1}; delete this file")
+        return block
+
+
+def open_bank(
+    clip: Clip,
+    source: Corpus | Dataset,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    views: int = 0,
+    view_seed: int = 0,
+    dtype: str = "float32",
+) -> FeatureBank:
+    """Opens the features of a corpus or a dataset, or begins to collect them.
+
+    Args:
+      clip: the clip, with tokenizer and image transform.
+      source: the corpus, or the whole dataset.
+      folder: the store of a corpus; or a folder of stores, one for each dataset and number of views, see `store_name`.
+        Made if need be. None keeps the features in memory only.
+      views: for a dataset, 0 for the images themselves, or the number of augmented views of each image.
+      view_seed: the seed of the views.
+      dtype: "float16" or "float32", the precision of the files.
+
+    Returns:
+      A `FeatureBank`. The features of an item have the shape `[embed_dim]` for an image, `[views, embed_dim]` for
+      views, `[2, embed_dim]` for the image and the caption of a pair.
+
+    Raises:
+      StoreError: the store has other features (other weights, another transform, other images), which the message
+        names, or is damaged.
+      InputError: a setting is out of range, the folder is remote; or as `feature_key`.
+
+    Example:
+      >>> import tempfile
+      >>> from gram_jax.data import load_dataset
+      >>> from gram_jax.testing import tiny_clip
+      >>> bank = open_bank(tiny_clip(), load_dataset("glyphs:chess"), tempfile.mkdtemp())
+      >>> features = bank.rows([3, 5], lambda positions: np.ones((2, 16)), batch_size=2)
+      >>> features.shape, len(bank.missing())
+      ((2, 16), 718)
+    """
+    require_int("views", views, 0)
+    require_known("dtype", dtype, DTYPES)
+    lead = (2,) if isinstance(source, Corpus) else (views,) if views else ()
+    shape = (*lead, clip.config.embed_dim)
+    if folder is None:
+        return FeatureBank(len(source), shape, source=source)
+    if is_remote(folder):
+        raise InputError(f"the feature store {folder} is mapped into memory and must be in a local or mounted folder")
+    path = Path(folder).expanduser()
+    path = path / store_name(source, views) if isinstance(source, Dataset) else path
+    about = {
+        "format": FORMAT,
+        **feature_key(clip, source),
+        "source": source.name,
+        "shape": list(shape),
+        "dtype": dtype,
+        "views": {"count": views, "seed": view_seed, "version": augmentation.VERSION} if views else None,
+    }
+    if (path / ABOUT).exists():
+        _compare(path, _read_about(path), about)
+    elif any(path.glob("rows-*.npy")):
+        raise StoreError(f"the feature store {path} lacks {ABOUT}; delete the folder")
+    else:
+        write_json(path / ABOUT, about)
+    return FeatureBank(len(source), shape, path, dtype, source)
+
+
+def store_name(dataset: Dataset, views: int = 0) -> str:
+    """Returns the name of a dataset's store in a folder of stores.
+
+    Example:
+      >>> from gram_jax.data import load_dataset
+      >>> store_name(load_dataset("glyphs:chess/noise"), views=8)
+      'glyphs-chess-noise-views-8'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", dataset.name).strip("-.") + (f"-views-{views}" if views else "")
+
+
+def dataset_features(
+    folder: str | os.PathLike[str],
+    clip: Clip,
+    dataset: Dataset,
+    encode: Callable[[np.ndarray], np.ndarray],
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Returns the features of all images of a dataset: reads those that are stored, computes and stores the others.
+
+    Args:
+      folder: the folder of stores.
+      clip: the clip.
+      dataset: the dataset.
+      encode: maps `batch_size` positions to features `[batch_size, embed_dim]`.
+      batch_size: images in a batch.
+
+    Returns:
+      float32 `[images, embed_dim]`.
+
+    Raises:
+      StoreError: the store does not fit, see `open_bank`.
+
+    Example:
+      >>> import tempfile
+      >>> from gram_jax.data import load_dataset
+      >>> from gram_jax.testing import tiny_clip
+      >>> chess = load_dataset("glyphs:chess")
+      >>> dataset_features(tempfile.mkdtemp(), tiny_clip(), chess, lambda positions: np.ones((256, 16))).shape
+      (720, 16)
+    """
+    return open_bank(clip, dataset, folder).rows(np.arange(len(dataset)), encode, batch_size)
+
+
+class Store(NamedTuple):
+    """Normalized frozen features of a corpus, mapped into memory.
 
     Attributes:
-      about: the description, see `describe_store`.
-      images: image features `[items, embed_dim]`.
-      texts: text features of the captions `[items, embed_dim]`.
+      about: the content of store.json.
+      images: image features, float32 `[items, embed_dim]`.
+      texts: text features of the captions, float32 `[items, embed_dim]`.
     """
 
     about: Mapping[str, Any]
     images: LazyRows
     texts: LazyRows
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def describe_store(clip: Clip, corpus: Corpus, *, dtype: str = "float16", shard_rows: int = 8192) -> dict[str, Any]:
-    """Returns the description of a store, the content of its store.json.
-
-    Args:
-      clip: the clip.
-      corpus: the corpus.
-      dtype: "float16" or "float32", the precision of the files.
-      shard_rows: items of a shard.
-
-    Returns:
-      JSON values: `feature_key` and the settings.
-
-    Raises:
-      InputError: a setting is out of range; or as `feature_key`.
-      ImageError: as `feature_key`.
-
-    Example:
-      >>> from gram_jax.data import load_corpus
-      >>> from gram_jax.testing import tiny_clip
-      >>> about = describe_store(tiny_clip(), load_corpus(pairs=3))
-      >>> about["items"], about["parts"]
-      (3, {'images': [16], 'texts': [16]})
-    """
-    require_known("dtype", dtype, DTYPES)
-    require_int("shard_rows", shard_rows)
-    if len(corpus) > MAX_SHARDS * shard_rows:
-        raise InputError(f"shard_rows={shard_rows}: {len(corpus)} items need more than {MAX_SHARDS} shards; raise it")
-    return {
-        "format": FORMAT,
-        **feature_key(clip, corpus),
-        "source": corpus.name,
-        "dtype": dtype,
-        "parts": {name: [clip.config.embed_dim] for name in PARTS},
-        "shard_rows": shard_rows,
-    }
-
-
-def begin_store(path: str | os.PathLike[str], about: Mapping[str, Any]) -> list[int]:
-    """Begins a store, or continues one with the same description; every process of a run may call it.
-
-    Args:
-      path: the folder; made if need be.
-      about: from `describe_store`.
-
-    Returns:
-      The numbers of the missing shards.
-
-    Raises:
-      StoreError: the folder holds another store; the message names the fields that differ.
-
-    Example:
-      >>> import tempfile
-      >>> from gram_jax.data import load_corpus
-      >>> from gram_jax.testing import tiny_clip
-      >>> begin_store(tempfile.mkdtemp(), describe_store(tiny_clip(), load_corpus(pairs=3), shard_rows=2))
-      [0, 1]
-    """
-    folder = Path(path).expanduser()
-    if (folder / ABOUT).exists():
-        compare_about(folder, _read_about(folder), about)
-    else:
-        write_json(folder / ABOUT, dict(about))
-    return _missing(folder, about)
-
-
-def shard_range(about: Mapping[str, Any], number: int) -> range:
-    """Returns the item numbers of a shard.
-
-    Args:
-      about: from `describe_store`.
-      number: the number of the shard.
-
-    Example:
-      >>> shard_range({"items": 5, "shard_rows": 3}, 1)
-      range(3, 5)
-    """
-    start = number * about["shard_rows"]
-    return range(start, min(start + about["shard_rows"], about["items"]))
-
-
-def write_store_shard(
-    path: str | os.PathLike[str], about: Mapping[str, Any], number: int, arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Writes a shard of a store that was begun; each file appears whole or not at all.
-
-    Args:
-      path: the folder.
-      about: from `describe_store`.
-      number: the number of the shard.
-      arrays: "images" and "texts", float `[items of the shard, embed_dim]`.
-
-    Raises:
-      InputError: an array is missing, has another shape, or is not finite; the message names the item.
-
-    Example:
-      >>> import tempfile
-      >>> from gram_jax.data import load_corpus
-      >>> from gram_jax.testing import tiny_clip
-      >>> folder, clip, corpus = tempfile.mkdtemp(), tiny_clip(), load_corpus(pairs=3)
-      >>> about = describe_store(clip, corpus)
-      >>> _ = begin_store(folder, about)
-      >>> write_store_shard(folder, about, 0, {"images": np.zeros((3, 16)), "texts": np.ones((3, 16))})
-      >>> open_store(folder, feature_key(clip, corpus)).texts[1].sum()
-      np.float32(16.0)
-    """
-    folder, items = Path(path).expanduser(), shard_range(about, number)
-    if set(arrays) != set(PARTS):
-        raise InputError(f"a shard holds {', '.join(PARTS)}; found {', '.join(sorted(arrays))}")
-    for name in PARTS:
-        array, expected = np.asarray(arrays[name]), (len(items), *about["parts"][name])
-        if array.shape != expected:
-            raise InputError(f"{name} of shard {number} must have shape {list(expected)}, found {list(array.shape)}")
-        bad = np.flatnonzero(~np.isfinite(array).all(1))
-        if len(bad):
-            raise InputError(
-                f"the features of {len(bad)} {name} of {about['source']!r} are not finite, the first of item "
-                f"{items[bad[0]]}; check the weights of the clip and that input"
-            )
-    for name in PARTS:
-        write_npy(_file(folder, about, name, number), np.asarray(arrays[name], about["dtype"]))
-
 
 def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> Store:
-    """Opens a complete store.
+    """Opens the complete store of a corpus.
 
     Args:
       path: the folder.
@@ -190,76 +340,54 @@ def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
     """
     folder = Path(path).expanduser()
     about = _read_about(folder)
-    compare_about(folder, about, expect or {})
-    if missing := _missing(folder, about):
+    _compare(folder, about, expect or {})
+    items, shape = about["items"], tuple(about["shape"])
+    if len(shape) != 2 or shape[0] != 2:
+        raise StoreError(f"the feature store {folder} has the shape {list(shape)}: no captions; give a corpus's store")
+    size = sum(path.stat().st_size for path in folder.glob("rows-*.npy"))  # no array is larger than the files
+    bank = FeatureBank(min(items, size), shape, folder, about["dtype"])
+    if missing := items - bank.count():
         raise StoreError(
-            f"the feature store {folder} lacks {len(missing)} of {_count(about)} shards; run experiments.embed_corpus "
-            "again with the same flags to complete it"
+            f"the feature store {folder} lacks {missing} of {items} items; run experiments.embed_corpus again with the "
+            "same flags to complete it"
         )
-    images, texts = (_rows(folder, about, name) for name in PARTS)
+    images, texts = (LazyRows((items, shape[1]), lambda rows, part=part: bank.stored(rows, part)) for part in (0, 1))
     return Store(about, images, texts)
 
 
-def _rows(folder: Path, about: Mapping[str, Any], name: str) -> LazyRows:
-    shards = [_map(folder, about, name, number) for number in range(_count(about))]
-    shape = (about["items"], *about["parts"][name])
-
-    def read(items: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(items), shape[1]), np.float32)
-        numbers, places = np.divmod(items, about["shard_rows"])
-        for number in np.unique(numbers):
-            here = numbers == number
-            rows[here] = shards[number][places[here]]
-        return rows
-
-    return LazyRows(shape, read)
-
-
-def _map(folder: Path, about: Mapping[str, Any], name: str, number: int) -> np.ndarray:
-    path = _file(folder, about, name, number)
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")  # never a pickle or an archive, which np.load would open
-    except Exception as error:  # Python's own parser reads the header; it can raise anything
-        raise StoreError(
-            f"{path} cannot be read ({error}); delete it and run experiments.embed_corpus again"
-        ) from error
-    expected = (len(shard_range(about, number)), *about["parts"][name])
-    if array.shape != expected or array.dtype != about["dtype"]:
-        raise StoreError(
-            f"{path} holds {array.dtype} {list(array.shape)} instead of {about['dtype']} {list(expected)}; delete it "
-            "and run experiments.embed_corpus again"
-        )
-    return array
-
-
-def _count(about: Mapping[str, Any]) -> int:
-    return -(-about["items"] // about["shard_rows"])
-
-
-def _file(folder: Path, about: Mapping[str, Any], name: str, number: int) -> Path:
-    return folder / f"{name}-{number:05d}-of-{_count(about):05d}.npy"
-
-
-def _missing(folder: Path, about: Mapping[str, Any]) -> list[int]:
-    existing = set(os.listdir(folder))
-    return [
-        number
-        for number in range(_count(about))
-        if not all(_file(folder, about, name, number).name in existing for name in PARTS)
-    ]
-
-
 def _read_about(folder: Path) -> dict[str, Any]:
-    about = read_about(folder)
+    path = folder / ABOUT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no feature store ({ABOUT} is missing); write one with experiments.embed_corpus"
+        )
     try:
-        dims = [dim for name in PARTS for (dim,) in [about["parts"][name]]]
-        sizes = [about["items"], about["shard_rows"], *dims]
-        if any(type(size) is not int or size < 1 for size in sizes) or _count(about) > MAX_SHARDS:
+        about = read_json(path)
+        if about["format"] != FORMAT:
+            raise InputError(f"format {about['format']!r:.50}, expected {FORMAT}")
+        sizes = [about["items"], *about["shape"]]
+        if any(type(size) is not int or size < 1 for size in sizes) or max(about["shape"]) > MAX_WIDTH:
             raise InputError(f"sizes {str(sizes)[:200]}")
         require_known("dtype", about["dtype"], DTYPES)
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{folder / ABOUT} does not describe the features of a corpus ({error}); delete the folder and run "
-            "experiments.embed_corpus again"
-        ) from error
+        raise StoreError(f"{path} describes no feature store ({error}); delete the folder, write it again") from error
     return about
+
+
+def _compare(folder: Path, about: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises StoreError if a field differs from the expected one; the same images may have several names."""
+    differing = [
+        f"{name} is {_short(about.get(name))}, expected {_short(value)}"
+        for name, value in expected.items()
+        if name != "source" and about.get(name) != value
+    ]
+    if differing:
+        raise StoreError(
+            f"the feature store {folder} does not fit: {'; '.join(differing)}; use another folder, or delete this one "
+            "and write it again"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return f"{text[:13]}..." if isinstance(value, str) and len(value) == 64 else text[:200]

@@ -153,14 +153,14 @@ def test_sigterm_to_one_process_ends_both_in_good_order_and_the_run_goes_on(comm
 @pytest.mark.slow
 def test_two_processes_write_the_store_of_one(files, cache, tmp_path):
     flags = (f"--clip={files / 'clip'}", "--corpus=glyphs", "--pairs=40", "--batch_size=5", "--shard_rows=10")
-    flags += ("--views=1", "--dtype=float32", "--workers=1")
+    flags += ("--dtype=float32", "--workers=1")
     finish(start("embed_corpus", tmp_path / "one", *flags, cache=cache))
     printed, silent = finish(start("embed_corpus", tmp_path / "two", *flags, processes=2, cache=cache))
     assert "40 items of glyphs" in printed
     assert "items" not in silent
     one, two = (open_store(tmp_path / name / "store") for name in ("one", "two"))
     assert one.about == two.about
-    for part in ("images", "texts", "views"):
+    for part in ("images", "texts"):
         np.testing.assert_array_equal(getattr(one, part)[:], getattr(two, part)[:])
 
 

@@ -15,7 +15,16 @@ from etils import epath
 import gram_jax as gram
 from experiments import build_tasks, embed_corpus
 from gram_jax.clip.images import ImageError
-from gram_jax.data import StoreError, augmented_view, feature_key, load_corpus, load_dataset, open_bank, open_store
+from gram_jax.data import (
+    FeatureBank,
+    StoreError,
+    augmented_view,
+    feature_key,
+    load_corpus,
+    load_dataset,
+    open_bank,
+    open_store,
+)
 from gram_jax.testing import tiny_clip
 
 Config = embed_corpus.Config
@@ -77,30 +86,31 @@ def test_the_same_command_embeds_nothing_again_and_another_is_refused(config, wo
 
 
 def test_a_run_that_failed_continues_to_the_same_bytes(config, workdir, tmp_path, monkeypatch):
-    write, written = embed_corpus.feature_store.write_store_shard, []
+    keep, kept = FeatureBank.keep, []
 
-    def full(folder, about, number, arrays):
-        if written:
+    def full(bank, items, features):
+        if kept:
             raise OSError("No space left on device")
-        written.append(number)
-        write(folder, about, number, arrays)
+        kept.append(items)
+        keep(bank, items, features)
 
-    monkeypatch.setattr(embed_corpus.feature_store, "write_store_shard", full)
+    monkeypatch.setattr(FeatureBank, "keep", full)
     with pytest.raises(OSError, match="No space"):
         embed_corpus.run(config, epath.Path(tmp_path))
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="lacks 2 of 3 shards"):
+    with pytest.raises(StoreError, match="lacks 13 of 21 items"):
         open_store(tmp_path / "store")
     embed_corpus.run(config, epath.Path(tmp_path))
     assert files(tmp_path / "store") == files(workdir / "store")
 
 
-def test_each_process_writes_its_own_shards(config, workdir, tmp_path, monkeypatch):
+def test_each_process_writes_its_own_items(clip, config, workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for index, shards in ((1, [1]), (0, [0, 1, 2])):
+    for index, left in ((1, [*range(8), *range(16, 21)]), (0, [])):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         embed_corpus.run(config, epath.Path(tmp_path))
-        assert sorted(int(path.name[7:12]) for path in tmp_path.glob("store/images-*.npy")) == shards
+        bank = open_bank(clip, load_corpus("glyphs", pairs=PAIRS), tmp_path / "store")
+        assert bank.missing().tolist() == left
     monkeypatch.undo()
     assert files(tmp_path / "store") == files(workdir / "store")
 
@@ -214,11 +224,11 @@ def test_a_run_that_was_killed_continues_to_the_same_bytes(folder, clip, tmp_pat
     flags = (f"--clip={folder}", "--corpus=glyphs", "--pairs=600", "--batch_size=5", "--shard_rows=10", "--workers=1")
     whole = start(tmp_path / "whole", *flags)
     killed, deadline = start(tmp_path / "killed", *flags), time.monotonic() + 60
-    while not list(tmp_path.glob("killed/store/texts-*.npy")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("killed/store/rows-*.npy")) and time.monotonic() < deadline:
         time.sleep(0.005)
     killed.kill()
     killed.communicate(timeout=30)
-    assert 0 < len(list(tmp_path.glob("killed/store/texts-*.npy"))) < 60
+    assert 0 < len(list(tmp_path.glob("killed/store/rows-*.npy"))) < 60
     for process in (start(tmp_path / "killed", *flags), whole):
         printed, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""The feature store of a corpus: rows read back as written, and stale or damaged stores refused."""
+"""Feature stores: each item encoded once, across runs, kills and parts of a dataset; stale stores refused."""
 
 import dataclasses
 import errno
@@ -8,12 +8,26 @@ import numpy as np
 import pytest
 from etils import epath
 
+import gram_jax as gram
 from gram_jax.clip.images import ImageTransform
-from gram_jax.data import Corpus, StoreError, feature_key, glyphs, load_corpus, open_store
-from gram_jax.data.feature_store import begin_store, describe_store, shard_range, write_store_shard
+from gram_jax.data import (
+    Corpus,
+    StoreError,
+    base_and_new,
+    dataset_features,
+    feature_key,
+    feature_store,
+    glyphs,
+    load_corpus,
+    load_dataset,
+    open_bank,
+    open_store,
+    restrict,
+)
+from gram_jax.errors import InputError
 from gram_jax.testing import tiny_clip
 
-ITEMS, DIM = 11, 16
+BATCH, PAIRS, DIM = 4, 11, 16
 
 
 @pytest.fixture(scope="module")
@@ -22,74 +36,194 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def corpus():
-    return load_corpus("glyphs", pairs=ITEMS)
+def dataset():
+    return load_dataset("glyphs:chess").take(range(0, 720, 40))  # 18 images
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    rng = np.random.default_rng(0)
-    shapes = {"images": (ITEMS, DIM), "texts": (ITEMS, DIM)}
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+def corpus():
+    return load_corpus("glyphs", pairs=PAIRS)
 
 
-def write(folder, about, arrays, shards=range(3)):
-    begin_store(folder, about)
-    for number in shards:
-        items = shard_range(about, number)
-        write_store_shard(
-            folder, about, number, {name: array[items.start : items.stop] for name, array in arrays.items()}
-        )
+@pytest.fixture(scope="module")
+def pairs():
+    """Returns features of the images and the captions of a corpus."""
+    return np.random.default_rng(0).standard_normal((PAIRS, 2, DIM)).astype(np.float32)
 
 
-@pytest.fixture
-def about(clip, corpus):
-    return describe_store(clip, corpus, dtype="float32", shard_rows=4)
+def write(folder, clip, corpus, pairs, groups=((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)), **settings):
+    bank = open_bank(clip, corpus, folder, **settings)
+    for group in groups:
+        bank.keep(np.array(group), pairs[list(group)])
+
+
+def encoder(clip, dataset, log=None):
+    """Returns what a bank calls to encode images, and lists their positions in `log`."""
+
+    def encode(positions):
+        if log is not None:
+            log.extend(positions.tolist())
+        return gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
+
+    return encode
+
+
+def test_features_are_those_of_encoding_anew_and_are_encoded_once(clip, dataset, tmp_path):
+    log = []
+    features = dataset_features(tmp_path, clip, dataset, encoder(clip, dataset, log), BATCH)
+    anew = np.concatenate(
+        [
+            gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
+            for i in range(0, 18, BATCH)
+        ]
+    )[:18]
+    np.testing.assert_array_equal(features, anew)
+    assert sorted(set(log)) == list(range(18))
+    refuse = lambda positions: pytest.fail(f"{positions} encoded again")  # noqa: E731
+    again = dataset_features(tmp_path, clip, dataset, refuse, BATCH)
+    assert again.dtype == np.float32
+    np.testing.assert_array_equal(again, features)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_parts_of_a_dataset_share_their_features(clip, dataset, tmp_path, kept):
+    log = []
+    bank = open_bank(clip, dataset, tmp_path if kept else None)
+    _, new = (restrict(dataset, half) for half in base_and_new(12))
+    rows = bank.rows(bank.positions(new), encoder(clip, dataset, log), BATCH)
+    assert sorted(set(log)) == sorted(bank.positions(new)) == np.flatnonzero(bank._block >= 0).tolist()
+    whole = bank.rows(np.arange(18), encoder(clip, dataset, log), BATCH)
+    np.testing.assert_array_equal(whole[bank.positions(new)], rows)
+    assert len(bank.missing()) == 0
+    assert bool(list(tmp_path.iterdir())) == kept
+    # Any order, with repetitions.
+    np.testing.assert_array_equal(bank.rows([5, 0, 5], None, BATCH), whole[[5, 0, 5]])
+
+
+def test_a_killed_run_keeps_what_it_wrote(clip, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "_FILE_ROWS", 8)
+    encode, log = encoder(clip, dataset), []
+
+    def killed(positions):
+        if 12 in positions:
+            raise KeyboardInterrupt
+        return encode(positions)
+
+    with pytest.raises(KeyboardInterrupt):
+        dataset_features(tmp_path, clip, dataset, killed, BATCH)
+    assert open_bank(clip, dataset, tmp_path).missing().tolist() == list(range(8, 18))
+    (tmp_path / "glyphs-chess" / "rows-0.npy.123.part").write_bytes(b"half a file")
+    resumed = dataset_features(tmp_path, clip, dataset, encoder(clip, dataset, log), BATCH)
+    assert sorted(set(log)) == list(range(8, 18))
+    np.testing.assert_array_equal(resumed, dataset_features(tmp_path / "whole", clip, dataset, encode, BATCH))
+
+
+def test_views_have_their_own_store(clip, dataset, tmp_path):
+    bank = open_bank(clip, dataset, tmp_path, views=2, view_seed=1)
+    rows = bank.rows([7], lambda positions: np.full((BATCH, 2, 16), positions[:, None, None]), BATCH)
+    assert (rows.shape, rows.max()) == ((1, 2, 16), 7)
+    assert len(open_bank(clip, dataset, tmp_path).missing()) == 18
+    assert open_bank(clip, dataset, tmp_path, views=2, view_seed=1).missing().tolist() == [*range(7), *range(8, 18)]
+    with pytest.raises(StoreError, match=r"chess-views-2 does not fit: views is .*\"seed\": 1"):
+        open_bank(clip, dataset, tmp_path, views=2)
+
+
+def test_a_stale_store_is_refused_by_name(clip, dataset, tmp_path):
+    dataset_features(tmp_path, clip, dataset, encoder(clip, dataset), BATCH)
+    others = {
+        "clip": (tiny_clip(seed=1, text_layers=1, vision_layers=1), dataset),
+        "transform": (clip.replace(transform=ImageTransform(size=13, crop=(12, 12))), dataset),
+        "compute_dtype": (clip.replace(config=dataclasses.replace(clip.config, compute_dtype="bfloat16")), dataset),
+        "source_hash": (clip, dataset.take(range(9))),
+        "sample": (clip, dataclasses.replace(dataset, read=lambda reference: 255 - dataset.read(reference))),
+    }
+    for field, (other, images) in others.items():
+        with pytest.raises(StoreError, match=rf"{tmp_path}/glyphs-chess does not fit: (.*; )?{field} is .*; use"):
+            open_bank(other, images, tmp_path)
+
+
+def test_a_damaged_store_is_refused_by_file(clip, dataset, tmp_path):
+    dataset_features(tmp_path, clip, dataset, encoder(clip, dataset), BATCH)
+    folder = tmp_path / "glyphs-chess"
+    (path,) = folder.glob("rows-*.npy")
+    whole, about = path.read_bytes(), (folder / "store.json").read_text()
+    items = np.load(path)
+    items["item"][0] = 18
+    for damaged in (whole[:-5], b"", items, items[:0], np.zeros(3), np.array([{}], object)):
+        if isinstance(damaged, bytes):
+            path.write_bytes(damaged)
+        else:
+            np.save(path, damaged)
+        with pytest.raises(StoreError, match=path.name):
+            open_bank(clip, dataset, tmp_path)
+    path.write_bytes(whole)
+    for content in ("{", "[]", "{}", json.dumps(json.loads(about) | {"format": 99}), json.dumps({"format": 1})):
+        (folder / "store.json").write_text(content)
+        with pytest.raises(StoreError, match="glyphs-chess"):
+            open_bank(clip, dataset, tmp_path)
+    (folder / "store.json").unlink()
+    with pytest.raises(StoreError, match=r"glyphs-chess lacks store\.json"):
+        open_bank(clip, dataset, tmp_path)
+
+
+def test_bad_features_are_never_written(clip, dataset, tmp_path):
+    bank = open_bank(clip, dataset, tmp_path)
+    broken = np.ones((2, 16))
+    broken[1, 3] = np.nan
+    with pytest.raises(InputError, match=r"'glyphs:chess' .*\('train', 2, 16\)"):
+        bank.rows([0, 2], lambda positions: broken, 2)
+    assert bank.missing().tolist() == list(range(18))
+    assert not list(tmp_path.glob("*/rows-*"))
+    for folder, settings, match in (
+        ("gs://bucket/stores", {}, "gs://bucket/stores"),
+        (tmp_path, {"dtype": "bfloat16"}, "dtype='bfloat16'"),
+        (tmp_path, {"views": -1}, "views=-1"),
+    ):
+        with pytest.raises(InputError, match=match):
+            open_bank(clip, dataset, folder, **settings)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rows_are_those_of_one_array(clip, corpus, arrays, tmp_path, dtype):
-    about = describe_store(clip, corpus, dtype=dtype, shard_rows=4)
-    write(tmp_path, about, arrays)
+def test_a_store_of_a_corpus_is_indexed_like_arrays(clip, corpus, pairs, tmp_path, dtype):
+    write(tmp_path, clip, corpus, pairs, dtype=dtype)
     store = open_store(tmp_path, feature_key(clip, corpus))
-    assert len(store) == ITEMS
-    for name, array in arrays.items():
-        expected, rows = array.astype(dtype).astype(np.float32), getattr(store, name)
-        assert rows.shape == array.shape
-        assert np.load(tmp_path / f"{name}-00001-of-00003.npy", mmap_mode="r").dtype == dtype
+    for part, rows in enumerate((store.images, store.texts)):
+        expected = pairs[:, part].astype(dtype).astype(np.float32)
+        assert (rows.shape, len(rows)) == ((PAIRS, DIM), PAIRS)
         keys = [
             0, 10, -1, np.int64(7), slice(None), slice(3, 9), slice(None, None, -3), [5], [10, 0, 4, 4, 3],
-            np.array([[0, 8], [9, 3]]), np.arange(ITEMS) % 2 == 0, np.array([], np.int64),
+            np.array([[0, 8], [9, 3]]), np.arange(PAIRS) % 2 == 0, np.array([], np.int64),
         ]  # fmt: skip
         for key in keys:
-            found = rows[key]
-            assert found.dtype == np.float32
-            np.testing.assert_array_equal(found, expected[key])
+            assert rows[key].dtype == np.float32
+            np.testing.assert_array_equal(rows[key], expected[key])
         with pytest.raises(IndexError):
-            rows[ITEMS]
+            rows[PAIRS]
 
 
-def test_a_stale_store_is_refused_and_the_field_is_named(clip, corpus, about, arrays, tmp_path):
-    write(tmp_path, about, arrays)
+def test_files_are_mapped_not_read(clip, corpus, pairs, tmp_path):
+    write(tmp_path, clip, corpus, pairs)
+    assert all(isinstance(block, np.memmap) for block in open_bank(clip, corpus, tmp_path)._blocks)
+
+
+def test_a_stale_store_of_a_corpus_is_refused(clip, corpus, pairs, tmp_path):
+    write(tmp_path, clip, corpus, pairs)
     others = {
-        "clip": (tiny_clip(seed=1, text_layers=1, vision_layers=1), corpus),
-        "transform": (clip.replace(transform=ImageTransform(size=13, crop=(12, 12))), corpus),
-        "compute_dtype": (clip.replace(config=dataclasses.replace(clip.config, compute_dtype="bfloat16")), corpus),
         "tokenizer": (tiny_clip(text_layers=1, vision_layers=1, text_context_length=20), corpus),
-        "source_hash": (clip, load_corpus("glyphs", pairs=ITEMS, seed=1)),
-        "items": (clip, load_corpus("glyphs", pairs=ITEMS - 1)),
+        "source_hash": (clip, load_corpus("glyphs", pairs=PAIRS, seed=1)),
+        "items": (clip, load_corpus("glyphs", pairs=PAIRS - 1)),
+        # One pixel of one image.
+        "sample": (
+            clip,
+            dataclasses.replace(corpus, read=lambda index: np.maximum(corpus.read(index), index == 10)),
+        ),
     }
-    for field, (other_clip, source) in others.items():
-        expected = feature_key(other_clip, source)
+    for field, (other, source) in others.items():
+        expected = feature_key(other, source)
         with pytest.raises(StoreError, match=rf"does not fit: (.*; )?{field} is .*, expected "):
             open_store(tmp_path, expected)
-    # One pixel of one image.
-    repainted = dataclasses.replace(corpus, read=lambda index: np.maximum(corpus.read(index), index == 10))
-    expected = feature_key(clip, repainted)
-    with pytest.raises(StoreError, match="sample is"):
-        open_store(tmp_path, expected)
-    differing = {field for field, value in feature_key(clip, corpus).items() if expected[field] != value}
-    assert differing == {"sample"}
+    with pytest.raises(StoreError, match="dtype is"):
+        open_bank(clip, corpus, tmp_path, dtype="float16")
 
 
 def test_the_same_references_to_other_images_are_another_source(clip):
@@ -100,71 +234,23 @@ def test_the_same_references_to_other_images_are_another_source(clip):
     assert {field for field, value in keys[0].items() if repainted[field] != value} == {"sample"}
 
 
-def test_another_store_in_the_same_folder_is_refused(clip, corpus, about, arrays, tmp_path):
-    write(tmp_path, about, arrays, shards=[0])
-    for field, change in {
-        "dtype": {"dtype": "float16"},
-        "shard_rows": {"shard_rows": 5},
-    }.items():
-        settings = {"dtype": "float32", "shard_rows": 4} | change
-        with pytest.raises(StoreError, match=f"{field} is"):
-            begin_store(tmp_path, describe_store(clip, corpus, **settings))
-    assert begin_store(tmp_path, about | {"source": "the same under another name"}) == [1, 2]
-
-
-def test_an_incomplete_store_is_refused_and_can_be_continued(clip, corpus, about, arrays, tmp_path):
-    write(tmp_path, about, arrays, shards=[0, 2])
-    with pytest.raises(StoreError, match="lacks 1 of 3 shards"):
+def test_an_incomplete_store_is_refused_and_can_be_resumed(clip, corpus, pairs, tmp_path):
+    write(tmp_path, clip, corpus, pairs, groups=[(0, 1, 2, 3), (8, 9, 10)])
+    with pytest.raises(StoreError, match="lacks 4 of 11 items"):
         open_store(tmp_path)
-    assert begin_store(tmp_path, about) == [1]
-    write(tmp_path, about, arrays, shards=[1])
-    assert begin_store(tmp_path, about) == []
-    (tmp_path / "images-00002-of-00003.npy").unlink()
-    assert begin_store(tmp_path, about) == [2]
-
-
-def test_a_damaged_store_is_refused_and_the_file_is_named(about, arrays, tmp_path):
-    write(tmp_path, about, arrays)
-    path = tmp_path / "texts-00001-of-00003.npy"
-    whole = path.read_bytes()
-    for damaged in (whole[:-5], whole[:50], b""):
-        path.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"texts-00001-of-00003\.npy cannot be read"):
+    assert open_bank(clip, corpus, tmp_path).missing().tolist() == [4, 5, 6, 7]
+    write(tmp_path, clip, corpus, pairs, groups=[(4, 5, 6, 7)])
+    np.testing.assert_array_equal(open_store(tmp_path).images[:], pairs[:, 0])
+    about = json.loads((tmp_path / "store.json").read_text())
+    for changed in ({"items": 10**15}, {"items": "x" * 50_000}, {"shape": [2, 10**12]}, {"shape": [16]}, {"shape": 3}):
+        (tmp_path / "store.json").write_text(json.dumps(about | changed))
+        with pytest.raises(StoreError, match=str(tmp_path)) as raised:
             open_store(tmp_path)
-    np.save(path, np.zeros((3, DIM), np.float32))
-    with pytest.raises(StoreError, match=r"holds float32 \[3, 16\] instead of float32 \[4, 16\]"):
-        open_store(tmp_path)
-    np.save(path, np.array([{}] * 4, object))
-    with pytest.raises(StoreError, match="cannot be read"):
-        open_store(tmp_path)
-    for content in ("{", "[]", "{}", json.dumps(about | {"format": 99}), json.dumps(about | {"shard_rows": 0})):
-        (tmp_path / "store.json").write_text(content)
-        with pytest.raises(StoreError, match=r"store\.json"):
-            open_store(tmp_path)
-    (tmp_path / "store.json").write_text(json.dumps(about | {"items": "x" * 50_000}))
-    with pytest.raises(StoreError, match=r"store\.json") as raised:
-        open_store(tmp_path)
-    assert len(str(raised.value)) < 1000
+        assert len(str(raised.value)) < 1000
 
 
-def test_bad_features_are_never_written(about, arrays, tmp_path):
-    begin_store(tmp_path, about)
-    good = {name: array[4:8] for name, array in arrays.items()}
-    broken = good["images"].copy()
-    broken[2, 3] = np.inf
-    for change, message in (
-        ({"images": broken}, "item 6"),
-        ({"texts": good["texts"][:3]}, r"texts of shard 1 must have shape \[4, 16\], found \[3, 16\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            write_store_shard(tmp_path, about, 1, good | change)
-    with pytest.raises(ValueError, match="found images"):
-        write_store_shard(tmp_path, about, 1, {"images": good["images"]})
-    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
-
-
-def test_a_full_disk_is_named_and_leaves_no_half_shard(about, arrays, tmp_path, monkeypatch):
-    begin_store(tmp_path, about)
+def test_a_full_disk_is_named_and_leaves_no_half_file(clip, corpus, pairs, tmp_path, monkeypatch):
+    open_bank(clip, corpus, tmp_path)
 
     def full(path, content):
         with path.open("wb") as file:
@@ -173,23 +259,14 @@ def test_a_full_disk_is_named_and_leaves_no_half_shard(about, arrays, tmp_path, 
 
     with monkeypatch.context() as patched:
         patched.setattr(type(epath.Path(tmp_path)), "write_bytes", full)
-        with pytest.raises(OSError, match=r"No space left.*images-00000-of-00003\.npy"):
-            write(tmp_path, about, arrays)
-    assert begin_store(tmp_path, about) == [0, 1, 2]
-    write(tmp_path, about, arrays)
-    assert not list(tmp_path.glob("*.part"))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"dtype": "bfloat16"}, {"shard_rows": 0}], ids=lambda settings: next(iter(settings))
-)
-def test_impossible_settings(clip, corpus, settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        describe_store(clip, corpus, **settings)
+        with pytest.raises(OSError, match=r"No space left.*rows-.*\.npy"):
+            write(tmp_path, clip, corpus, pairs)
+    assert len(open_bank(clip, corpus, tmp_path).missing()) == PAIRS
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
 def test_empty_sources_and_incomplete_clips_are_refused(clip, corpus):
-    with pytest.raises(ValueError, match="'empty' has no items"):
-        describe_store(clip, Corpus("empty", (), (), str))
-    with pytest.raises(ValueError, match="lacks its image transform"):
+    with pytest.raises(InputError, match="'empty' has no items"):
+        feature_key(clip, Corpus("empty", (), (), str))
+    with pytest.raises(InputError, match="image transform"):
         feature_key(clip.replace(transform=None), corpus)
