@@ -80,13 +80,7 @@ def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 yield f"--{name}", item
 
 
-def launch(
-    run: Callable[[Any, Any], Any],
-    config_class: type,
-    *,
-    argv: Sequence[str] | None = None,
-    distributed: str | None = None,
-) -> None:
+def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: str | None = None) -> None:
     """Parses flags into a config, runs the experiment, writes its results, and exits.
 
     Every field is a flag, and so is `--workdir`, which one run uses at a time. The exit status is 0 on success (and
@@ -97,7 +91,6 @@ def launch(
     Args:
       run: `run(config, workdir) -> Results | None`; `workdir` is an absolute `epath.Path` of an existing folder.
       config_class: a frozen dataclass whose fields all have defaults, see `setting`.
-      argv: the command line; `sys.argv` by default.
       distributed: the way in which several processes share the experiment. "steps": all take every step together, and
         after a notice to stop all save the same step. "units": each does its own units of work; one that must stop
         keeps what it finished, and the others stop too. None: one process only, without the flag `--distributed`.
@@ -105,7 +98,7 @@ def launch(
     Raises:
       SystemExit: always.
     """
-    name = _experiment_name(run)
+    name = _experiment_name()
     flags.disclaim_key_flags()  # so that --help lists these flags as the experiment's own
     flags.DEFINE_string("workdir", f"runs/{name}", "folder of checkpoints, metrics and results, local or gs://")
     for field in dataclasses.fields(config_class):
@@ -118,15 +111,14 @@ def launch(
 
         return execute(run, config, name, distributed)
 
-    app.run(main, argv=list(sys.argv if argv is None else argv), flags_parser=lambda args: _parse(args, config_class))
+    app.run(main, flags_parser=lambda args: _parse(args, config_class))
 
 
-def _experiment_name(run: Callable) -> str:
-    module = run.__module__
-    if module == "__main__":  # after python -m the real name is in the module's spec
-        main = sys.modules["__main__"]
-        module = main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__ or "experiment").stem
-    return module.removesuffix(".__main__").removesuffix(".run").rpartition(".")[2]
+def _experiment_name() -> str:
+    """Returns the name after `python -m`: of a module or a package, in a clone or inside the installed gram_jax."""
+    main = sys.modules["__main__"]
+    module = main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__ or "experiment").stem
+    return module.removesuffix(".__main__").rpartition(".")[2]
 
 
 def _define(field: dataclasses.Field, annotation: Any) -> None:

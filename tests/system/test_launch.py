@@ -82,10 +82,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *arguments: str) -> subprocess.CompletedProcess:
+def start(folder, *arguments: str, module: str = "toy") -> subprocess.CompletedProcess:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
     return subprocess.run(
-        [sys.executable, "-m", "toy", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -194,6 +194,20 @@ def test_a_work_directory_that_cannot_be_one_is_named(folder):
     assert f"error: the work directory {below} is not writable (Not a directory)" in done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / "toy.py").read_text() == TOY
+
+
+def test_a_package_inside_another_one_is_called_by_its_own_name(folder):
+    """The layout of the installed wheel: gram_jax.experiments.NAME, where NAME is a module or a package."""
+    inner = folder / "outer" / "programs" / "packaged"
+    inner.mkdir(parents=True)
+    (inner / "program.py").write_text(TOY)
+    (inner / "__main__.py").write_text(
+        "from experiments._launch import launch\nfrom .program import Config, __doc__, run\nlaunch(run, Config)\n"
+    )
+    done = start(folder, "--trouble=none", module="outer.programs.packaged")
+    assert done.returncode == 0, done.stderr
+    assert f"packaged in {folder / 'runs' / 'packaged'}" in done.stdout
+    assert "A toy experiment." in start(folder, "--help", module="outer.programs.packaged").stdout
 
 
 def test_help_lists_the_settings(folder):
