@@ -1,4 +1,4 @@
-"""A picture of a hierarchy: themes with their telling words, classes with their texts, images by visual domain."""
+"""A picture of a hierarchy: its largest themes, their classes, and images by visual domain."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data import Corpus
+from gram_jax.io import atomic_path
 from gram_jax.tasks import Hierarchy
 
 _THEMES, _CLASSES, _IMAGES = 12, 7, 4
 _SIDE, _GAP = 40, 3  # pixels of an image, and between images
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # of visual domains; safe for all eyes
+# Colors of visual domains, safe for color-blind readers.
+_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 _PAPER = (255, 255, 255)
 
 
 def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
-    """Draws the largest themes of a hierarchy, one a row, and writes them as a PNG.
+    """Draws the largest themes of a hierarchy, one per row, and writes a PNG file.
 
     Args:
       hierarchy: the hierarchy.
-      corpus: the corpus that it was built from.
-      path: where to write, an `epath.Path`.
+      corpus: its corpus.
+      path: the file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,19 +52,19 @@ def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
         label.text(0, 0.62, words, fontsize=10, fontweight="bold", va="center", transform=label.transAxes)
         label.text(0, 0.08, f"{sizes[theme]} classes", fontsize=8, color="#666666", transform=label.transAxes)
         classes = np.flatnonzero(h.themes == theme)
-        # Evenly over the theme, whose classes are in alphabetical order.
+        # Evenly spaced, because the classes of a theme are in alphabetical order.
         shown = classes[np.unique(np.linspace(0, len(classes) - 1, _CLASSES).round().astype(int))]
         for column, number in enumerate(shown, 1):
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(_cell(h, corpus, number, domains), interpolation="nearest")
             axes.set_title(textwrap.shorten(h.texts[number], 26, placeholder=" …"), fontsize=8.5, pad=2, loc="left")
             axes.axis("off")
-    with path.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
 
 
 def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray:
-    """A class: a row of images for each visual domain, with a stripe of the domain's color in front."""
+    """Draws a class: a row of images for each visual domain, after a stripe in the domain's color."""
     from matplotlib.colors import to_rgb
     from PIL import Image
 

@@ -1,10 +1,10 @@
-"""Builds the embedded world as TFDS datasets (array_record files, no TensorFlow).
+"""Builds the glyph benchmark as TFDS datasets (array_record files, no TensorFlow).
 
     python -m experiments.build_glyphs --data_dir=~/tensorflow_datasets
     python -m experiments.build_glyphs --pairs=1000000 --dataset=glyphs:greek_small/noise,glyphs:chess
 
-100,000 pairs take about a minute on one core and 125 MB on disk; memory stays below 1 GiB. What is there already is
-left as it is. Read them with ``tfds.builder_from_directory(FOLDER).as_data_source()``.
+100,000 pairs take about a minute on one core and 125 MB on disk; memory stays below 1 GiB. Existing datasets do
+not change. Read them with ``tfds.builder_from_directory(FOLDER).as_data_source()``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._launch import at_least, launch, setting
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is built, and where."""
+    """The datasets and their folder."""
 
     data_dir: str = setting("", "folder of TFDS datasets; WORKDIR/data if empty")
     pairs: int = setting(100_000, "image-text pairs of the corpus; 0 for no corpus")
@@ -33,16 +33,16 @@ class Config:
 
 
 def run(config: Config, workdir: Any) -> None:
-    """Builds the corpus and the labeled datasets, and says what they hold."""
+    """Builds the corpus and the labeled datasets, and prints their sizes."""
     from gram_jax.data.glyphs.builders import build_corpus, build_labeled
 
     datasets = [load_dataset(spec, seed=config.seed) for spec in config.dataset]
     data_dir = os.path.expanduser(config.data_dir) or os.fspath(workdir / "data")
     if config.pairs:
-        started = time.monotonic()
+        begin = time.monotonic()
         pairs = len(build_corpus(data_dir, config.pairs, config.seed))
-        seconds = time.monotonic() - started
-        print(f"glyph_corpus: {pairs} pairs in {data_dir}; {seconds:.1f} s, {pairs / seconds:.0f} pairs a second")
+        seconds = time.monotonic() - begin
+        print(f"glyph_corpus: {pairs} pairs in {data_dir}; {seconds:.1f} s, {pairs / seconds:.0f} pairs per second")
     for dataset in datasets:
         name = dataset.name.removeprefix("glyphs:").partition("/")[0]
         sources = build_labeled(name, data_dir, dataset.domain, config.seed)

@@ -1,4 +1,4 @@
-"""From unlabeled image-text pairs to the hierarchy that meta-learning draws its tasks from.
+"""Clusters unlabeled image-text pairs into the hierarchy from which meta-learning draws its tasks.
 
     python -m experiments.build_tasks
     python -m experiments.build_tasks --pairs=20000 --workdir=runs/tasks_20000
@@ -6,17 +6,17 @@
 
 Embeds the pairs with the frozen clip, clusters them across both modalities (`gram_jax.tasks.build_hierarchy`), and
 writes WORKDIR/hierarchy.safetensors, hierarchy.txt (all themes and classes) and hierarchy.png (the largest themes).
-``--method=random`` is the control: random pairs as classes. ``--method=true_groups``, for the glyphs alone, groups
-pairs by the character that they show: the ceiling, never the method. ``--features`` takes the features from a store
-that experiments.embed_corpus wrote of the same pairs and the same clip, instead of computing them.
+``--method=random`` is the control: random pairs as classes. ``--method=true_groups``, for the glyph corpus only, groups
+pairs by the character that they show, which is an upper bound and not a method. ``--features`` reads the features from
+a store of experiments.embed_corpus for the same pairs and clip instead of computing them.
 
-Centroids are looked for among ``--sample`` pairs at most; then every pair is given to its nearest one, block by block,
-so that the features of a store may be larger than memory. Each part is shown with its progress and its seconds.
+Centroids are searched among at most ``--sample`` pairs. Then every pair is assigned to its nearest centroid, block by
+block, so that stored features may be larger than memory. The program shows the progress and the seconds of each part.
 
-80,000 pairs take 90 s for features, 46 s for the clustering and 3 s for files on two cores, and 3 GiB. The clustering
-of 1,000,000 pairs with 512 numbers a feature, kept on disk as halves, into 14,000 classes takes 350 s of processor time
-and 5 GiB; a tenth as many take 160 s. With ``--class_text=medoid`` or ``centroid`` give ``--classes``: k-means looks
-for all of them. A work directory that already holds the hierarchy of the same settings is left as it is.
+80,000 pairs take 90 s for features, 46 s for clustering and 3 s for files on two cores, and 3 GiB. Clustering 1,000,000
+pairs with 512 numbers per feature, stored as float16, into 14,000 classes takes 350 s of processor time and 5 GiB; a
+tenth of the pairs takes 160 s. ``--class_text=medoid`` and ``centroid`` use ``--classes``: k-means searches for all of
+them. A work directory with the hierarchy of the same settings does not change.
 """
 
 from __future__ import annotations
@@ -30,14 +30,24 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
+from gram_jax import runtime
 from gram_jax.array_file import ArrayFileError
+from gram_jax.batching import pad_to, padded_batches
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.errors import InputError
-from gram_jax.tasks import Hierarchy, build_hierarchy, from_groups, load_hierarchy, outline, save_hierarchy
-from gram_jax.tasks.build import CLASS_TEXTS, METHODS, about_sample
-from gram_jax.tasks.clustering import SAMPLE, Watch
+from gram_jax.io import write_file
+from gram_jax.tasks import (
+    ClusteringConfig,
+    Hierarchy,
+    build_hierarchy,
+    from_groups,
+    load_hierarchy,
+    outline,
+    save_hierarchy,
+)
+from gram_jax.tasks.clustering import SAMPLE, Report
+from gram_jax.tasks.config import CLASS_TEXTS, METHODS
 
 from . import _hierarchy_picture
 from ._launch import at_least, launch, setting
@@ -48,171 +58,138 @@ HIERARCHY, OUTLINE, PICTURE = "hierarchy.safetensors", "hierarchy.txt", "hierarc
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which pairs are clustered, and how."""
+    """The pairs and the settings of clustering."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     corpus: str = setting("glyphs", "the corpus")
     pairs: int = setting(80000, "image-text pairs; 0 for all of a prepared corpus")
-    features: str = setting("", "feature store of these pairs, by experiments.embed_corpus; empty: computed here")
+    features: str = setting("", "feature store of these pairs, by experiments.embed_corpus; empty: compute features")
     method: str = setting(
-        "clusters", "how pairs are grouped; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)
+        "clusters", "the way to group pairs; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)
     )
-    themes: int = setting(120, "themes that are looked for")
-    classes: int = setting(
-        0, "classes that are looked for; those too small or without a phrase fall out; 0 for one to 12 pairs"
-    )
-    class_text: str = setting("keyword", "what a class is called", choices=CLASS_TEXTS)
-    domains: int = setting(2, "visual domains of a class that is large enough")
-    min_members: int = setting(6, "pairs of a class, at least")
-    sample: int = setting(SAMPLE, "pairs that centroids are looked for among, at most")
-    batch_size: int = setting(512, "pairs a step")
+    themes: int = setting(120, "themes to search")
+    classes: int = setting(0, "classes to search; small or unnamed ones are omitted; 0 for one per 12 pairs")
+    class_text: str = setting("keyword", "the text of a class", choices=CLASS_TEXTS)
+    domains: int = setting(2, "visual domains of a sufficiently large class")
+    min_members: int = setting(6, "smallest number of pairs of a class")
+    sample: int = setting(SAMPLE, "largest number of pairs among which centroids are searched")
+    batch_size: int = setting(512, "pairs per step")
     seed: int = setting(0, "seed of the corpus and of the clustering")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "themes", "domains", "min_members", "sample", "batch_size")
-        at_least(self, 0, "pairs")
-        if self.method == TRUE_GROUPS and self.corpus != "glyphs":
-            raise InputError(f"--method={TRUE_GROUPS}: nobody knows the true groups of {self.corpus!r}, only of glyphs")
-        if self.method == TRUE_GROUPS and self.class_text != "keyword":
-            raise InputError(f"--method={TRUE_GROUPS} calls classes by their names; leave --class_text out")
-        if self.method != TRUE_GROUPS and self.classes > self.pairs > 0:
+        at_least(self, 0, "pairs", "classes")
+        groups = self.method == TRUE_GROUPS
+        if groups and self.corpus != "glyphs":
+            raise InputError(f"--method={TRUE_GROUPS}: the true groups of {self.corpus!r} are unknown; use glyphs")
+        if groups and self.class_text != "keyword":
+            raise InputError(f"--method={TRUE_GROUPS} names classes itself; omit --class_text={self.class_text}")
+        if not groups and self.classes > self.pairs > 0:
             raise InputError(f"--classes={self.classes} of --pairs={self.pairs}: there are fewer pairs than clusters")
 
-
-class _Watched:
-    """The images of a corpus, read one by one while the progress is shown."""
-
-    def __init__(self, corpus: Corpus, progress: runtime.Progress):
-        self._corpus, self._progress = corpus, progress
-
-    def __len__(self) -> int:
-        return len(self._corpus)
-
-    def __getitem__(self, position: int) -> Any:
-        self._progress.update()
-        return self._corpus.images([position])[0]
+    @property
+    def clustering(self) -> ClusteringConfig:
+        """The settings of `build_hierarchy`, or of `from_groups`."""
+        names = {field.name for field in dataclasses.fields(ClusteringConfig)} - {"method"}
+        method = "clusters" if self.method == TRUE_GROUPS else self.method
+        return ClusteringConfig(method=method, **{name: getattr(self, name) for name in names})
 
 
 def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """The frozen features of a corpus.
+    """Computes the frozen features of a corpus.
 
     Args:
       clip: the clip.
-      corpus: the pairs.
-      batch_size: pairs a step.
+      corpus: the pairs; captions longer than the clip's context are cut.
+      batch_size: pairs per step.
 
     Returns:
-      Image features and text features, float32 `[pairs, embed_dim]` each, normalized. Captions longer than the clip's
-      context are cut.
+      Image features and text features, float32 `[pairs, embed_dim]` each, normalized.
     """
-    with runtime.Progress(len(corpus), "images", unit="image") as progress:
-        images = evaluation.image_features(clip, _Watched(corpus, progress), batch_size)
     tokens = clip.tokenizer.encode(corpus.captions, truncate=True)
-    size = min(batch_size, len(tokens))
-    texts = []
-    with runtime.Progress(len(corpus), "captions", unit="caption") as progress:
-        for start in range(0, len(tokens), size):
-            part = tokens[start : start + size]
-            filled = np.pad(part, ((0, size - len(part)), (0, 0)), mode="edge")  # one compiled step serves all
-            texts.append(np.asarray(gram.encode_text(clip, filled))[: len(part)])
-            progress.update(len(part))
-    return images, np.concatenate(texts)
+    size = min(batch_size, len(corpus))
+    images, texts = [], []
+    with runtime.Progress(len(corpus), "features", unit="pair") as progress:
+        for positions, count in padded_batches(np.arange(len(corpus)), size):
+            pixels = pad_to(clip.preprocess(corpus.images(positions[:count].tolist())), size)
+            images.append(np.asarray(gram.encode_image(clip, pixels))[:count])
+            texts.append(np.asarray(gram.encode_text(clip, tokens[positions]))[:count])
+            progress.update(count)
+    return np.concatenate(images), np.concatenate(texts)
 
 
 def describe(config: Config, clip: Clip, corpus: Corpus) -> dict[str, Any]:
-    """What `Hierarchy.about` says of a hierarchy of this configuration."""
-    names, sampled = ["domains", "min_members", "seed"], {}
-    if config.method != TRUE_GROUPS:
-        names += ["themes", "classes", "class_text"]
-        sampled = about_sample(config.sample, len(corpus))
-    return {
+    """Returns `Hierarchy.about` of a hierarchy with this configuration."""
+    origin = {
         "corpus": corpus.name,
         "content_hash": corpus.content_hash,
         "pairs": len(corpus),
         "seed": config.seed,
         "clip": gram.weights_hash(clip.params),
-        "method": "groups" if config.method == TRUE_GROUPS else config.method,
-        "settings": {name: getattr(config, name) for name in names} | sampled,
     }
+    return origin | config.clustering.about(len(corpus), groups=config.method == TRUE_GROUPS)
 
 
 def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierarchy | None:
-    """The hierarchy that a work directory holds already, if it is the one that is asked for."""
+    """Returns the hierarchy in a work directory if it has this configuration."""
     path = workdir / HIERARCHY
     if not path.exists():
         return None
     try:
-        found = load_hierarchy(path)
+        hierarchy = load_hierarchy(path)
     except ArrayFileError as error:
-        print(f"built again: {error}")
+        print(f"building again: {error}")
         return None
-    expected = describe(config, clip, corpus)
-    differing = sorted(key for key in expected.keys() | found.about.keys() if found.about.get(key) != expected.get(key))
+    about, expected = hierarchy.about, describe(config, clip, corpus)
+    differing = sorted(key for key in expected.keys() | about.keys() if about.get(key) != expected.get(key))
     if differing:
-        print(f"{path} has another {', '.join(differing)}; built again")
+        print(f"building again: {path} has another {', '.join(differing)}")
         return None
-    return found
+    return hierarchy
 
 
 def build(
-    config: Config,
-    workdir: Any,
-    clip: Clip,
-    corpus: Corpus,
-    features: tuple[Any, Any] | None = None,
+    config: Config, workdir: Any, clip: Clip, corpus: Corpus, features: tuple[Any, Any] | None = None
 ) -> Hierarchy:
-    """Builds, writes and returns the hierarchy of a configuration, or reads it where it is there already.
+    """Builds, writes and returns the hierarchy of a configuration, or reads it if it exists.
 
     Args:
       config: the settings.
-      workdir: an `epath.Path`; made if it does not exist.
+      workdir: an `epath.Path`; created if it does not exist.
       clip: the clip.
       corpus: the pairs.
-      features: as `embed` returns them, to be shared by several configurations; None: computed here if need be.
+      features: the result of `embed`, for several configurations; None: computed here.
 
     Returns:
       The hierarchy.
     """
-    found = existing(config, workdir, clip, corpus)
-    if found is not None:
-        print(f"{workdir / HIERARCHY} is there already, of the same pairs, clip and settings: nothing to do")
-        return found
+    hierarchy = existing(config, workdir, clip, corpus)
+    if hierarchy is not None:
+        print(f"{workdir / HIERARCHY} exists with the same pairs, clip and settings; nothing to do")
+        return hierarchy
     if features is None:
         with _stage("features"):
             if config.features:
-                kept = open_store(config.features, feature_key(clip, corpus))
-                features = kept.images, kept.texts  # read where they are needed, block by block
+                store = open_store(config.features, feature_key(clip, corpus))
+                features = store.images, store.texts  # read block by block when they are needed
             else:
                 features = embed(clip, corpus, config.batch_size)
-    about = describe(config, clip, corpus)
-    sizes = {"domains": config.domains, "min_members": config.min_members, "seed": config.seed, "about": about}
-    with _stage("grouping"), _parts() as watch:
-        sizes["watch"] = watch
+    with _stage("clustering"), _progress() as report:
+        settings = {"about": describe(config, clip, corpus), "report": report}
         if config.method == TRUE_GROUPS:
             groups = glyphs.true_groups(corpus.references, config.seed)
-            hierarchy = from_groups(*groups, *features, **sizes)
+            hierarchy = from_groups(*groups, *features, config.clustering, **settings)
         else:
-            hierarchy = build_hierarchy(
-                corpus.captions,
-                *features,
-                themes=config.themes,
-                classes=config.classes,
-                class_text=config.class_text,
-                method=config.method,
-                sample=config.sample,
-                clip=clip,
-                **sizes,
-            )
-    with _stage("writing"):
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / OUTLINE).write_text(outline(hierarchy) + "\n")
+            hierarchy = build_hierarchy(corpus.captions, *features, config.clustering, clip=clip, **settings)
+    with _stage("files"):
+        write_file(workdir / OUTLINE, outline(hierarchy) + "\n")
         _hierarchy_picture.draw(hierarchy, corpus, workdir / PICTURE)
-        save_hierarchy(workdir / HIERARCHY, hierarchy)  # last: where it is, all is
+        save_hierarchy(workdir / HIERARCHY, hierarchy)  # last, because it marks the directory as complete
     return hierarchy
 
 
 def summary(hierarchy: Hierarchy, pairs: int) -> str:
-    """The sizes of a hierarchy, and some classes of its largest themes."""
+    """Returns the sizes of a hierarchy, and some classes of its largest themes."""
     h = hierarchy
     per_theme = np.bincount(h.themes, minlength=len(h.theme_texts))
     members, kept = np.bincount(h.classes), len(h.members)
@@ -228,7 +205,7 @@ def summary(hierarchy: Hierarchy, pairs: int) -> str:
 
 
 def run(config: Config, workdir: Any) -> None:
-    """Builds the tasks and says what they are."""
+    """Builds the hierarchy and prints a summary."""
     clip = gram.load_clip(config.clip)
     with _stage("corpus"):
         corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
@@ -238,29 +215,29 @@ def run(config: Config, workdir: Any) -> None:
 
 
 @contextlib.contextmanager
-def _parts() -> Iterator[Watch]:
-    """Shows the parts of a clustering: how far each is and the time left, where that is known, and its seconds."""
-    shown, present, progress = contextlib.ExitStack(), None, None
+def _progress() -> Iterator[Report]:
+    """Yields a report function that shows the progress of each part of the clustering, and its seconds."""
+    shown, running, progress = contextlib.ExitStack(), None, None
 
-    def watch(part: str, done: int, total: int) -> None:
-        nonlocal present, progress
-        if part != present:
+    def report(part: str, done: int, total: int) -> None:
+        nonlocal running, progress
+        if part != running:
             shown.close()
             shown.enter_context(_stage(f"  {part}"))
-            present = part
+            running = part
             progress = shown.enter_context(runtime.Progress(total, part, unit="pair")) if total else None
         if progress is not None:
             progress.update(done - progress.done)
 
     with shown:
-        yield watch
+        yield report
 
 
 @contextlib.contextmanager
 def _stage(name: str) -> Iterator[None]:
-    start = time.monotonic()
+    begin = time.monotonic()
     yield
-    print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
+    print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

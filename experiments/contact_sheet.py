@@ -1,9 +1,9 @@
-"""A picture of a labeled dataset, or of the corpus with its captions.
+"""Draws a picture of a labeled dataset, or of the corpus with its captions.
 
     python -m experiments.contact_sheet --dataset=glyphs:greek_small/serif-italic+noise
     python -m experiments.contact_sheet --dataset=corpus
 
-Writes ``WORKDIR/NAME.png`` in about a second; memory does not matter.
+Writes ``WORKDIR/NAME.png`` in about a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from gram_jax.data import glyphs, load_dataset
+from gram_jax.io import atomic_path
 from gram_jax.reporting.contact_sheet import contact_sheet
 
 from ._launch import at_least, launch, setting
@@ -20,13 +21,13 @@ from ._launch import at_least, launch, setting
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to show."""
+    """The images to show."""
 
     dataset: str = setting("corpus", "glyphs:NAME, glyphs:NAME/DOMAIN, or corpus")
     split: str = setting("train", "the split of a labeled dataset", choices=("train", "val", "test"))
-    images: int = setting(96, "how many images")
-    per_class: int = setting(2, "images a class of a labeled dataset")
-    columns: int = setting(12, "images a row")
+    images: int = setting(96, "number of images")
+    per_class: int = setting(2, "images per class of a labeled dataset")
+    columns: int = setting(12, "images per row")
     seed: int = setting(0, "seed of the draw")
 
     def __post_init__(self) -> None:
@@ -34,7 +35,7 @@ class Config:
 
 
 def run(config: Config, workdir: Any) -> None:
-    """Draws the sheet and says where it is."""
+    """Draws the sheet and prints its path."""
     if config.dataset == "corpus":
         pairs = [glyphs.pair(i, config.seed) for i in range(config.images)]
         images, labels = [pair.image for pair in pairs], [pair.caption for pair in pairs]
@@ -46,7 +47,7 @@ def run(config: Config, workdir: Any) -> None:
         labels = [dataset.class_names[dataset.labels[i]] for i in positions]
         sheet = contact_sheet(dataset.images(positions), labels, config.columns)
     path = workdir / (re.sub(r"[^A-Za-z0-9]+", "-", config.dataset).strip("-") + ".png")
-    with path.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         sheet.save(file, "PNG")
     print(f"{len(labels)} images in {path}")
 

@@ -217,4 +217,4 @@ def corpus_on_disk(setup: Setup) -> tuple[Any, tasks.Hierarchy]:
     features = np.random.default_rng(6).standard_normal((count, 8)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     names = [caption.removeprefix("a photo of ") for caption in corpus.captions]
-    return corpus, tasks.from_groups(["kinds"] * count, names, features, features, domains=1)
+    return corpus, tasks.from_groups(["kinds"] * count, names, features, features, tasks.ClusteringConfig(domains=1))

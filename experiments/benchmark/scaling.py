@@ -90,7 +90,7 @@ def work(settings: str, count: str, number: str, address: str) -> None:
     features = np.random.default_rng(0).standard_normal((2, PAIRS, clip.config.embed_dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     hierarchy = tasks.from_groups(["all"] * PAIRS, list(NAMES) * (PAIRS // len(NAMES)), *features)
-    episodes = tasks.make_episodes(hierarchy, clip, ways=WAYS, shots=SHOTS, cross_ways=WAYS)
+    episodes = tasks.make_episodes(hierarchy, clip, tasks.EpisodeConfig(ways=WAYS, shots=SHOTS))
     step = meta.make_meta_step(
         tuning.classification_loss(tuner),
         regulator,

@@ -172,7 +172,7 @@ def episode_input(setup: Setup, problem: None) -> Side:
     mini = gram.load_clip("mini")
     clip = Clip({}, mini.config, mini.tokenizer, dataclasses.replace(mini.transform, size=side, crop=(side, side)))
     settings = {name: getattr(sizes, name) for name in ("ways", "shots", "queries", "cross_queries")}
-    episodes = tasks.make_episodes(hierarchy, clip, **settings)
+    episodes = tasks.make_episodes(hierarchy, clip, tasks.EpisodeConfig(**settings))
 
     def pixels(rows: np.ndarray) -> np.ndarray:
         images = clip.preprocess(corpus.images(hierarchy.members[rows.ravel()].tolist()))

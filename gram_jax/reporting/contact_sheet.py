@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of datasets and corpora for people, who look before they believe."""
+"""Contact sheets: many labeled images of a dataset or corpus in one picture."""
 
 from __future__ import annotations
 
@@ -18,30 +18,24 @@ _LETTER_WIDTH = 5.2  # of the font below, on average
 def contact_sheet(
     images: Sequence[np.ndarray], labels: Sequence[str], columns: int = 12, scale: int = 3, lines: int = 2
 ) -> Image.Image:
-    """Lays images out in a grid, each with its label under it.
+    """Draws images in a grid, each with its label below.
 
     Args:
-      images: uint8 arrays ``[H, W, 3]`` of one size.
-      labels: one text an image, wrapped to the image's width.
-      columns: images a row.
-      scale: how many times each pixel is repeated.
-      lines: most lines of a label; longer ones are cut.
-
-    Returns:
-      A picture.
+      images: uint8 arrays `[H, W, 3]` of one size.
+      labels: one text per image, wrapped to the image's width.
+      columns: images per row.
+      scale: the factor by which images are enlarged.
+      lines: largest number of lines of a label; longer ones are cut.
 
     Raises:
-      InputError: for no images, or another number of labels than of images.
+      InputError: there are no images, or the numbers of images and labels differ.
 
     Example:
       >>> contact_sheet([np.zeros((32, 32, 3), np.uint8)] * 3, ["a", "b", "c"], columns=2).size
       (208, 252)
-
-    Reference:
-      Our own choice.
     """
     if not len(images) or len(images) != len(labels):
-        raise InputError(f"{len(images)} images and {len(labels)} labels: a sheet needs images, and a label for each")
+        raise InputError(f"{len(images)} images and {len(labels)} labels; give as many labels as images")
     height, width = images[0].shape[:2]
     cell_width, cell_height = width * scale + 8, height * scale + lines * _LINE_HEIGHT + 8
     rows = -(-len(images) // columns)

@@ -1,12 +1,26 @@
-"""Tasks from unlabeled pairs: clustering a corpus into a hierarchy, and drawing episodes from it."""
+"""Tasks from unlabeled image-text pairs.
+
+clustering, config    k-means and assignment; the settings of clustering
+phrases     captions -> words, appearance words, phrases
+themes      features and words -> small clusters -> the theme of each pair
+classes     themes -> classes of pairs
+naming      classes -> texts
+assemble    classes -> visual domains -> Hierarchy
+build       the steps above in order, `build_hierarchy`
+hierarchy   Hierarchy: files, outline, class tokens
+episodes    Hierarchy -> few-shot tasks
+"""
 
 from gram_jax.tasks.build import build_hierarchy, from_groups
 from gram_jax.tasks.clustering import assign, kmeans
-from gram_jax.tasks.episodes import Episode, Episodes, make_episodes
+from gram_jax.tasks.config import ClusteringConfig
+from gram_jax.tasks.episodes import Episode, EpisodeConfig, Episodes, make_episodes
 from gram_jax.tasks.hierarchy import Hierarchy, centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
 
 __all__ = [
+    "ClusteringConfig",
     "Episode",
+    "EpisodeConfig",
     "Episodes",
     "Hierarchy",
     "assign",

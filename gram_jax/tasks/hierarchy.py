@@ -1,10 +1,10 @@
-"""The hierarchy of a corpus, theme > class > visual domain: what it holds, and in and out of files."""
+"""The hierarchy of a corpus (theme > class > visual domain), its files, and the tokens of its classes."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +15,7 @@ from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
 from gram_jax.clip import Classes, Clip, weights_hash
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.errors import InputError
+from gram_jax.io import PathLike
 
 KIND = "hierarchy"
 TEMPLATE, SUFFIX = "a photo of a {}.", "."
@@ -22,31 +23,31 @@ TEMPLATE, SUFFIX = "a photo of a {}.", "."
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hierarchy:
-    """Which pairs of a corpus make a class, which classes a theme, and which images of a class look alike.
+    """The members of each class of a corpus, the theme of each class, and the visual domain of each member.
 
     Attributes:
-      members: int64 `[M]`, the pairs that belong to a class, as positions in the corpus, each once.
+      members: int64 `[M]`, the pairs with a class, as positions in the corpus, each once.
       classes: int32 `[M]`, the class of each member.
       domains: int32 `[M]`, the visual domain of each member within its class, from 0.
       themes: int32 `[C]`, the theme of each class.
-      texts: C texts, what each class is called; no two classes of a theme have the same.
-      theme_texts: T texts, the most telling words of each theme, for people.
+      texts: C texts, the name of each class; distinct within a theme.
+      theme_texts: T texts, the most informative words of each theme, for people.
       image_features: float32 `[M, embed_dim]`, the members' frozen image features, normalized and rounded to float16,
-        as a file holds them.
+        as in a file.
       centroids: float32 `[C, embed_dim]`, the normalized mean of each class's frozen text features.
-      about: where it comes from, JSON values: the corpus, the clip (its weights hash under "clip"), the settings.
-      token_rows: float32 `[C, text width]`, the token embeddings that stand for the classes where these are not called
-        by words; see `centroid_clip`. None otherwise.
+      about: the origin, JSON values: the corpus, the clip (its weights hash under "clip"), the settings.
+      token_rows: float32 `[C, text width]`, token embeddings that name the classes instead of words, see
+        `centroid_clip`; or None.
 
     Raises:
-      InputError: if the parts do not fit together.
+      InputError: the parts do not match.
 
     Example:
-      >>> from gram_jax.tasks import from_groups
-      >>> features = np.eye(4, 8, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 4, ["a", "a", "b", "b"], features, features, domains=1, min_members=2)
+      >>> from gram_jax.tasks import ClusteringConfig, from_groups
+      >>> features = np.eye(12, dtype=np.float32)
+      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features, ClusteringConfig(domains=1))
       >>> h.texts, h.classes.tolist(), h.theme_texts
-      (('a', 'b'), [0, 0, 1, 1], ('letter',))
+      (('a', 'b'), [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1], ('letter',))
     """
 
     members: np.ndarray
@@ -61,24 +62,29 @@ class Hierarchy:
     token_rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        count, lengths = len(self.members), {name: len(getattr(self, name)) for name in _PER_MEMBER}
-        if set(lengths.values()) != {count} or not count:
-            raise InputError(f"A hierarchy needs members, and one entry of each for every member; found {lengths}.")
-        lengths = {name: len(getattr(self, name)) for name in ("themes", "texts", "centroids")}
-        if self.token_rows is not None:
-            lengths["token_rows"] = len(self.token_rows)
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"A hierarchy needs one entry of each for every class; found {lengths}.")
+        per_class = ("themes", "texts", "centroids", *(() if self.token_rows is None else ("token_rows",)))
+        for owner, names in (("member", _PER_MEMBER), ("class", per_class)):
+            lengths = {name: len(getattr(self, name)) for name in names}
+            if len(set(lengths.values())) > 1 or 0 in lengths.values():
+                raise InputError(f"a hierarchy needs one entry per {owner}, and at least one {owner}; found {lengths}")
         for name, values, limit in (
             ("classes", self.classes, len(self.texts)),
             ("themes", self.themes, len(self.theme_texts)),
         ):
             if values.min() < 0 or values.max() >= limit:
                 raise InputError(
-                    f"{name} of a hierarchy go from 0 to {limit - 1}, found {values.min()}..{values.max()}."
+                    f"{name} of a hierarchy must be from 0 to {limit - 1}, found {values.min()}..{values.max()}"
                 )
-        if len(np.unique(self.members)) < count:
-            raise InputError("A pair belongs to two classes of a hierarchy; give each pair to one class at most.")
+        if len(np.unique(self.members)) < len(self.members):
+            raise InputError("members of a hierarchy occur twice; a pair has one class at most")
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything that tasks are drawn from."""
+        digest = hashlib.sha256(json.dumps([self.texts, dict(self.about)], sort_keys=True).encode())
+        for array in (self.members, self.classes, self.domains, self.themes, self.image_features):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 _PER_MEMBER = ("members", "classes", "domains", "image_features")
@@ -86,30 +92,25 @@ _ARRAYS = (*_PER_MEMBER, "themes", "centroids")
 _FLOATS = ("image_features", "centroids", "token_rows")
 
 
-def save_hierarchy(path: str | os.PathLike[str], hierarchy: Hierarchy) -> None:
-    """Saves a hierarchy; the file appears whole or not at all, and the same hierarchy makes the same bytes.
-
-    Image features are stored as float16.
+def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
+    """Saves a hierarchy atomically, image features as float16; the same hierarchy gives the same bytes.
 
     Args:
-      path: the file, usually `hierarchy.safetensors`; missing folders are made, `gs://` paths work.
+      path: the file, usually `hierarchy.safetensors`, local or `gs://`; missing folders are created.
       hierarchy: the hierarchy.
 
     Raises:
-      InputError: if `about` is no JSON.
+      InputError: `about` is not JSON.
 
     Example:
       >>> import tempfile
       >>> from gram_jax.tasks import from_groups
-      >>> features = np.eye(4, 8, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 4, ["a", "a", "b", "b"], features, features, domains=1, min_members=2)
+      >>> features = np.eye(12, dtype=np.float32)
+      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features)
       >>> path = f"{tempfile.mkdtemp()}/hierarchy.safetensors"
       >>> save_hierarchy(path, h)
       >>> load_hierarchy(path).texts
       ('a', 'b')
-
-    Reference:
-      Our own choice.
     """
     tree = {name: getattr(hierarchy, name) for name in _ARRAYS}
     tree["image_features"] = tree["image_features"].astype(np.float16)
@@ -124,44 +125,37 @@ def save_hierarchy(path: str | os.PathLike[str], hierarchy: Hierarchy) -> None:
     write_arrays(path, tree, header)
 
 
-def load_hierarchy(path: str | os.PathLike[str], *, clip: Clip | None = None) -> Hierarchy:
-    """Loads a hierarchy.
+def load_hierarchy(path: PathLike, *, clip: Clip | None = None) -> Hierarchy:
+    """Loads a hierarchy, bit-identical to the saved one.
 
     Args:
       path: the file.
-      clip: the clip that it will be used with, as it was loaded; a hierarchy that was built with another one is
-        refused. None: any.
-
-    Returns:
-      The hierarchy, to the last bit as it was saved.
+      clip: the clip, as it was loaded; a hierarchy of another clip is an error. None: no check.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ArrayFileError: if the file is damaged, holds no hierarchy, or one of another clip.
+      FileNotFoundError: the file does not exist.
+      ArrayFileError: the file is damaged, contains no hierarchy, or one of another clip.
 
     Example:
       >>> load_hierarchy("/nowhere/hierarchy.safetensors")
       Traceback (most recent call last):
         ...
-      FileNotFoundError: /nowhere/hierarchy.safetensors does not exist; give the file that was saved.
-
-    Reference:
-      Our own choice.
+      FileNotFoundError: /nowhere/hierarchy.safetensors does not exist
     """
     tree, header = read_arrays(path)
     if header.get("kind") != KIND:
         raise ArrayFileError(
-            f"{path} holds {header.get('kind')!r}, not a hierarchy; give a file that experiments.build_tasks wrote."
+            f"{path} contains a {header.get('kind')!r}, not a hierarchy; give a file of experiments.build_tasks"
         )
     about = header.get("about")
     if not isinstance(about, dict):
-        raise ArrayFileError(f"{path} does not say what it was built from; build it again.")
+        raise ArrayFileError(f"{path} has no 'about'; build it again")
     if clip is not None:
         found, expected = str(about.get("clip")), weights_hash(clip.params)
         if found != expected:
             raise ArrayFileError(
-                f"{path} was built with the features of another clip: weights hash {found[:12]}..., this clip's is "
-                f"{expected[:12]}... Load that clip, or build the tasks again with this one."
+                f"{path} was built with another clip: weights hash {found[:12]}..., this clip has {expected[:12]}...; "
+                "load that clip, or build the tasks again with this one"
             )
     try:
         for name, array in tree.items():
@@ -171,32 +165,25 @@ def load_hierarchy(path: str | os.PathLike[str], *, clip: Clip | None = None) ->
         tree["image_features"] = tree["image_features"].astype(np.float32)
         texts, theme_texts = tuple(header["texts"]), tuple(header["theme_texts"])
         if not all(isinstance(text, str) for text in (*texts, *theme_texts)):
-            raise InputError("a text of it is none")
+            raise InputError("a text is not a string")
         return Hierarchy(**tree, texts=texts, theme_texts=theme_texts, about=about)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ArrayFileError(f"{path} holds no whole hierarchy ({error}); build it again.") from error
+        raise ArrayFileError(f"{path} contains no complete hierarchy ({error}); build it again") from error
 
 
 def outline(hierarchy: Hierarchy) -> str:
-    """A hierarchy as text: what it comes from, its sizes, and its themes, largest first, with their classes.
+    """Returns a hierarchy as text: origin, sizes, and themes, largest first, with their classes.
 
-    Args:
-      hierarchy: the hierarchy.
-
-    Returns:
-      Lines of text; a class is followed by the numbers of members of its visual domains.
+    The numbers after a class are the sizes of its visual domains.
 
     Example:
-      >>> from gram_jax.tasks import from_groups
-      >>> features = np.eye(4, 8, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 4, ["a", "a", "b", "b"], features, features, domains=1, min_members=2)
+      >>> from gram_jax.tasks import ClusteringConfig, from_groups
+      >>> features = np.eye(12, dtype=np.float32)
+      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features, ClusteringConfig(domains=1))
       >>> print(outline(h).partition("\\n\\n")[2])
-      theme 0: letter (2 classes, 4 pairs)
-        a  2
-        b  2
-
-    Reference:
-      Our own choice.
+      theme 0: letter (2 classes, 12 pairs)
+        a  6
+        b  6
     """
     h = hierarchy
     sizes = np.bincount(h.classes, minlength=len(h.texts))
@@ -215,43 +202,43 @@ def outline(hierarchy: Hierarchy) -> str:
 
 
 def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
-    """The clip with one more token for each class of a hierarchy whose classes are not called by words.
+    """Returns the clip with an additional token for each class whose name is a token embedding.
 
         rows of the token embedding:   [ e_1, ..., e_V, z_1, ..., z_C ]
 
-    Text that the tokenizer makes is encoded as before. Anything that is learned on such a clip and holds no class (a
-    prompt, a regulator) belongs to the original clip.
+    The encoding of ordinary text does not change. Prompts and regulators that are learned on this clip, and contain no
+    class, work with the original clip.
 
     Args:
       clip: the clip that the hierarchy was built with.
-      hierarchy: with `token_rows`; one without them leaves the clip as it is.
+      hierarchy: the hierarchy; without `token_rows` the clip is returned unchanged.
 
     Returns:
       The clip, with a table of V + C rows.
 
     Raises:
-      InputError: if the rows do not have the text transformer's width.
+      InputError: the rows do not have the text transformer's width.
 
     Example:
       >>> from gram_jax.tasks import from_groups
       >>> from gram_jax.testing import tiny_clip
-      >>> features, clip = np.eye(4, 16, dtype=np.float32), tiny_clip()
-      >>> h = from_groups(["letter"] * 4, ["a", "a", "b", "b"], features, features, domains=1, min_members=2)
+      >>> features, clip = np.eye(12, 16, dtype=np.float32), tiny_clip()
+      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features)
       >>> h = dataclasses.replace(h, token_rows=np.zeros((2, clip.config.text.width), np.float32))
       >>> centroid_clip(clip, h).config.text.vocab_size - clip.config.text.vocab_size
       2
 
     Reference:
-      The centroid in place of a class-name token: "Self-supervised Meta-Prompt Learning with Meta-Gradient
-      Regularization for Few-shot Generalization" and its public code; a row made of word embeddings is our own choice.
+      A centroid instead of a class-name token: "Self-supervised Meta-Prompt Learning with Meta-Gradient
+      Regularization for Few-shot Generalization" and its public code.
     """
     rows = hierarchy.token_rows
     if rows is None:
         return clip
     if rows.shape[1] != clip.config.text.width:
         raise InputError(
-            f"The classes' tokens have width {rows.shape[1]}, this clip's have {clip.config.text.width}; give the clip "
-            "that the hierarchy was built with."
+            f"token_rows have width {rows.shape[1]}, the tokens of this clip {clip.config.text.width}; give the clip "
+            "that the hierarchy was built with"
         )
     table = clip.params["text"]["token_embedding"]
     table = jnp.concatenate([table, jnp.asarray(rows, table.dtype)])
@@ -261,31 +248,25 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
 
 
 def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
-    """The tokens of all classes of a hierarchy.
+    """Returns the tokens of all C classes of a hierarchy, `Classes` of NumPy arrays.
 
     Args:
-      hierarchy: C classes.
-      clip: the clip; for a hierarchy with `token_rows`, the one that `centroid_clip` returns.
-
-    Returns:
-      `Classes` of NumPy arrays with C rows.
+      hierarchy: the hierarchy.
+      clip: the clip; for a hierarchy with `token_rows`, the result of `centroid_clip`.
 
     Raises:
-      InputError: if a text does not fit the clip, or the clip lacks the classes' tokens.
+      InputError: a text does not fit the clip, or the clip lacks the classes' tokens.
 
     Example:
       >>> from gram_jax.tasks import from_groups
       >>> from gram_jax.testing import tiny_clip
-      >>> features = np.eye(4, 16, dtype=np.float32)
-      >>> h = from_groups(["pet"] * 4, ["cat", "cat", "dog", "dog"], features, features, domains=1, min_members=2)
+      >>> features = np.eye(12, 16, dtype=np.float32)
+      >>> h = from_groups(["pet"] * 12, ["cat", "dog"] * 6, features, features)
       >>> class_table(h, tiny_clip()).tail_ids.shape
       (2, 3)
-
-    Reference:
-      As `gram_jax.clip.class_tokens`.
     """
     if clip.tokenizer is None:
-        raise InputError("This clip has no tokenizer: give it one with clip.replace(tokenizer=...).")
+        raise InputError("the clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     if hierarchy.token_rows is None:
         classes = class_tokens(clip.tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
         return Classes(
@@ -295,16 +276,16 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     first = clip.config.text.vocab_size - count
     rows = np.asarray(clip.params["text"]["token_embedding"][first:], np.float32)
     if first < clip.tokenizer.vocab_size or not np.allclose(rows, hierarchy.token_rows, atol=1e-2):
-        raise InputError("The classes of this hierarchy are tokens that the clip lacks; give centroid_clip(clip, ...).")
+        raise InputError("the clip lacks the class tokens of the hierarchy; give centroid_clip(clip, hierarchy)")
     tokens = np.arange(first, first + count, dtype=np.int32)[:, None]
-    before, behind = (clip.tokenizer.pieces([part])[0] for part in TEMPLATE.split("{}"))
+    before, after = (clip.tokenizer.pieces([part])[0] for part in TEMPLATE.split("{}"))
     tail = [*clip.tokenizer.pieces([SUFFIX])[0], clip.tokenizer.eos_token_id]
 
-    def around(start: list[int], end: list[int]) -> np.ndarray:
-        sides = [np.tile(np.array(side, np.int32), (count, 1)) for side in (start, end)]
+    def around(left: list[int], right: list[int]) -> np.ndarray:
+        sides = [np.tile(np.array(side, np.int32), (count, 1)) for side in (left, right)]
         return np.concatenate([sides[0], tokens, sides[1]], axis=1)
 
-    token_ids = around([clip.tokenizer.bos_token_id, *before], [*behind, clip.tokenizer.eos_token_id])
+    token_ids = around([clip.tokenizer.bos_token_id, *before], [*after, clip.tokenizer.eos_token_id])
     tail_ids = around([], tail)
     one = np.ones(count, np.int32)
     return Classes(

@@ -1,4 +1,4 @@
-"""Words and phrases of captions: which of them say nothing about a theme, and which name a class."""
+"""Words and phrases of captions: which words describe only the appearance, and which phrases can name a class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
-_LENGTH_PENALTY = 0.02  # of a score, for each further word: of phrases equally telling, the shortest
+_LENGTH_PENALTY = 0.02  # per additional word: of equally good phrases, the shortest wins
+_LEAST_COUNT = 5  # captions that contain a word of the vocabulary
 
 
-class Spoken(NamedTuple):
+class CaptionWords(NamedTuple):
     """The words of captions as numbers, one caption after the other.
 
     Attributes:
       ids: int32 `[words of all captions]`, the number of each word.
-      starts: int64 `[captions + 1]`, where each caption begins in `ids`, and the end.
-      names: the different words, by number.
+      starts: int64 `[captions + 1]`, the begin of each caption in `ids`, and the end.
+      names: the distinct words, by number.
     """
 
     ids: np.ndarray
@@ -32,11 +33,11 @@ class Spoken(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Which terms occur in which captions.
+    """Words or phrases, and the captions that contain them.
 
     Attributes:
-      matrix: sparse float32 `[captions, terms]`, 1 where a caption has the term.
-      names: the terms, in alphabetical order; words of a phrase are joined by single spaces.
+      matrix: sparse float32 `[captions, terms]`, 1 if a caption contains the term.
+      names: the terms in alphabetical order; the words of a phrase are joined by single spaces.
 
     Example:
       >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), longest=2).names
@@ -47,40 +48,38 @@ class Terms(NamedTuple):
     names: tuple[str, ...]
 
 
+class Vocabulary(NamedTuple):
+    """The frequent words of a corpus: `Terms`, and `informative`, bool `[terms]`, False for appearance words."""
+
+    matrix: csr_array
+    names: tuple[str, ...]
+    informative: np.ndarray
+
+    @property
+    def appearance(self) -> frozenset[str]:
+        """The appearance words."""
+        return frozenset(name for name, good in zip(self.names, self.informative, strict=True) if not good)
+
+
 def words(caption: str) -> list[str]:
-    """The words of a caption in lower case: letters and digits of any script, with hyphens and apostrophes inside.
-
-    Args:
-      caption: a text.
-
-    Returns:
-      The words, in order.
+    """Returns the words of a caption in lower case: letters and digits, with inner hyphens and apostrophes.
 
     Example:
       >>> words("A poster of Braille pattern dots-12, on the king's pink.")
       ['a', 'poster', 'of', 'braille', 'pattern', 'dots-12', 'on', 'the', "king's", 'pink']
-
-    Reference:
-      Our own choice.
     """
     return _WORD.findall(caption.lower())
 
 
-def number_words(captions: Iterable[Sequence[str]]) -> Spoken:
-    """Numbers the words of captions, in the order in which they come.
+def number_words(captions: Iterable[Sequence[str]]) -> CaptionWords:
+    """Numbers the words of captions in order of their first occurrence.
 
     Args:
-      captions: the words of each caption; asked for once, so that they need not be in memory.
-
-    Returns:
-      The `Spoken` words.
+      captions: the words of each caption; iterated once, so that they need not be in memory.
 
     Example:
       >>> number_words([["a", "cat"], [], ["a", "dog"]])
-      Spoken(ids=array([0, 1, 0, 2], dtype=int32), starts=array([0, 2, 2, 4]), names=('a', 'cat', 'dog'))
-
-    Reference:
-      Our own choice.
+      CaptionWords(ids=array([0, 1, 0, 2], dtype=int32), starts=array([0, 2, 2, 4]), names=('a', 'cat', 'dog'))
     """
     numbers: collections.defaultdict[str, int] = collections.defaultdict()
     numbers.default_factory = numbers.__len__
@@ -88,44 +87,43 @@ def number_words(captions: Iterable[Sequence[str]]) -> Spoken:
     for caption in captions:
         ids.extend([numbers[word] for word in caption])
         starts.append(len(ids))
-    return Spoken(np.array(ids, np.int32), np.array(starts, np.int64), tuple(numbers))
+    return CaptionWords(np.array(ids, np.int32), np.array(starts, np.int64), tuple(numbers))
 
 
-def count_terms(spoken: Spoken, *, longest: int = 1, min_count: int = 1) -> Terms:
-    """The words and phrases of captions.
+def find_vocabulary(caption_words: CaptionWords) -> Vocabulary:
+    """Returns the words of at least five captions, and which of them are appearance words."""
+    terms = count_terms(caption_words, min_count=_LEAST_COUNT)
+    groups = np.unique(rarest(terms), return_inverse=True)[1]
+    return Vocabulary(*terms, ~appearance_words(terms, groups))
+
+
+def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int = 1) -> Terms:
+    """Returns the words and phrases of captions.
 
     Args:
-      spoken: the words of the captions.
-      longest: words of the longest phrases.
-      min_count: terms that occur in fewer captions are left out.
-
-    Returns:
-      The `Terms`.
+      caption_words: the words of the captions.
+      longest: largest number of words in a phrase.
+      min_count: smallest number of captions that contain a term.
 
     Example:
       >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), min_count=2).matrix.toarray().tolist()
       [[1.0], [1.0]]
-
-    Reference:
-      Our own choice.
     """
     from scipy.sparse import csr_array, hstack
 
-    ends = np.repeat(spoken.starts[1:], np.diff(spoken.starts))
-    places, phrases, texts = np.arange(len(ends)), spoken.ids, list(spoken.names)  # of phrases of the present length
+    ids, starts, words = caption_words
+    ends = np.repeat(starts[1:], np.diff(starts))
+    places, phrases, texts = np.arange(len(ends)), ids, list(words)  # all phrases of the present length
     parts, names = [], []
     for length in range(1, longest + 1):
         if length > 1:
             fits = places + length <= ends[places]
             places = places[fits]
-            pairs = phrases[fits] * np.int64(len(spoken.names)) + spoken.ids[places + length - 1]
-            found, phrases = np.unique(pairs, return_inverse=True)
-            firsts, lasts = np.divmod(found, max(1, len(spoken.names)))
-            texts = [
-                f"{texts[first]} {spoken.names[last]}"
-                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
-            ]
-        pointers = np.searchsorted(places, spoken.starts)
+            longer = phrases[fits] * np.int64(len(words)) + ids[places + length - 1]
+            distinct, phrases = np.unique(longer, return_inverse=True)
+            firsts, lasts = (numbers.tolist() for numbers in np.divmod(distinct, max(1, len(words))))
+            texts = [f"{texts[first]} {words[last]}" for first, last in zip(firsts, lasts, strict=True)]
+        pointers = np.searchsorted(places, starts)
         entries = (np.ones(len(places), np.float32), phrases.astype(np.int32), pointers)
         matrix = csr_array(entries, shape=(len(pointers) - 1, len(texts)))
         matrix.sum_duplicates()
@@ -140,22 +138,19 @@ def count_terms(spoken: Spoken, *, longest: int = 1, min_count: int = 1) -> Term
 
 
 def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray) -> csr_array | np.ndarray:
-    """Sums the rows of each group; rows with a negative label belong to none.
+    """Sums the rows of each group; rows with a negative label are ignored.
 
     Args:
       labels: int `[rows]`.
-      groups: how many groups there are.
-      matrix: `[rows, columns]`, sparse or not.
+      groups: number of groups.
+      matrix: `[rows, columns]`, sparse or dense.
 
     Returns:
-      `[groups, columns]`, of the same sort.
+      `[groups, columns]`, sparse or dense like the matrix.
 
     Example:
       >>> group_counts(np.array([1, -1, 1]), 2, np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])).tolist()
       [[0.0, 0.0], [4.0, 6.0]]
-
-    Reference:
-      Our own choice.
     """
     from scipy.sparse import csr_array
 
@@ -165,20 +160,14 @@ def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray
 
 
 def rarest(terms: Terms) -> np.ndarray:
-    """The rarest term of each caption: mostly a word for the very thing that it speaks of.
-
-    Args:
-      terms: words.
+    """Returns the rarest term of each caption, which usually names its subject.
 
     Returns:
-      int `[captions]`, columns of `terms`; the first of equally rare ones; -1 for captions without any.
+      int `[captions]`, columns of `terms`; the first of equally rare ones; -1 for captions without terms.
 
     Example:
       >>> rarest(count_terms(number_words([["a", "cat"], ["a", "dog"], ["a"]]))).tolist()
       [1, 2, 0]
-
-    Reference:
-      Our own choice.
     """
     matrix = terms.matrix.tocsr()
     counts = np.bincount(matrix.indices, minlength=len(terms.names))
@@ -186,12 +175,12 @@ def rarest(terms: Terms) -> np.ndarray:
 
 
 def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The number with the least key in each part of a list, the least such number where there are several.
+    """Returns the number with the least key in each part of a list; of several, the least number.
 
     Args:
       keys: int `[entries]`, >= 0.
       numbers: int `[entries]`, >= 0.
-      starts: int `[parts + 1]`, where each part begins, and the end.
+      starts: int `[parts + 1]`, the begin of each part, and the end.
 
     Returns:
       int64 `[parts]`; -1 for empty parts.
@@ -199,52 +188,49 @@ def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) ->
     Example:
       >>> least_of_parts(np.array([3, 1, 1, 5]), np.array([7, 9, 8, 2]), np.array([0, 3, 3, 4])).tolist()
       [8, -1, 2]
-
-    Reference:
-      Our own choice.
     """
-    found = np.full(len(starts) - 1, -1, np.int64)
+    least = np.full(len(starts) - 1, -1, np.int64)
     filled = np.flatnonzero(np.diff(starts))
     if len(filled):
         base = int(numbers.max()) + 1
-        found[filled] = np.minimum.reduceat(keys * np.int64(base) + numbers, starts[filled]) % base
-    return found
+        least[filled] = np.minimum.reduceat(keys * np.int64(base) + numbers, starts[filled]) % base
+    return least
 
 
-def look_words(terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min_share: float = 0.001) -> np.ndarray:
-    """The words that do not tell what an image shows: articles, and words for looks ("a photo", "in bold", "on white").
+def appearance_words(
+    terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min_share: float = 0.001
+) -> np.ndarray:
+    """Finds the words that describe only the appearance of an image ("a photo", "in bold", "on white"), and articles.
 
         hit(w) / sum_k [ 1 - (1 - p_w)^{n_k} ] >= threshold
 
-    hit(w) counts the groups, of n_k captions each, in which the word w occurs, and the sum is what would be expected if
-    w, which a share p_w of the captions has, were thrown at random: words for things stay together, words that go with
-    anything spread out. Of rare words this cannot be said; looks are few, and spoken of often.
+    hit(w) is the number of groups, of n_k captions each, in which the word w occurs. The sum is its expectation if w,
+    which a share p_w of the captions contains, occurred at random. Names of things concentrate in few groups;
+    appearance words spread over all of them. Rare words never count as appearance words.
 
     Args:
       terms: words.
-      groups: int `[captions]`, a fine grouping of the captions by what they speak of, from 0, such as `rarest` gives.
+      groups: int `[captions]`, a fine grouping of the captions by subject, from 0, e.g. by `rarest`.
       threshold: a share, from 0 to 1.
-      min_share: share of the captions that a look word occurs in, at least.
+      min_share: smallest share of captions that contain an appearance word.
 
     Returns:
       bool `[terms]`.
 
     Example:
       >>> terms = count_terms(number_words([["a", "cat"], ["a", "dog"]] * 20))
-      >>> look_words(terms, rarest(terms)).tolist()
+      >>> appearance_words(terms, rarest(terms)).tolist()
       [True, False, False]
-
-    Reference:
-      Our own choice.
     """
     sizes = np.bincount(groups)
     hit = np.asarray((group_counts(groups, len(sizes), terms.matrix) > 0).sum(0)).ravel()
     share = np.asarray(terms.matrix.sum(0)).ravel() / len(groups)
-    found = share >= min_share
-    found[found] = [
-        count >= threshold * np.sum(1.0 - (1.0 - p) ** sizes) for count, p in zip(hit[found], share[found], strict=True)
+    spread = share >= min_share
+    spread[spread] = [
+        count >= threshold * np.sum(1.0 - (1.0 - p) ** sizes)
+        for count, p in zip(hit[spread], share[spread], strict=True)
     ]
-    return found
+    return spread
 
 
 def rank_phrases(
@@ -256,23 +242,23 @@ def rank_phrases(
     min_count: int = 3,
     min_share: float = 0.3,
 ) -> list[list[int]]:
-    """Phrases that could name each class, best first, by class-based TF-IDF within its theme.
+    """Ranks the possible names of each class by class-based TF-IDF within its theme, best first.
 
         score(g, c) = n_gc / n_c * log( n_t / n_gt ) - 0.02 (words of g - 1)
 
-    n_gc of the n_c captions of class c, and n_gt of the n_t captions of its theme's classes, have the phrase g. A
+    n_gc of the n_c captions of class c, and n_gt of the n_t captions of its theme's classes, contain the phrase g. A
     phrase must not end in an excluded word.
 
     Args:
       terms: phrases.
       classes: int `[captions]`, the class of each caption; negative: none.
       themes: int `[classes]`, the theme of each class.
-      excluded: words that say nothing, as `look_words` finds them.
-      min_count: captions of the class that must have the phrase, at least.
-      min_share: share of the captions of the class that must have it, at least.
+      excluded: uninformative words, e.g. `Vocabulary.appearance`.
+      min_count: smallest number of captions of the class that contain the phrase.
+      min_share: smallest share of captions of the class that contain the phrase.
 
     Returns:
-      For each class, columns of `terms`.
+      Columns of `terms` for each class.
 
     Example:
       >>> captions = [["a", "red", "king"]] * 3 + [["a", "red", "queen"]] * 3
@@ -282,8 +268,7 @@ def rank_phrases(
       ['king', 'queen']
 
     Reference:
-      Class-based TF-IDF: Grootendorst, "BERTopic: Neural topic modeling with a class-based TF-IDF procedure" (2022);
-      our own choice is to compare within a theme.
+      Class-based TF-IDF: Grootendorst, "BERTopic: Neural topic modeling with a class-based TF-IDF procedure" (2022).
     """
     sizes = np.bincount(classes[classes >= 0], minlength=len(themes))
     counts = group_counts(classes, len(themes), terms.matrix).tocoo()

@@ -1,4 +1,4 @@
-"""Themes of pairs by the words that kinds of things share, and classes within themes by features and words."""
+"""Themes of pairs: k-means on the informative words that many small clusters share."""
 
 from __future__ import annotations
 
@@ -6,147 +6,91 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.tasks.clustering import Computed, Watch, assign, group_sums, ignore, kmeans, one_thread
-from gram_jax.tasks.naming import Grouping, normalize
-from gram_jax.tasks.phrases import Terms, group_counts
+from gram_jax.data.lazy import LazyRows
+from gram_jax.tasks.clustering import Report, assign, group_sums, kmeans, no_report, normalize
+from gram_jax.tasks.phrases import Vocabulary, group_counts
 
 _SHARE, _SPREAD = 0.3, 0.003  # a theme's word: in this share of a cluster's captions, in this share of the clusters
-_NOISE = 0.1  # share of a cluster's captions below which a word is an accident
-_CENTROID_WEIGHT = 0.3  # of text features, where themes are told apart by words
-_CLASS_WORDS = 64  # directions that the word vectors of a theme are reduced to
-_ROWS_A_CLASS = 4  # pairs of a sample for each class, at least
+_NOISE = 0.1  # a word in a smaller share of a cluster's captions is ignored
+_CENTROID_WEIGHT = 0.3  # weight of text features relative to words
+_ITERATIONS = 25
+
+
+def small_clusters(
+    text: Any, image: Any, clusters: int, *, seed: int, sample: int, report: Report = no_report
+) -> np.ndarray:
+    """Returns the small cluster of each pair, int `[pairs]`, by k-means on [text, image] features."""
+    report("centroids of small clusters", 0, 0)
+
+    def rows(pairs: np.ndarray) -> np.ndarray:
+        return np.concatenate([text[pairs], image[pairs]], axis=1, dtype=np.float32)
+
+    features = LazyRows((len(text), text.shape[1] + image.shape[1]), rows)
+    centroids = kmeans(features, clusters, seed=seed, sample=sample)
+    return assign(features, centroids, report=lambda done: report("pairs in small clusters", done, len(text)))
 
 
 def find_themes(
-    micro: np.ndarray,
-    telling: np.ndarray,
-    vocabulary: Terms,
+    clusters: np.ndarray,
+    vocabulary: Vocabulary,
     text: Any,
     themes: int,
     *,
     seed: int,
     sample: int | None = None,
-    watch: Watch = ignore,
+    report: Report = no_report,
 ) -> np.ndarray:
-    """Themes: k-means on the words that many small clusters share, those of a pair's caption and of its cluster.
+    """Returns the theme of each pair, by k-means on the words of its caption and of its small cluster.
 
-    A word tells a theme if it is in the captions of more than 30 % of the members of at least 0.3 % of the clusters,
-    and counts with the fourth root of their number: what is said of many things says what kind of thing they are.
+    A word counts if it occurs in more than 30 % of the captions of at least 0.3 % of the clusters, with the fourth root
+    of this share of clusters as its weight: a word for many things names their theme.
 
     Args:
-      micro: int `[pairs]`, the cluster of each pair.
-      telling: bool `[words]`, False for words for looks.
+      clusters: int `[pairs]`, the small cluster of each pair.
       vocabulary: words of the captions.
       text: float `[pairs, embed_dim]`, read block by block.
-      themes: how many.
-      seed: of k-means.
-      sample: most pairs that k-means looks at. Default: all.
-      watch: told how many pairs are assigned.
+      themes: number of themes.
+      seed: seed of k-means.
+      sample: largest number of pairs for k-means. Default: all.
+      report: receives the progress.
 
     Returns:
-      int `[pairs]`, the theme of each pair.
+      int `[pairs]`.
     """
-    watch("centroids of themes", 0, 0)
-    clusters = int(micro.max()) + 1
-    sizes = np.maximum(np.bincount(micro, minlength=clusters), 1)
-    share = (group_counts(micro, clusters, vocabulary.matrix) / sizes[:, None]).tocsc()
-    often = np.repeat(np.arange(len(telling)), np.diff(share.indptr))[share.data > _SHARE]
-    spread = np.bincount(often, minlength=len(telling)) / clusters
-    columns = np.flatnonzero((spread >= _SPREAD) & telling)
+    report("centroids of themes", 0, 0)
+    informative = vocabulary.informative
+    count = int(clusters.max()) + 1
+    sizes = np.maximum(np.bincount(clusters, minlength=count), 1)
+    share = (group_counts(clusters, count, vocabulary.matrix) / sizes[:, None]).tocsc()
+    often = np.repeat(np.arange(len(informative)), np.diff(share.indptr))[share.data > _SHARE]
+    spread = np.bincount(often, minlength=len(informative)) / count
+    columns = np.flatnonzero((spread >= _SPREAD) & informative)
     weights = spread[columns] ** 0.25
     own = _unit_rows(vocabulary.matrix[:, columns], weights.astype(np.float32))
     common = share[:, columns].toarray()
     common = normalize(np.where(common > _NOISE, common, 0.0) * weights)
-    centroids = _CENTROID_WEIGHT * normalize(group_sums(micro, clusters, text))
+    centroids = _CENTROID_WEIGHT * normalize(group_sums(clusters, count, text))
 
-    def rows(key: Any) -> np.ndarray:
-        said, cluster = own[key].tocoo(), micro[key]
-        found = np.empty((len(cluster), len(columns) + centroids.shape[1]), np.float32)
-        words = found[:, : len(columns)]
+    def rows(pairs: np.ndarray) -> np.ndarray:
+        own_words, cluster = own[pairs].tocoo(), clusters[pairs]
+        features = np.empty((len(cluster), len(columns) + centroids.shape[1]), np.float32)
+        words = features[:, : len(columns)]
         words[:] = common[cluster]
-        words[said.coords] += said.data
+        words[own_words.coords] += own_words.data
         words /= np.maximum(np.linalg.norm(words, axis=1, keepdims=True), 1e-9)
-        found[:, len(columns) :] = centroids[cluster]
-        return found
+        features[:, len(columns) :] = centroids[cluster]
+        return features
 
-    pairs = Computed((len(micro), len(columns) + centroids.shape[1]), rows)
-    count = min(themes, len(micro) if sample is None else min(sample, len(micro)))
-    found = kmeans(pairs, count, seed=seed, iterations=25, sample=sample)
-    found = assign(pairs, found, watch=lambda done: watch("pairs in themes", done, len(micro)))
-    return np.unique(found, return_inverse=True)[1]
-
-
-def find_classes(
-    theme_of_pair: np.ndarray,
-    telling: np.ndarray,
-    vocabulary: Terms,
-    text: Any,
-    image: Any,
-    classes: int,
-    *,
-    seed: int,
-    sample: int | None = None,
-    watch: Watch = ignore,
-) -> Grouping:
-    """Classes within each theme: k-means on text and image features and on telling words by TF-IDF.
-
-    Args:
-      theme_of_pair: int `[pairs]`.
-      telling: bool `[words]`.
-      vocabulary: words of the captions.
-      text: float `[pairs, embed_dim]`, read block by block.
-      image: float `[pairs, embed_dim]`, likewise.
-      classes: how many over all themes; a theme gets them in proportion to its pairs, but at least two.
-      seed: of k-means.
-      sample: most pairs of all themes that k-means looks at, but four for each class. Default: all.
-      watch: told how many pairs have a class.
-
-    Returns:
-      The `Grouping`.
-    """
-    total = len(theme_of_pair)
-    labels, themes, done = np.full(total, -1), [], 0
-    for theme in range(int(theme_of_pair.max()) + 1):
-        pairs = np.flatnonzero(theme_of_pair == theme)
-        share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
-        columns = np.flatnonzero((share > 0) & telling)
-        weighted = vocabulary.matrix[pairs].tocsc()[:, columns] * np.log(1 / share[columns])
-        said = _reduced(weighted, _CLASS_WORDS, seed)
-
-        def rows(key: Any, pairs: np.ndarray = pairs, said: np.ndarray = said) -> np.ndarray:
-            return np.concatenate([text[pairs[key]], image[pairs[key]], said[key]], axis=1, dtype=np.float32)
-
-        features = Computed((len(pairs), text.shape[1] + image.shape[1] + said.shape[1]), rows)
-        count = min(len(pairs), max(2, round(classes * len(pairs) / total)))
-        looked_at = None if sample is None else max(_ROWS_A_CLASS * count, round(sample * len(pairs) / total))
-        found = assign(features, kmeans(features, count, seed=seed, sample=looked_at))
-        found = np.unique(found, return_inverse=True)[1]
-        labels[pairs] = found + len(themes)
-        themes += [theme] * (int(found.max()) + 1)
-        done += len(pairs)
-        watch("pairs in classes", done, total)
-    look = frozenset(name for name, tells in zip(vocabulary.names, telling, strict=True) if not tells)
-    return Grouping(labels, np.array(themes), look)
+    features = LazyRows((len(clusters), len(columns) + centroids.shape[1]), rows)
+    k = min(themes, len(clusters) if sample is None else min(sample, len(clusters)))
+    found = kmeans(features, k, seed=seed, iterations=_ITERATIONS, sample=sample)
+    theme_of_pair = assign(features, found, report=lambda done: report("pairs in themes", done, len(clusters)))
+    return np.unique(theme_of_pair, return_inverse=True)[1]
 
 
 def _unit_rows(matrix: Any, weights: np.ndarray) -> Any:
-    """A sparse matrix of ones with its columns weighted, and then its rows divided by their Euclidean norms."""
+    """Returns a sparse matrix of ones with weighted columns and rows of unit norm."""
     norms = np.maximum(np.sqrt(matrix @ weights**2), 1e-9)
-    found = matrix.copy()
-    found.data = weights[matrix.indices] / np.repeat(norms, np.diff(matrix.indptr))
-    return found
-
-
-def _reduced(matrix: Any, most: int, seed: int) -> np.ndarray:
-    """Normalized rows of a sparse matrix; in their leading directions, where it has more columns than `most`."""
-    from sklearn.preprocessing import normalize
-    from sklearn.utils.extmath import randomized_svd
-
-    if not matrix.shape[1]:
-        return matrix.toarray()
-    matrix = normalize(matrix)
-    if min(matrix.shape) <= most:
-        return matrix.toarray()
-    with one_thread():
-        left, values, _ = randomized_svd(matrix, most, n_iter=3, random_state=seed)
-    return left * values
+    scaled = matrix.copy()
+    scaled.data = weights[matrix.indices] / np.repeat(norms, np.diff(matrix.indptr))
+    return scaled

@@ -32,20 +32,20 @@ def config(folder):
 
 
 @pytest.fixture(scope="module")
-def world(folder):
+def inputs(folder):
     clip, corpus = gram.load_clip(folder), load_corpus(pairs=PAIRS)
     return clip, corpus, build_tasks.embed(clip, corpus, 128)
 
 
 @pytest.fixture(scope="module")
-def workdir(config, world, tmp_path_factory):
+def workdir(config, inputs, tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp("tasks"))
-    build_tasks.build(config, workdir, *world)
+    build_tasks.build(config, workdir, *inputs)
     return workdir
 
 
-def test_features_are_those_of_the_clip(world):
-    clip, corpus, (images, texts) = world
+def test_features_are_those_of_the_clip(inputs):
+    clip, corpus, (images, texts) = inputs
     for i in (0, 127, 128, PAIRS - 1):
         alone = gram.encode_image(clip, clip.preprocess(corpus.images([i])))[0]
         np.testing.assert_allclose(images[i], alone, atol=1e-5)
@@ -54,8 +54,8 @@ def test_features_are_those_of_the_clip(world):
     assert images.shape == texts.shape == (PAIRS, clip.config.embed_dim)
 
 
-def test_writes_a_hierarchy_a_text_and_a_picture(config, world, workdir):
-    clip, corpus, (images, _) = world
+def test_writes_a_hierarchy_a_text_and_a_picture(config, inputs, workdir):
+    clip, corpus, (images, _) = inputs
     h = load_hierarchy(workdir / "hierarchy.safetensors", clip=clip)
     assert h.about == build_tasks.describe(config, clip, corpus)
     np.testing.assert_allclose(h.image_features, images[h.members], atol=1e-3)
@@ -73,47 +73,47 @@ def test_the_same_command_reuses_what_is_there(config, workdir, tmp_path, capsys
     monkeypatch.setattr(build_tasks, "embed", lambda *_: pytest.fail("features were computed again"))
     build_tasks.run(config, workdir)
     printed = capsys.readouterr().out
-    assert "is there already" in printed
+    assert "hierarchy.safetensors exists" in printed
     assert f"of {PAIRS} pairs kept" in printed
     assert (workdir / "hierarchy.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(("change", "named"), [({"classes": 25}, "settings"), ({"method": "random"}, "method")])
-def test_other_settings_are_built_again(config, world, workdir, tmp_path, capsys, change, named):
+def test_other_settings_are_built_again(config, inputs, workdir, tmp_path, capsys, change, named):
     here = epath.Path(tmp_path)
     here.joinpath("hierarchy.safetensors").write_bytes((workdir / "hierarchy.safetensors").read_bytes())
-    h = build_tasks.build(dataclasses.replace(config, **change), here, *world)
-    assert f"has another {named}; built again" in capsys.readouterr().out
+    h = build_tasks.build(dataclasses.replace(config, **change), here, *inputs)
+    assert f"has another {named}" in capsys.readouterr().out
     assert h.about["method"] == change.get("method", "clusters")
     assert load_hierarchy(here / "hierarchy.safetensors").about == h.about
 
 
-def test_a_damaged_file_is_built_again(config, world, workdir, tmp_path, capsys):
+def test_a_damaged_file_is_built_again(config, inputs, workdir, tmp_path, capsys):
     here = epath.Path(tmp_path)
     whole = (workdir / "hierarchy.safetensors").read_bytes()
     here.joinpath("hierarchy.safetensors").write_bytes(whole[:-9])
-    build_tasks.build(config, here, *world)
-    assert "built again: " in capsys.readouterr().out
+    build_tasks.build(config, here, *inputs)
+    assert "building again: " in capsys.readouterr().out
     assert here.joinpath("hierarchy.safetensors").read_bytes() == whole  # and to the same bytes
 
 
-def test_true_groups_are_the_ceiling(config, world, tmp_path):
+def test_true_groups_are_an_upper_bound(config, inputs, tmp_path):
     groups = dataclasses.replace(config, method="true_groups", min_members=2)
-    h = build_tasks.build(groups, epath.Path(tmp_path), *world)
+    h = build_tasks.build(groups, epath.Path(tmp_path), *inputs)
     assert h.about["method"] == "groups"
     for member, number in zip(h.members, h.classes, strict=True):
         character = glyphs.pair(int(member)).character
-        assert (h.texts[number], h.theme_texts[h.themes[number]]) == (character.short, character.kind)
+        assert (h.texts[number], h.theme_texts[h.themes[number]]) == (character.short, character.family)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"classes": 700, "pairs": 600}, "--classes=700 of --pairs=600"),
-        ({"method": "true_groups", "class_text": "medoid"}, "leave --class_text out"),
-        ({"method": "true_groups", "corpus": "laion"}, "nobody knows the true groups of 'laion'"),
-        ({"domains": 0}, "--domains=0: it must be at least 1"),
-        ({"sample": 0}, "--sample=0: it must be at least 1"),
+        ({"method": "true_groups", "class_text": "medoid"}, "--class_text=medoid"),
+        ({"method": "true_groups", "corpus": "laion"}, "--method=true_groups.*'laion'"),
+        ({"domains": 0}, "domains=0"),
+        ({"sample": 0}, "sample=0"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -121,10 +121,10 @@ def test_settings_are_checked(settings, message):
         build_tasks.Config(**settings)
 
 
-def test_a_mistake_ends_in_one_line(folder, tmp_path):
+def test_an_error_is_one_line(folder, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--clip={folder}", "--corpus=laion"]
     command = [sys.executable, "-m", "experiments.build_tasks", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "the corpus 'laion' is not known" in done.stderr
+    assert "laion" in done.stderr
     assert "Traceback" not in done.stderr

@@ -35,7 +35,8 @@ def saved(kind: str) -> bytes:
             artifacts.save_meta(path, META, TUNER, REGULATOR, CLIP)
         elif kind == "hierarchy":
             features = np.eye(4, 16, dtype=np.float32)
-            built = tasks.from_groups(["a"] * 4, ["b", "b", "c", "c"], features, features, domains=1, min_members=2)
+            config = tasks.ClusteringConfig(domains=1, min_members=2)
+            built = tasks.from_groups(["a"] * 4, ["b", "b", "c", "c"], features, features, config)
             tasks.save_hierarchy(path, built)
         else:
             write_weights(CLIP.params, CLIP.config, path)

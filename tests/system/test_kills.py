@@ -62,7 +62,7 @@ def matching(pattern: str) -> Callable[[Path], int]:
 PROGRAMS = {
     "meta_train": Program(
         (
-            *("--tasks=hierarchy.safetensors", "--clip=clip", '--regulator_settings={"rank": 2, "hidden": 3}'),
+            *("--tasks=hierarchy.safetensors", "--clip=clip", "--regulator=gated_low_rank(rank=2, hidden=3)"),
             *("--steps=40", "--batch_size=2", "--ways=2", "--cross_ways=2", "--cross_queries=1", "--max_tokens=0"),
             *("--inner_steps=1", "--eval_every=10", "--eval_batches=1", "--save_every=4", "--devices=1"),
         ),

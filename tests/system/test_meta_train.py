@@ -1,4 +1,4 @@
-"""experiments.meta_train on a planted hierarchy: what it learns and writes, that it repeats, resumes and refuses."""
+"""experiments.meta_train on a planted hierarchy: learning, files, reproducibility, resuming and errors."""
 
 import dataclasses
 import subprocess
@@ -49,7 +49,7 @@ def hierarchy(clip):
 @pytest.fixture(scope="module")
 def config():
     return meta_train.Config(
-        regulator_settings='{"rank": 2, "hidden": 3}',
+        regulator="gated_low_rank(rank=2, hidden=3)",
         steps=4,
         batch_size=2,
         ways=2,
@@ -73,9 +73,9 @@ def trained(clip, hierarchy, config, tmp_path_factory):
     return folder, *meta_train.train(config, folder, clip, hierarchy)
 
 
-def test_words_behind_a_context_are_meta_trained_with(clip, hierarchy, config, tmp_path):
-    # As published: two vectors from "a photo", and "of a" stays behind them.
-    settings = {"tuner": "maple", "tuner_settings": '{"depth": 1}', "steps": 1, "inner_steps": 1, "eval_every": 0}
+def test_words_after_a_context_are_meta_trained_with(clip, hierarchy, config, tmp_path):
+    # As published: two vectors from "a photo", followed by the words "of a".
+    settings = {"tuner": "maple(depth=1)", "steps": 1, "inner_steps": 1, "eval_every": 0}
     learned, _ = meta_train.train(dataclasses.replace(config, **settings), epath.Path(tmp_path), clip, hierarchy)
     start = tuners.maple(depth=1).init(jax.random.key(0), clip, None)
     for after, before in zip(jax.tree.leaves(learned.prompt), jax.tree.leaves(start), strict=True):
@@ -83,7 +83,7 @@ def test_words_behind_a_context_are_meta_trained_with(clip, hierarchy, config, t
         assert not np.allclose(after, before, atol=1e-4)
 
 
-def test_learns_start_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
+def test_learns_prompt_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
     _, learned, _ = trained
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
     start = tuner.init(jax.random.key(0), clip, None)
@@ -102,14 +102,14 @@ def test_learns_start_and_regulator_and_keeps_the_rates(clip, hierarchy, trained
     np.testing.assert_allclose(learned.structure.prototypes[:, :width], images, atol=1e-5)
 
 
-def test_without_offsets_one_start_serves_all_tasks(clip, hierarchy, config, tmp_path):
+def test_without_offsets_all_tasks_share_one_initialization(clip, hierarchy, config, tmp_path):
     settings = dataclasses.replace(config, learn=("prompt", "phi"), steps=1, eval_every=0)
     learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
     assert learned.offsets is None
     assert gram.meta.initial_prompt(learned) is learned.prompt
 
 
-def test_tasks_one_after_the_other_drawn_by_processes_teach_the_same(clip, hierarchy, config, trained, tmp_path):
+def test_tasks_in_sequence_drawn_by_processes_give_the_same_result(clip, hierarchy, config, trained, tmp_path):
     settings = dataclasses.replace(config, tasks_at_once=1, worker_processes=2, eval_every=0)
     learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
     jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5), learned, trained[1])
@@ -117,9 +117,7 @@ def test_tasks_one_after_the_other_drawn_by_processes_teach_the_same(clip, hiera
 
 @pytest.mark.parametrize("learn", [("prompt", "phi"), ("phi", "offsets")])
 def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, config, tmp_path, learn):
-    settings = dataclasses.replace(
-        config, regulator="structured", regulator_settings='{"rank": 2}', learn=learn, steps=2, eval_every=0
-    )
+    settings = dataclasses.replace(config, regulator="structured(rank=2)", learn=learn, steps=2, eval_every=0)
     learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
     found, _, regulator, _ = gram.load_meta(tmp_path / "meta.safetensors", clip)
     assert dict(regulator.settings) == {"prototypes": 2, "rank": 2}
@@ -129,7 +127,7 @@ def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, 
         assert np.abs(learned.phi["context"][name]).max(axis=-1).all()
 
 
-def test_the_meta_checkpoint_holds_what_was_learned_and_from_what(clip, trained, hierarchy):
+def test_the_meta_checkpoint_contains_result_and_origin(clip, trained, hierarchy):
     folder, learned, _ = trained
     path = folder / "meta.safetensors"
     found, tuner, regulator, notes = gram.load_meta(path, clip)
@@ -140,7 +138,7 @@ def test_the_meta_checkpoint_holds_what_was_learned_and_from_what(clip, trained,
     assert notes["settings"]["inner_steps"] == 2
 
 
-def test_metrics_tell_losses_before_and_after_adaptation(trained):
+def test_metrics_contain_losses_before_and_after_adaptation(trained):
     folder, _, rows = trained
     records = runtime.read_metrics(folder / "metrics.jsonl")
     steps = [record for record in records if "same" in record]
@@ -158,7 +156,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(clip, hierar
 
 
 def test_runs_that_differ_in_tasks_alone_share_one_compiled_step(clip, hierarchy, config, tmp_path):
-    step = meta_train.make_program(dataclasses.replace(config, tasks=""))[2]
+    step = meta_train.make_program(dataclasses.replace(config, tasks=""), 1)[2]
     learned = [
         meta_train.train(dataclasses.replace(config, tasks=name), tmp_path / name, clip, hierarchy)[0]
         for name in ("some", "others")
@@ -167,7 +165,7 @@ def test_runs_that_differ_in_tasks_alone_share_one_compiled_step(clip, hierarchy
     jax.tree.map(np.testing.assert_array_equal, *learned)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(clip, hierarchy, config, trained, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_to_the_same_bytes(clip, hierarchy, config, trained, tmp_path, monkeypatch):
     def stop(self, step, state, *rest, **more):
         if step == 2:
             self.wait()
@@ -184,20 +182,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(clip, hierarchy, confi
 
 
 def test_another_configuration_in_the_same_workdir_is_refused(clip, hierarchy, config, trained):
-    with pytest.raises(runtime.CheckpointError, match=r"inner_rate: the checkpoint has 0\.5, this run has 0\.25"):
+    with pytest.raises(runtime.CheckpointError, match=r"inner_rate.*0\.5.*0\.25"):
         meta_train.train(dataclasses.replace(config, inner_rate=0.25), trained[0], clip, hierarchy)
 
 
 def test_a_tuner_that_needs_pixels_reads_them_from_the_corpus(clip, hierarchy, config, tmp_path):
-    pixel = dataclasses.replace(
-        config, tuner="vpt", tuner_settings='{"num_tokens": 1}', steps=1, eval_every=0, gradient="first_order"
-    )
+    pixel = dataclasses.replace(config, tuner="vpt(num_tokens=1)", steps=1, eval_every=0, gradient="first_order")
     learned, _ = meta_train.train(pixel, tmp_path, clip, hierarchy)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(learned))
-    images = meta_train.reader(hierarchy, tuners.vpt(), clip, None)(np.array([[3, 5]]))
+    images = meta_train.image_reader(hierarchy, tuners.vpt(), clip, None)(np.array([[3, 5]]))
     corpus = load_corpus("glyphs", pairs=PAIRS)
     np.testing.assert_array_equal(images[0], clip.preprocess(corpus.images(hierarchy.members[[3, 5]])))
-    with pytest.raises(ValueError, match="corpus of hash"):
+    with pytest.raises(ValueError, match=r"corpus .*hash"):
         meta_train.train(pixel, tmp_path / "other", clip, hierarchy, corpus=load_corpus("glyphs", pairs=PAIRS, seed=1))
 
 
@@ -210,7 +206,7 @@ def test_a_loss_that_is_not_finite_names_the_tasks(clip, hierarchy, config, tmp_
         meta_train.train(settings, tmp_path, clip, broken)
 
 
-def test_a_run_that_breaks_off_says_what_is_left_and_debug_nans_where_it_began(
+def test_a_failed_run_names_the_last_checkpoint_and_debug_nans_the_operation(
     clip, hierarchy, config, tmp_path, monkeypatch
 ):
     factor = np.nan
@@ -240,14 +236,13 @@ def test_a_run_that_breaks_off_says_what_is_left_and_debug_nans_where_it_began(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 50}, "theme of 52 classes"),
-        ({"shots": 50}, "at least 51 members"),
-        ({"learn": ("prompt", "speed")}, "learn is"),
-        ({"gradient": "third_order"}, "gradient is 'third_order'"),
-        ({"tuner_settings": '{"tokens": 3}'}, "no setting 'tokens'"),
-        ({"tuner_settings": '{"num_tokens": 90}'}, "context"),
+        ({"ways": 50}, "52 different texts"),
+        ({"shots": 50}, "51 members"),
+        ({"learn": ("prompt", "speed")}, "learn='speed'"),
+        ({"gradient": "third_order"}, "gradient='third_order'"),
+        ({"tuner": "coop(num_tokens=90)"}, "context"),
         ({"devices": 99}, "--devices=99"),
-        ({"tasks_at_once": 3}, "--tasks_at_once=3: a device has 2 tasks a step"),
+        ({"tasks_at_once": 3}, "--tasks_at_once=3:.* 2 tasks"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(clip, hierarchy, config, tmp_path, change, message):
@@ -256,10 +251,18 @@ def test_bad_settings_are_refused_before_anything_runs(clip, hierarchy, config, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"inner_rate": -1.0}, {"tuner_settings": "{"}, {"regulator_settings": "3"}]
+    ("change", "named"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"inner_rate": -1.0}, r"inner_rate=-1\.0"),
+        ({"tuner": "coop("}, "--tuner=coop"),
+        ({"tuner": "coop(tokens=3)"}, "--tuner=.*'tokens'"),
+        ({"regulator": "3"}, "--regulator=3"),
+        ({"regulator": "gated_low_rnk"}, "--regulator=gated_low_rnk.*'gated_low_rank'"),
+    ],
 )
-def test_impossible_flags_are_refused(change):
-    with pytest.raises(ValueError, match=f"--{next(iter(change))}="):
+def test_impossible_flags_are_refused(change, named):
+    with pytest.raises(InputError, match=named):
         meta_train.Config(**change)
 
 

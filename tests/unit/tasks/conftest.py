@@ -1,4 +1,4 @@
-"""A planted corpus: two kinds of things with names, captions that also speak of looks, features that show it all."""
+"""A planted corpus: two themes of named things, captions with appearance words, features that contain both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gram_jax.tasks import from_groups
 from gram_jax.testing import tiny_clip
 
 NAMES = {"letter": ("alpha", "beta", "gamma", "delta"), "pet": ("cat", "dog", "bird", "fish")}
-LOOKS = ("on white", "on black", "in red")
+APPEARANCES = ("on white", "on black", "in red")
 
 
 class Planted(NamedTuple):
@@ -20,7 +20,7 @@ class Planted(NamedTuple):
     text: np.ndarray
     themes: list[str]
     classes: list[str]
-    looks: np.ndarray
+    appearances: np.ndarray
 
 
 @pytest.fixture(scope="package")
@@ -28,8 +28,8 @@ def planted():
     rng = np.random.default_rng(0)
     names = [(theme, name) for theme, group in NAMES.items() for name in group]
     number = rng.permutation(np.repeat(np.arange(8), 60))
-    looks = rng.integers(0, 2, len(number))
-    captions = [f"a photo of a {names[n][0]} {names[n][1]}, {LOOKS[rng.integers(3)]}." for n in number]
+    appearances = rng.integers(0, 2, len(number))
+    captions = [f"a photo of a {names[n][0]} {names[n][1]}, {APPEARANCES[rng.integers(3)]}." for n in number]
     theme = number // 4
 
     def features(*parts):
@@ -37,8 +37,8 @@ def planted():
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     text = features(np.eye(8)[number], 0.5 * np.eye(2)[theme], np.zeros((len(number), 2)))
-    image = features(np.eye(8)[number], np.zeros((len(number), 2)), 0.3 * np.eye(2)[looks])
-    return Planted(captions, image, text, [names[n][0] for n in number], [names[n][1] for n in number], looks)
+    image = features(np.eye(8)[number], np.zeros((len(number), 2)), 0.3 * np.eye(2)[appearances])
+    return Planted(captions, image, text, [names[n][0] for n in number], [names[n][1] for n in number], appearances)
 
 
 @pytest.fixture(scope="package")

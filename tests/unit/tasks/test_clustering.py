@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gram_jax.data.lazy import LazyRows
 from gram_jax.tasks import assign, clustering, kmeans
-from gram_jax.tasks.clustering import Computed, group_sums, one_thread
+from gram_jax.tasks.clustering import group_sums, one_thread
 
 
 @pytest.mark.parametrize(("rows", "clusters", "block"), [(1, 1, 64), (700, 37, 256), (700, 37, 65536), (513, 300, 300)])
@@ -69,12 +70,12 @@ def test_rows_are_read_in_blocks_and_only_those_of_the_sample(tmp_path):
     chosen = np.sort(np.random.default_rng(0).choice(3000, 400, replace=False))
     np.testing.assert_array_equal(centroids, kmeans(rows[chosen].astype(np.float32), 5, seed=0))
     seen = []
-    labels = assign(kept, centroids, block=1024, watch=seen.append)
+    labels = assign(kept, centroids, block=1024, report=seen.append)
     assert kept.asked[1:] == [1024, 1024, 952]
     assert seen == [1024, 2048, 3000]
     distances = ((rows[:, None].astype(float) - centroids) ** 2).sum(-1)
     np.testing.assert_array_equal(labels, distances.argmin(1))
-    computed = Computed(rows.shape, lambda key: rows[key].astype(np.float32))
+    computed = LazyRows(rows.shape, lambda key: rows[key].astype(np.float32))
     np.testing.assert_array_equal(labels, assign(computed, centroids))
     np.testing.assert_array_equal(centroids, kmeans(computed, 5, seed=0, sample=400))
 
@@ -98,8 +99,8 @@ def test_sums_of_groups(monkeypatch, block):
         (lambda: kmeans(np.zeros((5, 2)), 6, seed=0), "6 clusters of 5 rows"),
         (lambda: kmeans(np.zeros((5, 2)), 4, seed=0, sample=3), "4 clusters of 3 rows"),
         (lambda: kmeans(np.zeros((5, 2)), 0, seed=0), "0 clusters of 5 rows"),
-        (lambda: assign(np.zeros((5, 2)), np.zeros((3, 4))), r"features \[5, 2\] and centroids \[3, 4\]"),
-        (lambda: assign(np.zeros((5, 2)), np.zeros((0, 2))), "at least one centroid"),
+        (lambda: assign(np.zeros((5, 2)), np.zeros((3, 4))), r"\[5, 2\].*\[3, 4\]"),
+        (lambda: assign(np.zeros((5, 2)), np.zeros((0, 2))), r"\[0, 2\]"),
     ],
 )
 def test_errors(call, message):

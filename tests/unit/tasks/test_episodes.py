@@ -1,4 +1,4 @@
-"""Episodes: what every one of them must be, whatever is drawn."""
+"""Episodes: the properties of every draw."""
 
 import dataclasses
 
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gram_jax.clip import encode_text
+from gram_jax.errors import InputError
 from gram_jax.meta import init_meta, meta_objective
 from gram_jax.regulators import identity
-from gram_jax.tasks import from_groups, make_episodes
+from gram_jax.tasks import ClusteringConfig, EpisodeConfig, from_groups, make_episodes
 from gram_jax.tuners import coop
 from gram_jax.tuning import classification_loss
 
@@ -21,7 +22,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def many():
-    """Four themes of 7 classes, 12 members each, two plain visual domains; texts come again in other themes."""
+    """Four themes of 7 classes, 12 members each, two clear visual domains; themes share some texts."""
     rng = np.random.default_rng(0)
     themes, classes, features = [], [], []
     for theme in range(4):
@@ -36,15 +37,14 @@ def many():
     return from_groups(themes, classes, features, rng.standard_normal(features.shape))
 
 
-def check(h, episodes, episode, kind):
-    s = episodes.settings
-    ways, cross_ways = s["ways"], s["cross_ways"]
+def check(h, config, episode, kind):
+    ways, cross_ways = config.ways, config.other_ways
     for classes, count in ((episode.classes, ways), (episode.cross_classes, cross_ways)):
         assert len({h.texts[number] for number in classes}) == len(classes) == count
     for classes, rows, count in (
-        (episode.classes, episode.support, s["shots"]),
-        (episode.classes, episode.same, s["queries"]),
-        (episode.cross_classes, episode.cross, s["cross_queries"]),
+        (episode.classes, episode.support, config.shots),
+        (episode.classes, episode.same, config.queries),
+        (episode.cross_classes, episode.cross, config.cross_queries),
     ):
         np.testing.assert_array_equal(h.classes[rows], np.repeat(classes, count))
     rows = np.concatenate([episode.support, episode.same, episode.cross])
@@ -74,23 +74,14 @@ def check(h, episodes, episode, kind):
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_every_episode_is_what_it_must_be(many, small_clip, cross, progress):
     cross_ways = 4 if cross in ("class", "theme") else None
-    episodes = make_episodes(
-        many,
-        small_clip,
-        ways=3,
-        shots=2,
-        queries=1,
-        cross=cross,
-        cross_queries=2,
-        cross_ways=cross_ways,
-        curriculum=0.5,
-    )
+    config = EpisodeConfig(ways=3, cross=cross, cross_ways=cross_ways, curriculum=0.5)
+    episodes = make_episodes(many, small_clip, config)
     assert len(episodes.themes) == 4
     spread = []
     for index in range(60):
         episode = episodes.draw(3, index, progress)
         kind = cross if cross != "both" else ("domain", "theme")[index % 2]
-        first, second = check(many, episodes, episode, kind)
+        first, second = check(many, episodes.config, episode, kind)
         spread.append(len(first))
         if progress == 1 and kind == "class":
             assert first == second
@@ -104,20 +95,20 @@ def test_every_episode_is_what_it_must_be(many, small_clip, cross, progress):
 
 def test_curriculum_grows_linearly_and_without_one_there_is_one_theme(many, small_clip):
     settings = {"ways": 3, "shots": 1, "queries": 1}
-    grown = make_episodes(many, small_clip, curriculum=0.8, **settings)
+    grown = make_episodes(many, small_clip, EpisodeConfig(curriculum=0.8, **settings))
 
     def share(progress):
         return np.mean([len(set(many.themes[grown.draw(0, i, progress).classes])) == 1 for i in range(400)])
 
     assert share(0.2) == pytest.approx(0.25, abs=0.08)
     assert share(0.6) == pytest.approx(0.75, abs=0.08)
-    flat = make_episodes(many, small_clip, **settings)
+    flat = make_episodes(many, small_clip, EpisodeConfig(**settings))
     assert all(len(set(many.themes[flat.draw(0, i, 0.0).classes])) == 1 for i in range(50))
 
 
 def test_draws_are_pure_and_all_different(many, small_clip):
-    episodes = make_episodes(many, small_clip, ways=3)
-    again = make_episodes(many, small_clip, ways=3)
+    episodes = make_episodes(many, small_clip, EpisodeConfig(ways=3))
+    again = make_episodes(many, small_clip, EpisodeConfig(ways=3))
     drawn = [episodes.draw(seed, index, 0.3) for seed in (0, 1) for index in range(20)]
     assert len({tuple(np.concatenate(episode)) for episode in drawn}) == 40
     for part, other in zip(episodes.draw(1, 7, 0.3), again.draw(1, 7, 0.3), strict=True):
@@ -129,7 +120,7 @@ def test_every_class_and_member_is_drawn_and_large_themes_more_often(small_clip)
     themes, classes = zip(*(name for name in names for _ in range(6)), strict=True)
     features = np.eye(len(themes), dtype=np.float32)
     h = from_groups(themes, classes, features, features)
-    episodes = make_episodes(h, small_clip, ways=2, shots=2, queries=1)
+    episodes = make_episodes(h, small_clip, EpisodeConfig(ways=2, shots=2, queries=1))
     drawn = [episodes.draw(0, index) for index in range(600)]
     assert set(np.concatenate([episode.support for episode in drawn])) == set(range(len(h.members)))
     share = np.mean([h.theme_texts[h.themes[episode.classes[0]]] == "large" for episode in drawn])
@@ -138,7 +129,7 @@ def test_every_class_and_member_is_drawn_and_large_themes_more_often(small_clip)
 
 def test_classes_without_domains_are_split_all_the_same(many, small_clip):
     plain = dataclasses.replace(many, domains=np.zeros_like(many.domains))
-    episodes = make_episodes(plain, small_clip, ways=3, cross="domain")
+    episodes = make_episodes(plain, small_clip, EpisodeConfig(ways=3, cross="domain"))
     for index in range(20):
         episode = episodes.draw(0, index)
         rows = np.concatenate([episode.support, episode.same, episode.cross])
@@ -146,7 +137,7 @@ def test_classes_without_domains_are_split_all_the_same(many, small_clip):
 
 
 def test_batch_stacks_the_episodes_it_should(many, small_clip):
-    episodes = make_episodes(many, small_clip, ways=3, cross="both", context=True)
+    episodes = make_episodes(many, small_clip, EpisodeConfig(ways=3, cross="both"), context=True)
     texts = np.asarray(encode_text(small_clip, small_clip.tokenize([f"a photo of a {text}." for text in many.texts])))
     tasks = episodes.batch(5, index=2, count=4, progress=1.0, images=lambda rows: many.image_features[rows])
     labels = {"support": [0, 0, 1, 1, 2, 2], "same": [0, 1, 2], "cross": [0, 0, 1, 1, 2, 2]}
@@ -168,11 +159,11 @@ def test_batch_stacks_the_episodes_it_should(many, small_clip):
                 np.testing.assert_array_equal(new if old.ndim == 1 else new[:, : old.shape[1]], old)
         context = [many.image_features[episode.support].mean(0), texts[episode.classes].mean(0)]
         np.testing.assert_allclose(tasks.context[j], np.concatenate(context), atol=1e-6)
-    assert make_episodes(many, small_clip, ways=3).batch(0, 0, 1, 1.0, lambda rows: rows).context is None
+    assert make_episodes(many, small_clip, EpisodeConfig(ways=3)).batch(0, 0, 1, 1.0, lambda rows: rows).context is None
 
 
 def test_hosts_draw_their_own_rows_of_a_batch(many, small_clip):
-    episodes = make_episodes(many, small_clip, ways=3, cross="both", context=True)
+    episodes = make_episodes(many, small_clip, EpisodeConfig(ways=3, cross="both"), context=True)
     whole = episodes.batch(5, 2, 4, 1.0, lambda rows: many.image_features[rows])
     for own in (range(0, 1), range(1, 4)):
         found = episodes.batch(5, 2, 4, 1.0, lambda rows: many.image_features[rows], own)
@@ -185,7 +176,7 @@ def test_a_batch_is_what_the_meta_objective_takes(many, small_clip):
     prompt = tuner.init(jax.random.key(0), small_clip, None)
     meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1)
     loss = classification_loss(tuner)
-    episodes = make_episodes(many, small_clip, ways=3, cross="both")
+    episodes = make_episodes(many, small_clip, EpisodeConfig(ways=3, cross="both"))
     tasks = episodes.batch(0, 0, 2, 1.0, lambda rows: many.image_features[rows])
     value, metrics = meta_objective(
         lambda p, batch: loss(p, small_clip, batch), meta, tasks, regulator=regulator, steps=1
@@ -198,23 +189,23 @@ def test_long_texts_are_left_out_and_counted(many, small_clip):
     texts = list(many.texts)
     texts[0] = "a small red frog"
     long = dataclasses.replace(many, texts=tuple(texts))
-    episodes = make_episodes(long, small_clip, ways=3, max_tokens=4)
+    episodes = make_episodes(long, small_clip, EpisodeConfig(ways=3, max_tokens=4))
     assert episodes.left_out == {"text too long": 1, "too few members": 0}
     assert 0 not in np.concatenate(episodes.themes)
     assert episodes.table.tail_ids.shape == (28, 4)
-    everything = make_episodes(long, small_clip, ways=3, max_tokens=9)
+    everything = make_episodes(long, small_clip, EpisodeConfig(ways=3, max_tokens=9))
     assert (everything.table.tail_ids.shape, everything.left_out["text too long"]) == ((28, 9), 0)
     # With 28 classes, all of them are within the 99 % that stay.
-    assert make_episodes(long, small_clip, ways=3).settings["max_tokens"] == 6
+    assert make_episodes(long, small_clip, EpisodeConfig(ways=3)).config.max_tokens == 6
 
 
 def test_too_few_members_are_left_out_and_counted(planted, small_clip):
     keep = [i for i in range(480) if planted.classes[i] != "cat" or sum(c == "cat" for c in planted.classes[:i]) < 3]
     h = from_groups(
         [planted.themes[i] for i in keep], [planted.classes[i] for i in keep], planted.image[keep], planted.text[keep],
-        min_members=2,
+        ClusteringConfig(min_members=2),
     )  # fmt: skip
-    episodes = make_episodes(h, small_clip, ways=2, cross_ways=2, shots=3, queries=1)
+    episodes = make_episodes(h, small_clip, EpisodeConfig(ways=2, cross_ways=2, shots=3, queries=1))
     assert episodes.left_out == {"text too long": 0, "too few members": 1}
     assert len(episodes.themes) == 1
 
@@ -222,24 +213,24 @@ def test_too_few_members_are_left_out_and_counted(planted, small_clip):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ways": 4}, "a theme of 8 classes .* at least 3 members .* richest theme has 7.*of up to 7 would fit"),
-        ({"ways": 3, "shots": 12}, "at least 13 members.*has 0, and the largest class 12.*classes of 12 members would"),
-        ({"ways": 8, "cross": "theme"}, "two themes of 8 classes .*second richest theme has 7.* ways of up to 7 would"),
-        ({"ways": 1}, "ways is 1; give a number of at least 2"),
-        ({"ways": 3, "shots": 0}, "shots is 0"),
-        ({"ways": 3, "queries": 1.5}, "queries is 1.5"),
-        ({"ways": 3, "cross": "planet"}, "cross is 'planet'"),
-        ({"ways": 3, "cross": "both", "cross_ways": 2}, "leave cross_ways out"),
-        ({"ways": 3, "curriculum": 2.0}, "curriculum is 2.0"),
-        ({"ways": 3, "max_tokens": 2}, "max_tokens is 2; the texts of the classes have 3 to 3 tokens"),
-        ({"ways": 3, "max_tokens": 24}, "max_tokens is 24.*context holds 24"),
+        ({"ways": 4}, r"themes=1 .*8 different texts .*3 members.* has 7 .*ways \+ cross_ways of at most 7"),
+        ({"ways": 3, "shots": 12}, "13 members.* has 0 .*largest class 12.*classes of 12 members"),
+        ({"ways": 8, "cross": "theme"}, "themes=2 .*8 different texts.* has 7 .*ways of at most 7"),
+        ({"ways": 1}, "ways=1"),
+        ({"ways": 3, "shots": 0}, "shots=0"),
+        ({"ways": 3, "queries": 1.5}, r"queries=1\.5"),
+        ({"ways": 3, "cross": "planet"}, "cross='planet'"),
+        ({"ways": 3, "cross": "both", "cross_ways": 2}, "cross_ways=2"),
+        ({"ways": 3, "curriculum": 2.0}, r"curriculum=2\.0"),
+        ({"ways": 3, "max_tokens": 2}, "max_tokens=2:.* 3 to 3 "),
+        ({"ways": 3, "max_tokens": 24}, "max_tokens=24:.* 24"),
     ],
 )
 def test_errors_say_what_fits(many, small_clip, settings, message):
-    with pytest.raises(ValueError, match=message):
-        make_episodes(many, small_clip, **settings)
+    with pytest.raises(InputError, match=message):
+        make_episodes(many, small_clip, EpisodeConfig(**settings))
 
 
 def test_progress_is_a_share(many, small_clip):
-    with pytest.raises(ValueError, match=r"progress is 1.5"):
-        make_episodes(many, small_clip, ways=3).draw(0, 0, 1.5)
+    with pytest.raises(ValueError, match=r"progress=1\.5"):
+        make_episodes(many, small_clip, EpisodeConfig(ways=3)).draw(0, 0, 1.5)

@@ -44,10 +44,10 @@ def test_token_rows_come_back(saved):
 
 def test_another_clip_is_refused(saved):
     path, hierarchy = saved
-    with pytest.raises(ArrayFileError, match=r"features of another clip.*build the tasks again"):
+    with pytest.raises(ArrayFileError, match=f"{path.name}.*another clip"):
         load_hierarchy(path, clip=tiny_clip(seed=1, text_layers=1, vision_layers=1))
     save_hierarchy(path, dataclasses.replace(hierarchy, about={}))
-    with pytest.raises(ArrayFileError, match="another clip"):
+    with pytest.raises(ArrayFileError, match=f"{path.name}.*another clip"):
         load_hierarchy(path, clip=tiny_clip())
 
 
@@ -62,11 +62,11 @@ def test_damage_and_other_files_are_refused(saved, tmp_path):
     with pytest.raises(ArrayFileError, match=path.name):
         load_hierarchy(path)
     write_arrays(path, {"context": np.zeros(2)}, {"kind": "prompt"})
-    with pytest.raises(ArrayFileError, match="holds 'prompt', not a hierarchy"):
+    with pytest.raises(ArrayFileError, match="'prompt'"):
         load_hierarchy(path)
     header = {"kind": "hierarchy", "texts": ["a"], "theme_texts": ["b"], "about": {}}
     write_arrays(path, {"members": np.zeros(2), "image_features": np.zeros((2, 3))}, header)
-    with pytest.raises(ArrayFileError, match="no whole hierarchy"):
+    with pytest.raises(ArrayFileError, match=path.name):
         load_hierarchy(path)
     with pytest.raises(FileNotFoundError):
         load_hierarchy(tmp_path / "missing.safetensors")
@@ -75,13 +75,13 @@ def test_damage_and_other_files_are_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: {"domains": h.domains[:-1]}, "one entry of each for every member"),
-        (lambda h: {"texts": h.texts[:-1]}, "one entry of each for every class"),
-        (lambda h: {"token_rows": np.zeros((1, 2))}, "one entry of each for every class"),
-        (lambda h: {"classes": h.classes + 1}, "classes of a hierarchy go from 0 to 7, found 1..8"),
-        (lambda h: {"themes": h.themes - 1}, "themes of a hierarchy go from 0 to 1, found -1..0"),
-        (lambda h: {"members": np.zeros_like(h.members)}, "belongs to two classes"),
-        (lambda h: {name: getattr(h, name)[:0] for name in ARRAYS}, "needs members"),
+        (lambda h: {"domains": h.domains[:-1]}, "member.*domains"),
+        (lambda h: {"texts": h.texts[:-1]}, "class.*(texts|token_rows)"),
+        (lambda h: {"token_rows": np.zeros((1, 2))}, "class.*(texts|token_rows)"),
+        (lambda h: {"classes": h.classes + 1}, r"classes .*0 to 7.*1\.\.8"),
+        (lambda h: {"themes": h.themes - 1}, r"themes .*0 to 1.*-1\.\.0"),
+        (lambda h: {"members": np.zeros_like(h.members)}, "members .* twice"),
+        (lambda h: {name: getattr(h, name)[:0] for name in ARRAYS}, "member.*members"),
     ],
 )
 def test_parts_that_do_not_fit_together(hierarchy, change, message):
@@ -110,7 +110,7 @@ def test_a_class_may_be_a_token_of_its_own(hierarchy, small_clip):
     rows = np.random.default_rng(0).standard_normal((8, embeddings.shape[1])).astype(np.float32)
     rows[3] = embeddings[int(dog.tail_ids[0, 0])]
     own = dataclasses.replace(hierarchy, token_rows=rows)
-    with pytest.raises(ValueError, match="give centroid_clip"):
+    with pytest.raises(ValueError, match="centroid_clip"):
         class_table(own, small_clip)
     larger = centroid_clip(small_clip, own)
     table = class_table(own, larger)

@@ -1,11 +1,20 @@
-"""Words, look words and phrases, by hand."""
+"""Words, appearance words and phrases, by hand."""
 
 import collections
 
 import numpy as np
 import pytest
 
-from gram_jax.tasks.phrases import count_terms, group_counts, look_words, number_words, rank_phrases, rarest, words
+from gram_jax.tasks.phrases import (
+    appearance_words,
+    count_terms,
+    find_vocabulary,
+    group_counts,
+    number_words,
+    rank_phrases,
+    rarest,
+    words,
+)
 
 
 def test_words():
@@ -38,14 +47,16 @@ def test_terms_of_many_captions(longest, min_count):
     ]
     counts = collections.Counter(phrase for found in phrases for phrase in found)
     names = sorted(phrase for phrase, count in counts.items() if count >= min_count)
-    spoken = number_words(iter(captions))
-    terms = count_terms(spoken, longest=longest, min_count=min_count)
+    numbered = number_words(iter(captions))
+    terms = count_terms(numbered, longest=longest, min_count=min_count)
     assert list(terms.names) == names
     expected = np.array([[name in found for name in names] for found in phrases], np.float32)
     np.testing.assert_array_equal(terms.matrix.toarray(), expected)
     assert terms.matrix.dtype == np.float32
-    said = [[spoken.names[i] for i in spoken.ids[a:b]] for a, b in zip(spoken.starts, spoken.starts[1:], strict=False)]
-    assert said == captions  # counting leaves the words as they were
+    spans = zip(numbered.starts, numbered.starts[1:], strict=False)
+    assert [
+        [numbered.names[i] for i in numbered.ids[a:b]] for a, b in spans
+    ] == captions  # counting leaves the words as they were
 
 
 def test_rarest_of_many_captions():
@@ -75,12 +86,11 @@ def test_rarest_by_hand():
     assert names == ["c", "a", "d", "e", "b", None]
 
 
-def test_planted_look_words_are_found(planted):
+def test_planted_appearance_words_are_found(planted):
     terms = count_terms(number_words(map(words, planted.captions)))
     assert [terms.names[column] for column in rarest(terms)] == planted.classes
-    look = look_words(terms, rarest(terms))
-    found = {name for name, says_nothing in zip(terms.names, look, strict=True) if says_nothing}
-    assert found == {"a", "photo", "of", "on", "in", "white", "black", "red"}
+    vocabulary = find_vocabulary(number_words(map(words, planted.captions)))
+    assert vocabulary.appearance == {"a", "photo", "of", "on", "in", "white", "black", "red"}
 
 
 def test_spread_is_measured_against_chance():
@@ -92,16 +102,16 @@ def test_spread_is_measured_against_chance():
     expected = [10 * (1 - (1 - len(who) / 40) ** 4) for who in holders.values()]
     shares = np.array([2, 4]) / expected
     for column, share in enumerate(shares):
-        assert look_words(terms, clusters, threshold=share - 1e-6)[column]
-        assert not look_words(terms, clusters, threshold=share + 1e-6)[column]
+        assert appearance_words(terms, clusters, threshold=share - 1e-6)[column]
+        assert not appearance_words(terms, clusters, threshold=share + 1e-6)[column]
 
 
-def test_rare_words_are_never_look_words():
+def test_rare_words_are_never_appearance_words():
     captions = [["a", "rare"], *[["a"]] * 1999]
     terms = count_terms(number_words(captions))
     clusters = np.arange(2000) % 10
-    assert look_words(terms, clusters).tolist() == [True, False]
-    assert look_words(terms, clusters, min_share=0.0005).tolist() == [True, True]
+    assert appearance_words(terms, clusters).tolist() == [True, False]
+    assert appearance_words(terms, clusters, min_share=0.0005).tolist() == [True, True]
 
 
 def test_ranks_are_those_of_the_formula():

@@ -1,18 +1,22 @@
-"""Classes by what captions say beside their theme, and the pairs whose images agree: by hand."""
+"""Classes by the part of captions beside their theme, and pairs with agreeing images, by hand."""
 
 import numpy as np
 import pytest
 
-from gram_jax.tasks import clustering, naming
-from gram_jax.tasks.naming import Grouping, agreeing, classes_by_name
-from gram_jax.tasks.phrases import count_terms, number_words, words
+from gram_jax.tasks import classes, clustering
+from gram_jax.tasks.classes import Grouping, classes_by_name, keep_agreeing
+from gram_jax.tasks.phrases import Vocabulary, count_terms, number_words, words
 
 
-def named(captions, theme_of_pair, look=("a", "print", "of", "on", "white"), min_members=2):
-    spoken = number_words(map(words, captions))
-    grouping, texts = classes_by_name(
-        spoken, count_terms(spoken), np.array(theme_of_pair), frozenset(look), min_members
-    )
+def vocabulary_of(caption_words, appearance, min_count=1):
+    terms = count_terms(caption_words, min_count=min_count)
+    return Vocabulary(*terms, np.array([name not in appearance for name in terms.names], bool))
+
+
+def named(captions, theme_of_pair, appearance=("a", "print", "of", "on", "white"), min_members=2):
+    caption_words = number_words(map(words, captions))
+    vocabulary = vocabulary_of(caption_words, appearance)
+    grouping, texts = classes_by_name(caption_words, vocabulary, np.array(theme_of_pair), min_members)
     groups = {}
     for pair, number in enumerate(grouping.classes.tolist()):
         if number >= 0:
@@ -20,7 +24,7 @@ def named(captions, theme_of_pair, look=("a", "print", "of", "on", "white"), min
     return groups
 
 
-def test_a_name_is_what_is_said_beside_the_theme_and_the_looks():
+def test_a_name_is_the_part_beside_theme_and_appearance():
     greek = [
         "a print of small letter alpha with tonos, on white",
         "small letter alpha with tonos",
@@ -46,7 +50,7 @@ def test_a_name_is_what_is_said_beside_the_theme_and_the_looks():
 
 def test_the_run_with_the_rarest_word_names_the_pair():
     captions = ["kind delta of omega", "delta kind of omega", "kind of delta", "kind of eta", "kind of eta", "kind eta"]
-    found = named(captions, [0] * 6, look=("of",))
+    found = named(captions, [0] * 6, appearance=("of",))
     # Of six captions, five have another word than "omega": the rarest, and so what the first two are about.
     assert found == {(0, "omega"): [0, 1]}
 
@@ -70,23 +74,23 @@ def test_pairs_whose_images_belong_elsewhere_are_dropped():
     image = directions[labels].copy()
     image[0] = 0.9 * directions[1] + 0.3 * directions[2] + 0.2 * directions[3] + 0.1 * directions[0]
     image /= np.linalg.norm(image, axis=1, keepdims=True)
-    grouping = Grouping(labels, np.zeros(5, np.int64), frozenset())
-    found = agreeing(grouping, image, min_members=2).classes
+    grouping = Grouping(labels, np.zeros(5, np.int64))
+    found = keep_agreeing(grouping, image, min_members=2).classes
     assert found[0] == -1  # three classes of the theme are nearer than its own
     np.testing.assert_array_equal(found[1:], labels[1:])
     # Classes of other themes do not count, and what becomes small is dropped whole.
-    apart = Grouping(labels, np.array([0, 1, 1, 1, 1]), frozenset())
-    np.testing.assert_array_equal(agreeing(apart, image, min_members=2).classes, labels)
-    assert (agreeing(grouping, image, min_members=30).classes[:30] == -1).all()
+    apart = Grouping(labels, np.array([0, 1, 1, 1, 1]))
+    np.testing.assert_array_equal(keep_agreeing(apart, image, min_members=2).classes, labels)
+    assert (keep_agreeing(grouping, image, min_members=30).classes[:30] == -1).all()
 
 
-def slow_names(captions, vocabulary, theme_of_pair, look, min_members):
+def slow_names(captions, vocabulary, theme_of_pair, appearance, min_members):
     """The rule of `classes_by_name`, pair by pair: the members of each theme's names."""
     found = {}
     for theme in range(max(theme_of_pair) + 1):
         pairs = [pair for pair, number in enumerate(theme_of_pair) if number == theme]
         share = {word: sum(word in captions[pair] for pair in pairs) / len(pairs) for word in vocabulary}
-        stop = look | {word for word in vocabulary if share[word] >= 0.4}
+        stop = appearance | {word for word in vocabulary if share[word] >= 0.4}
         for pair in pairs:
             runs = [[]]
             for word in captions[pair]:
@@ -108,28 +112,28 @@ def test_names_of_many_captions(seed):
     weights = 1 / np.arange(1, 13) ** (seed / 2)
     captions = [[names[i] for i in rng.choice(12, rng.integers(0, 7), p=weights / weights.sum())] for _ in range(400)]
     theme_of_pair = rng.integers(0, 3, 400)
-    vocabulary = count_terms(number_words(captions), min_count=30)
-    look = frozenset(vocabulary.names[:2])
-    grouping, texts = classes_by_name(number_words(captions), vocabulary, theme_of_pair, look, 3)
+    caption_words = number_words(captions)
+    appearance = frozenset(count_terms(caption_words, min_count=30).names[:2])
+    vocabulary = vocabulary_of(caption_words, appearance, min_count=30)
+    grouping, texts = classes_by_name(caption_words, vocabulary, theme_of_pair, 3)
     found = {
         (int(grouping.themes[i]), text): np.flatnonzero(grouping.classes == i).tolist() for i, text in enumerate(texts)
     }
-    expected = slow_names(captions, set(vocabulary.names), theme_of_pair.tolist(), look, 3)
+    expected = slow_names(captions, set(vocabulary.names), theme_of_pair.tolist(), appearance, 3)
     assert found == expected
     assert [*found] == [*expected]  # in order of their themes, and of their first pairs
     assert len(texts) == len(found) > 5
 
 
 def test_captions_without_a_name():
-    grouping, texts = classes_by_name(
-        number_words([["a"], []]), count_terms(number_words([["a"], []])), np.zeros(2, np.int64), frozenset("a"), 1
-    )
+    caption_words = number_words([["a"], []])
+    grouping, texts = classes_by_name(caption_words, vocabulary_of(caption_words, "a"), np.zeros(2, np.int64), 1)
     assert (texts, grouping.classes.tolist(), len(grouping.themes)) == ([], [-1, -1], 0)
 
 
 @pytest.mark.parametrize("entries", [1 << 27, 40])
 def test_agreement_is_that_of_the_rule_in_blocks_of_any_size(monkeypatch, entries):
-    monkeypatch.setattr(naming, "_ENTRIES", entries)
+    monkeypatch.setattr(classes, "_ENTRIES", entries)
     monkeypatch.setattr(clustering, "BLOCK", 1 << 17 if entries > 40 else 7)
     rng = np.random.default_rng(0)
     themes = np.array([0, 0, 1, 0, 0, 1, 0, 0])
@@ -150,7 +154,7 @@ def test_agreement_is_that_of_the_rule_in_blocks_of_any_size(monkeypatch, entrie
             if np.sum(expected == number) < 5:
                 expected[expected == number] = -1
     seen = []
-    found = agreeing(Grouping(labels, themes, frozenset()), image, 5, watch=lambda *told: seen.append(told))
+    found = keep_agreeing(Grouping(labels, themes), image, 5, report=lambda *progress: seen.append(progress))
     np.testing.assert_array_equal(found.classes, expected)
     assert (expected != labels).any()
     assert (expected >= 0).sum() > 100

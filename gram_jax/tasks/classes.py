@@ -1,0 +1,202 @@
+"""Classes within themes: by name and by agreement of images, by k-means, or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gram_jax.data.lazy import LazyRows
+from gram_jax.errors import InputError
+from gram_jax.tasks.clustering import BLOCK, Report, assign, group_sums, kmeans, no_report, normalize, one_thread
+from gram_jax.tasks.phrases import CaptionWords, Vocabulary, group_counts, least_of_parts
+
+_COMMON = 0.4  # a word in this share of a theme's captions belongs to the theme
+_NEAREST, _ROUNDS = 3, 2
+_WORD_DIMENSIONS = 64  # dimensions to which the word vectors of a theme are reduced
+_ROWS_PER_CLASS = 4  # pairs of a sample for each class, at least
+_ENTRIES = 1 << 27  # entries of a matrix of pairs by classes, at once
+
+
+class Grouping(NamedTuple):
+    """Classes of pairs and themes of classes, before classes have names.
+
+    Attributes:
+      classes: int `[pairs]`, from 0; -1 for none.
+      themes: int `[classes]`.
+    """
+
+    classes: np.ndarray
+    themes: np.ndarray
+
+
+def classes_by_name(
+    caption_words: CaptionWords, vocabulary: Vocabulary, theme_of_pair: np.ndarray, min_members: int
+) -> tuple[Grouping, list[str]]:
+    """Finds classes and their names: the part of a caption that is neither theme nor appearance.
+
+    The words of the theme and the appearance words cut a caption into runs. The run with the word that is rarest in the
+    theme names the pair: "a print of greek small letter alpha with tonos, black on white" has the name "alpha with
+    tonos" among greek small letters.
+
+    Args:
+      caption_words: the words of each caption.
+      vocabulary: the frequent words.
+      theme_of_pair: int `[pairs]`.
+      min_members: names of fewer pairs of a theme form no class.
+
+    Returns:
+      The `Grouping`, and the name of each class.
+    """
+    themes, lengths = int(theme_of_pair.max()) + 1, np.diff(caption_words.starts)
+    counts = group_counts(theme_of_pair, themes, vocabulary.matrix).toarray().astype(np.int32)
+    counts = np.pad(counts, ((0, 0), (0, 1)))  # the last column: all words outside the vocabulary
+    sizes = np.maximum(np.bincount(theme_of_pair, minlength=themes), 1)
+    column = {name: number for number, name in enumerate(vocabulary.names)}
+    columns = np.array([column.get(name, len(column)) for name in caption_words.names], np.int64)
+    informative = np.append(vocabulary.informative, True)[columns]
+
+    # The words that do not cut, and their runs: begin and end, and the count of the rarest word.
+    theme, word = np.repeat(theme_of_pair, lengths), columns[caption_words.ids]
+    common = counts / sizes[:, None] >= _COMMON
+    kept = np.flatnonzero(informative[caption_words.ids] & ~common[theme, word])
+    pair = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    new = np.flatnonzero(np.diff(kept, prepend=-2) + np.diff(pair, prepend=-1) != 1)
+    ends = np.append(new, len(kept))[1:]
+    rarity = counts[theme[kept], word[kept]]
+    rarity = np.minimum.reduceat(rarity, new) if len(new) else rarity
+    run = least_of_parts(rarity, np.arange(len(new)), np.searchsorted(pair[new], np.arange(len(lengths) + 1)))
+    first, last = kept[new], kept[ends - 1] + 1
+
+    named = np.flatnonzero(run >= 0)
+    numbers: dict[tuple[int, bytes], int] = {}
+    spans = zip(theme_of_pair[named].tolist(), first[run[named]].tolist(), last[run[named]].tolist(), strict=True)
+    name_of_pair = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
+    name_of_pair, keys = np.array(name_of_pair, np.int64), list(numbers)
+    large = np.flatnonzero(np.bincount(name_of_pair, minlength=len(keys)) >= min_members)
+    of_class = np.array([keys[number][0] for number in large], np.int64)
+    order = np.argsort(of_class, kind="stable")
+    rank = np.full(len(keys), -1)
+    rank[large[order]] = np.arange(len(large))
+    labels = np.full(len(lengths), -1)
+    labels[named] = rank[name_of_pair]
+    name_ids = [np.frombuffer(keys[number][1], np.int32) for number in large[order]]
+    return Grouping(labels, of_class[order]), [" ".join(caption_words.names[i] for i in ids) for ids in name_ids]
+
+
+def keep_agreeing(grouping: Grouping, image: Any, min_members: int, *, report: Report = no_report) -> Grouping:
+    """Keeps the pairs whose image agrees with the name: its class is among the nearest three of its theme.
+
+    Nearness is the similarity to the classes' mean image features. The second of two rounds computes the means without
+    the pairs that the first round removed. Classes that become too small lose all their pairs.
+    """
+    labels, count = grouping.classes.copy(), len(grouping.themes)
+    themes, done, total = np.unique(grouping.themes), 0, _ROUNDS * int(np.sum(labels >= 0))
+    for _ in range(_ROUNDS if count else 0):
+        centroids = normalize(group_sums(labels, count, image))
+        members = np.flatnonzero(labels >= 0)
+        of_member = grouping.themes[labels[members]]
+        members = members[np.argsort(of_member, kind="stable")]
+        borders = np.searchsorted(np.sort(of_member), themes, side="right")[:-1]
+        for theme, pairs in zip(themes, np.split(members, borders), strict=True):
+            numbers = np.flatnonzero(grouping.themes == theme)
+            size = min(BLOCK, max(1, _ENTRIES // len(numbers)))
+            for begin in range(0, len(pairs), size):
+                part = pairs[begin : begin + size]
+                nearness = np.asarray(image[part], np.float32) @ centroids[numbers].T
+                own = nearness[np.arange(len(part)), np.searchsorted(numbers, labels[part])]
+                labels[part[np.sum(nearness > own[:, None], axis=1) >= _NEAREST]] = -1
+            done += len(pairs)
+            report("images that agree", done, total)
+        sizes = np.bincount(labels[labels >= 0], minlength=count)
+        labels[(labels >= 0) & (sizes[labels] < min_members)] = -1
+    return grouping._replace(classes=labels)
+
+
+def find_classes(
+    theme_of_pair: np.ndarray,
+    vocabulary: Vocabulary,
+    text: Any,
+    image: Any,
+    classes: int,
+    *,
+    seed: int,
+    sample: int | None = None,
+    report: Report = no_report,
+) -> Grouping:
+    """Finds classes within each theme by k-means on text features, image features and informative words (TF-IDF).
+
+    Args:
+      theme_of_pair: int `[pairs]`.
+      vocabulary: words of the captions.
+      text: float `[pairs, embed_dim]`, read block by block.
+      image: float `[pairs, embed_dim]`, read block by block.
+      classes: number of classes of all themes; each theme gets a share in proportion to its pairs, but at least two.
+      seed: seed of k-means.
+      sample: largest number of pairs of all themes for k-means, but at least four per class. Default: all.
+      report: receives the progress.
+    """
+    total = len(theme_of_pair)
+    labels, themes, done = np.full(total, -1), [], 0
+    for theme in range(int(theme_of_pair.max()) + 1):
+        pairs = np.flatnonzero(theme_of_pair == theme)
+        share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
+        columns = np.flatnonzero((share > 0) & vocabulary.informative)
+        weighted = vocabulary.matrix[pairs].tocsc()[:, columns] * np.log(1 / share[columns])
+        word_features = _reduce(weighted, _WORD_DIMENSIONS, seed)
+
+        def rows(numbers: np.ndarray, pairs: np.ndarray = pairs, words: np.ndarray = word_features) -> np.ndarray:
+            return np.concatenate([text[pairs[numbers]], image[pairs[numbers]], words[numbers]], 1, dtype=np.float32)
+
+        features = LazyRows((len(pairs), text.shape[1] + image.shape[1] + word_features.shape[1]), rows)
+        count = min(len(pairs), max(2, round(classes * len(pairs) / total)))
+        used = None if sample is None else max(_ROWS_PER_CLASS * count, round(sample * len(pairs) / total))
+        nearest = assign(features, kmeans(features, count, seed=seed, sample=used))
+        nearest = np.unique(nearest, return_inverse=True)[1]
+        labels[pairs] = nearest + len(themes)
+        themes += [theme] * (int(nearest.max()) + 1)
+        done += len(pairs)
+        report("pairs in classes", done, total)
+    return Grouping(labels, np.array(themes))
+
+
+def shuffle(grouping: Grouping, seed: int) -> Grouping:
+    """Returns random pairs in classes of the same sizes, and these in themes of the same sizes."""
+    rng = np.random.default_rng([seed, len(grouping.themes)])
+    sizes = np.bincount(grouping.classes[grouping.classes >= 0], minlength=len(grouping.themes))
+    labels = np.full(len(grouping.classes), -1)
+    labels[rng.permutation(len(labels))[: sizes.sum()]] = np.repeat(np.arange(len(sizes)), sizes)
+    return Grouping(labels, rng.permutation(grouping.themes))
+
+
+def drop_small(grouping: Grouping, texts: Sequence[str] | None, min_members: int) -> tuple[Grouping, list[str] | None]:
+    """Removes classes with few members, and then themes with a single class; the texts of the classes follow."""
+    sizes = np.bincount(grouping.classes[grouping.classes >= 0], minlength=len(grouping.themes))
+    large = sizes >= min_members
+    per_theme = np.bincount(grouping.themes[large], minlength=1 + max(grouping.themes, default=0))
+    keep = large & (per_theme[grouping.themes] >= 2)
+    if not keep.any():
+        raise InputError(
+            f"min_members={min_members}: no theme has two classes of this size; the largest of {len(sizes)} has "
+            f"{max(sizes, default=0)} members; use more pairs, fewer classes, or a smaller min_members"
+        )
+    number = np.where(keep, np.cumsum(keep) - 1, -1)
+    labels = np.where(grouping.classes >= 0, number[grouping.classes], -1)
+    kept = None if texts is None else [text for text, good in zip(texts, keep, strict=True) if good]
+    return Grouping(labels, grouping.themes[keep]), kept
+
+
+def _reduce(matrix: Any, dimensions: int, seed: int) -> np.ndarray:
+    """Returns the normalized rows of a sparse matrix, in their leading directions if it has too many columns."""
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
+    if not matrix.shape[1]:
+        return matrix.toarray()
+    matrix = normalize(matrix)
+    if min(matrix.shape) <= dimensions:
+        return matrix.toarray()
+    with one_thread():
+        left, values, _ = randomized_svd(matrix, dimensions, n_iter=3, random_state=seed)
+    return left * values
