@@ -1,4 +1,4 @@
-"""What a tuner is, and what all tuners share: frozen sides, fresh vectors, checks of settings."""
+"""The contract of tuners and their shared parts: frozen sides, new vectors, checks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gram_jax.errors import InputError, require_int
 
 Array = jax.Array
 Prompt = dict[str, Any]
-INIT_STD = 0.02  # CoOp's standard deviation of vectors that do not start as words
-_NUM_CONTEXT = 4  # context tokens where neither a number nor words are given
+TEXT, IMAGE = frozenset({"text"}), frozenset({"image"})
+INIT_STD = 0.02  # CoOp's standard deviation of random vectors
+_NUM_CONTEXT = 4  # context tokens if neither a number nor words are given
 
 
 class Outputs(NamedTuple):
-    """What a prompted clip says about images and classes.
+    """The outputs of a prompted clip for images and classes.
 
     Attributes:
       logits: `[images, classes]`, cosine similarities times the frozen scale exp(logit_scale).
       image_features: `[images, embed_dim]`, normalized.
-      text_features: `[classes, embed_dim]`, or `[images, classes, embed_dim]` where they depend on the image;
-        normalized.
+      text_features: `[classes, embed_dim]`, or `[images, classes, embed_dim]` if they depend on the image; normalized.
     """
 
     logits: Array
@@ -35,19 +35,19 @@ class Outputs(NamedTuple):
 
 
 class Tuner(NamedTuple):
-    """A prompt-tuning method: two pure functions, and what they were made with.
+    """A prompt-tuning method: two pure functions, and the settings that they were made with.
 
     Attributes:
       name: the method's name; `make(name, **settings)` makes the tuner again.
-      settings: what the factory was called with, defaults filled in; JSON values.
+      settings: all settings of the factory, defaults included; JSON values.
       init: `init(key, clip, classes) -> prompt`, a nested dictionary of float32 arrays. `classes` may be None unless
-        the prompt is per class; where they are given, it is checked that the prompt fits them.
+        the prompt is per class; if they are given, `init` checks that the prompt fits them.
       apply: `apply(prompt, clip, classes, images) -> Outputs`.
-      needs_pixels: False where nothing of the image transformer but its frozen features is read: `images` may then also
-        be image features `[images, embed_dim]`, as `encode_image` makes them.
-      needs_names: False where nothing of the text transformer but its frozen features is read: `classes` may then also
-        be text features `[classes, embed_dim]`, as `encode_classes` makes them.
-      changes: whose features are not the frozen ones, "text", "image" or both.
+      needs_pixels: False if the tuner reads only the frozen features of images: `images` may then also be features
+        `[images, embed_dim]` of `encode_image`.
+      needs_names: False if the tuner reads only the frozen features of classes: `classes` may then also be features
+        `[classes, embed_dim]` of `encode_classes`.
+      changes: the features that a prompt changes, "text", "image" or both.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -66,25 +66,25 @@ class Tuner(NamedTuple):
     apply: Callable[[Prompt, Clip, Classes | Array, Array], Outputs]
     needs_pixels: bool
     needs_names: bool
-    changes: frozenset[str] = frozenset({"text", "image"})
+    changes: frozenset[str] = TEXT | IMAGE
 
 
 def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outputs:
-    """What the clip says without a prompt: the zero-shot classifier, and the reference of regularizers.
+    """Returns the outputs of the clip without a prompt: the zero-shot classifier and the reference of regularizers.
 
     logits[b, c] = exp(logit_scale) * <image(x_b), text(template with name c)>
 
     Args:
       clip: the frozen clip.
-      classes: as `clip.class_tokens` makes them, under their own template; or text features
-        `[classes, embed_dim]`, normalized, e.g. the mean over many templates.
+      classes: class names of `clip.class_tokens`, under their own template; or text features `[classes, embed_dim]`,
+        normalized, e.g. the mean over many templates.
       images: `[images, size, size, channels]`, or image features `[images, embed_dim]`, normalized.
 
     Returns:
       The outputs.
 
     Raises:
-      InputError: if a shape does not fit.
+      InputError: a shape does not fit.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -100,70 +100,101 @@ def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outpu
 
 
 def make_outputs(clip: Clip, image_features: Array, text_features: Array) -> Outputs:
-    """Puts the two sides together under the clip's frozen scale."""
+    """Combines the features of both sides under the clip's frozen scale."""
     scores = logits(image_features, text_features, clip.params["logit_scale"])
     return Outputs(scores, image_features, text_features)
 
 
 def frozen_image_features(clip: Clip, images: Array) -> Array:
-    """Features `[images, embed_dim]` of images without a prompt; what already are features passes through."""
-    shape = jnp.shape(images)
-    if len(shape) != 2:
+    """Returns the features `[images, embed_dim]` of images without a prompt; features are returned as they are."""
+    if jnp.ndim(images) != 2:
         return encode_image(clip, images)
-    _check_frozen("image", "images", shape, clip.config.embed_dim)
-    return jnp.asarray(images)
+    return _features("image", images, clip)
 
 
 def frozen_text_features(clip: Clip, classes: Classes | Array) -> Array:
-    """Features `[classes, embed_dim]` of classes without a prompt; what already are features passes through."""
+    """Returns the features `[classes, embed_dim]` of classes without a prompt; features are returned as they are."""
     if isinstance(classes, Classes):
         return encode_classes(clip, classes)
-    _check_frozen("text", "classes", jnp.shape(classes), clip.config.embed_dim)
-    return jnp.asarray(classes)
+    return _features("text", classes, clip)
 
 
-def _check_frozen(kind: str, axis: str, shape: tuple[int, ...], embed_dim: int) -> None:
-    if len(shape) != 2 or shape[1] != embed_dim:
-        raise InputError(
-            f"frozen {kind} features must have shape [{axis}, {embed_dim}], found {list(shape)}; "
-            "the clip that tunes must be the one that computed them."
-        )
+def _features(side: str, features: Array, clip: Clip) -> Array:
+    shape, width = jnp.shape(features), clip.config.embed_dim
+    if len(shape) != 2 or shape[1] != width:
+        raise InputError(f"frozen {side} features must have shape [rows, {width}], not {list(shape)}; use one clip")
+    return jnp.asarray(features)
+
+
+def text_features(clip: Clip, classes: Classes, prompt: TextPrompt, **options: Any) -> Array:
+    """Returns the features `[classes, embed_dim]` of class names under a text prompt; options as `encode_classes`."""
+    check_names(classes)
+    return encode_classes(clip, classes, prompt, **options)
 
 
 def random_vectors(key: Array, *shape: int) -> Array:
-    """Vectors drawn from N(0, 0.02^2), float32."""
+    """Draws float32 vectors from N(0, 0.02^2)."""
     return INIT_STD * jax.random.normal(key, shape, jnp.float32)
 
 
-def word_vectors(clip: Clip, init_text: str, num_tokens: int | None, name: str, spare: bool = False) -> Array:
-    """Token embeddings of a text, float32 `[tokens, width]`.
+class Words(NamedTuple):
+    """The initialization of a text context: a number of tokens, and words or None for random vectors."""
 
-    Args:
-      clip: the clip, with its tokenizer.
-      init_text: the words.
-      num_tokens: how many tokens they must be; None accepts any number.
-      name: the setting that says so.
-      spare: whether they may be more.
+    setting: str  # the name of the setting `count`
+    count: int | None  # None: as many as the words have tokens for the clip
+    text: str | None
 
-    Returns:
-      The embeddings.
+
+def words_setting(setting: str, count: int | None, text: str | None) -> Words:
+    """Checks the settings of a context; without a number and words it has 4 tokens.
 
     Raises:
-      InputError: if there is no tokenizer, no token, or a wrong number of tokens.
+      InputError: names the setting and its value.
     """
-    tokens = clip.tokenize([init_text])[0, 1:-1]
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise InputError(f"init_text={text!r}: it must be words, or None for a random initialization")
+    if count is not None:
+        require_int(setting, count)
+    elif text is None:
+        count = _NUM_CONTEXT
+    return Words(setting, count, text)
+
+
+def context_vectors(words: Words, key: Array, clip: Clip, *axes: int, spare: bool = False) -> Array:
+    """Returns the initial vectors of a context, float32 `[*axes, tokens, width]`.
+
+    Args:
+      words: the initialization.
+      key: draws random vectors.
+      clip: the clip, with its tokenizer.
+      axes: leading axes, over which words are repeated and random vectors are drawn.
+      spare: return all tokens of the words, even if they are more than `words.count`.
+
+    Raises:
+      InputError: the words have no tokens, or another number of tokens than `words.count`.
+    """
+    if words.text is None:
+        return random_vectors(key, *axes, words.count, clip.config.text.width)
+    vectors = word_vectors(words, clip, spare)
+    return jnp.broadcast_to(vectors, (*axes, *vectors.shape))
+
+
+def word_vectors(words: Words, clip: Clip, spare: bool = False) -> Array:
+    """Returns the token embeddings of the words, float32 `[tokens, width]`; see `context_vectors`."""
+    setting, count, text = words
+    tokens = clip.tokenize([text])[0, 1:-1]
     if not len(tokens):
-        raise InputError(f"init_text {init_text!r} has no tokens; give it words, or None for a random start.")
-    if num_tokens is not None and (len(tokens) < num_tokens or (len(tokens) > num_tokens and not spare)):
+        raise InputError(f"init_text={text!r} has no tokens for this clip; give words, or None")
+    if count is not None and (len(tokens) < count or (len(tokens) > count and not spare)):
         raise InputError(
-            f"init_text {init_text!r} is {len(tokens)} tokens to this clip, but {name} is {num_tokens}; change the "
-            f"words, or set {name}=None to take as many tokens as they are."
+            f"init_text={text!r} has {len(tokens)} tokens for this clip, but {setting}={count}; change the words, or "
+            f"set {setting}=None to use all of their tokens"
         )
     return embed_tokens(clip, tokens).astype(jnp.float32)
 
 
 def check_room(clip: Clip, context: Array, classes: Classes | None) -> None:
-    """Raises InputError unless a context and the classes fit the text transformer together; None is not checked."""
+    """Raises InputError if a context and the class names are too long for the text transformer; None passes."""
     if classes is not None:
         check_names(classes)
         check_text_prompt(TextPrompt(context), clip.config.text, jnp.shape(classes.tail_ids))
@@ -173,55 +204,27 @@ def check_names(classes: Any) -> None:
     """Raises InputError unless classes are class names as tokens."""
     if not isinstance(classes, Classes):
         raise InputError(
-            f"This tuner's prompt stands around class names: classes must be what clip.class_tokens makes, found "
-            f"{type(classes).__name__}; frozen text features are of no use to it."
+            f"this tuner puts its prompt around class names: classes must come from clip.class_tokens, not "
+            f"{type(classes).__name__}"
         )
 
 
-def check_depth(depth: int, layers: Mapping[str, int]) -> None:
-    """Raises InputError if a prompt is deeper than a transformer of the clip; `layers` is named by tower."""
+def check_depth(depth: int, layers: Mapping[str, int], setting: str = "depth") -> None:
+    """Raises InputError if a prompt is deeper than a transformer of the clip; `layers` is by the transformer's name."""
     short = {tower: count for tower, count in layers.items() if depth > count}
     if short:
-        found = " and ".join(f"{count} {tower} layers" for tower, count in short.items())
-        raise InputError(f"depth is {depth}, but this clip has only {found}; use depth={min(short.values())} or less.")
-
-
-def check_words(name: str, num_tokens: int | None, init_text: str | None) -> int | None:
-    """Checks how a context starts.
-
-    Args:
-      name: the setting that says how many tokens the context has.
-      num_tokens: its value.
-      init_text: the words that the context starts as, or None for a random start.
-
-    Returns:
-      The number of tokens; None where only the clip's tokenizer can say it.
-
-    Raises:
-      InputError: names the setting and the value found.
-    """
-    if init_text is not None and (not isinstance(init_text, str) or not init_text.strip()):
-        raise InputError(f"init_text must be a text with words in it, or None for a random start, found {init_text!r}.")
-    if num_tokens is not None:
-        require_int(name, num_tokens)
-        return num_tokens
-    return _NUM_CONTEXT if init_text is None else None
+        counts = " and ".join(f"{count} {tower} layers" for tower, count in short.items())
+        raise InputError(f"{setting}={depth}: this clip has only {counts}; use {setting}={min(short.values())} or less")
 
 
 def num_parameters(prompt: Any) -> int:
-    """Number of learnable values in a prompt.
+    """Returns the number of learnable values in a prompt.
 
     Args:
-      prompt: a pytree of arrays, or of their shapes as `jax.eval_shape` gives them.
-
-    Returns:
-      The number.
+      prompt: a pytree of arrays, or of their shapes from `jax.eval_shape`.
 
     Example:
       >>> num_parameters({"context": jnp.zeros((16, 512))})
       8192
-
-    Reference:
-      Our own choice.
     """
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(prompt))

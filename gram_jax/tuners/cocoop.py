@@ -10,16 +10,16 @@ from flax.core import FrozenDict
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
 from gram_jax.errors import require_int
 from gram_jax.tuners.base import (
+    TEXT,
     Outputs,
     Prompt,
     Tuner,
     check_names,
     check_room,
-    check_words,
+    context_vectors,
     frozen_image_features,
     make_outputs,
-    random_vectors,
-    word_vectors,
+    words_setting,
 )
 from gram_jax.tuners.networks import dense, dense_init
 
@@ -30,7 +30,7 @@ def cocoop(
     hidden: int | None = None,
     chunk: int = 4,
 ) -> Tuner:
-    """Conditional context optimization: a small network of the image's feature shifts all context vectors alike.
+    """Conditional context optimization: a small network of the image feature shifts all context vectors alike.
 
     With context v_1, ..., v_n, E the frozen token embedding and f_b the normalized feature of image b,
 
@@ -38,23 +38,23 @@ def cocoop(
         t_bc   = text([SOS] v_1 + h(f_b) ... v_n + h(f_b) E(name_c) . [EOS]),
         logits[b, c] = exp(logit_scale) * <f_b, t_bc>.
 
-    The text transformer runs for every image: `chunk` images at a time, and once more in the backward pass, so that
-    memory grows with the chunk and not with the images. The image side is untouched: `images` may be frozen image
+    The text transformer runs for every image, `chunk` images at a time, and once more in the backward pass, so that
+    memory grows with the chunk and not with the number of images. The image side is frozen: `images` may be image
     features. The prompt is `{"context": [n, width], "network": {"hidden": {"kernel", "bias"}, "out": {"kernel",
-    "bias"}}}`; the network starts as PyTorch's dense layers do.
+    "bias"}}}`; the network is initialized like PyTorch's dense layers.
 
     Args:
-      num_tokens: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
-      init_text: words whose token embeddings the context starts as. None: N(0, 0.02^2).
-      hidden: hidden units of the network; None takes a sixteenth of the clip's `embed_dim`.
-      chunk: images whose texts are run side by side; less takes less memory, more is faster.
+      num_tokens: n. None: the number of tokens of `init_text`, or 4 without it.
+      init_text: words whose token embeddings initialize the context. None: N(0, 0.02^2).
+      hidden: hidden units of the network; None: a sixteenth of the clip's `embed_dim`.
+      chunk: images whose texts run together; fewer need less memory, more are faster.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
-        context and class names do not fit the clip's context length.
+      InputError: a setting is invalid. `init` raises it if the words do not have `num_tokens` tokens, or context and
+        class names do not fit the clip's context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -65,25 +65,24 @@ def cocoop(
       (2, 3, 16)
 
     Reference:
-      "Conditional Prompt Learning for Vision-Language Models", section 3.2; the text tower's chunks are our
-      own.
+      "Conditional Prompt Learning for Vision-Language Models", section 3.2.
     """
-    num_tokens = check_words("num_tokens", num_tokens, init_text)
+    words = words_setting("num_tokens", num_tokens, init_text)
     if hidden is not None:
         require_int("hidden", hidden)
     require_int("chunk", chunk)
-    settings = {"num_tokens": num_tokens, "init_text": init_text, "hidden": hidden, "chunk": chunk}
+    settings = {"num_tokens": words.count, "init_text": init_text, "hidden": hidden, "chunk": chunk}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         context_key, hidden_key, out_key = jax.random.split(key, 3)
-        width, embed_dim = clip.config.text.width, clip.config.embed_dim
-        if init_text is None:
-            context = random_vectors(context_key, num_tokens, width)
-        else:
-            context = word_vectors(clip, init_text, num_tokens, "num_tokens")
+        context = context_vectors(words, context_key, clip)
         check_room(clip, context, classes)
+        embed_dim = clip.config.embed_dim
         units = max(1, embed_dim // 16) if hidden is None else hidden
-        network = {"hidden": dense_init(hidden_key, embed_dim, units), "out": dense_init(out_key, units, width)}
+        network = {
+            "hidden": dense_init(hidden_key, embed_dim, units),
+            "out": dense_init(out_key, units, clip.config.text.width),
+        }
         return {"context": context, "network": network}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
@@ -92,20 +91,19 @@ def cocoop(
         network = prompt["network"]
         shift = dense(network["out"], jax.nn.relu(dense(network["hidden"], features)))  # [images, width]
         contexts = prompt["context"] + shift[:, None]  # [images, n, width]
-        return make_outputs(clip, features, _class_features(clip, classes, contexts, chunk=chunk))
+        return make_outputs(clip, features, _text_features(clip, classes, contexts, chunk=chunk))
 
-    changes = frozenset({"text"})
-    return Tuner("cocoop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=changes)
+    return Tuner("cocoop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=TEXT)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def _class_features(clip: Clip, classes: Classes, contexts: jax.Array, *, chunk: int) -> jax.Array:
-    """Text features `[images, classes, embed_dim]` under contexts `[images, n, width]`, a chunk of images at a time."""
+def _text_features(clip: Clip, classes: Classes, contexts: jax.Array, *, chunk: int) -> jax.Array:
+    """Returns features `[images, classes, embed_dim]` under contexts `[images, n, width]`, chunk by chunk."""
 
     def one(context: jax.Array) -> jax.Array:
         return encode_classes(clip, classes, TextPrompt(context))
 
     if len(contexts) <= chunk:
         return jax.vmap(one)(contexts)
-    # Recomputed in the backward pass; inside a scan nothing can be merged with that, so it need not be fenced off.
+    # Recomputed in the backward pass. Inside a scan XLA cannot merge the two, so prevent_cse is not needed.
     return jax.lax.map(jax.checkpoint(one, prevent_cse=False), contexts, batch_size=chunk)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
+from gram_jax.clip import Classes, Clip, TextPrompt
 from gram_jax.clip.prompts import CLASS_POSITIONS
-from gram_jax.errors import InputError, require_known
+from gram_jax.errors import require_bool, require_known
 from gram_jax.tuners.base import (
+    TEXT,
     Outputs,
     Prompt,
     Tuner,
     check_names,
     check_room,
-    check_words,
+    context_vectors,
     frozen_image_features,
     make_outputs,
-    random_vectors,
-    word_vectors,
+    text_features,
+    words_setting,
 )
 
 
@@ -35,22 +35,22 @@ def coop(
 
         t_c = text([SOS] v_1 ... v_n E(name_c) . [EOS]),    logits[b, c] = exp(logit_scale) * <image(x_b), t_c>.
 
-    The image side is untouched: `images` may be frozen image features. The prompt is `{"context": [n, width]}`, or
+    The image side is frozen: `images` may be image features. The prompt is `{"context": [n, width]}`, or
     `{"context": [classes, n, width]}` if it is per class.
 
     Args:
-      num_tokens: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
-      init_text: words whose token embeddings the context starts as; then the start is exactly the hand-crafted
-        template "WORDS NAME.". None: N(0, 0.02^2).
-      position: where the name stands: "end" (behind the context), "middle" or "front".
-      class_specific: a context for each class. Such a prompt belongs to one class list; a shared one to none.
+      num_tokens: n. None: the number of tokens of `init_text`, or 4 without it.
+      init_text: words whose token embeddings initialize the context, which is then exactly the hand-crafted template
+        "WORDS NAME.". None: N(0, 0.02^2).
+      position: the place of the class name: "end" (after the context), "middle" or "front".
+      class_specific: one context per class. Such a prompt belongs to one class list.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the words are not `num_tokens` tokens, or
-        context and class names do not fit the clip's context length.
+      InputError: a setting is invalid. `init` raises it if the words do not have `num_tokens` tokens, or context and
+        class names do not fit the clip's context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -63,34 +63,26 @@ def coop(
       "Learning to Prompt for Vision-Language Models", section 3.2, equations 2 to 4.
     """
     require_known("position", position, CLASS_POSITIONS)
-    if not isinstance(class_specific, bool):
-        raise InputError(f"class_specific must be True or False, found {class_specific!r}.")
-    num_tokens = check_words("num_tokens", num_tokens, init_text)
+    require_bool("class_specific", class_specific)
+    words = words_setting("num_tokens", num_tokens, init_text)
     settings = {
-        "num_tokens": num_tokens,
+        "num_tokens": words.count,
         "init_text": init_text,
         "position": position,
         "class_specific": class_specific,
     }
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        count = ()
+        axes = ()
         if class_specific:
             check_names(classes)
-            count = (len(classes.tail_ids),)
-        if init_text is None:
-            context = random_vectors(key, *count, num_tokens, clip.config.text.width)
-        else:
-            words = word_vectors(clip, init_text, num_tokens, "num_tokens")
-            context = jnp.broadcast_to(words, (*count, *words.shape))
+            axes = (len(classes.tail_ids),)
+        context = context_vectors(words, key, clip, *axes)
         check_room(clip, context, classes)
         return {"context": context}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
-        check_names(classes)
-        features = frozen_image_features(clip, images)
-        texts = encode_classes(clip, classes, TextPrompt(prompt["context"], class_position=position))
-        return make_outputs(clip, features, texts)
+        texts = text_features(clip, classes, TextPrompt(prompt["context"], class_position=position))
+        return make_outputs(clip, frozen_image_features(clip, images), texts)
 
-    changes = frozenset({"text"})
-    return Tuner("coop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=changes)
+    return Tuner("coop", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=TEXT)

@@ -1,4 +1,4 @@
-"""DPT: CoOp's context, deep visual prompts, and visual prompts that each image makes of its likely classes."""
+"""DPT: CoOp's context, deep visual prompts, and visual prompts computed per image from its likely classes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, MaskedTokens, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS
-from gram_jax.errors import InputError, require_int, require_known
+from gram_jax.errors import InputError, require_bool, require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
     Prompt,
     Tuner,
+    Words,
+    check_depth,
     check_names,
-    check_words,
     frozen_outputs,
     make_outputs,
     random_vectors,
+    words_setting,
 )
 from gram_jax.tuners.networks import dense, dense_init, linear, norm, norm_init, uniform
 from gram_jax.tuners.text_deep import text_init, text_prompt
@@ -30,22 +32,18 @@ from gram_jax.tuners.vpt import visual_init, visual_prompt
 
 Array = jax.Array
 _QUERY_WIDTH = 32  # of queries and keys
-_OWN_TOKENS = 10  # learned tokens that class prompts attend to, beside the image's
+_OWN_TOKENS = 10  # learned tokens that class prompts attend to, with those of the image
 
 
 class DptOutputs(NamedTuple):
-    """Everything that a forward pass of DPT knows; its staged loss reads all of it.
+    """All results of a forward pass of DPT, for its loss.
 
     Attributes:
-      outputs: what the tuner's `apply` returns.
-      frozen: what the clip says without a prompt; None without class-aware layers.
+      outputs: the outputs of the tuner's `apply`.
+      frozen: the outputs without a prompt; None without class-aware layers.
       selected: int `[images, c]`, the most likely classes of each image without a prompt, the most likely one first.
-      keep: bool `[images, c]`, False where there are fewer classes than that.
-      attended: `[layers, images, c, vision width]`, what each class saw in the image, by class-aware layer.
-
-    Example:
-      >>> DptOutputs(None, None, None, None, jnp.zeros((1, 2, 10, 768))).attended.shape
-      (1, 2, 10, 768)
+      keep: bool `[images, c]`, False if there are fewer classes than that.
+      attended: `[layers, images, c, vision width]`, the attention output of each class, per class-aware layer.
     """
 
     outputs: Outputs
@@ -67,41 +65,40 @@ def dpt(
     """Dual-modality prompt tuning with class-aware visual prompts in the top layers.
 
     The text side is CoOp's. The lower L - T of the vision transformer's L layers read [c, patches, P_l] with m learned
-    tokens each. Each of the upper T layers reads [c, patches, Q], Q made by that layer for each image: with the k
-    classes that the frozen clip finds most likely, their prompted text features t_j, not normalized, and the layer's
-    own tokens x (no gradient flows into them) and ten learned ones S,
+    tokens each. Each of the upper T layers reads [c, patches, Q], with Q computed by that layer for each image: with
+    the k classes that the frozen clip finds most likely, their prompted text features t_j, not normalized, the layer's
+    own tokens x (without a gradient) and ten learned ones S,
 
         p_j = W_p t_j + a,    A_j = W_v sum_i softmax_i( <W_q p_j, W_k z_i> / sqrt(32) ) z_i,    z = [x ; S],
         Q_j = norm(A_j + p_j).
 
-    Class lists that were filled up by repeating their last class are read as without the repetitions; where there are
-    fewer than k classes, there are as many prompts. `dpt_loss` is the published loss in stages. With `class_layers=0`
-    this is VLP, deep visual prompts beside CoOp. It is a few-shot method: its class-aware prompts transfer badly.
+    In class lists that are padded by repeating the last class, the repetitions are ignored; with fewer than k classes
+    there are fewer prompts. `objectives.dpt_loss` is the published loss in stages. With `class_layers=0` this is VLP,
+    deep visual prompts with CoOp. It is a few-shot method: its class-aware prompts transfer poorly.
 
     The prompt is `{"text": {"context": [n, text width]}, "visual": {"tokens": [m, vision width], "deep": [L - T - 1, m,
     vision width]}, "class_aware": {"query": {"kernel", "bias"}, "attention": {"query", "key", "value"}, "tokens",
-    "norm": {"scale", "bias"}}}`, each leaf of the last with a leading axis of T layers; a part without layers is left
-    out. Per class, it also holds `"classifier": {"norm": {"scale", "bias"}, "kernel": [T, vision width, classes]}`,
-    which only `dpt_loss` reads. Vectors start at N(0, 0.02^2), the rest as PyTorch's layers.
+    "norm": {"scale", "bias"}}}`, each leaf of the last with a leading axis of T layers; a part without layers is
+    missing. A class-specific prompt also has `"classifier": {"norm": {"scale", "bias"}, "kernel": [T, vision width,
+    classes]}`, which only `dpt_loss` reads. Vectors are initialized from N(0, 0.02^2), the rest like PyTorch's layers.
 
     Args:
-      num_text: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
+      num_text: n. None: the number of tokens of `init_text`, or 4 without it.
       num_visual: m.
       num_classes: k.
       class_layers: T.
-      init_text: words whose first n token embeddings the context starts as; further ones stay, frozen, behind it. None:
+      init_text: words whose first n token embeddings initialize the context; the others remain, frozen, after it. None:
         N(0, 0.02^2).
-      position: where the name stands: "end" (behind the context), "middle" or "front".
+      position: the place of the class name: "end" (after the context), "middle" or "front".
       class_specific: also learn the classifier of class prompts, as published. Such a prompt is trained on one class
-        list, though it can be applied to any.
+        list, but can be applied to any.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than
-        `class_layers`, the words are fewer than `num_text` tokens, or context and class names do not fit the context
-        length.
+      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `class_layers`, the
+        words have fewer than `num_text` tokens, or context and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -115,18 +112,16 @@ def dpt(
       as in its public code.
     """
     require_known("position", position, CLASS_POSITIONS)
-    num_text = check_words("num_text", num_text, init_text)
+    words = words_setting("num_text", num_text, init_text)
     require_int("num_visual", num_visual)
     require_int("num_classes", num_classes)
-    if isinstance(class_layers, bool) or not isinstance(class_layers, int) or class_layers < 0:
-        raise InputError(f"class_layers must be an integer, 0 or more, found {class_layers!r}.")
-    if not isinstance(class_specific, bool):
-        raise InputError(f"class_specific must be True or False, found {class_specific!r}.")
+    require_int("class_layers", class_layers, least=0)
+    require_bool("class_specific", class_specific)
     if class_specific and not class_layers:
-        raise InputError("class_specific needs class_layers of 1 or more: without them there is nothing to classify.")
+        raise InputError("class_specific=True needs class_layers of at least 1: it classifies their prompts")
     settings = FrozenDict(
         {
-            "num_text": num_text,
+            "num_text": words.count,
             "num_visual": num_visual,
             "num_classes": num_classes,
             "class_layers": class_layers,
@@ -138,10 +133,9 @@ def dpt(
 
     def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
         layers, width = clip.config.vision.layers, clip.config.vision.width
-        if class_layers > layers:
-            raise InputError(f"class_layers is {class_layers}, but this clip has only {layers} vision layers.")
+        check_depth(class_layers, {"vision": layers}, "class_layers")
         context_key, visual_key, aware_key, classifier_key = jax.random.split(key, 4)
-        prompt = {"text": text_init(context_key, context_key, clip, classes, ("num_text", num_text), 1, init_text)}
+        prompt = {"text": text_init(words, context_key, context_key, clip, classes, 1)}
         if class_layers < layers:
             prompt["visual"] = visual_init(visual_key, clip, num_visual, layers - class_layers)
         if class_layers:
@@ -159,20 +153,17 @@ def dpt(
 
 
 def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> DptOutputs:
-    """The forward pass of `dpt`, with all that its loss needs.
+    """Runs the forward pass of `dpt` and returns all of its results.
 
     Args:
       settings: those of the tuner.
       prompt: its prompt.
       clip: the frozen clip.
-      classes: as `clip.class_tokens` makes them.
+      classes: class names of `clip.class_tokens`.
       images: `[images, size, size, channels]`.
 
-    Returns:
-      The outputs.
-
     Raises:
-      InputError: if a shape does not fit.
+      InputError: a shape does not fit.
     """
     check_names(classes)
     return _forward(prompt, clip, classes, images, settings=settings)
@@ -180,9 +171,8 @@ def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _forward(prompt: Prompt, clip: Clip, classes: Classes, images: Array, *, settings: Mapping[str, Any]) -> DptOutputs:
-    text = text_prompt(
-        prompt["text"], clip, ("num_text", settings["num_text"]), settings["init_text"], settings["position"]
-    )
+    words = Words("num_text", settings["num_text"], settings["init_text"])
+    text = text_prompt(words, prompt["text"], clip, settings["position"])
     texts = encode_classes(clip, classes, text, normalize=False)
     unit_texts = texts / jnp.linalg.norm(texts, axis=-1, keepdims=True)
     visual = visual_prompt(prompt["visual"], "after_norm") if "visual" in prompt else None
@@ -211,7 +201,7 @@ def _forward(prompt: Prompt, clip: Clip, classes: Classes, images: Array, *, set
 
 
 def _class_prompts(own: Prompt, likely: Array, tokens: Array) -> tuple[Array, Array]:
-    """One layer's prompt tokens `[images, k, width]`, and what the classes saw, of the same shape."""
+    """Returns the prompt tokens of one layer, `[images, k, width]`, and the attention outputs, of the same shape."""
     attention = own["attention"]
     projected = dense(own["query"], likely)  # [images, k, width]
     tokens = jax.lax.stop_gradient(tokens)
@@ -225,7 +215,7 @@ def _class_prompts(own: Prompt, likely: Array, tokens: Array) -> tuple[Array, Ar
 
 
 def _repetitions(classes: Classes) -> Array:
-    """Which classes only fill the list up: the repetitions of the last one at its end, bool `[classes]`."""
+    """Returns which classes only pad the list, bool `[classes]`: the repetitions of the last one at its end."""
     like_last = jnp.all(classes.tail_ids == classes.tail_ids[-1], axis=1)
     of_the_end = jnp.flip(jnp.cumprod(jnp.flip(like_last))).astype(bool)
     return of_the_end & jnp.roll(of_the_end, 1).at[0].set(False)

@@ -5,18 +5,10 @@ from __future__ import annotations
 import jax
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, encode_classes, encode_image
+from gram_jax.clip import Classes, Clip, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
 from gram_jax.errors import require_int, require_known
-from gram_jax.tuners.base import (
-    Outputs,
-    Prompt,
-    Tuner,
-    check_depth,
-    check_names,
-    check_words,
-    make_outputs,
-)
+from gram_jax.tuners.base import Outputs, Prompt, Tuner, check_depth, make_outputs, text_features, words_setting
 from gram_jax.tuners.text_deep import text_init, text_prompt
 from gram_jax.tuners.vpt import visual_init, visual_prompt
 
@@ -31,28 +23,28 @@ def ivlp(
 ) -> Tuner:
     """Independent vision-language prompting: both transformers get deep prompts that share nothing.
 
-    Layer l < D of the text transformer reads [SOS] V_l name . [EOS], layer l < D of the vision transformer [c, patches,
-    P_l]; later layers read what has become of V_{D-1} and P_{D-1}. This is the tuner under UNIGRAM and PromptSRC, whose
-    settings are the defaults; MaPLe's are `num_text=2, num_visual=2, depth=12`.
+    Layer l < D of the text transformer reads [SOS] V_l name . [EOS], layer l < D of the vision transformer reads
+    [c, patches, P_l]; later layers read the outputs at the places of V_{D-1} and P_{D-1}. This is the tuner of UNIGRAM
+    and PromptSRC, whose settings are the defaults; MaPLe's are `num_text=2, num_visual=2, depth=12`.
 
     The prompt is `{"text": {"context": [n, width], "deep": [depth - 1, n, width]}, "visual": {"tokens": [m, width],
-    "deep": [depth - 1, m, width]}}`, without `"deep"` at depth 1. All but V_0 starts at N(0, 0.02^2).
+    "deep": [depth - 1, m, width]}}`, without `"deep"` at depth 1. All but V_0 is initialized from N(0, 0.02^2).
 
     Args:
-      num_text: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
+      num_text: n. None: the number of tokens of `init_text`, or 4 without it.
       num_visual: m.
       depth: D, the number of layers with a prompt of their own, the first one included.
-      init_text: words whose first n token embeddings V_0 starts as; further ones stay, frozen, behind V_l. None:
+      init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
         N(0, 0.02^2).
-      position: where the name stands: "end" (behind the context), "middle" or "front".
-      placement: where the visual tokens stand; see `VisualPrompt`.
+      position: the place of the class name: "end" (after the context), "middle" or "front".
+      placement: the place of the visual tokens; see `VisualPrompt`.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
-        `depth`, the words are fewer than `num_text` tokens, or context and class names do not fit the context length.
+      InputError: a setting is invalid. `init` raises it if a transformer of the clip has fewer layers than `depth`, the
+        words have fewer than `num_text` tokens, or context and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -63,16 +55,16 @@ def ivlp(
 
     Reference:
       "MaPLe: Multi-modal Prompt Learning", section 4.2 ("independent V-L prompting"), and "Self-regulating Prompts:
-      Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1, with the words that stay frozen as in
-      the public code of the former.
+      Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1. The words that remain frozen are as in
+      MaPLe's public code.
     """
     require_known("position", position, CLASS_POSITIONS)
     require_known("placement", placement, PLACEMENTS)
-    num_text = check_words("num_text", num_text, init_text)
+    words = words_setting("num_text", num_text, init_text)
     require_int("num_visual", num_visual)
     require_int("depth", depth)
     settings = {
-        "num_text": num_text,
+        "num_text": words.count,
         "num_visual": num_visual,
         "depth": depth,
         "init_text": init_text,
@@ -83,13 +75,11 @@ def ivlp(
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})
         context_key, text_key, visual_key = jax.random.split(key, 3)
-        text = text_init(context_key, text_key, clip, classes, ("num_text", num_text), depth, init_text)
+        text = text_init(words, context_key, text_key, clip, classes, depth)
         return {"text": text, "visual": visual_init(visual_key, clip, num_visual, depth)}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
-        check_names(classes)
-        text = text_prompt(prompt["text"], clip, ("num_text", num_text), init_text, position)
-        features = encode_image(clip, images, visual_prompt(prompt["visual"], placement))
-        return make_outputs(clip, features, encode_classes(clip, classes, text))
+        texts = text_features(clip, classes, text_prompt(words, prompt["text"], clip, position))
+        return make_outputs(clip, encode_image(clip, images, visual_prompt(prompt["visual"], placement)), texts)
 
     return Tuner("ivlp", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)

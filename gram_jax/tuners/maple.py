@@ -1,22 +1,14 @@
-"""MaPLe: deep prompts of the text transformer, and what they become in the vision transformer."""
+"""MaPLe: deep prompts of the text transformer, and linear maps of them in the vision transformer."""
 
 from __future__ import annotations
 
 import jax
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, VisualPrompt, encode_classes, encode_image
+from gram_jax.clip import Classes, Clip, VisualPrompt, encode_image
 from gram_jax.clip.prompts import PLACEMENTS
 from gram_jax.errors import require_int, require_known
-from gram_jax.tuners.base import (
-    Outputs,
-    Prompt,
-    Tuner,
-    check_depth,
-    check_names,
-    check_words,
-    make_outputs,
-)
+from gram_jax.tuners.base import Outputs, Prompt, Tuner, check_depth, make_outputs, text_features, words_setting
 from gram_jax.tuners.networks import dense, dense_init
 from gram_jax.tuners.text_deep import text_init, text_prompt
 
@@ -34,27 +26,26 @@ def maple(
 
         F_l(v) = v W_l + b_l                               W_l: text width -> vision width;
 
-    later layers read what has become of V_{D-1} and F_{D-1}(V_{D-1}). With the published n = 2 and "a photo of a", "of
-    a" stays, frozen, between V_l and the name.
+    later layers read the outputs at the places of V_{D-1} and F_{D-1}(V_{D-1}). With the published n = 2 and "a photo
+    of a", the words "of a" remain, frozen, between V_l and the name.
 
     The prompt is `{"text": {"context": [n, text width], "deep": [depth - 1, n, text width]}, "coupling": {"first":
     {"kernel", "bias"}, "deep": {"kernel": [depth - 1, ...], "bias": [depth - 1, ...]}}}`, without `"deep"` at depth 1.
-    V_1, ... start at N(0, 0.02^2), F_0 and F_1 as PyTorch's dense layers do, and F_2, ... as F_1.
+    V_1, ... are initialized from N(0, 0.02^2), F_0 and F_1 like PyTorch's dense layers, and F_2, ... like F_1.
 
     Args:
-      num_tokens: n, the same for text and vision. None takes as many as `init_text` has tokens for the clip, or 4
-        without it.
+      num_tokens: n, for text and vision. None: the number of tokens of `init_text`, or 4 without it.
       depth: D, the number of layers with a prompt of their own, the first one included; 1 is the shallow MaPLe.
-      init_text: words whose first n token embeddings V_0 starts as; further ones stay, frozen, behind V_l. None:
+      init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
         N(0, 0.02^2).
-      placement: where the visual tokens stand; see `VisualPrompt`.
+      placement: the place of the visual tokens; see `VisualPrompt`.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if a transformer of the clip has fewer layers than
-        `depth`, the words are fewer than `num_tokens` tokens, or context and class names do not fit the context length.
+      InputError: a setting is invalid. `init` raises it if a transformer of the clip has fewer layers than `depth`, the
+        words have fewer than `num_tokens` tokens, or context and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -64,32 +55,29 @@ def maple(
       True
 
     Reference:
-      "MaPLe: Multi-modal Prompt Learning", section 3.2; starts and frozen words as in its public code.
+      "MaPLe: Multi-modal Prompt Learning", section 3.2; initialization and frozen words as in its public code.
     """
     require_known("placement", placement, PLACEMENTS)
-    num_tokens = check_words("num_tokens", num_tokens, init_text)
+    words = words_setting("num_tokens", num_tokens, init_text)
     require_int("depth", depth)
-    settings = {"num_tokens": num_tokens, "depth": depth, "init_text": init_text, "placement": placement}
+    settings = {"num_tokens": words.count, "depth": depth, "init_text": init_text, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})
         context_key, text_key, first_key, deep_key = jax.random.split(key, 4)
-        text = text_init(context_key, text_key, clip, classes, ("num_tokens", num_tokens), depth, init_text)
         widths = clip.config.text.width, clip.config.vision.width
         coupling = {"first": dense_init(first_key, *widths)}
         if depth > 1:
-            # One draw for all of them: the public code makes copies of one layer.
+            # One draw for all of them: the public code copies one layer.
             layer = dense_init(deep_key, *widths)
             coupling["deep"] = jax.tree.map(lambda leaf: leaf[None].repeat(depth - 1, axis=0), layer)
-        return {"text": text, "coupling": coupling}
+        return {"text": text_init(words, context_key, text_key, clip, classes, depth), "coupling": coupling}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
-        check_names(classes)
         text, coupling = prompt["text"], prompt["coupling"]
+        texts = text_features(clip, classes, text_prompt(words, text, clip, "end"))
         tokens = dense(coupling["first"], text["context"])
         deep = jax.vmap(dense)(coupling["deep"], text["deep"]) if "deep" in text else None
-        features = encode_image(clip, images, VisualPrompt(tokens, deep, placement=placement))
-        words = text_prompt(text, clip, ("num_tokens", num_tokens), init_text, "end")
-        return make_outputs(clip, features, encode_classes(clip, classes, words))
+        return make_outputs(clip, encode_image(clip, images, VisualPrompt(tokens, deep, placement=placement)), texts)
 
     return Tuner("maple", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)

@@ -9,24 +9,20 @@ from gram_jax.clip.modules import layer_norm
 
 Array = jax.Array
 Params = dict[str, Array]
-NORM_EPS = 1e-5  # of the published codes, which use PyTorch's
+NORM_EPS = 1e-5  # that of PyTorch, which the published codes use
 
 
 def dense_init(key: Array, fan_in: int, fan_out: int, *stack: int) -> Params:
-    """A dense layer, or a stack of them: kernel and bias drawn from U(-b, b), b = fan_in^-1/2, as PyTorch does.
+    """Draws a dense layer, or a stack of them, from U(-b, b), b = fan_in^-1/2, as PyTorch does.
 
     Args:
       key: a PRNG key.
-      fan_in: width that comes in.
-      fan_out: width that goes out.
+      fan_in: input width.
+      fan_out: output width.
       stack: leading axes.
 
     Returns:
       `{"kernel": [*stack, fan_in, fan_out], "bias": [*stack, fan_out]}`, float32.
-
-    Example:
-      >>> dense_init(jax.random.key(0), 4, 2, 3)["kernel"].shape
-      (3, 4, 2)
     """
     kernel_key, bias_key = jax.random.split(key)
     return {
@@ -36,46 +32,27 @@ def dense_init(key: Array, fan_in: int, fan_out: int, *stack: int) -> Params:
 
 
 def uniform(key: Array, bound: float, *shape: int) -> Array:
-    """Values drawn from U(-bound, bound), float32."""
+    """Draws float32 values from U(-bound, bound)."""
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def dense(params: Params, x: Array) -> Array:
-    """x W + b, in full precision on every device.
-
-    Args:
-      params: as `dense_init` makes them, without a stack.
-      x: `[..., fan_in]`.
-
-    Returns:
-      `[..., fan_out]`.
-
-    Example:
-      >>> dense({"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}, jnp.array([1.0, 2.0])).tolist()
-      [4.0]
-    """
+    """Returns x W + b `[..., fan_out]` for x `[..., fan_in]`, in full precision on every device."""
     return linear(params["kernel"], x) + params["bias"]
 
 
 def linear(kernel: Array, x: Array) -> Array:
-    """x W, in full precision on every device."""
+    """Returns x W, in full precision on every device."""
     return jnp.matmul(x, kernel, precision="highest")
 
 
 def norm_init(width: int, *stack: int) -> Params:
-    """A layer norm that starts as scale 1 and bias 0, `[*stack, width]` each."""
+    """Returns a layer norm with scale 1 and bias 0, `[*stack, width]` each."""
     return {"scale": jnp.ones((*stack, width), jnp.float32), "bias": jnp.zeros((*stack, width), jnp.float32)}
 
 
 def norm(params: Params, x: Array) -> Array:
-    """Layer norm over the last axis.
-
-    Args:
-      params: as `norm_init` makes them, without a stack.
-      x: `[..., width]`.
-
-    Returns:
-      `[..., width]`.
+    """Normalizes the last axis.
 
     Example:
       >>> norm(norm_init(2), jnp.array([1.0, 3.0])).round(3).tolist()

@@ -1,4 +1,4 @@
-"""Deep language prompts: a context of its own for each of the first layers of the text transformer."""
+"""Deep language prompts: a separate context for each of the first layers of the text transformer."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes
+from gram_jax.clip import Classes, Clip, TextPrompt
 from gram_jax.clip.prompts import CLASS_POSITIONS
 from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
+    TEXT,
     Outputs,
     Prompt,
     Tuner,
+    Words,
     check_depth,
-    check_names,
     check_room,
-    check_words,
+    context_vectors,
     frozen_image_features,
     make_outputs,
     random_vectors,
+    text_features,
     word_vectors,
+    words_setting,
 )
 
 
@@ -30,27 +33,27 @@ def text_deep(
     init_text: str | None = "a photo of a",
     position: str = "end",
 ) -> Tuner:
-    """Deep language prompting: CoOp's context, and a new one in its place before each of the next layers.
+    """Deep language prompting: CoOp's context, replaced by new vectors before each of the next layers.
 
-    Layer l < D of the text transformer reads [SOS] V_l name . [EOS] with n vectors V_l; later layers read what has
-    become of V_{D-1}. Depth 1 is CoOp.
+    Layer l < D of the text transformer reads [SOS] V_l name . [EOS] with n vectors V_l; later layers read the outputs
+    at the places of V_{D-1}. Depth 1 is CoOp.
 
-    The image side is untouched: `images` may be frozen image features. The prompt is `{"context": [n, width]}`, with
-    `"deep": [depth - 1, n, width]` if it is deep. All but V_0 starts at N(0, 0.02^2).
+    The image side is frozen: `images` may be image features. The prompt is `{"context": [n, width]}`, with
+    `"deep": [depth - 1, n, width]` if it is deep. V_1, ... are initialized from N(0, 0.02^2).
 
     Args:
-      num_tokens: n. None takes as many as `init_text` has tokens for the clip, or 4 without it.
+      num_tokens: n. None: the number of tokens of `init_text`, or 4 without it.
       depth: D, the number of layers with a context of their own, the first one included.
-      init_text: words whose first n token embeddings V_0 starts as; further ones stay, frozen, behind V_l. None:
+      init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
         N(0, 0.02^2).
-      position: where the name stands: "end" (behind the context), "middle" or "front".
+      position: the place of the class name: "end" (after the context), "middle" or "front".
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the clip has fewer text layers than `depth`,
-        the words are fewer than `num_tokens` tokens, or context and class names do not fit the context length.
+      InputError: a setting is invalid. `init` raises it if the clip has fewer text layers than `depth`, the words have
+        fewer than `num_tokens` tokens, or context and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -60,57 +63,40 @@ def text_deep(
       True
 
     Reference:
-      "MaPLe: Multi-modal Prompt Learning", section 4.2 ("deep language prompting"), whose public code's settings are
-      the defaults.
+      "MaPLe: Multi-modal Prompt Learning", section 4.2 ("deep language prompting"); the defaults are those of its
+      public code.
     """
     require_known("position", position, CLASS_POSITIONS)
     require_int("depth", depth)
-    num_tokens = check_words("num_tokens", num_tokens, init_text)
-    settings = {"num_tokens": num_tokens, "depth": depth, "init_text": init_text, "position": position}
+    words = words_setting("num_tokens", num_tokens, init_text)
+    settings = {"num_tokens": words.count, "depth": depth, "init_text": init_text, "position": position}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        check_depth(depth, {"text": clip.config.text.layers})
-        context_key, deep_key = jax.random.split(key)
-        return text_init(context_key, deep_key, clip, classes, ("num_tokens", num_tokens), depth, init_text)
+        return text_init(words, *jax.random.split(key), clip, classes, depth)
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
-        check_names(classes)
-        features = frozen_image_features(clip, images)
-        text = text_prompt(prompt, clip, ("num_tokens", num_tokens), init_text, position)
-        return make_outputs(clip, features, encode_classes(clip, classes, text))
+        texts = text_features(clip, classes, text_prompt(words, prompt, clip, position))
+        return make_outputs(clip, frozen_image_features(clip, images), texts)
 
-    changes = frozenset({"text"})
-    return Tuner("text_deep", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=changes)
+    return Tuner("text_deep", FrozenDict(settings), init, apply, needs_pixels=False, needs_names=True, changes=TEXT)
 
 
 def text_init(
-    context_key: jax.Array,
-    deep_key: jax.Array,
-    clip: Clip,
-    classes: Classes | None,
-    count: tuple[str, int | None],
-    depth: int,
-    init_text: str | None,
+    words: Words, context_key: jax.Array, deep_key: jax.Array, clip: Clip, classes: Classes | None, depth: int
 ) -> Prompt:
-    """Contexts of the first `depth` text layers, that of layer 0 on its own; `count` is a setting and its value."""
-    name, number = count
-    if init_text is None:
-        words = context = random_vectors(context_key, number, clip.config.text.width)
-    else:
-        words = word_vectors(clip, init_text, number, name, spare=True)
-        context = words[:number]
-    check_room(clip, words, classes)
+    """Returns the contexts of the first `depth` text layers; the words may have more tokens than the context."""
+    check_depth(depth, {"text": clip.config.text.layers})
+    whole = context_vectors(words, context_key, clip, spare=True)
+    check_room(clip, whole, classes)
+    context = whole[: words.count]
     deep = {"deep": random_vectors(deep_key, depth - 1, *context.shape)} if depth > 1 else {}
     return {"context": context} | deep
 
 
-def text_prompt(
-    prompt: Prompt, clip: Clip, count: tuple[str, int | None], init_text: str | None, position: str
-) -> TextPrompt:
-    """What `text_init` made, as the forward pass takes it: words that are not learned stand behind those that are."""
-    name, number = count
+def text_prompt(words: Words, prompt: Prompt, clip: Clip, position: str) -> TextPrompt:
+    """Returns the prompt of `text_init` for the forward pass: the frozen words follow the learned context."""
     context = prompt["context"]
-    if init_text is not None and number is not None:
-        frozen = word_vectors(clip, init_text, number, name, spare=True)[number:]
+    if words.text is not None and words.count is not None:
+        frozen = word_vectors(words, clip, spare=True)[words.count :]
         context = jnp.concatenate([context, frozen.astype(context.dtype)])
     return TextPrompt(context, prompt.get("deep"), class_position=position)

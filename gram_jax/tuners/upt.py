@@ -1,4 +1,4 @@
-"""UPT: text and visual prompts that attend to each other before they are used."""
+"""UPT: text and visual prompts attend to each other before they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from gram_jax.clip import Classes, Clip, TextPrompt, VisualPrompt, encode_classes, encode_image
+from gram_jax.clip import Classes, Clip, TextPrompt, VisualPrompt, encode_image
 from gram_jax.clip.modules import Block
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
 from gram_jax.errors import require_int, require_known
@@ -17,10 +17,10 @@ from gram_jax.tuners.base import (
     Prompt,
     Tuner,
     check_depth,
-    check_names,
     check_room,
     make_outputs,
     random_vectors,
+    text_features,
 )
 from gram_jax.tuners.networks import NORM_EPS, dense, dense_init, norm_init, uniform
 
@@ -35,7 +35,7 @@ def upt(
     position: str = "middle",
     placement: str = "after_class",
 ) -> Tuner:
-    """Unified prompt tuning: one small transformer layer turns text and visual prompts into each other's context.
+    """Unified prompt tuning: one small transformer layer mixes the text and the visual prompts.
 
     With n text vectors A, m visual vectors V_l for each of the first D layers, and dense layers down_T, down_V to the
     small width and up_T, up_V back,
@@ -44,27 +44,27 @@ def upt(
         U' = U + attention(norm_1(U)),    U^ = U' + mlp(norm_2(U'))     one head, no mask
         [A^ ; V^_0 ; ...] = U^,    text prompt = up_T(A^),    visual prompt of layer l = up_V(V^_l).
 
-    There is no path around the dense layers: the start is no text's, and far from zero-shot. The text prompt stands in
-    the first layer only; visual layer l < D reads [c, up_V(V^_l), patches].
+    No path skips the dense layers: the initialization is no text, and far from zero-shot. The text prompt is in the
+    first layer only; visual layer l < D reads [c, up_V(V^_l), patches].
 
     The prompt is `{"context": [n, text width], "tokens": [depth, m, vision width], "down": {"text", "visual"}, "block":
-    {"norm_1", "attention", "norm_2", "mlp"}, "up": {"text", "visual"}}`. A starts at N(0, 0.02^2), V at U(-b, b) with
-    b^2 = 6 / (3 p^2 + vision width) for patches of p pixels, the layers as PyTorch's do.
+    {"norm_1", "attention", "norm_2", "mlp"}, "up": {"text", "visual"}}`. A is initialized from N(0, 0.02^2), V from
+    U(-b, b) with b^2 = 6 / (3 p^2 + vision width) for patches of p pixels, the layers like PyTorch's.
 
     Args:
       num_text: n.
       num_visual: m.
       depth: D, the number of vision layers with tokens of their own, the first one included.
       width: width of the small layer.
-      position: where the name stands: "end" (behind the context), "middle" or "front".
-      placement: where the visual tokens stand; see `VisualPrompt`.
+      position: the place of the class name: "end" (after the context), "middle" or "front".
+      placement: the place of the visual tokens; see `VisualPrompt`.
 
     Returns:
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`,
-        or context and class names do not fit the context length.
+      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `depth`, or context
+        and class names do not fit the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -79,16 +79,10 @@ def upt(
     """
     require_known("position", position, CLASS_POSITIONS)
     require_known("placement", placement, PLACEMENTS)
-    for name, value in (("num_text", num_text), ("num_visual", num_visual), ("depth", depth), ("width", width)):
+    settings = {"num_text": num_text, "num_visual": num_visual, "depth": depth, "width": width}
+    for name, value in settings.items():
         require_int(name, value)
-    settings = {
-        "num_text": num_text,
-        "num_visual": num_visual,
-        "depth": depth,
-        "width": width,
-        "position": position,
-        "placement": placement,
-    }
+    settings |= {"position": position, "placement": placement}
     block = Block(heads=1, mlp_width=_GROWTH * width, activation="quick_gelu", norm_eps=NORM_EPS)
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
@@ -113,24 +107,23 @@ def upt(
         }
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
-        check_names(classes)
         down, up = prompt["down"], prompt["up"]
         rows = [dense(down["text"], prompt["context"]), dense(down["visual"], prompt["tokens"]).reshape(-1, width)]
-        with jax.default_matmul_precision("highest"):  # prompts are made in full precision on every device
+        with jax.default_matmul_precision("highest"):  # prompts are computed in full precision on every device
             mixed, _ = block.apply({"params": prompt["block"]}, jnp.concatenate(rows))
         context = dense(up["text"], mixed[:num_text])
         tokens = dense(up["visual"], mixed[num_text:]).reshape(prompt["tokens"].shape)
         visual = VisualPrompt(tokens[0], tokens[1:] if depth > 1 else None, placement=placement)
-        texts = encode_classes(clip, classes, TextPrompt(context, class_position=position))
+        texts = text_features(clip, classes, TextPrompt(context, class_position=position))
         return make_outputs(clip, encode_image(clip, images, visual), texts)
 
     return Tuner("upt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)
 
 
 def _block_init(key: jax.Array, width: int) -> Prompt:
-    """A layer of CLIP's transformers as PyTorch starts it."""
+    """Returns a layer of CLIP's transformers as PyTorch initializes it."""
     query_key, key_key, value_key, out_key, up_key, down_key = jax.random.split(key, 6)
-    # Queries, keys and values are one matrix there, [width, 3 width], by Glorot's rule.
+    # In PyTorch, queries, keys and values are one matrix [width, 3 width], drawn by Glorot's rule.
     bound = math.sqrt(6 / (width + 3 * width))
 
     def attention(key: jax.Array, bound: float) -> Prompt:

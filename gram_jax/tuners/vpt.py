@@ -9,6 +9,7 @@ from gram_jax.clip import Classes, Clip, VisualPrompt, encode_image
 from gram_jax.clip.prompts import PLACEMENTS
 from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
+    IMAGE,
     Outputs,
     Prompt,
     Tuner,
@@ -22,11 +23,11 @@ from gram_jax.tuners.base import (
 def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> Tuner:
     """Visual prompt tuning: free tokens join the patches of every image.
 
-    With tokens P_0, ..., P_{D-1} of n vectors each, layer l < D of the vision transformer reads [c, patches, P_l]; from
-    layer D on, what has become of P_{D-1}. Depth 1 is VPT-shallow, more is VPT-deep.
+    With tokens P_0, ..., P_{D-1} of n vectors each, layer l < D of the vision transformer reads [c, patches, P_l];
+    later layers read the outputs at the places of P_{D-1}. Depth 1 is VPT-shallow, more is VPT-deep.
 
-    The text side is untouched, under the template of the classes: `classes` may be frozen text features. The prompt is
-    `{"tokens": [n, width]}`, with `"deep": [depth - 1, n, width]` if it is deep; it starts at N(0, 0.02^2).
+    The text side is frozen, under the template of the classes: `classes` may be text features. The prompt is
+    `{"tokens": [n, width]}`, with `"deep": [depth - 1, n, width]` if it is deep; it is initialized from N(0, 0.02^2).
 
     Args:
       num_tokens: n.
@@ -37,7 +38,7 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
       The tuner.
 
     Raises:
-      InputError: a setting has an impossible value. `init` raises it if the clip has fewer vision layers than `depth`.
+      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `depth`.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -56,24 +57,22 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
     settings = {"num_tokens": num_tokens, "depth": depth, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | jax.Array | None) -> Prompt:
-        del classes
         return visual_init(key, clip, num_tokens, depth)
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes | jax.Array, images: jax.Array) -> Outputs:
         texts = frozen_text_features(clip, classes)
         return make_outputs(clip, encode_image(clip, images, visual_prompt(prompt, placement)), texts)
 
-    changes = frozenset({"image"})
-    return Tuner("vpt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False, changes=changes)
+    return Tuner("vpt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False, changes=IMAGE)
 
 
 def visual_init(key: jax.Array, clip: Clip, num_tokens: int, depth: int) -> Prompt:
-    """Random visual tokens for the first `depth` layers, those of layer 0 on their own."""
+    """Returns random visual tokens for the first `depth` layers, those of layer 0 apart."""
     check_depth(depth, {"vision": clip.config.vision.layers})
     drawn = random_vectors(key, depth, num_tokens, clip.config.vision.width)
     return {"tokens": drawn[0]} | ({"deep": drawn[1:]} if depth > 1 else {})
 
 
 def visual_prompt(prompt: Prompt, placement: str) -> VisualPrompt:
-    """What `visual_init` made, as the forward pass takes it."""
+    """Returns the prompt of `visual_init` for the forward pass."""
     return VisualPrompt(prompt["tokens"], prompt.get("deep"), placement=placement)

@@ -202,13 +202,13 @@ def test_frozen_features_stand_for_a_side_that_runs_without_a_prompt(case, clip,
         given = case.tuner.apply(case.other, clip, classes, frozen.image_features)
         chex.assert_trees_all_close(given, full, atol=2e-5)
     else:
-        with pytest.raises(ValueError, match=r"images must have shape .* found \[2, 16\]"):
+        with pytest.raises(ValueError, match=r"images .*\[2, 16\]"):
             case.tuner.apply(case.other, clip, classes, frozen.image_features)
     if not case.tuner.needs_names:
         given = case.tuner.apply(case.other, clip, frozen.text_features, images)
         chex.assert_trees_all_close(given, full, atol=2e-5)
     else:
-        with pytest.raises(ValueError, match="stands around class names"):
+        with pytest.raises(ValueError, match=r"clip\.class_tokens"):
             case.tuner.apply(case.other, clip, frozen.text_features, images)
 
 

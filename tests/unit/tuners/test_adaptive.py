@@ -9,6 +9,7 @@ import pytest
 
 from gram_jax import tuners
 from gram_jax.clip import encode_patches
+from gram_jax.errors import InputError
 from tests.unit.clip import reference
 from tests.unit.tuners.restated import check, image_features, plain_features
 
@@ -96,33 +97,11 @@ def test_dropout_drops_attention_weights_and_keeps_their_mean(clip, classes, ima
     assert jnp.abs(outputs.logits - plain.logits).max() > 1e-3
 
 
-def test_monte_carlo_sums_up_its_passes(clip, classes, images):
-    tuner, prompt = make(clip, width=5, dropout=0.5)
-    found = tuners.monte_carlo(tuner, prompt, clip, classes, images, KEY, samples=6)
-    passes = []
-    for key in jax.random.split(KEY, 6):
-        logits = np.float64(tuner.apply(prompt, clip, classes, images, key).logits)
-        passes.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-    mean = np.mean(passes, axis=0)
-    np.testing.assert_allclose(found.mean, mean, atol=1e-5)
-    np.testing.assert_allclose(found.std, np.std(passes, axis=0), atol=1e-5)
-    entropy = [-np.sum(row * np.log(row)) for row in mean]
-    within = np.mean([[-np.sum(row * np.log(row)) for row in one] for one in passes], axis=0)
-    np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
-    np.testing.assert_allclose(found.information, entropy - within, atol=1e-5)
-    assert found.information.min() > 1e-4  # they do disagree
-
-
-def test_misfits_are_refused(clip, classes, images):
+def test_misfits_are_refused():
     for settings, message in (
-        ({"width": 0}, "width must be a positive integer, found 0"),
-        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), found 1.0"),
-        ({"dropout": "0.1"}, r"dropout must be a number in \[0, 1\), found '0.1'"),
+        ({"width": 0}, "width=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": "0.1"}, "dropout='0.1'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             tuners.adaptive(**settings)
-    with pytest.raises(ValueError, match="monte_carlo needs a tuner that adaptive made, found 'coop'"):
-        tuners.monte_carlo(tuners.coop(), {}, clip, classes, images, KEY)
-    tuner, prompt = make(clip)
-    with pytest.raises(ValueError, match="samples must be a positive integer, found 0"):
-        tuners.monte_carlo(tuner, prompt, clip, classes, images, KEY, samples=0)

@@ -79,9 +79,9 @@ def test_ivlp_keeps_words_that_are_not_learned(clip, classes, images):
 
 def test_fewer_words_than_vectors_are_refused(clip, classes):
     for tuner in (tuners.maple(5, depth=1), tuners.text_deep(5, depth=1)):
-        with pytest.raises(ValueError, match="'a photo of a' is 4 tokens to this clip, but num_tokens is 5"):
+        with pytest.raises(ValueError, match=r"'a photo of a' .*4 tokens.*num_tokens=5"):
             tuner.init(KEY, clip, classes)
     # Words that stay take room, too.
     long = tuners.maple(1, depth=1, init_text="a photo " * 10)
-    with pytest.raises(ValueError, match=r"too long: 1 start token \+ 20 context tokens"):
+    with pytest.raises(ValueError, match="20 context tokens"):
         long.init(KEY, clip, classes)

@@ -172,16 +172,16 @@ def test_a_prompt_with_a_classifier_is_per_class_and_serves_other_lists(clip, cl
 
 def test_misfits_are_refused(clip, classes):
     for settings, message in (
-        ({"class_layers": -1}, "class_layers must be an integer, 0 or more, found -1"),
+        ({"class_layers": -1}, "class_layers=-1"),
         ({"num_classes": 0}, "num_classes=0"),
-        ({"class_specific": 1}, "class_specific must be True or False, found 1"),
-        ({"class_specific": True, "class_layers": 0}, "class_specific needs class_layers of 1 or more"),
+        ({"class_specific": 1}, "class_specific=1"),
+        ({"class_specific": True, "class_layers": 0}, "class_specific=True.*class_layers"),
     ):
         with pytest.raises(ValueError, match=message):
             tuners.dpt(**settings)
-    with pytest.raises(ValueError, match="class_layers is 5, but this clip has only 4 vision layers"):
+    with pytest.raises(ValueError, match=r"class_layers=5.*4 vision"):
         tuners.dpt(class_layers=5).init(KEY, clip, classes)
-    with pytest.raises(ValueError, match=r"classes must be what clip\.class_tokens makes"):
+    with pytest.raises(ValueError, match="NoneType"):
         tuners.dpt(class_specific=True).init(KEY, clip, None)
     with pytest.raises(ValueError, match=r"dpt_loss .*'coop'"):
         objectives.dpt_loss(tuners.coop())

@@ -110,9 +110,7 @@ def test_words_are_counted_in_the_clips_own_tokens(clip):
     assert tuners.coop(init_text="zebra").init(KEY, clip, None)["context"].shape[0] == tokens
     assert tuners.ivlp(init_text="zebra", depth=2).init(KEY, clip, None)["text"]["deep"].shape[1] == tokens
     for tuner, name in ((tuners.coop(1, init_text="zebra"), "num_tokens"), (tuners.ivlp(9, 1, 1, "zebra"), "num_text")):
-        with pytest.raises(
-            ValueError, match=f"'zebra' is {tokens} tokens to this clip, but {name} is .; .*{name}=None"
-        ):
+        with pytest.raises(ValueError, match=f"'zebra' .*{tokens} tokens.*{name}=[19]; .*{name}=None"):
             tuner.init(KEY, clip, None)
 
 
@@ -121,9 +119,9 @@ def test_words_are_counted_in_the_clips_own_tokens(clip):
     [
         (lambda: tuners.coop(num_tokens=0), "num_tokens=0"),
         (lambda: tuners.coop(num_tokens=2.0), "num_tokens=2.0"),
-        (lambda: tuners.coop(init_text=" "), "init_text must be a text with words"),
+        (lambda: tuners.coop(init_text=" "), "init_text=' '"),
         (lambda: tuners.coop(position="back"), "position='back'"),
-        (lambda: tuners.coop(class_specific=1), "class_specific must be True or False, found 1"),
+        (lambda: tuners.coop(class_specific=1), "class_specific=1"),
         (lambda: tuners.vpt(depth=True), "depth=True"),
         (lambda: tuners.vpt(num_tokens=None), "num_tokens=None"),
         (lambda: tuners.vpt(placement="end"), "placement='end'.*before_norm"),
@@ -142,11 +140,11 @@ def test_impossible_settings_are_refused_by_the_factory(make, message):
 @pytest.mark.parametrize(
     ("tuner", "message"),
     [
-        (tuners.coop(num_tokens=5, init_text="a photo of a"), "'a photo of a' is 4 tokens .* num_tokens is 5"),
-        (tuners.coop(num_tokens=21), "too long: 1 start token \\+ 21 context tokens .* the context length is 24"),
-        (tuners.ivlp(num_text=21, init_text=None, depth=1), "too long: 1 start token \\+ 21 context tokens"),
-        (tuners.vpt(depth=5), "depth is 5, but this clip has only 4 vision layers; use depth=4"),
-        (tuners.ivlp(), "depth is 9, but this clip has only 4 text layers and 4 vision layers; use depth=4"),
+        (tuners.coop(num_tokens=5, init_text="a photo of a"), "'a photo of a' .*4 tokens.*num_tokens=5"),
+        (tuners.coop(num_tokens=21), "21 context tokens.* 24"),
+        (tuners.ivlp(num_text=21, init_text=None, depth=1), "21 context tokens"),
+        (tuners.vpt(depth=5), "depth=5.*4 vision.*depth=4"),
+        (tuners.ivlp(), "depth=9.*4 text layers and 4 vision layers.*depth=4"),
     ],
 )
 def test_what_does_not_fit_the_clip_is_refused_by_init(clip, classes, tuner, message):
@@ -155,7 +153,7 @@ def test_what_does_not_fit_the_clip_is_refused_by_init(clip, classes, tuner, mes
 
 
 def test_other_misfits_are_refused(clip, classes, images):
-    with pytest.raises(ValueError, match=r"classes must be what clip.class_tokens makes, found NoneType"):
+    with pytest.raises(ValueError, match="NoneType"):
         tuners.coop(class_specific=True).init(KEY, clip, None)
     with pytest.raises(ValueError, match="no tokenizer"):
         tuners.coop(init_text="cat").init(KEY, clip.replace(tokenizer=None), None)
@@ -163,9 +161,9 @@ def test_other_misfits_are_refused(clip, classes, images):
     prompt = coop.init(KEY, clip, classes)
     with pytest.raises(ValueError, match="context is for 4 classes, but there are 1"):
         coop.apply(prompt, clip, clip.class_tokens(["cat"]), images)
-    with pytest.raises(ValueError, match=r"frozen image features must have shape \[images, 16\], found \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"image features .*16\].*\[2, 5\]"):
         coop.apply(prompt, clip, classes, jnp.zeros((2, 5)))
-    with pytest.raises(ValueError, match=r"frozen text features must have shape \[classes, 16\], found \[3, 5\]"):
+    with pytest.raises(ValueError, match=r"text features .*16\].*\[3, 5\]"):
         vpt.apply(vpt.init(KEY, clip, None), clip, jnp.zeros((3, 5)), images)
 
 
