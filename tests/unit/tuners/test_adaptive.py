@@ -56,7 +56,7 @@ def test_patches_equal_numpy(clip, images):
     np.testing.assert_allclose(features, image_features(clip, images), atol=3e-6)
     expected = np.stack([numpy_patches(clip, np.float64(image)) for image in images])
     np.testing.assert_allclose(patches, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="images must have shape"):
+    with pytest.raises(ValueError, match="images"):
         encode_patches(clip, images[..., :2])
 
 
