@@ -78,7 +78,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     rows, hashes = [], {}
     for dataset in runtime.Progress.over(datasets, "zero-shot", unit="dataset"):
         positions = dataset.select(config.split)
-        features = evaluation.image_features(clip, dataset.lazy_images(positions), config.batch_size)
+        features = evaluation.image_features(clip, dataset.take(positions), config.batch_size)
         hashes[dataset.name] = dataset.content_hash
         for method, texts in classifiers(config, dataset).items():
             value = accuracy(clip, features, dataset.labels[positions], dataset.class_names, texts)

@@ -58,7 +58,7 @@ class Bench:
         if missing:
             # Filled up, so that every call runs batches of the one compiled size.
             filled = missing + missing[-1:] * (-len(missing) % self.config.image_batch)
-            found = evaluation.image_features(self.clip, dataset.lazy_images(filled), self.config.image_batch)
+            found = evaluation.image_features(self.clip, dataset.take(filled), self.config.image_batch)
             self._features.update((keys[i], feature) for i, feature in zip(missing, found, strict=False))
         return np.stack([self._features[key] for key in keys])
 

@@ -272,39 +272,6 @@ def store_name(dataset: Dataset, views: int = 0) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", dataset.name).strip("-.") + (f"-views-{views}" if views else "")
 
 
-def dataset_features(
-    folder: str | os.PathLike[str],
-    clip: Clip,
-    dataset: Dataset,
-    encode: Callable[[np.ndarray], np.ndarray],
-    batch_size: int = 256,
-) -> np.ndarray:
-    """Returns the features of all images of a dataset: reads those that are stored, computes and stores the others.
-
-    Args:
-      folder: the folder of stores.
-      clip: the clip.
-      dataset: the dataset.
-      encode: maps `batch_size` positions to features `[batch_size, embed_dim]`.
-      batch_size: images in a batch.
-
-    Returns:
-      float32 `[images, embed_dim]`.
-
-    Raises:
-      StoreError: the store does not fit, see `open_bank`.
-
-    Example:
-      >>> import tempfile
-      >>> from gram_jax.data import load_dataset
-      >>> from gram_jax.testing import tiny_clip
-      >>> chess = load_dataset("glyphs:chess")
-      >>> dataset_features(tempfile.mkdtemp(), tiny_clip(), chess, lambda positions: np.ones((256, 16))).shape
-      (720, 16)
-    """
-    return open_bank(clip, dataset, folder).rows(np.arange(len(dataset)), encode, batch_size)
-
-
 class Store(NamedTuple):
     """Normalized frozen features of a corpus, mapped into memory.
 

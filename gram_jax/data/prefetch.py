@@ -1,4 +1,4 @@
-"""Results that are computed ahead, in order, while somebody else computes: what a training step waits for, counted."""
+"""Ordered parallel prefetching."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 
 T = TypeVar("T")
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 class Ordered(Generic[T]):
     """The results ``map_function(start), ..., map_function(count - 1)`` in order; made by `ordered`.
 
-    Iterate it once, best within ``with``, which ends the work that is under way. An error of the function is raised at
-    its turn, when all results before it have been given.
+    Iterate over it once, best inside ``with``, which stops running work at the end. An error of the function is raised
+    at its turn, after all results before it.
 
     Attributes:
-      waited: seconds that the consumer waited for a result, without the first one, which nobody can have ready.
-      elapsed: seconds since the first result was given.
+      waited: seconds that the consumer waited for results, without the first one, which cannot be ready.
+      elapsed: seconds since the first result was returned.
     """
 
     def __init__(self, source: Any, clock: Callable[[], float]):
@@ -50,14 +50,11 @@ class Ordered(Generic[T]):
 
     @property
     def share(self) -> float:
-        """The share of the time that the consumer spent waiting: near 0 where input is never late, 1 where it is all.
-
-        0.0 before the second result.
-        """
+        """The share of the time that the consumer waited, from 0 to 1; 0.0 before the second result."""
         return self.waited / self.elapsed if self.elapsed > 0 else 0.0
 
     def close(self) -> None:
-        """Ends the work that is under way; what was not given is lost."""
+        """Stops running work; results that were not returned are lost."""
         source, self._source = self._source, None
         if source is not None:
             source.close()
@@ -79,28 +76,26 @@ def ordered(
     processes: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ordered[T]:
-    """Computes a pure function of an index ahead of its consumer, in parallel, in order, through Grain.
+    """Computes a pure function of an index ahead of its consumer, in parallel and in order, with Grain.
 
-    The function is all the state there is, so a run that was stopped resumes from its step alone. Threads are enough
-    for images: Pillow decodes and resizes, NumPy copies and TFDS reads without Python's lock. A function that holds
-    the lock (drawing, tokenizing) goes faster in processes; the function and its results are pickled then, and
-    processes take seconds to start.
+    The index is the whole state, so a stopped run resumes from its step. Threads suffice for images: Pillow, NumPy and
+    TFDS release Python's lock. A function that holds the lock (drawing, tokenizing) is faster in processes; then the
+    function and its results are pickled, and the start takes seconds.
 
     Args:
-      map_function: a pure function of an index, for example
-        ``lambda index: draw(seed, index, index / steps)``; called from several threads, or processes, at a time.
-      count: the number of all indices, those before ``start`` included.
+      map_function: a pure function of an index, called by several threads or processes at once.
+      count: the number of indices, including those before ``start``.
       start: the first index.
-      workers: threads, where there are no processes.
-      prefetch: results, finished or under way, beside the one that is waited for: what memory must hold.
-      processes: processes that compute instead; JAX runs on the CPU in them.
-      clock: seconds as a float; for tests.
+      workers: the number of threads, if there are no processes.
+      prefetch: the number of results in memory, finished or not, besides the next one.
+      processes: the number of processes, on the CPU; 0 for threads.
+      clock: returns seconds; for tests.
 
     Returns:
-      An iterator of the results, which counts the time that its consumer waits (see `Ordered`).
+      An iterator over the results, which measures how long its consumer waits (see `Ordered`).
 
     Raises:
-      InputError: where a number is out of range.
+      InputError: a number is out of range.
 
     Example:
       >>> with ordered(lambda index: index**2, 6, start=3, workers=2) as squares:
@@ -110,31 +105,28 @@ def ordered(
     Reference:
       Grain's ``MapDataset`` (random access, deterministic, resumable by position), github.com/google/grain.
     """
+    for name, value, least in (("workers", workers, 1), ("prefetch", prefetch, 0), ("processes", processes, 0)):
+        require_int(name, value, least)
     if not 0 <= start <= count:
-        raise InputError(f"start is {start}; it must lie between 0 and count, {count}")
-    if workers < 1 or prefetch < 0 or processes < 0:
-        raise InputError(
-            f"workers is {workers}, prefetch {prefetch} and processes {processes}; give at least 1 worker, and 0 or "
-            "more of the others"
-        )
+        raise InputError(f"start={start}: it must be between 0 and count={count}")
     if start == count:
         return Ordered(None, clock)
     import grain
 
-    # In a tuple, because Grain leaves out results that are None.
+    # In a tuple, because Grain drops results that are None.
     dataset = grain.MapDataset.range(start, count).map(lambda index: (map_function(int(index)),))
     threads, ahead = (1, 1) if processes else (min(workers, prefetch + 1), prefetch)
-    found = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    results = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if processes:
         _parse_flags()
         each = math.ceil((prefetch + 1) / processes)
         options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=each)
-        found = found.mp_prefetch(options, worker_init_fn=_on_cpu)
-    return Ordered(iter(found), clock)
+        results = results.mp_prefetch(options, worker_init_fn=_on_cpu)
+    return Ordered(iter(results), clock)
 
 
 def _parse_flags() -> None:
-    """Grain reads flags of its own before it starts processes; outside of a program nobody parsed them."""
+    """Marks absl's flags as parsed: Grain reads its own flags before it starts processes, also outside a program."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

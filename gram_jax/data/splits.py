@@ -85,27 +85,19 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
 
 
 def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) -> tuple[list[T], list[T]]:
-    """Moves a fifth of every class's training images to val.
+    """Divides every class into train, val and test, 50/20/30.
 
-    Class after class, in the given order: shuffles its images; the first round(n / 5) are val, the rest train.
-
-    Args:
-      classes: the training images of each class.
-      rng: one generator for all classes.
-      what: the name of the dataset in messages.
-
-    Returns:
-      The images of train, and those of val.
-
-    Raises:
-      InputError: a class has fewer than three images, so that val would be empty.
+    Class after class, in the given order: shuffles its images; the first round(n / 2) are train, the next round(n / 5)
+    val, the rest test. Raises InputError if a class has fewer than four images.
 
     Example:
-      >>> [len(part) for part in hold_out({"cat": range(10), "dog": range(8)}, random.Random(0), "toy")]
-      [14, 4]
+      >>> parts = divide({"cat": range(10), "dog": range(10, 20)}, random.Random(0), "toy")
+      >>> [len(part) for part in parts.values()], sorted(sum(parts.values(), [])) == list(range(20))
+      ([10, 4, 6], True)
 
     Reference:
-      The same public code: its splits of OxfordPets, StanfordCars, SUN397 and UCF101.
+      The public code of Zhou et al., "Learning to Prompt for Vision-Language Models" (2022): its splits of Caltech101,
+      DTD, EuroSAT, Flowers102 and Food101.
     """
     train: list[T] = []
     held: list[T] = []
@@ -121,11 +113,13 @@ def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) 
 
 
 def group(items: Sequence[Item]) -> dict[int, list[Item]]:
-    """Groups items by label, in the order in which labels first appear.
+    """Moves a fifth of every class's training images to val; returns train and val.
 
-    Example:
-      >>> list(group([Item("a.jpg", 3), Item("b.jpg", 0), Item("c.jpg", 3)]))
-      [3, 0]
+    Class after class, in the given order: shuffles its images; the first round(n / 5) are val, the rest train. Raises
+    InputError if a class has fewer than three images.
+
+    Reference:
+      The same public code: its splits of OxfordPets, StanfordCars, SUN397 and UCF101.
     """
     groups: dict[int, list[Item]] = {}
     for item in items:
@@ -134,25 +128,7 @@ def group(items: Sequence[Item]) -> dict[int, list[Item]]:
 
 
 def assign_roles(given: Collection[str], what: str) -> Roles:
-    """Assigns given splits to train, val and test.
-
-    Without a test split, validation serves as test, as in ImageNet, and there is no val. A training split alone is to
-    be divided.
-
-    Args:
-      given: the names of the splits, keys of ``ROLES``.
-      what: the name of the dataset in messages.
-
-    Returns:
-      The roles.
-
-    Raises:
-      InputError: two names have the same role.
-
-    Example:
-      >>> assign_roles(["train", "validation"], "toy").of
-      {'train': 'train', 'validation': 'test'}
-    """
+    """Groups items by label, in the order in which labels first appear."""
     of = {name: ROLES[name] for name in given}
     if len(set(of.values())) < len(of):
         raise InputError(f"{what} has the splits {', '.join(sorted(of))}, two of which mean the same; remove one")
@@ -176,14 +152,7 @@ def arrange(
       what: the name of the dataset in messages.
 
     Returns:
-      The items of each split, and a phrase for reports; a split that is made begins with "made".
-
-    Raises:
-      InputError: as ``assign_roles`` and ``divide``.
-
-    Example:
-      >>> arrange({"train": [Item("a", 0)], "valid": [Item("b", 0)]}, ["cat"], 0, "toy")[0]
-      {'train': [Item(reference='a', label=0)], 'test': [Item(reference='b', label=0)]}
+      The items of each split, and a phrase for reports; it begins with "made" if the images were divided.
     """
     roles = assign_roles(list(given), what)
     if not roles.divided:
@@ -215,18 +184,11 @@ def build(
       class_names: in label order; underscores become spaces.
       template: a text with one "{}".
       read: turns a reference into an image.
-      about: facts for reports; anything odd about the classes is added to its "notes".
+      about: facts for reports; anything unusual about the classes is added to its "notes".
       domain: the visual domain.
 
     Returns:
       A ``Dataset``.
-
-    Raises:
-      InputError: a name or the template is no Unicode text, such as "\\ud800" in JSON.
-
-    Example:
-      >>> build("toy", {"test": [Item("a.jpg", 0)]}, ["big_cat"], "{}", str, {}).class_names
-      ('big cat',)
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):

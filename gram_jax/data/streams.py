@@ -30,10 +30,10 @@ def stream(name: str, seed: int, index: int) -> random.Random:
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
-    """Returns one of the options, each equally likely.
+    """Returns the random generator of one draw (its index) of one stream, seeded by a BLAKE2 hash.
 
     Example:
-      >>> pick(random.Random(0), ("a", "b", "c"))
-      'c'
+      >>> stream("corpus", 0, 1).random() == stream("corpus", 0, 2).random()
+      False
     """
     return options[int(rng.random() * len(options))]

@@ -73,18 +73,11 @@ def split_spec(rest: str) -> tuple[str, str]:
 
 
 def expand(specs: Sequence[str], names: Sequence[str] = ELEVEN) -> tuple[str, ...]:
-    """Replaces "coop:ROOT" without a name by several datasets.
-
-    Args:
-      specs: specifications, of any reader.
-      names: the datasets that "coop:ROOT" stands for.
-
-    Returns:
-      The specifications, each of one dataset.
+    """Splits "ROOT:NAME", or the path of a dataset's own folder, into root and name.
 
     Example:
-      >>> len(expand(["coop:/data", "glyphs:chess"])), expand(["coop:/data/dtd"])
-      (12, ('coop:/data/dtd',))
+      >>> split_spec("/data:oxford_pets"), split_spec("/data/caltech-101")
+      (('/data', 'oxford_pets'), ('/data', 'caltech101'))
     """
     expanded: list[str] = []
     for spec in specs:
@@ -95,25 +88,11 @@ def expand(specs: Sequence[str], names: Sequence[str] = ELEVEN) -> tuple[str, ..
 
 
 def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
-    """Reads one of the fifteen datasets.
+    """Replaces each "coop:ROOT" without a name by "coop:ROOT:NAME" for every given name.
 
-    Splits, labels, class names and templates are CoOp's; underscores in class names become spaces. Images are in the
-    order of the split file, and sorted by name where CoOp uses the order of the disk. Without the split file, a split
-    is made by the published rule, and ``about["split"]`` begins with "made". All images of a split file must exist.
-
-    Args:
-      root: the folder that holds the datasets' folders.
-      name: a name of ``NAMES``.
-      seed: the seed of a split that is made.
-
-    Returns:
-      A ``Dataset`` whose references are paths relative to the dataset's folder; reading returns the path of an image.
-
-    Raises:
-      InputError: a file is missing or invalid; the message names it.
-
-    Reference:
-      Zhou et al., "Learning to Prompt for Vision-Language Models" (2022) and its DATASETS.md.
+    Example:
+      >>> len(expand(["coop:/data", "glyphs:chess"])), expand(["coop:/data/dtd"])
+      (12, ('coop:/data/dtd',))
     """
     require_known("coop dataset", name, NAMES)
     what, entry = f"{PREFIX}{name}", DATASETS[name]
@@ -167,25 +146,24 @@ def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
 
 
 def differences(dataset: Dataset) -> list[str]:
-    """Lists the numbers of classes and images that differ from the published ones.
+    """Lists the files and folders that a dataset is read from; the first is the dataset's folder.
 
     Args:
-      dataset: any dataset, as read.
-
-    Returns:
-      One phrase for each difference, which ends in "are published"; none for a dataset that is none of the fifteen.
+      root: the folder that holds the datasets' folders.
+      name: a name of ``NAMES``.
 
     Reference:
-      Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (2022), table of datasets.
+      CoOp's DATASETS.md.
     """
     known = [size for size in sizes(dataset) if size[2] is not None]
     return [f"{number} {what}, {published} are published" for what, number, published in known if number != published]
 
 
 def sizes(dataset: Dataset) -> list[tuple[str, int, int | None]]:
-    """Returns (what, number, published number) for the classes and the images of each split.
+    """Lists the numbers of classes and images that differ from the published ones, as "... are published".
 
-    The published number is None for a dataset that is none of the fifteen.
+    Reference:
+      Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (2022), table of datasets.
     """
     entry = facts(dataset.name)
     counts = [int((dataset.splits == split).sum()) for split in SPLITS]
@@ -195,7 +173,7 @@ def sizes(dataset: Dataset) -> list[tuple[str, int, int | None]]:
 
 
 def _read(source: Source, entry: CoopDataset, seed: int) -> Contents:
-    """Reads the split file, or the other files if there is none."""
+    """Returns (what, number, published number) for the classes and the images of each split; None if unpublished."""
     if entry.split_file and (source.folder / entry.split_file).is_file():
         return read_split_file(source, entry.split_file, entry.base)
     contents = entry.read(source)

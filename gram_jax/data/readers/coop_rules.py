@@ -48,16 +48,9 @@ def by_folders(
     excluded: Sequence[str] = (),
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Contents:
-    """Reads class folders and makes a split.
+    """Reads class folders below `images`, without the `excluded` ones, and makes a split.
 
-    Args:
-      source: the dataset.
-      images: the folder of class folders.
-      excluded: class folders to leave out.
-      renamed: class names that differ from the names of the folders.
-
-    Returns:
-      Its contents; labels follow the sorted names of the folders.
+    Labels follow the sorted names of the folders; `renamed` maps folders to class names.
     """
     classes, notes = class_images(source.folder, images, source.what, excluded)
     labeled = {name: [Item(path, label) for path in classes[name]] for label, name in enumerate(classes)}
@@ -229,7 +222,11 @@ def variant(source: Source, images: str, numbered: bool = False) -> Contents:
 
 
 def names_file(folder: Path) -> Path:
-    """Returns the class names of a variant of ImageNet: its own classnames.txt, or else ImageNet's."""
+    """Reads a variant of ImageNet, which is test only.
+
+    If `numbered` (ImageNetV2), the class folders are numbers, the lines of classnames.txt from 0. Otherwise they are
+    named as ImageNet's, and only existing folders are classes: ImageNet-A and -R have 200.
+    """
     own, original = folder / CLASS_NAMES, folder.parent / "imagenet" / CLASS_NAMES
     return original if original.is_file() and not own.is_file() else own
 
@@ -268,18 +265,9 @@ def read_split_file(source: Source, file: str, base: str) -> Contents:
 
 
 def names_of_labels(pairs: Iterable[tuple[int, str]], what: str) -> list[str]:
-    """Returns the class names in label order, from (label, name) of every image.
+    """Reads a published split: an object of train, val and test, lists of [path, label, class name].
 
-    Args:
-      pairs: a label and a name for every image.
-      what: the name of the list in messages.
-
-    Raises:
-      InputError: a label has two names, or a label below the largest has none.
-
-    Example:
-      >>> names_of_labels([(1, "dog"), (0, "cat"), (1, "dog")], "toy")
-      ['cat', 'dog']
+    The paths are relative to the folder `base`. The existence of the images is not checked.
     """
     names: dict[int, str] = {}
     for label, name in pairs:
@@ -293,7 +281,12 @@ def names_of_labels(pairs: Iterable[tuple[int, str]], what: str) -> list[str]:
 
 
 def _entry(entry: Any, where: str) -> tuple[str, int, str]:
-    """Returns one checked entry of a split file."""
+    """Returns the class names in label order, from (label, name) of every image.
+
+    Example:
+      >>> names_of_labels([(1, "dog"), (0, "cat"), (1, "dog")], "toy")
+      ['cat', 'dog']
+    """
     if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[2], str)):
         raise InputError(f"{where} is {entry!r}; expected [path, label, class name]")
     image, label, name = entry

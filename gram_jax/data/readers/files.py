@@ -46,7 +46,7 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Lists the folders, images (by suffix) and other files of an existing folder."""
+    """Returns the absolute path of an existing local folder; "~" is the home folder. `what` names it in messages."""
     listing = Listing([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -72,11 +72,7 @@ def class_images(
       excluded: class folders to leave out.
 
     Returns:
-      For each class folder, in sorted order, its images as sorted paths relative to ``root``; and notes on files in
-      class folders that are no images.
-
-    Raises:
-      InputError: the folder is missing, holds no class folders, or a class folder holds no image.
+      For each class folder, sorted, its images as sorted paths relative to ``root``; and notes on other files.
     """
     top = root / folder
     if not top.is_dir():
@@ -134,14 +130,11 @@ def _entries(folder: Path) -> set[str]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Returns the text of a small UTF-8 file, without a byte order mark.
+    """Returns those relative paths ("/" between parts) that do not exist; lists every folder once, touches no file.
 
-    Args:
-      path: the file.
-      what: the name of the dataset in messages.
-
-    Raises:
-      InputError: the file is missing, is no UTF-8 text or has more than 1 GiB.
+    Example:
+      >>> missing(Path(__file__).parent, ["files.py", "nowhere/else.py"])
+      ['nowhere/else.py']
     """
     if not path.is_file():
         raise InputError(f"{what}: there is no file {path}{_nearest(path)}")
@@ -154,11 +147,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """Returns the lines of a small text file that are not blank: (line number from 1, stripped line).
-
-    Raises:
-      InputError: as ``read_text``, or all lines are blank.
-    """
+    """Returns the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path, what).splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
@@ -167,11 +156,7 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-      InputError: as ``read_text``, or the text is no JSON.
-    """
+    """Returns the lines of a text file that are not blank: (line number from 1, stripped line)."""
     text = read_text(path, what)
     try:
         return json.loads(text)
@@ -180,15 +165,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_class_names(path: Path, what: str) -> dict[str, str]:
-    """Returns class names by folder, in the order of a file with lines of a folder, a space or a tab, and a name.
-
-    Args:
-      path: the file.
-      what: the name of the dataset in messages.
-
-    Raises:
-      InputError: the file is missing, a line is incomplete, or a folder occurs twice.
-    """
+    """Returns the content of a JSON file."""
     names: dict[str, str] = {}
     for number, line in read_lines(path, what):
         # With a tab, the name of a folder may contain spaces.
@@ -202,17 +179,7 @@ def read_class_names(path: Path, what: str) -> dict[str, str]:
 
 
 def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, what: str) -> list[str]:
-    """Returns the class name of each folder.
-
-    Args:
-      folders: the class folders.
-      names: class names by folder.
-      path: the file that the names are from, for messages.
-      what: the name of the dataset in messages.
-
-    Raises:
-      InputError: a folder has no name.
-    """
+    """Returns class names by folder, from lines of a folder, a space or a tab, and a name."""
     folders = list(folders)
     if unnamed := [folder for folder in folders if folder not in names]:
         raise InputError(
@@ -223,7 +190,7 @@ def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, 
 
 
 def _nearest(path: Path) -> str:
-    """Returns the content of the nearest existing folder, which shows where a path went wrong."""
+    """Returns the class name of each folder, from names by folder, which were read from `path`."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     return f"; {folder} holds {examples(entries) or 'nothing'}"

@@ -102,14 +102,13 @@ def split_spec(rest: str) -> tuple[str, str, str]:
 
 
 def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
-    """Returns the folder of a prepared dataset, which holds features.json; its newest version, if none is named.
+    """Splits "NAME", "NAME:SPLIT", "FOLDER:NAME" or "FOLDER:NAME:SPLIT" into (folder, name, split), "" if missing.
 
-    Args:
-      data_dir: as in ``labeled``.
-      name: as in ``labeled``.
+    A folder starts with "/", "~" or ".", or is a URL; without one, TFDS's default folder is meant.
 
-    Raises:
-      InputError: there is no such dataset, or there are several configurations.
+    Example:
+      >>> split_spec("dtd:train"), split_spec("gs://bucket/data:eurosat/rgb")
+      (('', 'dtd', 'train'), ('gs://bucket/data', 'eurosat/rgb', ''))
     """
     from tensorflow_datasets.core import constants
 
@@ -138,26 +137,14 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
 
 
 def read_record(folder: str, image: str, reference: tuple[str, int]) -> np.ndarray:
-    """Returns the image of a record.
-
-    Args:
-      folder: the folder of the prepared dataset.
-      image: the name of the image feature.
-      reference: (split, index).
-
-    Returns:
-      uint8 ``[H, W, 3]``.
-
-    Raises:
-      ImageError: the image cannot be read; the message names the record.
-    """
+    """Returns the folder of a prepared dataset, which holds features.json; its newest version, if none is named."""
     split, index = reference
     record = _source(folder, image, split)[index]
     return _DECODE.pixels(record[image], f"record {index} of split {split} in {folder}")
 
 
 class _Prepared(NamedTuple):
-    """The facts of a prepared dataset: its full name, its image and label features, class names, images by split."""
+    """Returns the image of a record, (split, index), as uint8 ``[H, W, 3]``."""
 
     source: str
     image: str

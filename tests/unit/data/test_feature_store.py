@@ -14,7 +14,6 @@ from gram_jax.data import (
     Corpus,
     StoreError,
     base_and_new,
-    dataset_features,
     feature_key,
     feature_store,
     glyphs,
@@ -57,6 +56,10 @@ def write(folder, clip, corpus, pairs, groups=((0, 1, 2, 3), (4, 5, 6, 7), (8, 9
         bank.keep(np.array(group), pairs[list(group)])
 
 
+def all_features(folder, clip, dataset, encode):
+    return open_bank(clip, dataset, folder).rows(np.arange(len(dataset)), encode, BATCH)
+
+
 def encoder(clip, dataset, log=None):
     """Returns what a bank calls to encode images, and lists their positions in `log`."""
 
@@ -70,7 +73,7 @@ def encoder(clip, dataset, log=None):
 
 def test_features_are_those_of_encoding_anew_and_are_encoded_once(clip, dataset, tmp_path):
     log = []
-    features = dataset_features(tmp_path, clip, dataset, encoder(clip, dataset, log), BATCH)
+    features = all_features(tmp_path, clip, dataset, encoder(clip, dataset, log))
     anew = np.concatenate(
         [
             gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
@@ -80,7 +83,7 @@ def test_features_are_those_of_encoding_anew_and_are_encoded_once(clip, dataset,
     np.testing.assert_array_equal(features, anew)
     assert sorted(set(log)) == list(range(18))
     refuse = lambda positions: pytest.fail(f"{positions} encoded again")  # noqa: E731
-    again = dataset_features(tmp_path, clip, dataset, refuse, BATCH)
+    again = all_features(tmp_path, clip, dataset, refuse)
     assert again.dtype == np.float32
     np.testing.assert_array_equal(again, features)
 
@@ -110,12 +113,12 @@ def test_a_killed_run_keeps_what_it_wrote(clip, dataset, tmp_path, monkeypatch):
         return encode(positions)
 
     with pytest.raises(KeyboardInterrupt):
-        dataset_features(tmp_path, clip, dataset, killed, BATCH)
+        all_features(tmp_path, clip, dataset, killed)
     assert open_bank(clip, dataset, tmp_path).missing().tolist() == list(range(8, 18))
     (tmp_path / "glyphs-chess" / "rows-0.npy.123.part").write_bytes(b"half a file")
-    resumed = dataset_features(tmp_path, clip, dataset, encoder(clip, dataset, log), BATCH)
+    resumed = all_features(tmp_path, clip, dataset, encoder(clip, dataset, log))
     assert sorted(set(log)) == list(range(8, 18))
-    np.testing.assert_array_equal(resumed, dataset_features(tmp_path / "whole", clip, dataset, encode, BATCH))
+    np.testing.assert_array_equal(resumed, all_features(tmp_path / "whole", clip, dataset, encode))
 
 
 def test_views_have_their_own_store(clip, dataset, tmp_path):
@@ -129,7 +132,7 @@ def test_views_have_their_own_store(clip, dataset, tmp_path):
 
 
 def test_a_stale_store_is_refused_by_name(clip, dataset, tmp_path):
-    dataset_features(tmp_path, clip, dataset, encoder(clip, dataset), BATCH)
+    all_features(tmp_path, clip, dataset, encoder(clip, dataset))
     others = {
         "clip": (tiny_clip(seed=1, text_layers=1, vision_layers=1), dataset),
         "transform": (clip.replace(transform=ImageTransform(size=13, crop=(12, 12))), dataset),
@@ -143,7 +146,7 @@ def test_a_stale_store_is_refused_by_name(clip, dataset, tmp_path):
 
 
 def test_a_damaged_store_is_refused_by_file(clip, dataset, tmp_path):
-    dataset_features(tmp_path, clip, dataset, encoder(clip, dataset), BATCH)
+    all_features(tmp_path, clip, dataset, encoder(clip, dataset))
     folder = tmp_path / "glyphs-chess"
     (path,) = folder.glob("rows-*.npy")
     whole, about = path.read_bytes(), (folder / "store.json").read_text()

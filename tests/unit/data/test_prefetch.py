@@ -1,4 +1,4 @@
-"""Results computed ahead: their order, their number, their errors, and the time that somebody waited for them."""
+"""Ordered prefetching: order, memory, errors and the measured waiting time."""
 
 import os
 import threading
@@ -7,11 +7,12 @@ import time
 import pytest
 
 from gram_jax.data import ordered
+from gram_jax.errors import InputError
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (1, 3), (4, 0), (4, 9)])
 @pytest.mark.parametrize("start", [0, 7, 20])
-def test_results_come_in_order_whoever_is_first(workers, prefetch, start):
+def test_results_come_in_order(workers, prefetch, start):
     def slow_if_even(index):
         time.sleep(0.004 * (index % 2 == 0))
         return index * index
@@ -20,7 +21,7 @@ def test_results_come_in_order_whoever_is_first(workers, prefetch, start):
         assert list(results) == [index * index for index in range(start, 20)]
 
 
-def test_only_so_many_results_are_under_way():
+def test_prefetch_bounds_the_results_in_memory():
     begun, held = [], threading.Event()
 
     def function(index):
@@ -38,7 +39,7 @@ def test_only_so_many_results_are_under_way():
         held.set()
 
 
-def test_several_run_at_a_time():
+def test_workers_run_in_parallel():
     barrier = threading.Barrier(3, timeout=5)
     with ordered(lambda index: barrier.wait() >= 0, 9, workers=3, prefetch=2) as results:
         assert all(results)
@@ -56,7 +57,7 @@ def test_an_error_comes_at_its_turn():
     assert given == [0, 1, 2, 3]
 
 
-def test_the_share_of_waiting_leaves_out_the_first_result():
+def test_the_first_result_is_not_waiting_time():
     now = [100.0]
 
     def clock():  # every second look at it, when a result was given, is 2 seconds after the first
@@ -107,5 +108,5 @@ def test_leaving_early_ends_the_work():
 
 @pytest.mark.parametrize("settings", [{"start": 6}, {"start": -1}, {"workers": 0}, {"prefetch": -1}, {"processes": -1}])
 def test_impossible_settings(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(InputError, match=next(iter(settings))):
         ordered(abs, 5, **settings)

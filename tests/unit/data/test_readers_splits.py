@@ -108,7 +108,7 @@ def test_a_dataset_refuses_what_does_not_fit_together():
     assert len(Dataset("empty", (), np.array([], int), np.array([], str), (), "{}", str)) == 0
 
 
-def test_about_is_no_part_of_the_hash_and_lazy_images_read_when_asked():
+def test_about_is_no_part_of_the_hash_and_images_are_read_when_indexed():
     reads = []
     dataset = Dataset(
         "toy",
@@ -122,10 +122,10 @@ def test_about_is_no_part_of_the_hash_and_lazy_images_read_when_asked():
     content = ["toy", "", None, ["a", "b", "c"], [0, 0, 0], ["test"] * 3, ["x"], "{}"]
     assert dataset.content_hash == hashlib.sha256(json.dumps(content).encode()).hexdigest()
     assert dataclasses.replace(dataset, about={"notes": ["!"]}).content_hash == dataset.content_hash
-    images = dataset.lazy_images(np.array([2, 0, 1]))
-    assert (len(images), reads) == (3, [])
-    assert (images[0], images[-1], list(images[1:])) == ("c", "b", ["a", "b"])
-    assert reads == ["c", "b", "a", "b"]
+    part = dataset.take(np.array([2, 0, 1]))
+    assert (len(part), reads) == (3, [])
+    assert (part[0], part[-1], list(part)) == ("c", "b", ["c", "a", "b"])
+    assert reads == ["c", "b", "c", "a", "b"]
 
 
 def test_published_sizes_add_up():
