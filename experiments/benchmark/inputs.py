@@ -128,41 +128,35 @@ def make_images(rng: np.random.Generator, config: VisionConfig, *shape: int) -> 
     return jnp.asarray(rng.standard_normal((*shape, config.image_size, config.image_size, config.channels), np.float32))
 
 
-def coop(setup: Setup) -> tuners.Tuner:
-    """Returns CoOp: a learned context before the class names."""
-    return tuners.coop(num_tokens=setup.sizes.context)
-
-
-def cocoop(setup: Setup) -> tuners.Tuner:
-    """Returns CoCoOp: a context that depends on the image."""
-    return tuners.cocoop(num_tokens=setup.sizes.context, init_text=None)
-
-
-def vpt(setup: Setup) -> tuners.Tuner:
-    """Returns VPT: visual prompts, as deep as the clip allows."""
-    sizes = setup.sizes
-    return tuners.vpt(num_tokens=sizes.visual, depth=min(sizes.depth, setup.clip.config.vision.layers))
-
-
-def ivlp(setup: Setup) -> tuners.Tuner:
-    """Returns IVLP, the tuner of UNIGRAM: textual and visual prompts, as deep as the clip allows."""
+def make_tuner(name: str, setup: Setup) -> tuners.Tuner:
+    """Returns a tuner with prompts of the benchmark's sizes, as deep as the clip allows."""
     sizes, config = setup.sizes, setup.clip.config
-    depth = min(sizes.depth, config.text.layers, config.vision.layers)
-    return tuners.ivlp(num_text=sizes.context, num_visual=sizes.visual, depth=depth, init_text=None)
+    depth = min(sizes.depth, config.vision.layers)
+    settings = {
+        "coop": {"num_tokens": sizes.context},
+        "cocoop": {"num_tokens": sizes.context, "init_text": None},
+        "vpt": {"num_tokens": sizes.visual, "depth": depth},
+        "ivlp": {
+            "num_text": sizes.context,
+            "num_visual": sizes.visual,
+            "depth": min(depth, config.text.layers),
+            "init_text": None,
+        },
+    }
+    return tuners.make(name, **settings[name])
 
 
-def one_batch(setup: Setup, tuner: tuners.Tuner, images: int, classes: int | None = None) -> Problem:
-    """Returns a problem on one batch with the given numbers of images and classes."""
+def one_batch(name: str, setup: Setup, images: int, classes: int) -> Problem:
+    """Returns a tuner's problem on one batch with the given numbers of images and classes."""
     rng, config = np.random.default_rng(1), setup.clip.config
-    classes = setup.sizes.classes if classes is None else classes
     names = make_classes(rng, config.text, classes, name_tokens=setup.sizes.name_tokens)
     labels = jnp.asarray(rng.integers(0, classes, images), jnp.int32)
     batch = {"classes": names, "images": make_images(rng, config.vision, images), "labels": labels}
-    return Problem(tuner, tuner.init(jax.random.key(2), setup.clip, None), {"support": batch})
+    return _problem(name, setup, {"support": batch})
 
 
-def episodic(setup: Setup, tuner: tuners.Tuner, steps: int, gradient: str) -> Problem:
-    """Returns a problem on stacked tasks, with a query like the support and one with other classes."""
+def episodic(name: str, steps: int, gradient: str, setup: Setup) -> Problem:
+    """Returns a tuner's problem on stacked tasks, with a query like the support and one with other classes."""
     rng, config, sizes = np.random.default_rng(3), setup.clip.config, setup.sizes
 
     def batch(shots: int) -> Batch:
@@ -175,6 +169,11 @@ def episodic(setup: Setup, tuner: tuners.Tuner, steps: int, gradient: str) -> Pr
 
     support, same, cross = batch(sizes.shots), batch(sizes.queries), batch(sizes.cross_queries)
     batches = {"support": support, "same": same | {"classes": support["classes"]}, "cross": cross}
+    return _problem(name, setup, batches, steps, gradient)
+
+
+def _problem(name: str, setup: Setup, batches: dict[str, Batch], steps: int = 0, gradient: str = "") -> Problem:
+    tuner = make_tuner(name, setup)
     return Problem(tuner, tuner.init(jax.random.key(2), setup.clip, None), batches, steps, gradient)
 
 

@@ -31,6 +31,7 @@ import gc
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ from gram_jax.runtime.units import Units
 from .._launch import at_least, positive, setting
 from . import memory, torch_workloads
 from .inputs import CLIPS, Setup, make_setup
-from .sides import Side, Values, median, relative_difference, run_in_turns, square_product
+from .sides import Side, Values, relative_difference, run_in_turns, square_product
 from .tables import Entry, report, result_rows, summary
 from .workloads import SHORTCUTS, WORKLOADS, builders
 
@@ -128,14 +129,8 @@ def measure(config: Config, name: str, setup: Setup, compare: bool, update: Call
 
 
 def _memory(config: Config, name: str, side: str, setup: Setup, notes: list[str]) -> dict[str, float | None]:
-    result = memory.measure_in_child(
-        workload=name,
-        side=side,
-        clip_size=config.clip_size,
-        small=config.small,
-        pairs=config.pairs,
-        folder=str(setup.folder),
-    )
+    sizes = {"clip_size": config.clip_size, "small": config.small, "pairs": config.pairs}
+    result = memory.measure_in_child(workload=name, side=side, folder=str(setup.folder), **sizes)
     if isinstance(result, str):
         notes.append(f"{side}: no memory, {result}")
         return {}

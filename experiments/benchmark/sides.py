@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from gram_jax.tuning import memory_bytes
@@ -36,12 +35,7 @@ class Side(NamedTuple):
 
 
 class Builder(NamedTuple):
-    """A side that is not built yet.
-
-    Attributes:
-      build: builds the side, which compiles it and may allocate its inputs.
-      estimate: bytes that it needs, if an estimate is possible before it is built.
-    """
+    """A side that is not built (and compiled) yet, and an estimate of the bytes that it needs, or 0."""
 
     build: Callable[[], Side]
     estimate: float = 0.0
@@ -68,10 +62,8 @@ def compile_program(function: Any, *arguments: Any) -> Program:
 def compiled_side(function: Any, arguments: Callable[[], tuple], values: Callable[[Any], Sequence[Any]]) -> Side:
     """Returns a side that is one jitted function.
 
-    Args:
-      function: the jitted function.
-      arguments: makes its arguments, again for each run (a step may donate them).
-      values: extracts from the result the numbers on which all sides must agree.
+    `arguments` makes its arguments, again for each run (a step may donate them); `values` extracts from the result the
+    numbers on which all sides must agree.
     """
     program = compile_program(function, *arguments())
 
@@ -151,14 +143,8 @@ def run_in_turns(
     """Times the sides in turns, so that a temporary slowdown of the machine affects all of them.
 
     The first step of a turn does not count if others follow: it allocates memory that the previous side released,
-    which no step of a continuous loop does.
-
-    Args:
-      sides: the sides by name.
-      repeats: turns of each side.
-      steps: steps of a turn.
-      max_seconds: no further turn begins after this time; the first one always runs.
-      update: called after each round.
+    which no step of a continuous loop does. After `max_seconds` no further turn begins; `update` is called after each
+    turn of all sides.
 
     Returns:
       The seconds of all timed steps, and the values of the first step, by side.
@@ -183,8 +169,3 @@ def relative_difference(a: Values, b: Values) -> float:
         return math.inf
     pairs = [abs(x - y) / max(abs(x), abs(y), 1e-8) for x, y in zip(a, b, strict=True)]
     return max((pair if math.isfinite(pair) else math.inf for pair in pairs), default=0.0)
-
-
-def median(values: Sequence[float]) -> float:
-    """Returns the median."""
-    return float(np.median(values))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 from gram_jax.evaluation import Row
 from gram_jax.reporting import Table
 
-from .sides import median
 from .workloads import OURS, SHORTCUTS, TORCH
 
 Entry = dict[str, Any]  # a workload's measurements, see `run.measure`

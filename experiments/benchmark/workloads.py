@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,25 +17,8 @@ import gram_jax as gram
 from gram_jax import meta, regulators, tasks, tuning
 from gram_jax.clip import Classes, Clip, encode_image
 
-from . import shortcuts, torch_workloads
-from .inputs import (
-    CONFIDENT,
-    DECAY,
-    INNER_RATE,
-    RATE,
-    TEST_TIME_RATE,
-    Array,
-    Problem,
-    Setup,
-    cocoop,
-    coop,
-    corpus_on_disk,
-    episodic,
-    ivlp,
-    one_batch,
-    vpt,
-    with_features,
-)
+from . import inputs, shortcuts, torch_workloads
+from .inputs import Array, Problem, Setup
 from .sides import Builder, Side, compiled_side, plain_side
 
 OURS, TORCH = "gram_jax", "pytorch"
@@ -78,9 +62,9 @@ def tuning_step(setup: Setup, problem: Problem) -> Side:
     step = tuning.make_tuning(problem.tuner, regulator)
     state = step.init(jax.tree.map(lambda leaf: leaf[None], problem.prompt))
     phi = regulator.init(jax.random.key(0), problem.prompt)
-    batch = dict(with_features(setup, problem)["support"])
+    batch = dict(inputs.with_features(setup, problem)["support"])
     batch |= {name: batch[name][None] for name in ("images", "labels")}
-    function = jax.jit(lambda state, clip, batch: step.step(state, phi, clip, batch, RATE, 1))
+    function = jax.jit(lambda state, clip, batch: step.step(state, phi, clip, batch, inputs.RATE, 1))
     arguments = (state, setup.clip, batch)
     return compiled_side(function, lambda: arguments, lambda out: (out[1]["loss"][0], out[1]["gradient_norm"][0]))
 
@@ -91,15 +75,15 @@ def meta_step(setup: Setup, problem: Problem) -> Side:
     step = meta.make_meta_step(
         tuning.classification_loss(problem.tuner),
         regulator,
-        optax.sgd(RATE),
+        optax.sgd(inputs.RATE),
         steps=problem.steps,
         gradient=problem.gradient,
         devices=jax.devices()[:1],
         tasks_at_once=1 if problem.tuner.needs_pixels else None,  # activations of pixels fill the memory
     )
     phi = regulator.init(jax.random.key(0), problem.prompt)
-    learned = meta.init_meta(problem.prompt, phi, INNER_RATE)
-    frozen, stacked = step.place(setup.clip), meta.Task(**with_features(setup, problem))
+    learned = meta.init_meta(problem.prompt, phi, inputs.INNER_RATE)
+    frozen, stacked = step.place(setup.clip), meta.Task(**inputs.with_features(setup, problem))
 
     def values(out: tuple[Any, dict[str, Array]]) -> tuple[Array, ...]:
         metrics = out[1]
@@ -110,12 +94,12 @@ def meta_step(setup: Setup, problem: Problem) -> Side:
 
 def test_time_step(setup: Setup, problem: Problem) -> Side:
     """Returns test-time tuning on one image by `tuning.make_test_time_tuning`; its views are encoded once."""
-    tune = tuning.make_test_time_tuning(problem.tuner, share=CONFIDENT, weight_decay=DECAY)
+    tune = tuning.make_test_time_tuning(problem.tuner, share=inputs.CONFIDENT, weight_decay=inputs.DECAY)
 
     @jax.jit
     def step(prompt: Any, clip: Clip, classes: Classes, views: Array) -> tuning.TestTimeTuning:
         batch = {"views": encode_image(clip, views)[None], "classes": classes}
-        return tune(prompt, None, clip, batch, TEST_TIME_RATE)
+        return tune(prompt, None, clip, batch, inputs.TEST_TIME_RATE)
 
     batch = problem.batches["support"]
     arguments = (problem.prompt, setup.clip, batch["classes"], batch["images"])
@@ -167,7 +151,7 @@ def clustering_bytes(setup: Setup) -> float:
 def episode_input(setup: Setup, problem: None) -> Side:
     """Returns the input of a meta step: tasks are drawn, their images read from disk, decoded and transformed."""
     del problem
-    corpus, hierarchy = corpus_on_disk(setup)
+    corpus, hierarchy = inputs.corpus_on_disk(setup)
     sizes, side = setup.sizes, setup.clip.config.vision.image_size
     mini = gram.load_clip("mini")
     clip = Clip({}, mini.config, mini.tokenizer, dataclasses.replace(mini.transform, size=side, crop=(side, side)))
@@ -188,42 +172,37 @@ def episode_input(setup: Setup, problem: None) -> Side:
 
 
 def _meta_workloads() -> Iterator[tuple[str, Workload]]:
-    for family, tuner, title in (("gram", coop, "GRAM, textual (CoOp)"), ("unigram", ivlp, "UNIGRAM (IVLP)")):
-        for gradient in ("exact", "first_order"):
-            for steps in (1, 5):
-                label = f"{title}, {gradient.replace('_', ' ')}, {steps} inner step{'s' * (steps > 1)}"
-                yield (
-                    f"{family}_{gradient}_{steps}",
-                    Workload(label, meta_step, functools.partial(_meta_problem, tuner, steps, gradient)),
-                )
+    for family, tuner, title in (("gram", "coop", "GRAM, textual (CoOp)"), ("unigram", "ivlp", "UNIGRAM (IVLP)")):
+        for gradient, steps in itertools.product(("exact", "first_order"), (1, 5)):
+            label = f"{title}, {gradient.replace('_', ' ')}, {steps} inner step{'s' * (steps > 1)}"
+            problem = functools.partial(inputs.episodic, tuner, steps, gradient)
+            yield f"{family}_{gradient}_{steps}", Workload(label, meta_step, problem)
 
 
-def _meta_problem(tuner: Callable[[Setup], Any], steps: int, gradient: str, setup: Setup) -> Problem:
-    return episodic(setup, tuner(setup), steps, gradient)
+def _problem(tuner: str, images: str | int, classes: str = "classes") -> Callable[[Setup], Problem]:
+    """Returns a function that makes a problem on one batch; images and classes may be names of `Sizes`."""
 
+    def problem(setup: Setup) -> Problem:
+        count = images if isinstance(images, int) else getattr(setup.sizes, images)
+        return inputs.one_batch(tuner, setup, count, getattr(setup.sizes, classes))
 
-def _coop_problem(setup: Setup) -> Problem:
-    return one_batch(setup, coop(setup), setup.sizes.batch)
+    return problem
 
 
 WORKLOADS: dict[str, Workload] = {
-    "coop": Workload("CoOp step", tuning_step, _coop_problem),
-    "cocoop": Workload("CoCoOp step", tuning_step, lambda s: one_batch(s, cocoop(s), 1)),
-    "ivlp": Workload("IVLP step", tuning_step, lambda s: one_batch(s, ivlp(s), s.sizes.deep_batch)),
+    "coop": Workload("CoOp step", tuning_step, _problem("coop", "batch")),
+    "cocoop": Workload("CoCoOp step", tuning_step, _problem("cocoop", 1)),
+    "ivlp": Workload("IVLP step", tuning_step, _problem("ivlp", "deep_batch")),
     **dict(_meta_workloads()),
-    "test_time": Workload(
-        "test-time tuning of an image", test_time_step, lambda s: one_batch(s, coop(s), s.sizes.views)
-    ),
+    "test_time": Workload("test-time tuning of an image", test_time_step, _problem("coop", "views")),
     "evaluation": Workload(
-        "test images against many classes",
-        classification,
-        lambda s: one_batch(s, coop(s), s.sizes.batch, s.sizes.many_classes),
+        "test images against many classes", classification, _problem("coop", "batch", "many_classes")
     ),
-    "rules": Workload("the CoOp step, rule by rule", problem=_coop_problem, shortcuts=shortcuts.text_shortcuts),
+    "rules": Workload(
+        "the CoOp step, rule by rule", problem=_problem("coop", "batch"), shortcuts=shortcuts.text_shortcuts
+    ),
     "image_rules": Workload(
-        "the VPT step, rule by rule",
-        problem=lambda s: one_batch(s, vpt(s), s.sizes.deep_batch),
-        shortcuts=shortcuts.image_shortcuts,
+        "the VPT step, rule by rule", problem=_problem("vpt", "deep_batch"), shortcuts=shortcuts.image_shortcuts
     ),
     "clustering": Workload("clustering of pairs", clustering, estimate=clustering_bytes),
     "episodes": Workload("a meta batch of pixels from disk", episode_input),

@@ -1,4 +1,4 @@
-"""experiments.benchmark.costs at a tiny size: a row for every tuner, against counts from their definitions."""
+"""experiments.benchmark.costs at a tiny size: a row for every tuner, compared with counts from definitions."""
 
 import dataclasses
 
@@ -39,26 +39,26 @@ def finished(config, tmp_path_factory):
 
 
 def by_method(results):
-    found = {}
+    measured = {}
     for row in results.rows:
         assert (row.protocol, row.dataset) == ("tuning_step", "random:mini")
-        found.setdefault(row.method, {})[row.metric] = row.value
-    return found
+        measured.setdefault(row.method, {})[row.metric] = row.value
+    return measured
 
 
 @pytest.mark.slow
 def test_every_other_tuner_has_its_costs(config, tmp_path):
     others = tuple(name for name in tuners.NAMES if name not in QUICK)
-    found = by_method(costs.run(dataclasses.replace(config, methods=others), tmp_path))
-    assert tuple(found) == others
-    assert all(min(values.values()) > 0 for values in found.values())
+    measured = by_method(costs.run(dataclasses.replace(config, methods=others), tmp_path))
+    assert tuple(measured) == others
+    assert all(min(values.values()) > 0 for values in measured.values())
 
 
 def test_tuners_and_compositions_have_their_costs(finished, config):
     workdir, results = finished
-    found = by_method(results)
-    assert list(found) == list(config.methods)
-    for values in found.values():
+    measured = by_method(results)
+    assert list(measured) == list(config.methods)
+    for values in measured.values():
         assert values.keys() == {
             "parameters", "batch_size", "compile_seconds", "matmul_flops", "argument_bytes", "temp_bytes", "step_bytes",
             "step_seconds",
@@ -67,25 +67,25 @@ def test_tuners_and_compositions_have_their_costs(finished, config):
         assert values["batch_size"] == BATCH
     table = (workdir / "table.md").read_text()
     assert f"{CLASSES} classes" in table
-    assert all(f"| {method} |" in table for method in config.methods)
+    assert all(f"| {method} " in table for method in config.methods)
     text, vision = TINY.text.width, TINY.vision.width
-    assert found["coop"]["parameters"] == found["coop+kgcoop:2+prograd"]["parameters"] == 4 * text
-    assert found["vpt"]["parameters"] == 8 * LAYERS * vision
-    assert found["ivlp"]["parameters"] == 4 * LAYERS * (text + vision)
-    assert found["adaptive"]["parameters"] == 4 * TINY.embed_dim**2
+    assert measured["coop"]["parameters"] == measured["coop+kgcoop:2+prograd"]["parameters"] == 4 * text
+    assert measured["vpt"]["parameters"] == 8 * LAYERS * vision
+    assert measured["ivlp"]["parameters"] == 4 * LAYERS * (text + vision)
+    assert measured["adaptive"]["parameters"] == 4 * TINY.embed_dim**2
     evaluation.write_results(workdir / "results.json", results)
 
 
 def test_arguments_are_the_parts_that_a_step_reads(finished):
     """Textual prompts do not read the vision transformer, visual prompts not the text transformer."""
-    found = by_method(finished[1])
+    measured = by_method(finished[1])
     clip = tiny_clip(text_layers=LAYERS, vision_layers=LAYERS)
     sizes = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(clip.params[name])) for name in ("text", "vision")}
-    shared = {name: 8 * found[name]["parameters"] + 1024 for name in ("coop", "vpt", "ivlp")}  # prompt and momentum
+    shared = {name: 8 * measured[name]["parameters"] + 1024 for name in ("coop", "vpt", "ivlp")}  # prompt and momentum
     pixels = BATCH * 12 * 12 * 3 * 4
-    assert sizes["text"] / 2 < found["coop"]["argument_bytes"] < sizes["text"] + shared["coop"]
-    assert sizes["vision"] / 2 < found["vpt"]["argument_bytes"] - pixels < sizes["vision"] + shared["vpt"]
-    assert found["ivlp"]["argument_bytes"] > 0.9 * sum(sizes.values())
+    assert sizes["text"] / 2 < measured["coop"]["argument_bytes"] < sizes["text"] + shared["coop"]
+    assert sizes["vision"] / 2 < measured["vpt"]["argument_bytes"] - pixels < sizes["vision"] + shared["vpt"]
+    assert measured["ivlp"]["argument_bytes"] > 0.9 * sum(sizes.values())
 
 
 def test_operations_are_proportional_to_the_images(finished, config):
@@ -93,10 +93,10 @@ def test_operations_are_proportional_to_the_images(finished, config):
     step = costs.build(dataclasses.replace(config, batch_size=2 * BATCH), costs.random_clip(config), "vpt")
     traced = jax.jit(step.function).trace(*step.arguments)
     once = by_method(finished[1])["vpt"]
-    found, cosine = once["matmul_flops"], 2 * once["parameters"]
-    assert matmul_flops(traced.jaxpr.jaxpr) - cosine == 2 * (found - cosine)
+    measured, cosine = once["matmul_flops"], 2 * once["parameters"]
+    assert matmul_flops(traced.jaxpr.jaxpr) - cosine == 2 * (measured - cosine)
     tokens, width = 1 + TINY.vision.num_patches + 8, TINY.vision.width
-    assert found > 2 * BATCH * tokens * 2 * width**2  # keys and values of all tokens, at least
+    assert measured > 2 * BATCH * tokens * 2 * width**2  # at least the keys and values of all tokens
 
 
 def test_parameters_at_published_size():
@@ -109,22 +109,22 @@ def test_parameters_at_published_size():
         shapes = jax.eval_shape(lambda key, clip: tuner.init(key, clip, None), jax.random.key(0), clip)
         return tuners.num_parameters(shapes)
 
-    found = {name: count(name) for name in ("coop", "cocoop", "vpt", "text_deep", "ivlp", "maple")}
-    assert found["coop"] == 4 * 512
-    assert found["cocoop"] == 33_312 + 4 * 512
-    assert found["vpt"] == 12 * 8 * 768
-    assert found["text_deep"] == 12 * 4 * 512
-    assert found["ivlp"] == 46_080
-    assert found["maple"] == pytest.approx(3.555e6, rel=1e-3)
+    measured = {name: count(name) for name in ("coop", "cocoop", "vpt", "text_deep", "ivlp", "maple")}
+    assert measured["coop"] == 4 * 512
+    assert measured["cocoop"] == 33_312 + 4 * 512
+    assert measured["vpt"] == 12 * 8 * 768
+    assert measured["text_deep"] == 12 * 4 * 512
+    assert measured["ivlp"] == 46_080
+    assert measured["maple"] == pytest.approx(3.555e6, rel=1e-3)
 
 
 def test_a_method_beyond_the_memory_limit_is_compiled_and_not_run(config, tmp_path):
     config = dataclasses.replace(config, methods=("coop",), memory_limit=1e-6, batch_size=None)
     results = costs.run(config, tmp_path)
-    (found,) = by_method(results).values()
-    assert "step_seconds" not in found
-    assert found["temp_bytes"] > 0
-    assert found["batch_size"] == 32
+    (measured,) = by_method(results).values()
+    assert "step_seconds" not in measured
+    assert measured["temp_bytes"] > 0
+    assert measured["batch_size"] == 32
     assert "GiB" in (tmp_path / "table.md").read_text().splitlines()[-1]
 
 
@@ -146,7 +146,7 @@ def test_timed_steps_end_after_max_seconds(config, monkeypatch):
     calls = []
     monkeypatch.setattr(costs.jax, "block_until_ready", calls.append)
     costs.measure(config, step)
-    assert len(calls) == 2  # one that is not timed, one that is
+    assert len(calls) == 2  # the warm-up step and one timed step
 
 
 @pytest.mark.parametrize(

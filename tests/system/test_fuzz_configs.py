@@ -20,7 +20,7 @@ CLIP = tiny_clip(text_layers=1, vision_layers=1)
 
 @functools.cache
 def whole() -> dict[str, bytes]:
-    """The files of a clip's folder."""
+    """Returns the files of a clip's folder."""
     with kept() as folder:
         gram.save_clip(CLIP, folder)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -32,7 +32,7 @@ def written(folder, **changed: bytes) -> None:
 
 
 def either(name: str) -> st.SearchStrategy[bytes]:
-    """A JSON file that is altered, damaged, or something else."""
+    """Returns a JSON file that is altered, damaged, or replaced by other content."""
     content = whole()[name]
     document = json.loads(content)
     return st.one_of(
@@ -47,7 +47,7 @@ def test_config(content):
     with kept() as folder:
         written(folder, **{"config.json": content})
         config = tried(lambda: huggingface.read_config(folder), ValueError, names="config.json")
-        if config is not None:  # of any size that is let in: what is compared with the file takes no memory
+        if config is not None:  # comparing shapes with the file needs no memory, whatever the sizes
             tried(lambda: gram.load_clip(folder), ValueError, names=str(folder))
 
 

@@ -1,4 +1,4 @@
-"""The mini CLIP that ships with the package: its size, its origin, what it can do."""
+"""The mini CLIP that ships with the package: size, format and accuracy."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_ships_small_and_as_safetensors():
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(os.listdir(FOLDER))
 
 
-def test_is_an_ordinary_clip_to_transformers(mini):
+def test_transformers_computes_the_same_features(mini):
     torch = pytest.importorskip("torch", reason="the parity of the shipped clip is checked against PyTorch")
     import transformers
 
@@ -56,19 +56,19 @@ def test_is_an_ordinary_clip_to_transformers(mini):
         ("glyphs:latin_small/modern", 0.6),
     ],
 )
-def test_knows_scripts_renderings_and_unseen_faces(mini, spec, at_least):
+def test_classifies_scripts_renderings_and_unseen_typefaces(mini, spec, at_least):
     assert accuracy(mini, spec) >= at_least
 
 
-def test_context_matters(mini):
+def test_the_template_affects_accuracy(mini):
     specs = ["glyphs:greek_capital", "glyphs:cyrillic_small", "glyphs:armenian_small", "glyphs:digits"]
     fitting = np.mean([accuracy(mini, spec) for spec in specs])
     photo = np.mean([accuracy(mini, spec, "a photo of a {}.") for spec in specs])
     assert fitting > photo + 0.05
 
 
-def test_captions_are_told_from_each_other(mini):
-    """Colors, renderings and typefaces, too: the right words are nearer than the wrong ones."""
+def test_captions_are_distinguished(mini):
+    """Checks that images are closer to captions with the right colors and renderings than to wrong ones."""
     glyphs = data.glyphs
     draw = glyphs.catalog("latin_small")
     for domain, right, wrong in [

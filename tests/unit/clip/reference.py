@@ -39,7 +39,7 @@ def dense(x, params):
 
 
 def attention(x, params, heads, causal):
-    """Self-attention of one sequence `[tokens, width]`."""
+    """Returns the self-attention of one sequence `[tokens, width]`."""
     query, key, value = (dense(x, params[name]) for name in ("query", "key", "value"))
     size = x.shape[1] // heads
     mixed = np.zeros_like(x)
@@ -64,7 +64,7 @@ def layer_params(params, index):
 
 
 def text_feature(params, config, rows, end, replace=None):
-    """Feature of one text from its token embeddings; `replace` maps a layer to {position: vector}."""
+    """Returns the feature of one text from its token embeddings; `replace` maps a layer to {position: vector}."""
     x = np.stack(rows) + params["position_embedding"][: len(rows)]
     for index in range(config.layers):
         for position, vector in (replace or {}).get(index, {}).items():
@@ -74,16 +74,16 @@ def text_feature(params, config, rows, end, replace=None):
 
 
 def plain_text_feature(params, config, token_ids):
-    """Feature of one row of token ids, read by the end-of-text rule."""
+    """Returns the feature of one row of token ids, read by the end-of-text rule."""
     token_ids = [int(token) for token in token_ids]
     end = token_ids.index(max(token_ids)) if config.eos_token_id == 2 else token_ids.index(config.eos_token_id)
     return text_feature(params, config, [params["token_embedding"][token] for token in token_ids], end)
 
 
 def class_feature(params, config, start, name, rest, context, class_position, deep=None):
-    """Feature of one class: token ids of [SOS], of the name and of what follows it, and its context `[n, width]`.
+    """Returns the feature of one class from token ids of [SOS], the name and the rest, and its context `[n, width]`.
 
-    `deep` maps a layer to the vectors `[m, width]` that take the place of the first m context tokens.
+    `deep` maps a layer to the vectors `[m, width]` that replace the first m context tokens.
     """
     embedding = params["token_embedding"]
     name, rest = [embedding[token] for token in name], [embedding[token] for token in rest]
@@ -96,7 +96,7 @@ def class_feature(params, config, start, name, rest, context, class_position, de
 
 
 def image_feature(params, config, image, tokens=None, placement="before_norm", deep=None, made=None):
-    """Feature of one image `[size, size, channels]` under prompt tokens `[n, width]`.
+    """Returns the feature of one image `[size, size, channels]` under prompt tokens `[n, width]`.
 
     `deep` maps a layer to its prompt tokens; `made` maps a layer to a function that makes them from the other tokens.
     """

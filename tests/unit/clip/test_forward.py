@@ -1,4 +1,4 @@
-"""The plain forward passes, against a NumPy restatement; precision, tracing and errors."""
+"""The forward passes without prompts against NumPy; precision, tracing and errors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_bfloat16_compute_stays_close(clip, images):
     for encode, inputs in ((encode_image, images), (encode_text, token_ids)):
         exact, close = encode(clip, inputs), encode(half, inputs)
         assert close.dtype == jnp.float32
-        # bfloat16 keeps 8 bits: 2^-8 a product, averaged out over the width; a bound of 4 of them on a cosine.
+        # bfloat16 has 8 bits: an error of 2^-8 per product, averaged over the width; the bound is 4 times that.
         cosine = jnp.sum(exact * close, axis=-1)
         assert (cosine > 1 - 4 * 2.0**-8).all()
         assert not jnp.array_equal(exact, close)

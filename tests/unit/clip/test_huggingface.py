@@ -43,10 +43,10 @@ def edit(path, **changes):
     path.write_text(json.dumps({**content, **changes}))
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     """Compares every bit and every static part: the structures contain configuration, tokenizer and transform."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -115,7 +115,7 @@ def test_shards(small, folder):
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "processor_config.json"):
         (folder / name).write_text("{}")
     assert_same(load_clip(folder), small)
-    # Saved anew, what was there before does not stay behind.
+    # Saving again removes the files of the older clip.
     save_clip(small, folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
@@ -166,7 +166,7 @@ def test_pickles_are_refused_and_the_command_converts_them(small, folder):
     torch = pytest.importorskip("torch", reason="only it writes and converts such files")
     tensors = {name: torch.tensor(value) for name, value in load_file(folder / "model.safetensors").items()}
     torch.save(tensors, folder / "pytorch_model.bin")
-    assert_same(load_clip(folder), small)  # beside safetensors it is simply not read
+    assert_same(load_clip(folder), small)  # ignored next to safetensors
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"pytorch_model.bin") as caught:
         load_clip(folder)
@@ -247,7 +247,7 @@ def test_parts_that_do_not_fit_together(small, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_saving_refuses_to_mix(small, tmp_path):
+def test_saving_refuses_a_folder_with_other_files(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=f"{tmp_path} .*overwrite=True"):
         save_clip(small, tmp_path)
@@ -259,7 +259,7 @@ def test_saving_refuses_to_mix(small, tmp_path):
     assert_same(load_clip(tmp_path), small)
 
 
-def test_saving_stays_in_its_folder(small, tmp_path, monkeypatch):
+def test_saving_writes_in_its_folder_only(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_clip(small, "a/b")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
@@ -279,7 +279,7 @@ def test_the_shipped_clip():
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "../x", "C:\\clips\\x", ""])
 def test_no_such_folder(name, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **settings: pytest.fail("asked the hub"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **settings: pytest.fail("the hub was used"))
     with pytest.raises((FileNotFoundError, ValueError), match=r"there is no folder|config.json is missing"):
         load_clip(name)
 
@@ -297,7 +297,7 @@ def test_hub_names(small, folder, monkeypatch):
     assert not rest
     assert name == "openai/clip-vit-base-patch16"
     assert settings["revision"] == "refs/pr/3"
-    # Nothing but safetensors and the text files of a clip is asked for.
+    # Only safetensors and the text files of a clip are downloaded.
     endings = {os.path.splitext(pattern)[1] for pattern in settings["allow_patterns"]}
     assert endings == {".safetensors", ".json", ".txt"}
     assert set(FILES) <= set(settings["allow_patterns"])
@@ -343,7 +343,7 @@ def test_hub_errors(monkeypatch, error, message):
         load_clip("some/clip", revision="v2")
 
 
-def test_a_real_cache_without_a_network(small, folder, tmp_path, monkeypatch):
+def test_the_hub_cache_works_offline(small, folder, tmp_path, monkeypatch):
     """Runs the hub client itself, offline, on a cache made by hand."""
     snapshot = tmp_path / "hub/models--some--clip/snapshots/0123456789012345678901234567890123456789"
     shutil.copytree(folder, snapshot)

@@ -1,4 +1,4 @@
-"""The image transform against transformers' PIL processor, and the images it must refuse."""
+"""The image transform against transformers' PIL processor, and images that it refuses."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def noise(width, height, channels=3, seed=0):
 
 
 def picture(mode, width=50, height=37):
-    """Noise in a mode; transparency differs from pixel to pixel where the mode has it."""
+    """Returns noise in a mode; if the mode has transparency, it differs between pixels."""
     image = Image.fromarray(noise(width, height, 4))
     return image.convert(mode) if mode in ("LA", "PA", "RGBA", "RGBa") else image.convert("RGB").convert(mode)
 
@@ -106,7 +106,7 @@ def test_every_shape_of_the_file(config):
     rng = np.random.default_rng(1)
     for width, height in rng.integers(1, 90, (15, 2)):
         assert_equal_to_transformers(transform, processor, Image.fromarray(noise(width, height)))
-    # What we write, and what transformers writes, means the same to both.
+    # Both libraries read the files of both.
     assert ImageTransform.from_hf(processor.to_dict()) == transform
     again = CLIPImageProcessorPil(**transform.to_hf())
     assert_equal_to_transformers(ImageTransform.from_hf(transform.to_hf()), again, Image.fromarray(noise(50, 41)))
@@ -155,7 +155,7 @@ def test_a_16_bit_png():
         (np.full((2, 2), np.nan, np.float32), "mode F and values from nan to nan"),
     ],
 )
-def test_gray_without_a_range(values, message):
+def test_gray_with_an_unknown_range(values, message):
     with pytest.raises(ImageError, match=message):
         ImageTransform().pixels(Image.fromarray(values))
 
@@ -180,7 +180,7 @@ def test_orientation(orientation, tmp_path):
         np.testing.assert_array_equal(transform.pixels(source), expected)
     turned = Image.open(path)
     transform.pixels(turned)
-    assert turned.size == (30, 20)  # the caller's image is left alone
+    assert turned.size == (30, 20)  # the caller's image is unchanged
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -228,7 +228,7 @@ def test_version_identifies_the_steps():
 
 
 def bomb(width, height):
-    """The header of a PNG of that size, and no pixels."""
+    """Returns the header of a PNG of a given size, without pixels."""
 
     def chunk(name, content):
         return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")

@@ -54,7 +54,7 @@ CONFIGS = {
 
 
 def random_model(config, seed):
-    """A CLIPModel with every weight random: the usual zero biases and unit norms would hide mistakes."""
+    """Returns a CLIPModel with random weights only: the usual zero biases and unit norms would hide mistakes."""
     hf = transformers.CLIPConfig(**config.to_hf(), attn_implementation="eager")
     model = transformers.CLIPModel(hf).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def random_model(config, seed):
                 weight.copy_(1 + 0.2 * noise)
             elif "embedding" in name and "patch" not in name:
                 weight.copy_(0.5 * noise)
-            else:  # kernels keep the scale of what passes through; biases are of the order of it
+            else:  # kernels preserve the scale of activations; biases are of the same order
                 weight.copy_(noise * (weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.3))
     return model
 
@@ -83,7 +83,7 @@ def torch_features(model, pixels, token_ids):
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
 def pair(request, tmp_path_factory):
-    """A model in PyTorch, and the clip that is loaded from what it saved."""
+    """Returns a model in PyTorch, and the clip loaded from its files."""
     folder = tmp_path_factory.mktemp("clip")
     config = tiny_config(**request.param)
     model = random_model(config, seed=3)
@@ -107,7 +107,7 @@ def test_features(pair):
     ours = encode_image(clip, pixels), encode_text(clip, token_ids)
     np.testing.assert_allclose(ours[0], image, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours[1], text, rtol=0, atol=1e-5)
-    # The features tell the inputs apart, so that agreeing on them says something.
+    # The features differ between inputs, so the agreement is meaningful.
     assert np.abs(image[0] - image[1]).max() > 1e-2
     assert np.abs(text[0] - text[1]).max() > 1e-2
     scale = np.exp(np.asarray(clip.params["logit_scale"]))
@@ -115,7 +115,7 @@ def test_features(pair):
 
 
 def test_cut_texts_equal_padded_ones(pair):
-    """transformers on texts padded to the whole context, ours on texts cut to the longest."""
+    """Compares transformers on texts padded to the full context with ours on texts cut to the longest."""
     model, clip = pair
     pixels, cut = inputs(clip, images=1)
     whole = clip.tokenizer.encode(TEXTS, length=clip.config.text.context_length)

@@ -48,7 +48,7 @@ def make_prompt(case, width, classes, class_position, seed=0):
 
 
 def numpy_features(clip, classes, prompt):
-    """Every image and class on its own, `[images, classes, embed_dim]`."""
+    """Returns features of every image and class, computed one by one, `[images, classes, embed_dim]`."""
     params, config, count = reference.to_numpy(clip.params["text"]), clip.config.text, len(classes.tail_ids)
     n, width = prompt.context.shape[-2:]
     context = np.broadcast_to(prompt.context, (IMAGES, count, n, width))
@@ -99,7 +99,7 @@ def in_chunks(clip, class_chunk):
     return clip.replace(config=dataclasses.replace(clip.config, class_chunk=class_chunk))
 
 
-# Every kind of axis is split in the quick ones; the others compile as long, and split the same kinds.
+# The quick cases split every type of axis; the others split the same types and take as long to compile.
 SPLIT = {"shared", "per_class_deep", "per_image_and_class"}
 
 
@@ -158,7 +158,7 @@ def test_positions_and_depth_make_a_difference(clip, classes):
 
 @pytest.mark.parametrize("end", [{}, {"text_eos_token_id": 2}])
 def test_plain_classes_and_start_token_under_both_end_rules(end):
-    # Files with the legacy rule also state a wrong start token: 0.
+    # Files with the legacy rule also have a wrong start token: 0.
     clip = tiny_clip(seed=2, text_bos_token_id=0, text_layers=2, **end)
     classes = clip.class_tokens(["cat", "small dog"], template="{} drawing")
     params = reference.to_numpy(clip.params["text"])
@@ -225,7 +225,7 @@ def test_other_names_and_values_do_not_retrace(clip):
 
 
 def tiny_like(clip):
-    """The same clip built again: equal static parts that are other objects."""
+    """Returns an equal clip whose static parts are other objects."""
     return clip.replace(params=jax.tree.map(jnp.copy, clip.params), config=type(clip.config)(**vars(clip.config)))
 
 

@@ -49,14 +49,14 @@ def tokenizer(corpus):
 
 
 def byte_characters():
-    """OpenAI's `bytes_to_unicode`: printable bytes stand for themselves, the others for characters from 256 on."""
+    """OpenAI's `bytes_to_unicode`: printable bytes map to themselves, the others to characters from 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
 
 
 def split(text):
-    """Words of a text as tuples of byte characters, the last one marked."""
+    """Yields the words of a text as tuples of byte characters, with the last character marked."""
     text = regex.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).lower()
     characters = byte_characters()
     for word in regex.findall(PATTERN, text):
@@ -112,7 +112,7 @@ def test_truncation_is_that_of_transformers(tokenizer, corpus):
 
 
 def test_training_is_byte_pair_encoding(corpus):
-    """Merges one by one from counts over the whole corpus; ties go to the pair of lower ids."""
+    """Computes one merge at a time from counts over the whole corpus; ties go to the pair with lower ids."""
     counts = collections.Counter(word for text in corpus for word in split(text))
     characters = sorted(byte_characters().values())
     tokens = [*characters, *(character + "</w>" for character in characters)]
@@ -149,7 +149,7 @@ def test_every_text_can_be_encoded(tokenizer):
     texts = [everything[start : start + 5] for start in range(0, len(everything), 5)]
     for pieces in tokenizer.pieces(texts):
         assert tokenizer.eos_token_id not in pieces
-    assert tokenizer.eos_token_id == tokenizer.vocab_size - 1  # so that both end-of-text rules read the same position
+    assert tokenizer.eos_token_id == tokenizer.vocab_size - 1  # both end-of-text rules read the same position
 
 
 def test_training_refusals():
@@ -175,7 +175,7 @@ def test_equal_by_content(tokenizer, corpus, tmp_path):
     assert Tokenizer.from_folder(tmp_path, 39) != tokenizer
     assert train_tokenizer(corpus, 599, 40) != tokenizer
     assert train_tokenizer([*corpus, "zebra " * 500], 600, 40) != tokenizer
-    # Padding and truncation are a state that transformers leaves behind, and no part of what a tokenizer is.
+    # Padding and truncation are state that transformers leaves behind; they do not belong to the tokenizer.
     tokenizer.hf(corpus, padding=True, truncation=True, max_length=9)
     assert Tokenizer(tokenizer.hf, 40) == tokenizer
     assert Tokenizer(tokenizer.hf, 40).encode(corpus).shape == tokenizer.encode(corpus).shape
@@ -190,7 +190,7 @@ def test_reads_the_old_files(tokenizer, corpus, tmp_path):
     np.testing.assert_array_equal(loaded.encode(corpus), tokenizer.encode(corpus))
 
 
-def test_a_limit_is_needed(tokenizer):
+def test_a_limit_is_required(tokenizer):
     vocab, merges = learned(tokenizer)
     with pytest.raises(ValueError, match="context_length="):
         Tokenizer(CLIPTokenizer(vocab=vocab, merges=merges))
@@ -221,7 +221,7 @@ NAMES = ["cat", "small_dog's", "Résumé bird", "St.", "b 52", "a . . ."]
 
 @pytest.mark.parametrize("suffix", [".", "", " !"])
 def test_class_tails_are_coops_slices(tokenizer, suffix):
-    """CoOp tokenizes `X X X X name.`, and takes what follows the start and the four X as the suffix."""
+    """Compares with CoOp, which tokenizes `X X X X name.` and uses the tokens after the start and the four X."""
     classes = class_tokens(tokenizer, NAMES, suffix=suffix)
     names = [name.replace("_", " ") for name in NAMES]
     whole = tokenizer.hf([f"x x x x {name}{suffix}" for name in names])["input_ids"]
@@ -269,6 +269,6 @@ def test_class_refusals(tokenizer, names, settings, message):
         class_tokens(tokenizer, names, **settings)
 
 
-def test_duplicates_on_request(tokenizer):
+def test_duplicates_are_allowed_on_request(tokenizer):
     classes = class_tokens(tokenizer, ["cat", "Cat"], allow_duplicates=True)
     np.testing.assert_array_equal(classes.token_ids[0], classes.token_ids[1])

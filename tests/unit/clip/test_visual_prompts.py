@@ -39,7 +39,7 @@ def make_prompt(case, width, images, placement, seed=0):
 
 
 def numpy_features(clip, images, prompt, made=None):
-    """Every image on its own, `[images, embed_dim]`; `made[layer](b, body)` makes the prompt of image b."""
+    """Returns features of every image, computed one by one; `made[layer](b, body)` makes the prompt of image b."""
     params, config = reference.to_numpy(clip.params["vision"]), clip.config.vision
     layers = prompt.deep_layers or range(1, 1 + len(() if prompt.deep is None else prompt.deep))
     features = []
@@ -78,8 +78,8 @@ def test_norm_and_depth_make_a_difference(clip, images):
             assert jnp.abs(one - other).max(axis=-1).min() > 1e-3
 
 
-def test_place_in_the_sequence_does_not_matter_without_positions(clip, images):
-    # Attention without a mask is a set function: a check of the bookkeeping around the class token.
+def test_order_has_no_effect_without_positions(clip, images):
+    # Attention without a mask ignores the order: this checks the indices around the class token.
     end, after_class = (
         make_prompt("deep_per_image_with_a_gap", clip.config.vision.width, 2, placement)
         for placement in ("after_norm", "after_class")
@@ -90,7 +90,7 @@ def test_place_in_the_sequence_does_not_matter_without_positions(clip, images):
 @pytest.mark.parametrize(("placement", "layers"), [("after_norm", (3,)), ("after_class", (1, 2)), (None, (0,))])
 def test_prompts_made_inside_a_layer_equal_numpy(clip, images, placement, layers):
     width = clip.config.vision.width
-    # Prompt tokens of another number for each layer, from a mixture of the layer's own tokens.
+    # Each layer has another number of prompt tokens, mixed from the layer's own tokens.
     mixers = {
         layer: np.random.default_rng(layer).normal(size=(2 + layer, 1 + clip.config.vision.num_patches))
         for layer in layers
@@ -110,18 +110,18 @@ def test_prompts_made_inside_a_layer_equal_numpy(clip, images, placement, layers
     in_numpy = {layer: lambda b, body, layer=layer: np.tanh(mixers[layer] @ body) for layer in layers}
     expected = numpy_features(clip, images, VisualPrompt(None) if prompt is None else prompt, in_numpy)
     np.testing.assert_allclose(features, expected, atol=3e-6)
-    # A function sees the class token and the patches only, never the prompt tokens that came in.
+    # A function sees the class token and the patches only, not the previous prompt tokens.
     assert set(seen.values()) == {(len(images), 1 + clip.config.vision.num_patches, width)}
 
 
 @pytest.mark.parametrize("placement", ["after_norm", "after_class"])
-def test_masked_tokens_are_as_if_they_were_not_there(clip, images, placement):
+def test_masked_tokens_have_no_effect(clip, images, placement):
     width = clip.config.vision.width
     start = make_prompt("shared", width, len(images), placement)
     made = jnp.float32(np.random.default_rng(3).normal(size=(len(images), 4, width)))
     keep = jnp.array([[True, False, True, True], [False, False, False, True]])
     later = make_prompt("shared", width, len(images), placement, seed=1).tokens
-    # Made before layer 1, there in layers 1 and 2, and gone when layer 3 brings its own.
+    # Tokens made before layer 1 are present in layers 1 and 2 and replaced before layer 3.
     prompt = start.replace(deep=later[None], deep_layers=(3,))
     functions = {1: lambda tokens: MaskedTokens(made, keep)}
     features = jax.jit(lambda clip, images: encode_image(clip, images, prompt, layer_prompts=functions))(clip, images)
@@ -145,7 +145,7 @@ def test_functions_may_return_more_than_tokens(clip, images):
 
     value, gradient = loss(jnp.ones(width), clip)
     assert jnp.isfinite(value)
-    assert jnp.abs(gradient - 1).max() > 1e-3  # through the features as well as through the second output
+    assert jnp.abs(gradient - 1).max() > 1e-3  # the gradient flows through the features and through the second output
 
 
 def test_vmap_over_prompts_equals_a_loop(clip, images):

@@ -29,9 +29,9 @@ def file(small, tmp_path):
     return path
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -87,7 +87,7 @@ def test_shards_and_old_constants(small, file, tmp_path):
     assert_same(read_weights(shards, small.config), small.params)
 
 
-def test_everything_wrong_in_one_error(small, file):
+def test_one_error_lists_all_problems(small, file):
     tensors = load_file(file)
     del tensors["logit_scale"], tensors["text_model.encoder.layers.1.mlp.fc2.weight"]
     tensors["vision_model.encoder.layers.3.mlp.fc1.bias"] = np.zeros(64, np.float32)
@@ -138,7 +138,7 @@ def test_parameters_that_do_not_fit(small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_rgb(tmp_path):
+def test_only_rgb_images_are_supported(tmp_path):
     config = tiny_config(vision_channels=4)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)

@@ -1,0 +1,112 @@
+"""The parts of experiments.benchmark: tables, counts of operations, turns, flags, and the all-reduces of a program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmark import run as benchmark
+from experiments.benchmark import scaling, sides, tables
+from gram_jax import reporting
+
+
+def entry(**sides):
+    known = {
+        name: {"seconds": [3.0, seconds, seconds], "values": [1.0], "compile_seconds": None, "step_bytes": None} | more
+        for name, (seconds, more) in sides.items()
+    }
+    return {"workload": "coop", "title": "CoOp step", "sides": known, "ceiling": 1e11, "notes": ["something"]}
+
+
+def test_table_and_rows_of_two_sides():
+    ours = {"flops": 4e9, "compile_seconds": 1.25, "step_bytes": 3 << 20, "process_step_bytes": 5 << 20}
+    measured = entry(gram_jax=(0.1, ours), pytorch=(1.5, {"flops": 1.2e11, "process_step_bytes": 7 << 20}))
+    (cells,) = tables.main_table([measured]).rows
+    assert cells == ("CoOp step", "100", "1,500", "15", "30", "1.25", "5", "3", "7", "40", "40 %")
+    rows = {(row.method, row.metric): row.value for row in tables.result_rows([measured], "benchmark:mini")}
+    assert rows["gram_jax", "speedup"] == pytest.approx(15)
+    assert rows["gram_jax", "ceiling_share"] == pytest.approx(0.4)
+    assert rows["pytorch", "flops_per_second"] == pytest.approx(8e10)
+    assert ("pytorch", "step_bytes") not in rows
+    text = tables.report([measured], ["sizes"], reporting.to_text)
+    assert text.endswith("sizes\nCoOp step: something\n")
+
+
+def test_table_without_pytorch():
+    (cells,) = tables.main_table([entry(gram_jax=(0.25, {"flops": None}))]).rows
+    assert cells == ("CoOp step", "250", *["-"] * 9)
+
+
+def test_different_steps_end_the_benchmark():
+    benchmark._check_agreement("coop", {"a": (1.0, 2.0), "b": (1.00005, 2.001)})
+    for other in ((1.001, 2.0), (1.0, 2.1), (float("nan"), 2.0), (1.0,)):
+        with pytest.raises(ArithmeticError, match=r"coop: a .*\(1.0, 2.0\) and b "):
+            benchmark._check_agreement("coop", {"a": (1.0, 2.0), "b": other})
+
+
+def test_operations_count_once_per_iteration():
+    def loss(w, x):
+        def layer(x, w):
+            return jnp.tanh(x @ w), None
+
+        jnp.sum(w[0] @ w[1])  # unused
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, w)[0])
+
+    w, x = jnp.ones((5, 8, 8)), jnp.ones((3, 8))
+    one = 2 * 3 * 8 * 8  # a product of x and a layer
+    count = {
+        name: sides.matmul_flops(jax.jit(function).trace(w, x).jaxpr.jaxpr)
+        for name, function in {"forward": loss, "weights": jax.grad(loss), "inputs": jax.grad(loss, argnums=1)}.items()
+    }
+    assert count["forward"] == 5 * one
+    assert count["inputs"] == 5 * 3 * one  # forward, recomputed, and one for the gradient
+    assert count["weights"] == 5 * 4 * one
+
+
+def test_sides_take_turns():
+    order = []
+
+    def side(name):
+        return sides.Side(lambda: (order.append(name), (float(len(order)), (1.0,)))[1])
+
+    seconds, _ = sides.run_in_turns({"a": side("a"), "b": side("b")}, repeats=2, steps=2, max_seconds=60)
+    assert order == ["a", "a", "b", "b"] * 2
+    assert seconds == {"a": [2, 6], "b": [4, 8]}  # without the first step of each turn
+    seconds, _ = sides.run_in_turns({"a": side("a")}, repeats=2, steps=1, max_seconds=-1)
+    assert seconds == {"a": [9]}  # no time for a second turn, and a single step counts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workloads": ("coop", "cop")}, "--workloads='cop'.*'coop'"),
+        ({"workloads": ()}, "--workloads="),
+        ({"repeats": 0}, "--repeats=0: .* 1"),
+        ({"max_gib": -1.0}, "--max_gib=-1.0"),
+    ],
+)
+def test_flags_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("program", "size"),
+    [
+        ("%x = f32[3,5]{1,0} all-reduce(f32[3,5]{1,0} %y), channel_id=1", 60),
+        (
+            "%x = (f32[8]{0}, bf16[4,2]{1,0}, f32[]) all-reduce(%a, %b, %c)\n%z = f32[2]{0} all-reduce(%x)",
+            32 + 16 + 4 + 8,
+        ),
+        ("%x = f32[8]{0} all-gather(%y), dimensions={0}\n%z = f32[8]{0} add(%x, %x)", 0),
+    ],
+)
+def test_bytes_of_all_reduces_are_read_from_the_program(program, size):
+    assert scaling.all_reduce_bytes(program) == size
+
+
+@pytest.mark.parametrize("change", [{"devices": (0,)}, {"tasks": 0}, {"steps": 0}])
+def test_impossible_settings_of_scaling_are_refused(change):
+    with pytest.raises(ValueError, match=f"--{next(iter(change))}="):
+        scaling.Config(**change)
