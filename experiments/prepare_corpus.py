@@ -37,7 +37,7 @@ from gram_jax.data.pairs.base import DAMAGED, Reading
 from gram_jax.data.pairs.prepared import MANIFEST, publish, read_manifest
 from gram_jax.data.pairs.reading import plan_units
 from gram_jax.data.pairs.shards import Shard, read_shard, write_shard
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, differences
 from gram_jax.io import atomic_path, is_remote, read_json, write_json
 
 from ._launch import at_least, launch, setting
@@ -108,13 +108,8 @@ def _planned(workdir: Path, settings: dict[str, Any]) -> int:
         before, units = dict(state["settings"]), int(state["units"])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{workdir / STATE} is damaged ({error!r}); give another --workdir") from error
-    differing = [
-        f"--{name} was {before.get(name)!r} and is {value!r}"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
-    if differing:
-        raise InputError(f"{workdir} has other settings: {'; '.join(differing)}; use these, or give another --workdir")
+    if changed := differences(before, settings):
+        raise InputError(f"{workdir} has other settings: {'; '.join(changed)}; use the same, or give another --workdir")
     return units
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -89,3 +89,15 @@ def examples(items: Sequence[Any], shown: int = 3) -> str:
     """
     text = ", ".join(repr(item) for item in items[:shown])
     return text + (f" and {len(items) - shown} more" if len(items) > shown else "")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for every name whose values differ, for messages; a missing value is None.
+
+    Example:
+      >>> differences({"steps": 3, "seed": 0}, {"steps": 5, "seed": 0})
+      ['steps was 3 and is 5']
+    """
+    names = sorted(before.keys() | now.keys())
+    changed = [name for name in names if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed]

@@ -17,13 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from gram_jax.errors import InputError, require_int
+from gram_jax.errors import InputError, differences, require_int
 from gram_jax.io import PathLike, absolute
 from gram_jax.runtime.devices import is_process_loss
 
 logger = logging.getLogger(__name__)
 
-_MISSING = object()
 _STORAGE = "os_error_code"  # part of TensorStore's message when the operating system refuses
 
 
@@ -218,15 +217,13 @@ class Checkpoints:
             ) from error
 
     def _check_config(self, step: int, stored: Mapping[str, Any]) -> None:
-        before, now = _flat(stored), _flat(self._config)
-        differing = [
-            f"{name}: the checkpoint has {before.get(name, 'nothing')!r}, this run has {now.get(name, 'nothing')!r}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name, _MISSING) != now.get(name, _MISSING) and name not in self._may_change
+        fixed = [
+            {name: value for name, value in _flat(config).items() if name not in self._may_change}
+            for config in (stored, self._config)
         ]
-        if differing:
+        if changed := differences(*fixed):
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} has another configuration: {'; '.join(differing)}; "
+                f"the checkpoint of step {step} in {self._folder} has another configuration: {'; '.join(changed)}; "
                 "use the same settings to resume it, or give another --workdir"
             )
 
@@ -297,17 +294,12 @@ def _checksum(leaf: Any) -> int | None:
 
 
 def _check_leaves(checkpoint: str, stored: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    def shape(leaves: Mapping[str, Any], name: str) -> str:
-        return f"{leaves[name][1]}{leaves[name][0]}" if name in leaves else "nothing"
-
-    differing = [
-        f"state{name}: the checkpoint has {shape(stored, name)}, this run has {shape(target, name)}"
-        for name in sorted(stored.keys() | target.keys())
-        if shape(stored, name) != shape(target, name)
+    shapes = [
+        {f"state{name}": f"{dtype}{shape}" for name, (shape, dtype, _) in leaves.items()} for leaves in (stored, target)
     ]
-    if differing:
+    if changed := differences(*shapes):
         raise CheckpointError(
-            f"the checkpoint of {checkpoint} holds a state of another structure: {'; '.join(differing)}; use the "
+            f"the checkpoint of {checkpoint} holds a state of another structure: {'; '.join(changed)}; use the "
             "version of the program that wrote it, or give another --workdir"
         )
 

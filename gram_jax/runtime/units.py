@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, differences
 from gram_jax.io import is_remote, write_file
 from gram_jax.runtime.devices import gather
 
@@ -88,7 +88,7 @@ class Units:
         for number, line in enumerate(lines, 1):
             try:
                 stored = json.loads(line)
-                differing = self._differences(stored) if number == 1 else []
+                changed = differences(stored, self._identity) if number == 1 else []
                 if number > 1:
                     self._results[tuple(stored["unit"])] = stored["found"]
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -96,21 +96,14 @@ class Units:
                     f"{self._path}, line {number} is damaged ({error!r}); delete the line (the whole file if it is the "
                     "first line) and run the same command again to repeat what is missing"
                 ) from error
-            if differing:
+            if changed:
                 raise InputError(
-                    f"{self._path} belongs to a run with other settings: {'; '.join(differing)}; give another "
+                    f"{self._path} belongs to a run with other settings: {'; '.join(changed)}; give another "
                     "--workdir, or delete the file"
                 )
         self._size = len(content) - len(incomplete)
         if incomplete and not is_remote(self._path):
             os.truncate(self._path, self._size)
-
-    def _differences(self, stored: dict[str, Any]) -> list[str]:
-        return [
-            f"{name} was {stored.get(name)!r} and is {self._identity.get(name)!r}"
-            for name in sorted(stored.keys() | self._identity.keys())
-            if stored.get(name) != self._identity.get(name)
-        ]
 
 
 class SharedUnits:

@@ -110,7 +110,7 @@ def test_the_same_command_does_nothing_and_other_settings_are_refused(config, da
     prepare(dataclasses.replace(config, workers=1, max_broken=0.5), dataset.parent)
     assert "exists already" in capsys.readouterr().out
     assert files(dataset) == before
-    several = r"--name was 'pairs' and is 'others'; --shard_pairs was 4 and is 5"
+    several = r"name was 'pairs' and is 'others'; shard_pairs was 4 and is 5"
     with pytest.raises(ValueError, match=several):
         prepare(dataclasses.replace(config, shard_pairs=5, name="others"), dataset.parent)
     assert files(dataset) == before

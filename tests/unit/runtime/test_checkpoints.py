@@ -77,9 +77,9 @@ def test_another_config_is_refused_field_by_field(tmp_path):
     with Checkpoints(tmp_path, changed) as checkpoints, pytest.raises(CheckpointError) as caught:
         checkpoints.restore(make_state(0))
     message = str(caught.value)
-    assert "optimizer.name: the checkpoint has 'adam', this run has 'sgd'" in message
-    assert "shots: the checkpoint has [1, 2], this run has [1, 4]" in message
-    assert "steps: the checkpoint has 'nothing', this run has 5" in message
+    assert "optimizer.name was 'adam' and is 'sgd'" in message
+    assert "shots was [1, 2] and is [1, 4]" in message
+    assert "steps was None and is 5" in message
     assert "learning_rate" not in message
     assert "--workdir" in message
     with Checkpoints(tmp_path, changed, may_change=("optimizer.name", "shots", "steps")) as checkpoints:
@@ -92,9 +92,9 @@ def test_another_state_is_refused_leaf_by_leaf(tmp_path):
     with Checkpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(CheckpointError) as caught:
         checkpoints.restore(target)
     message = str(caught.value)
-    assert "state['weights']: the checkpoint has float32[64, 64], this run has float32[64, 32]" in message
-    assert "state['half']: the checkpoint has bfloat16[3], this run has float32[3]" in message
-    assert "state['more']: the checkpoint has nothing, this run has float32[1]" in message
+    assert "state['weights'] was 'float32[64, 64]' and is 'float32[64, 32]'" in message
+    assert "state['half'] was 'bfloat16[3]' and is 'float32[3]'" in message
+    assert "state['more'] was None and is 'float32[1]'" in message
     assert steps_in(tmp_path) == [1]
 
 
