@@ -34,19 +34,6 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
     h = round(sqrt(area / ratio)); the first (h, w) that fits the image gets a uniform position. If none fits, the box
     is the largest one in the middle with an allowed ratio.
 
-    Args:
-      rng: the random generator.
-      height: height of the image in pixels.
-      width: width of the image in pixels.
-
-    Returns:
-      The box.
-
-    Example:
-      >>> box = random_box(random.Random(0), 100, 200)
-      >>> 0.07 < box.height * box.width / 20000 <= 1
-      True
-
     Reference:
       torchvision's ``RandomResizedCrop.get_params``; Szegedy et al., Going Deeper with Convolutions, CVPR 2015, sec. 6.
     """
@@ -67,19 +54,34 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
 def augmented_view(
     transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image"
 ) -> np.ndarray:
-    """Draws the part of an image of some pixels that a view shows.
+    """Returns one augmented view of an image, a pure function of image, seed, item and number.
 
-    Ten times: area = height * width * U(0.08, 1), ratio = exp U(log 3/4, log 4/3), w = round(sqrt(area * ratio)),
-    h = round(sqrt(area / ratio)); the first (h, w) that fits the image gets a uniform position. If none fits, the box
-    is the largest one in the middle with an allowed ratio.
+    A random box (`random_box`) is resized to the transform's output size, bicubic, and mirrored with probability 1/2,
+    before the transform's normalization.
+
+    Args:
+      transform: the clip's image transform; its output size is the size of the view.
+      image: any image that the transform accepts.
+      seed: the seed of the views.
+      item: the number of the image in its dataset or corpus.
+      number: the number of the view, from 0.
+      name: the name of the image in errors.
+
+    Returns:
+      uint8 `[height, width, 3]`, for `transform.normalize`.
+
+    Raises:
+      ImageError: the image cannot be read.
+      InputError: the transform has no output size.
 
     Example:
-      >>> box = random_box(random.Random(0), 100, 200)
-      >>> 0.07 < box.height * box.width / 20000 <= 1
-      True
+      >>> transform = ImageTransform(size=8, crop=(8, 8))
+      >>> augmented_view(transform, np.zeros((30, 20, 3), np.uint8), seed=0, item=5, number=1).shape
+      (8, 8, 3)
 
     Reference:
-      torchvision's ``RandomResizedCrop.get_params``; Szegedy et al., Going Deeper with Convolutions, CVPR 2015, sec. 6.
+      Zhou et al., Learning to Prompt for Vision-Language Models (2022); ``random_resized_crop`` and ``random_flip`` of
+      their configurations.
     """
     from PIL import Image
 

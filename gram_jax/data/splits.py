@@ -46,18 +46,7 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
     """Divides every class into train, val and test, 50/20/30.
 
     Class after class, in the given order: shuffles its images; the first round(n / 2) are train, the next round(n / 5)
-    val, the rest test.
-
-    Args:
-      classes: the images of each class.
-      rng: one generator for all classes.
-      what: the name of the dataset in messages.
-
-    Returns:
-      The images of each split.
-
-    Raises:
-      InputError: a class has fewer than four images, so that a split of it would be empty.
+    val, the rest test. Raises InputError if a class has fewer than four images.
 
     Example:
       >>> parts = divide({"cat": range(10), "dog": range(10, 20)}, random.Random(0), "toy")
@@ -85,19 +74,13 @@ def divide(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) ->
 
 
 def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) -> tuple[list[T], list[T]]:
-    """Divides every class into train, val and test, 50/20/30.
+    """Moves a fifth of every class's training images to val; returns train and val.
 
-    Class after class, in the given order: shuffles its images; the first round(n / 2) are train, the next round(n / 5)
-    val, the rest test. Raises InputError if a class has fewer than four images.
-
-    Example:
-      >>> parts = divide({"cat": range(10), "dog": range(10, 20)}, random.Random(0), "toy")
-      >>> [len(part) for part in parts.values()], sorted(sum(parts.values(), [])) == list(range(20))
-      ([10, 4, 6], True)
+    Class after class, in the given order: shuffles its images; the first round(n / 5) are val, the rest train. Raises
+    InputError if a class has fewer than three images.
 
     Reference:
-      The public code of Zhou et al., "Learning to Prompt for Vision-Language Models" (2022): its splits of Caltech101,
-      DTD, EuroSAT, Flowers102 and Food101.
+      The same public code: its splits of OxfordPets, StanfordCars, SUN397 and UCF101.
     """
     train: list[T] = []
     held: list[T] = []
@@ -113,14 +96,7 @@ def hold_out(classes: Mapping[Any, Sequence[T]], rng: random.Random, what: str) 
 
 
 def group(items: Sequence[Item]) -> dict[int, list[Item]]:
-    """Moves a fifth of every class's training images to val; returns train and val.
-
-    Class after class, in the given order: shuffles its images; the first round(n / 5) are val, the rest train. Raises
-    InputError if a class has fewer than three images.
-
-    Reference:
-      The same public code: its splits of OxfordPets, StanfordCars, SUN397 and UCF101.
-    """
+    """Groups items by label, in the order in which labels first appear."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
@@ -128,7 +104,15 @@ def group(items: Sequence[Item]) -> dict[int, list[Item]]:
 
 
 def assign_roles(given: Collection[str], what: str) -> Roles:
-    """Groups items by label, in the order in which labels first appear."""
+    """Assigns given splits, keys of ``ROLES``, to train, val and test.
+
+    Without a test split, validation serves as test, as in ImageNet, and there is no val. A training split alone is to
+    be divided.
+
+    Example:
+      >>> assign_roles(["train", "validation"], "toy").of
+      {'train': 'train', 'validation': 'test'}
+    """
     of = {name: ROLES[name] for name in given}
     if len(set(of.values())) < len(of):
         raise InputError(f"{what} has the splits {', '.join(sorted(of))}, two of which mean the same; remove one")
@@ -186,9 +170,6 @@ def build(
       read: turns a reference into an image.
       about: facts for reports; anything unusual about the classes is added to its "notes".
       domain: the visual domain.
-
-    Returns:
-      A ``Dataset``.
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):

@@ -11,15 +11,7 @@ T = TypeVar("T")
 
 
 def stream(name: str, seed: int, index: int) -> random.Random:
-    """Returns the random generator of one draw of one stream.
-
-    Args:
-      name: the stream, for example "corpus" or "greek_small/serif/test".
-      seed: the user's seed.
-      index: the number of the draw.
-
-    Returns:
-      A generator seeded by a BLAKE2 hash of the three.
+    """Returns the random generator of one draw (its index) of one stream, seeded by a BLAKE2 hash of name and numbers.
 
     Example:
       >>> stream("corpus", 0, 1).random() == stream("corpus", 0, 2).random()
@@ -30,10 +22,10 @@ def stream(name: str, seed: int, index: int) -> random.Random:
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
-    """Returns the random generator of one draw (its index) of one stream, seeded by a BLAKE2 hash.
+    """Returns one of the options, each equally likely.
 
     Example:
-      >>> stream("corpus", 0, 1).random() == stream("corpus", 0, 2).random()
-      False
+      >>> pick(random.Random(0), ("a", "b", "c"))
+      'c'
     """
     return options[int(rng.random() * len(options))]

@@ -47,15 +47,6 @@ def facts(name: str) -> CoopDataset | None:
 def split_spec(rest: str) -> tuple[str, str]:
     """Splits "ROOT:NAME", or the path of a dataset's own folder, into root and name.
 
-    Args:
-      rest: the specification without "coop:".
-
-    Returns:
-      (root, name).
-
-    Raises:
-      InputError: a part is missing, or the name is none of ``NAMES``.
-
     Example:
       >>> split_spec("/data:oxford_pets"), split_spec("/data/caltech-101")
       (('/data', 'oxford_pets'), ('/data', 'caltech101'))
@@ -73,11 +64,11 @@ def split_spec(rest: str) -> tuple[str, str]:
 
 
 def expand(specs: Sequence[str], names: Sequence[str] = ELEVEN) -> tuple[str, ...]:
-    """Splits "ROOT:NAME", or the path of a dataset's own folder, into root and name.
+    """Replaces each "coop:ROOT" without a name by "coop:ROOT:NAME" for every given name.
 
     Example:
-      >>> split_spec("/data:oxford_pets"), split_spec("/data/caltech-101")
-      (('/data', 'oxford_pets'), ('/data', 'caltech101'))
+      >>> len(expand(["coop:/data", "glyphs:chess"])), expand(["coop:/data/dtd"])
+      (12, ('coop:/data/dtd',))
     """
     expanded: list[str] = []
     for spec in specs:
@@ -88,11 +79,25 @@ def expand(specs: Sequence[str], names: Sequence[str] = ELEVEN) -> tuple[str, ..
 
 
 def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
-    """Replaces each "coop:ROOT" without a name by "coop:ROOT:NAME" for every given name.
+    """Reads one of the fifteen datasets.
 
-    Example:
-      >>> len(expand(["coop:/data", "glyphs:chess"])), expand(["coop:/data/dtd"])
-      (12, ('coop:/data/dtd',))
+    Splits, labels, class names and templates are CoOp's; underscores in class names become spaces. Images are in the
+    order of the split file, and sorted by name where CoOp uses the order of the disk. Without the split file, a split
+    is made by the published rule, and ``about["split"]`` begins with "made". All images of a split file must exist.
+
+    Args:
+      root: the folder that holds the datasets' folders.
+      name: a name of ``NAMES``.
+      seed: the seed of a split that is made.
+
+    Returns:
+      A ``Dataset`` whose references are paths relative to the dataset's folder; reading returns the path of an image.
+
+    Raises:
+      InputError: a file is missing or invalid; the message names it.
+
+    Reference:
+      Zhou et al., "Learning to Prompt for Vision-Language Models" (2022) and its DATASETS.md.
     """
     require_known("coop dataset", name, NAMES)
     what, entry = f"{PREFIX}{name}", DATASETS[name]
@@ -107,20 +112,11 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
 
 
 def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
-    """Lists the files and folders that a dataset is read from.
+    """Lists the files and folders that a dataset is read from; the first is the dataset's folder.
 
     Args:
       root: the folder that holds the datasets' folders.
       name: a name of ``NAMES``.
-
-    Returns:
-      One entry for each file or folder; the first is the dataset's folder.
-
-    Raises:
-      InputError: the name is unknown, or the root does not exist.
-
-    Reference:
-      CoOp's DATASETS.md.
     """
     require_known("coop dataset", name, NAMES)
     entry = DATASETS[name]
@@ -146,25 +142,13 @@ def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
 
 
 def differences(dataset: Dataset) -> list[str]:
-    """Lists the files and folders that a dataset is read from; the first is the dataset's folder.
-
-    Args:
-      root: the folder that holds the datasets' folders.
-      name: a name of ``NAMES``.
-
-    Reference:
-      CoOp's DATASETS.md.
-    """
+    """Lists the numbers of classes and images that differ from the published ones, as "... are published"."""
     known = [size for size in sizes(dataset) if size[2] is not None]
     return [f"{number} {what}, {published} are published" for what, number, published in known if number != published]
 
 
 def sizes(dataset: Dataset) -> list[tuple[str, int, int | None]]:
-    """Lists the numbers of classes and images that differ from the published ones, as "... are published".
-
-    Reference:
-      Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (2022), table of datasets.
-    """
+    """Returns (what, number, published number) for the classes and the images of each split; None if unpublished."""
     entry = facts(dataset.name)
     counts = [int((dataset.splits == split).sum()) for split in SPLITS]
     published = (None,) * 4 if entry is None else (entry.classes, *entry.sizes)
@@ -173,7 +157,7 @@ def sizes(dataset: Dataset) -> list[tuple[str, int, int | None]]:
 
 
 def _read(source: Source, entry: CoopDataset, seed: int) -> Contents:
-    """Returns (what, number, published number) for the classes and the images of each split; None if unpublished."""
+    """Reads the split file, or the other files if there is none."""
     if entry.split_file and (source.folder / entry.split_file).is_file():
         return read_split_file(source, entry.split_file, entry.base)
     contents = entry.read(source)

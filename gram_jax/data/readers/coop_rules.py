@@ -195,14 +195,8 @@ def imagenet(source: Source, train: str, test: str) -> Contents:
 def variant(source: Source, images: str, numbered: bool = False) -> Contents:
     """Reads a variant of ImageNet, which is test only.
 
-    Args:
-      source: the dataset.
-      images: the folder of class folders.
-      numbered: whether the class folders are numbers, the lines of classnames.txt from 0 (ImageNetV2); otherwise they
-        are named as ImageNet's, and only existing folders are classes (ImageNet-A and -R have 200).
-
-    Returns:
-      Its contents.
+    If `numbered` (ImageNetV2), the class folders are numbers, the lines of classnames.txt from 0. Otherwise they are
+    named as ImageNet's, and only existing folders are classes: ImageNet-A and -R have 200.
     """
     classes, notes = class_images(source.folder, images, source.what)
     path = names_file(source.folder)
@@ -222,11 +216,7 @@ def variant(source: Source, images: str, numbered: bool = False) -> Contents:
 
 
 def names_file(folder: Path) -> Path:
-    """Reads a variant of ImageNet, which is test only.
-
-    If `numbered` (ImageNetV2), the class folders are numbers, the lines of classnames.txt from 0. Otherwise they are
-    named as ImageNet's, and only existing folders are classes: ImageNet-A and -R have 200.
-    """
+    """Returns the class names of a variant of ImageNet: its own classnames.txt, or else ImageNet's."""
     own, original = folder / CLASS_NAMES, folder.parent / "imagenet" / CLASS_NAMES
     return original if original.is_file() and not own.is_file() else own
 
@@ -234,16 +224,7 @@ def names_file(folder: Path) -> Path:
 def read_split_file(source: Source, file: str, base: str) -> Contents:
     """Reads a published split: an object of train, val and test, lists of [path, label, class name].
 
-    Args:
-      source: the dataset.
-      file: the split file in its folder.
-      base: the folder that the paths are relative to, "" for the dataset's folder.
-
-    Returns:
-      Its contents; the existence of the images is not checked.
-
-    Raises:
-      InputError: the file is no such split.
+    The paths are relative to the folder `base`. The existence of the images is not checked.
     """
     path = source.folder / file
     document = read_json(path, source.what)
@@ -265,9 +246,11 @@ def read_split_file(source: Source, file: str, base: str) -> Contents:
 
 
 def names_of_labels(pairs: Iterable[tuple[int, str]], what: str) -> list[str]:
-    """Reads a published split: an object of train, val and test, lists of [path, label, class name].
+    """Returns the class names in label order, from (label, name) of every image.
 
-    The paths are relative to the folder `base`. The existence of the images is not checked.
+    Example:
+      >>> names_of_labels([(1, "dog"), (0, "cat"), (1, "dog")], "toy")
+      ['cat', 'dog']
     """
     names: dict[int, str] = {}
     for label, name in pairs:
@@ -281,12 +264,7 @@ def names_of_labels(pairs: Iterable[tuple[int, str]], what: str) -> list[str]:
 
 
 def _entry(entry: Any, where: str) -> tuple[str, int, str]:
-    """Returns the class names in label order, from (label, name) of every image.
-
-    Example:
-      >>> names_of_labels([(1, "dog"), (0, "cat"), (1, "dog")], "toy")
-      ['cat', 'dog']
-    """
+    """Returns one checked entry of a split file."""
     if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[2], str)):
         raise InputError(f"{where} is {entry!r}; expected [path, label, class name]")
     image, label, name = entry

@@ -33,14 +33,8 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
 
     ``image`` is a path relative to the file's folder, ``label`` a class name, ``split`` one of train, val (valid,
     validation) and test; other columns are ignored. Without the column, or with train alone, the images are divided by
-    ``splits.divide``; without test, val serves as test. Labels follow the sorted class names.
-
-    Args:
-      path: the file, UTF-8.
-      seed: the seed of a division.
-
-    Returns:
-      A ``Dataset`` whose references are the paths in the file; reading returns the path of an image.
+    ``splits.divide`` with the seed; without test, val serves as test. Labels follow the sorted class names. References
+    are the paths in the file; reading returns the path of an image.
 
     Raises:
       InputError: a line cannot be used (the message gives its number), or images are missing.

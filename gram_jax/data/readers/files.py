@@ -27,15 +27,7 @@ class Listing(NamedTuple):
 
 
 def local_folder(path: str | os.PathLike[str], what: str) -> Path:
-    """Returns the absolute path of an existing local folder; "~" is the home folder.
-
-    Args:
-      path: the folder.
-      what: its name in messages.
-
-    Raises:
-      InputError: there is no such folder, or the path is remote.
-    """
+    """Returns the absolute path of an existing local folder; "~" is the home folder. `what` names it in messages."""
     text = os.fspath(path)
     if "://" in text:
         raise InputError(f"{what}: {text!r} is not on this machine; image files are read from local folders")
@@ -46,7 +38,7 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Returns the absolute path of an existing local folder; "~" is the home folder. `what` names it in messages."""
+    """Lists the folders, images (by suffix) and other files of an existing folder."""
     listing = Listing([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -97,11 +89,7 @@ def class_images(
 
 
 def missing(root: Path, paths: Iterable[str]) -> list[str]:
-    """Returns the paths of files that do not exist; lists every folder once and touches no file.
-
-    Args:
-      root: the folder that the paths are relative to.
-      paths: relative paths with "/" between their parts.
+    """Returns those relative paths ("/" between parts) that do not exist; lists every folder once, touches no file.
 
     Example:
       >>> missing(Path(__file__).parent, ["files.py", "nowhere/else.py"])
@@ -130,12 +118,7 @@ def _entries(folder: Path) -> set[str]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Returns those relative paths ("/" between parts) that do not exist; lists every folder once, touches no file.
-
-    Example:
-      >>> missing(Path(__file__).parent, ["files.py", "nowhere/else.py"])
-      ['nowhere/else.py']
-    """
+    """Returns the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
     if not path.is_file():
         raise InputError(f"{what}: there is no file {path}{_nearest(path)}")
     if (size := path.stat().st_size) > MAX_TEXT:
@@ -147,7 +130,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """Returns the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
+    """Returns the lines of a text file that are not blank: (line number from 1, stripped line)."""
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path, what).splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
@@ -156,7 +139,7 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Returns the lines of a text file that are not blank: (line number from 1, stripped line)."""
+    """Returns the content of a JSON file."""
     text = read_text(path, what)
     try:
         return json.loads(text)
@@ -165,7 +148,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_class_names(path: Path, what: str) -> dict[str, str]:
-    """Returns the content of a JSON file."""
+    """Returns class names by folder, from lines of a folder, a space or a tab, and a name."""
     names: dict[str, str] = {}
     for number, line in read_lines(path, what):
         # With a tab, the name of a folder may contain spaces.
@@ -179,7 +162,7 @@ def read_class_names(path: Path, what: str) -> dict[str, str]:
 
 
 def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, what: str) -> list[str]:
-    """Returns class names by folder, from lines of a folder, a space or a tab, and a name."""
+    """Returns the class name of each folder, from names by folder, which were read from `path`."""
     folders = list(folders)
     if unnamed := [folder for folder in folders if folder not in names]:
         raise InputError(
@@ -190,7 +173,7 @@ def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, 
 
 
 def _nearest(path: Path) -> str:
-    """Returns the class name of each folder, from names by folder, which were read from `path`."""
+    """Returns the content of the nearest existing folder, which shows where a path went wrong."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     return f"; {folder} holds {examples(entries) or 'nothing'}"

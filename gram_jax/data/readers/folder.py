@@ -20,18 +20,12 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     """Reads a folder of class folders, or folders train, val and test of class folders.
 
     If all folders are called train, val (valid, validation) or test, they are the splits; without test, val serves as
-    test. A folder of class folders, or train alone, is divided by ``splits.divide``.
+    test. A folder of class folders, or train alone, is divided by ``splits.divide`` with the seed.
 
     Labels follow the sorted names of the class folders. The name of a class is that of its folder, with spaces for
     underscores, or the folder's name in classnames.txt (lines of a folder, a space or a tab, and a name) or in
-    classes.json (an object). template.txt may hold a template; the default is "a photo of a {}.".
-
-    Args:
-      path: the folder.
-      seed: the seed of a division.
-
-    Returns:
-      A ``Dataset`` whose references are paths relative to the folder; reading returns the path of an image.
+    classes.json (an object). template.txt may hold a template; the default is "a photo of a {}.". References are paths
+    relative to the folder; reading returns the path of an image.
 
     Raises:
       InputError: folders hold no images, are too small to divide, or lack a name.

@@ -75,18 +75,9 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
 
 
 def split_spec(rest: str) -> tuple[str, str, str]:
-    """Splits "NAME", "NAME:SPLIT", "FOLDER:NAME" or "FOLDER:NAME:SPLIT".
+    """Splits "NAME", "NAME:SPLIT", "FOLDER:NAME" or "FOLDER:NAME:SPLIT" into (folder, name, split), "" if missing.
 
     A folder starts with "/", "~" or ".", or is a URL; without one, TFDS's default folder is meant.
-
-    Args:
-      rest: the specification without "tfds:".
-
-    Returns:
-      (folder, name, split); "" for what is not given.
-
-    Raises:
-      InputError: the specification has another form.
 
     Example:
       >>> split_spec("dtd:train"), split_spec("gs://bucket/data:eurosat/rgb")
@@ -102,14 +93,7 @@ def split_spec(rest: str) -> tuple[str, str, str]:
 
 
 def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
-    """Splits "NAME", "NAME:SPLIT", "FOLDER:NAME" or "FOLDER:NAME:SPLIT" into (folder, name, split), "" if missing.
-
-    A folder starts with "/", "~" or ".", or is a URL; without one, TFDS's default folder is meant.
-
-    Example:
-      >>> split_spec("dtd:train"), split_spec("gs://bucket/data:eurosat/rgb")
-      (('', 'dtd', 'train'), ('gs://bucket/data', 'eurosat/rgb', ''))
-    """
+    """Returns the folder of a prepared dataset, which holds features.json; its newest version, if none is named."""
     from tensorflow_datasets.core import constants
 
     top = epath.Path(data_dir or constants.get_default_data_dir()).expanduser()
@@ -137,14 +121,14 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
 
 
 def read_record(folder: str, image: str, reference: tuple[str, int]) -> np.ndarray:
-    """Returns the folder of a prepared dataset, which holds features.json; its newest version, if none is named."""
+    """Returns the image of a record, (split, index), as uint8 ``[H, W, 3]``."""
     split, index = reference
     record = _source(folder, image, split)[index]
     return _DECODE.pixels(record[image], f"record {index} of split {split} in {folder}")
 
 
 class _Prepared(NamedTuple):
-    """Returns the image of a record, (split, index), as uint8 ``[H, W, 3]``."""
+    """The facts of a prepared dataset: its full name, its image and label features, class names, images by split."""
 
     source: str
     image: str
