@@ -1,4 +1,4 @@
-"""A scale and a shift for each channel of the gradient."""
+"""A scale and a shift per channel of the gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.errors import InputError
+from gram_jax.errors import require_known
 from gram_jax.regulators.base import Regulator, leafwise, rms
 
 Array = jax.Array
@@ -23,19 +23,16 @@ def affine(per: str = "channel") -> Regulator:
 
         R(g) = (1 + s) * g + rms(g) * b.
 
-    The size in front of b makes R positively homogeneous, R(a g) = a R(g) for a > 0, so that neither the loss's scale
-    nor the approach to a minimum, where g vanishes, changes what b means.
+    The factor rms(g) makes R positively homogeneous, R(a g) = a R(g) for a > 0, so the meaning of b depends neither on
+    the scale of the loss nor on the distance to a minimum, where g vanishes.
 
     Args:
-      per: what has its own s and b. "channel": the last axis alone, shared by all tokens, layers and classes; "token":
-        the last two axes, shared by layers and classes; "layer": the last three axes, for deep prompts that are shared
-        by the classes (a class-specific prompt `[classes, n, width]` would get parameters for each class).
+      per: the axes that s and b have. "channel": the last axis, shared by all tokens, layers and classes; "token": the
+        last two axes, shared by layers and classes; "layer": the last three axes, for deep prompts that all classes
+        share (a class-specific prompt `[classes, n, width]` would get parameters per class).
 
     Returns:
       The regulator; it reads no context.
-
-    Raises:
-      InputError: if `per` is none of these.
 
     Example:
       >>> prompt = {"context": jnp.zeros((10, 4, 8))}
@@ -43,19 +40,15 @@ def affine(per: str = "channel") -> Regulator:
       (8,)
 
     Reference:
-      Our own choice; the scale is that of "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", section 3.2,
-      shared by tokens.
+      The scale is that of "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", section 3.2, shared by tokens.
     """
-    if per not in PER:
-        raise InputError(f"affine: per is {per!r}; choose one of {', '.join(map(repr, PER))}.")
+    require_known("per", per, PER)
     axes = PER[per]
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:
-        del key
         return {"scale": jnp.zeros(shape[-axes:], dtype), "shift": jnp.zeros(shape[-axes:], dtype)}
 
     def apply_leaf(phi: dict[str, Array], gradient: Array, context: Any) -> Array:
-        del context
         return (1.0 + phi["scale"]) * gradient + rms(gradient, 2) * phi["shift"]
 
     return leafwise("affine", {"per": per}, init_leaf, apply_leaf)

@@ -1,9 +1,8 @@
-"""What a gradient regulator is, and the parts that all of them are made of."""
+"""The contract of gradient regulators, their optax transformation, and the parts that they share."""
 
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,25 +16,25 @@ from gram_jax.errors import InputError
 Array = jax.Array
 PyTree = Any
 
-# Mean squares below this are a zero gradient: 1 / mean square, and so second derivatives, stay finite in float32.
+# Mean squares below this count as a zero gradient: 1 / mean square, and so second derivatives, stay finite in float32.
 _ZERO = 1e-24
 # The squared length of a unit row after a turn never falls below this: two opposite rows would cancel to 0 / 0.
 _SHORTEST = 1e-6
 
 
 class Regulator(NamedTuple):
-    """A gradient-regulating function R_phi(g, c): two pure functions and what they were made with.
+    """A gradient-regulating function R_phi(g, c): two pure functions, and the settings that they were made with.
 
     Attributes:
-      name: the name that `make` knows it by.
-      settings: what the factory was called with, defaults filled in; JSON values.
-      init: `init(key, prompt) -> phi`, parameters at which `apply` is exactly the identity. `prompt` is any pytree of
-        float arrays (or of their shapes, as `jax.eval_shape` gives them); phi does not depend on the number of
-        classes of a class-specific prompt.
-      apply: `apply(phi, grads, context) -> grads`, with the structure, shapes and dtypes of `grads`. `context`
-        describes the task: for regulators with a setting "context_dim", a vector `[context_dim]`; with a setting
-        "prototypes", the task's relation to them, `[prototypes]`; with a setting "reference", a gradient; None for all
-        others. `meta.regulator_context` makes the first two.
+      name: its name; `make(name, **settings)` makes the regulator again.
+      settings: all settings of the factory, defaults included; JSON values.
+      init: `init(key, prompt) -> phi`, parameters at which `apply` is exactly the identity (if a setting is
+        "reference": for a reference of 0). `prompt` is any pytree of float arrays, or of their shapes from
+        `jax.eval_shape`; phi does not depend on the number of classes of a class-specific prompt.
+      apply: `apply(phi, grads, context) -> grads`, with the structure, shapes and dtypes of `grads`. The context
+        describes the task. With a setting "context_dim" it is a vector `[context_dim]`; with "prototypes", the relation
+        of the task to them, `[prototypes]`; with "reference", a second gradient at the same prompt; otherwise None.
+        `meta.regulator_context` makes the first two.
 
     Example:
       >>> from gram_jax import regulators
@@ -55,20 +54,16 @@ class Regulator(NamedTuple):
 def as_optax(regulator: Regulator, phi: PyTree, context: Any = None) -> optax.GradientTransformation:
     """Returns an optax transformation that replaces each gradient g by R_phi(g, c); chain it before an optimizer.
 
-    The transformation keeps no state, and phi stays frozen.
+    The transformation has no state, and phi stays frozen.
 
     Args:
       regulator: the regulator.
       phi: its parameters, from its `init` or from `gram_jax.load_meta`.
-      context: the description of the task, see `Regulator`; None if the regulator reads none.
-
-    Returns:
-      The transformation.
+      context: the description of the task, see `Regulator`.
 
     Example:
       >>> from gram_jax.regulators import affine
-      >>> prompt = {"context": jnp.zeros((4, 8))}
-      >>> regulator = affine()
+      >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, affine()
       >>> phi = regulator.init(jax.random.key(0), prompt)
       >>> optimizer = optax.chain(as_optax(regulator, phi), optax.sgd(0.5))
       >>> updates, state = optimizer.update({"context": jnp.ones((4, 8))}, optimizer.init(prompt), prompt)
@@ -88,21 +83,32 @@ def leafwise(
     init_leaf: Callable[[Array, tuple[int, ...], Any], dict[str, Any]],
     apply_leaf: Callable[[dict[str, Any], Array, Any], Array],
 ) -> Regulator:
-    """A regulator that treats every leaf of a prompt by itself.
+    """Makes a regulator that treats each leaf of a prompt separately.
 
-    phi has the prompt's structure with a dictionary of parameters in place of each leaf. A scalar leaf is treated as
-    a vector of one channel; a leaf below float32 is regulated in float32.
+    phi has the structure of the prompt, with a dictionary of parameters in place of each leaf. A scalar leaf is treated
+    as a vector of one channel; a leaf below float32 is regulated in float32.
 
     Args:
       name: the regulator's name.
-      settings: its settings, JSON values.
+      settings: its settings, JSON values. If "reference" is one, the context is a gradient at the same prompt, and
+        `apply_leaf` gets its leaf. That setting names the regularizers whose gradient it is:
+
+            objective = objectives.parse(regulator.settings["reference"])
+            context = jax.grad(lambda prompt: objective.penalty(prompt, outputs(prompt), labels, reference)[0])(prompt)
+
       init_leaf: `init_leaf(key, shape, dtype) -> parameters` of a leaf of at least one axis.
       apply_leaf: `apply_leaf(parameters, gradient, context) -> gradient`, of the same shape and dtype.
 
     Returns:
-      The regulator. Its functions raise ValueError for a prompt without leaves or with leaves that are not floats, and
-      for parameters that were made for another prompt.
+      The regulator. Its functions raise InputError for a prompt without leaves or with leaves that are not floats, for
+      parameters of another prompt, and for a reference gradient that is missing or unlike the gradient.
+
+    Raises:
+      InputError: the setting "reference" is not a text.
     """
+    reference = settings.get("reference")
+    if "reference" in settings and (not isinstance(reference, str) or not reference.strip()):
+        raise InputError(f"{name}: reference={reference!r} must name a regularizer, such as 'distillation'")
 
     @functools.lru_cache(maxsize=1024)
     def expected(shape: tuple[int, ...], dtype: Any) -> PyTree:
@@ -111,53 +117,54 @@ def leafwise(
     def init(key: Array, prompt: PyTree) -> PyTree:
         paths, structure = jax.tree_util.tree_flatten_with_path(prompt)
         if not paths:
-            raise InputError(f"the prompt given to {name}'s init has no arrays; give it what a tuner's init returns.")
+            raise InputError(f"{name}.init: the prompt has no arrays; pass the result of a tuner's init")
         for path, leaf in paths:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise InputError(
-                    f"prompt leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, and {name} regulates gradients of "
-                    "floats; keep other arrays out of the prompt."
-                )
+                raise InputError(f"{name}.init: prompt leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, not a float")
         keys = jax.random.split(key, len(paths))
         leaves = [init_leaf(key, _shape(leaf), _dtype(leaf)) for key, (_, leaf) in zip(keys, paths, strict=True)]
-        return jax.tree_util.tree_unflatten(structure, leaves)
+        return structure.unflatten(leaves)
 
-    def apply(phi: PyTree, grads: PyTree, context: Any = None) -> PyTree:
-        paths, parameters, structure = by_leaf(name, phi, grads)
+    def apply(phi: PyTree, grads: PyTree, context: PyTree = None) -> PyTree:
+        paths, structure = jax.tree_util.tree_flatten_with_path(grads)
+        try:
+            parameters = structure.flatten_up_to(phi)
+        except ValueError as error:
+            raise InputError(f"phi of {name} belongs to a prompt of another structure: {error}") from error
+        contexts = [context] * len(paths) if reference is None else _references(name, grads, context)
         leaves = []
-        for (path, leaf), own in zip(paths, parameters, strict=True):
-            _check_parameters(name, jax.tree_util.keystr(path), own, expected(_shape(leaf), _dtype(leaf)))
-            gradient = jnp.reshape(leaf, _shape(leaf)).astype(_dtype(leaf))
-            leaves.append(apply_leaf(own, gradient, context).reshape(leaf.shape).astype(leaf.dtype))
-        return jax.tree_util.tree_unflatten(structure, leaves)
+        for (path, leaf), own, given in zip(paths, parameters, contexts, strict=True):
+            shape, dtype = _shape(leaf), _dtype(leaf)
+            found, wanted = _shapes(own), _shapes(expected(shape, dtype))
+            if found != wanted:
+                raise InputError(
+                    f"phi of {name} at prompt leaf {jax.tree_util.keystr(path)} has shapes {found}, but the prompt and "
+                    f"the settings need {wanted}; initialize phi for this prompt"
+                )
+            if reference is not None:
+                given = jnp.reshape(given, shape).astype(dtype)
+            regulated = apply_leaf(own, jnp.reshape(leaf, shape).astype(dtype), given)
+            leaves.append(regulated.reshape(leaf.shape).astype(leaf.dtype))
+        return structure.unflatten(leaves)
 
     return Regulator(name, FrozenDict(settings), init, apply)
 
 
-def by_leaf(name: str, phi: PyTree, grads: PyTree) -> tuple[list[tuple[Any, Array]], list[Any], Any]:
-    """The leaves of a gradient with their paths, the parameters of each, and the structure; checks that they match."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(grads)
-    try:
-        return paths, structure.flatten_up_to(phi), structure
-    except ValueError as error:
-        raise InputError(f"phi of {name} was made for a prompt of another structure: {error}") from error
-
-
 def rms(values: Array, axes: int) -> Array:
-    """Root mean square over the last `axes` axes, kept as axes of length 1; exactly 0, with derivative 0, near 0."""
+    """Returns the root mean square over the last `axes` axes, kept at length 1; 0, with derivative 0, near 0."""
     square = jnp.mean(values**2, axis=tuple(range(-min(axes, values.ndim), 0)), keepdims=True)
     return jnp.where(square > _ZERO, jnp.sqrt(jnp.maximum(square, _ZERO)), 0.0)
 
 
 def unit_rms(values: Array, scale: Array) -> Array:
-    """The values divided by their root mean square `scale`, or as they are where that is 0."""
+    """Divides values by their root mean square `scale`; values of scale 0 are returned as they are."""
     return values / jnp.where(scale > 0, scale, 1.0)
 
 
 def turned(gradient: Array, turn: Callable[[Array], Array]) -> Array:
-    """What is added to rows g that are turned and keep their length: |g| (u + d(u)) / |u + d(u)| - g, u = g / |g|.
+    """Returns the change of rows g that are turned at the same length: |g| (u + d(u)) / |u + d(u)| - g, u = g / |g|.
 
-    `turn` is d as a function of sqrt(width) u. What is added is exactly 0 where d is.
+    `turn` is d as a function of sqrt(width) u. The change is exactly 0 where d is.
     """
     root = gradient.shape[-1] ** 0.5
     size = rms(gradient, 1)  # [..., tokens, 1], the rows' length over the root of their width
@@ -169,30 +176,39 @@ def turned(gradient: Array, turn: Callable[[Array], Array]) -> Array:
     return (shrink - 1.0) * gradient + shrink * root * size * change
 
 
+def read_vector(name: str, setting: str, length: int, context: Any) -> Array:
+    """Returns the context, a vector whose length is a setting.
+
+    Raises:
+      InputError: the context is missing or has another shape.
+    """
+    shape = None if context is None else list(jnp.shape(context))
+    if shape != [length]:
+        raise InputError(f"{name} has {setting}={length}: context= must be one vector [{length}] per task, not {shape}")
+    return jnp.asarray(context)
+
+
 def read_context(name: str, context: Any, context_dim: int) -> Array:
-    """The context vector at a root mean square of 1, so that its scale does not matter; checks its size."""
-    if context is None:
-        raise InputError(f"{name} was made with context_dim={context_dim} and is given no context; pass context=.")
-    context = jnp.asarray(context)
-    if context.shape != (context_dim,):
-        raise InputError(
-            f"{name} was made with context_dim={context_dim} and is given a context of shape {list(context.shape)}; "
-            f"pass one vector [{context_dim}] a task."
-        )
+    """Returns the context vector, scaled to root mean square 1 so that its scale does not matter."""
+    context = read_vector(name, "context_dim", context_dim, context)
     return unit_rms(context, rms(context, 1))
 
 
-def positive(name: str, setting: str, value: Any, *, optional: bool = False) -> int | None:
-    """A setting that must be a positive integer, or None if it is optional."""
-    if optional and value is None:
-        return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise InputError(f"{name}: {setting} is {value!r}; give an integer of at least 1.")
-    return number
+def _references(name: str, grads: PyTree, context: PyTree) -> list[Array]:
+    """Returns the leaves of a reference gradient, which must be like those of the gradient."""
+    if context is None:
+        raise InputError(f"{name} needs context=, the gradient of its reference at the same prompt, not None")
+    if jax.tree.structure(context) != jax.tree.structure(grads) or _shapes(context) != _shapes(grads):
+        raise InputError(
+            f"{name} got a reference gradient of shapes {_shapes(context)} and a gradient of shapes {_shapes(grads)}; "
+            "both must be gradients at the same prompt"
+        )
+    return jax.tree.leaves(context)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
@@ -201,18 +217,3 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 def _dtype(leaf: Any) -> Any:
     return jnp.promote_types(leaf.dtype, jnp.float32)
-
-
-def _check_parameters(name: str, path: str, found: PyTree, expected: PyTree) -> None:
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        return {
-            jax.tree_util.keystr(path): jnp.shape(leaf) if not hasattr(leaf, "shape") else tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-
-    found, expected = shapes(found), shapes(expected)
-    if found != expected:
-        raise InputError(
-            f"phi of {name} at prompt leaf {path} has shapes {found}, and this prompt and these settings take "
-            f"{expected}; initialize phi for this prompt."
-        )

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.regulators.base import Regulator, leafwise, positive, read_context, turned
+from gram_jax.errors import require_int
+from gram_jax.regulators.base import Regulator, leafwise, read_context, turned
 
 Array = jax.Array
 
@@ -20,40 +21,35 @@ def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = N
 
         d(u)  = U^T tanh(sqrt(d) V^T u + a)                      V: d -> r, U: r -> d
         x     = |g| (u + d(u)) / |u + d(u)|
-        gate  = sigma(w^T tanh(W^T c^ + a') + b)                 a scalar for each leaf
+        gate  = sigma(w^T tanh(W^T c^ + a') + b)                 one scalar per leaf
         R(g)  = (1 - gate) x + gate g.
 
-    U is 0 at initialization: R is exactly the identity, and the gate, which stands near 1/2, lets the gradient with
-    respect to U through. The network belongs to a leaf and is shared by its rows: tokens, layers and classes.
+    U is 0 at initialization: R is exactly the identity, and the gate is near 1/2, so the gradient with respect to U is
+    not 0. Each leaf has its own network, shared by its rows: tokens, layers and classes.
 
     Args:
       rank: rank of the network.
       hidden: hidden units of the gate.
-      context_dim: length of the task's context vector; None reads no context, and the gate is one learned number.
+      context_dim: length of the task's context vector; None: no context, and the gate is one learned number.
 
     Returns:
       The regulator.
 
-    Raises:
-      InputError: if a setting is not a positive integer; on application, if the context has another length.
-
     Example:
-      >>> prompt = {"context": jnp.zeros((4, 8))}
-      >>> regulator = gated_low_rank(rank=2)
+      >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, gated_low_rank(rank=2)
       >>> phi = regulator.init(jax.random.key(0), prompt)
       >>> regulator.apply(phi, {"context": jnp.ones((4, 8))}, None)["context"].sum().item()
       32.0
 
     Reference:
       "Self-supervised Meta-Prompt Learning with Meta-Gradient Regularization for Few-shot Generalization" (SUPMER),
-      section 3.3. The residual form, which makes the identity possible, tanh in place of ReLU, and a network without
-      a last non-linearity, which would keep all entries positive, are our own choices.
+      section 3.3. Three changes: the residual form, which makes the identity possible; tanh in place of ReLU; and no
+      non-linearity at the end, which would keep all entries positive.
     """
-    settings = {
-        "rank": positive("gated_low_rank", "rank", rank),
-        "hidden": positive("gated_low_rank", "hidden", hidden),
-        "context_dim": positive("gated_low_rank", "context_dim", context_dim, optional=True),
-    }
+    settings = {"rank": rank, "hidden": hidden, "context_dim": context_dim}
+    for name, value in settings.items():
+        if name != "context_dim" or value is not None:
+            require_int(name, value)
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         width = shape[-1]

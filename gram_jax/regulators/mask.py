@@ -1,4 +1,4 @@
-"""A soft mask over the gradient, made from the gradient and the task's context."""
+"""A soft mask over the gradient, computed from the gradient and the task's context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.regulators.base import Regulator, leafwise, positive, read_context, rms, unit_rms
+from gram_jax.errors import require_int
+from gram_jax.regulators.base import Regulator, leafwise, read_context, rms, unit_rms
 
 Array = jax.Array
 
@@ -21,34 +22,29 @@ def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
         h_t    = tanh(V^T g^_t + W^T c^ + a)                     hidden units
         R(g)_t = 2 sigma(U^T h_t + b) * g_t.
 
-    U and b are 0 at initialization, where the gate is exactly 1 and the gradient with respect to U and b is not 0. The
-    network belongs to a leaf and is shared by its rows: tokens, layers and classes.
+    U and b are 0 at initialization, where the gate is exactly 1 and the gradient with respect to U and b is not 0. Each
+    leaf has its own network, shared by its rows: tokens, layers and classes.
 
     Args:
       hidden: units of the network.
-      context_dim: length of the task's context vector; None reads no context.
+      context_dim: length of the task's context vector; None: no context.
 
     Returns:
       The regulator.
 
-    Raises:
-      InputError: if a setting is not a positive integer; on application, if the context has another length.
-
     Example:
-      >>> prompt = {"context": jnp.zeros((4, 8))}
-      >>> regulator = mask(context_dim=3)
+      >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, mask(context_dim=3)
       >>> phi = regulator.init(jax.random.key(0), prompt)
       >>> regulator.apply(phi, {"context": jnp.ones((4, 8))}, jnp.ones(3))["context"].sum().item()
       32.0
 
     Reference:
-      Our own choice; a sigmoid gate made from the gradient as in "Prompt Learning via Meta-Regularization"
-      (ProMetaR), section 4.2, here on the task's gradient itself.
+      A sigmoid gate computed from the gradient as in "Prompt Learning via Meta-Regularization" (ProMetaR), section 4.2,
+      here on the task's own gradient.
     """
-    settings = {
-        "hidden": positive("mask", "hidden", hidden),
-        "context_dim": positive("mask", "context_dim", context_dim, optional=True),
-    }
+    require_int("hidden", hidden)
+    if context_dim is not None:
+        require_int("context_dim", context_dim)
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:
         width = shape[-1]
@@ -71,4 +67,4 @@ def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
         # 2 sigma(x) = 1 + tanh(x / 2), which is exactly 1 at 0 on every device.
         return (1.0 + jnp.tanh(score / 2.0)) * gradient
 
-    return leafwise("mask", settings, init_leaf, apply_leaf)
+    return leafwise("mask", {"hidden": hidden, "context_dim": context_dim}, init_leaf, apply_leaf)

@@ -1,42 +1,36 @@
-"""ProGrad: a gradient that conflicts with what the frozen clip knows loses the part that conflicts."""
+"""ProGrad: a gradient loses the part that conflicts with the knowledge of the frozen clip."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.errors import InputError
-from gram_jax.regulators.base import Regulator, rms, unit_rms
-from gram_jax.regulators.reference import with_reference
+from gram_jax.errors import require_number
+from gram_jax.regulators.base import Regulator, leafwise, rms, unit_rms
 
 Array = jax.Array
 
 
 def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator:
-    """Projects a gradient off a reference gradient where the two point apart.
+    """Removes from a gradient its component against a reference gradient.
 
     For each block of a leaf (its last two axes: the tokens and channels of one layer or class), with g the gradient of
     the task and r the reference gradient,
 
-        R(g) = g - lambda (g . r^) r^    where g . r < 0,    r^ = r / |r|
-        R(g) = g                         elsewhere
+        R(g) = g - lambda (g . r^) r^    if g . r < 0,    r^ = r / |r|
+        R(g) = g                         otherwise
 
-    At lambda = 1 a step does not increase the loss that r belongs to, to first order. (GRMP-IQA takes the other branch:
-    it removes what agrees.)
+    At lambda = 1 a step does not increase the loss of r, to first order. (GRMP-IQA removes the part that agrees.)
 
     Args:
       strength: lambda, >= 0.
-      reference: what r is the gradient of, as `gram_jax.objectives.parse` reads it. That gradient is given as the
+      reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
         context, a pytree like the prompt.
 
     Returns:
-      The regulator. It has no parameters; it is exactly the identity where the reference is 0.
-
-    Raises:
-      InputError: if a setting has an impossible value; on application, if the context is missing or unlike the prompt.
+      The regulator. It has no parameters; it is exactly the identity for a reference gradient of 0.
 
     Example:
       >>> regulator = prograd()
@@ -47,13 +41,11 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
 
     Reference:
       "Prompt-aligned Gradient for Prompt Tuning" (ProGrad), by parameter as in its public code: there each layer's
-      prompt is one, and so is a class-specific context, whose classes are blocks of their own here.
+      prompt is one parameter, and so is a class-specific context, whose classes are separate blocks here.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-        raise InputError(f"prograd: strength is {strength!r}; give a number of at least 0.")
+    require_number("strength", strength, least=0)
 
     def apply_leaf(phi: dict[str, Any], gradient: Array, reference: Array) -> Array:
-        del phi
         direction = unit_rms(reference, rms(reference, 2))
         # The mean over a block of g r / rms(r)^2 is (g . r) / |r|^2.
         axes = tuple(range(-min(2, gradient.ndim), 0))
@@ -61,4 +53,4 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
         return gradient - strength * jnp.where(rms(reference, 2) > 0, conflict, 0.0) * direction
 
     settings = {"strength": strength, "reference": reference}
-    return with_reference("prograd", settings, lambda key, shape, dtype: {}, apply_leaf)
+    return leafwise("prograd", settings, lambda key, shape, dtype: {}, apply_leaf)

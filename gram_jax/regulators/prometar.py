@@ -1,4 +1,4 @@
-"""ProMetaR: a regularizer's gradient is added to the task's, entry by entry as far as a learned gate lets it."""
+"""ProMetaR: the task's gradient plus a regularizer's gradient, each entry of it times a learned gate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.errors import InputError
-from gram_jax.regulators.base import Regulator, positive, rms, unit_rms
-from gram_jax.regulators.reference import with_reference
+from gram_jax.errors import require_bool, require_int, require_known
+from gram_jax.regulators.base import Regulator, leafwise, rms, unit_rms
 
 Array = jax.Array
 
@@ -26,23 +25,20 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         gamma = sigma(W_2 W_1 [vec g ; vec r])        W_1: 2 n d -> n d / rate,  W_2: n d / rate -> n d / rate
         R(g)  = g + gamma * r
 
-    W_1 and W_2 start as PyTorch's linear layers, U(-1 / sqrt(inputs), 1 / sqrt(inputs)), so that gamma starts near 1/2.
-    Gradients are small numbers: as they are, they hardly move the gate.
+    W_1 and W_2 are initialized like PyTorch's linear layers, U(-1 / sqrt(inputs), 1 / sqrt(inputs)), so gamma is near
+    1/2. Gradients are small numbers: without `normalized` they hardly change the gate.
 
     Args:
       rate: entries that share a gate.
-      per: what has a network of its own. "layer": every block of a leaf, as published, which suits deep prompts; a
-        class-specific prompt would get one for each class. "all": a leaf, shared by its blocks.
-      normalized: divide the network's inputs by their common root mean square, so that R(a g) = a R(g) for a > 0 where
-        the reference is scaled too. Published: False.
-      reference: what r is the gradient of, as `gram_jax.objectives.parse` reads it. That gradient is given as the
+      per: the scope of a network. "layer": every block of a leaf, as published, for deep prompts; a class-specific
+        prompt would get one per class. "all": a leaf, shared by its blocks.
+      normalized: divide the network's inputs by their common root mean square, so that R(a g) = a R(g) for a > 0 if the
+        reference is scaled too. Published: False.
+      reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
         context, a pytree like the prompt.
 
     Returns:
-      The regulator. It is exactly the identity where the reference is 0, whatever its parameters.
-
-    Raises:
-      InputError: if a setting has an impossible value; on application, if the context is missing or unlike the prompt.
+      The regulator. It is exactly the identity for a reference gradient of 0, whatever its parameters.
 
     Example:
       >>> regulator, prompt = prometar(), {"context": jnp.zeros((2, 4))}
@@ -52,14 +48,12 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
       [1.5, 1.5, 1.5, 1.5]
 
     Reference:
-      "Prompt Learning via Meta-Regularization" (ProMetaR), section 4.2, in the form of its public code; "all" and
-      `normalized` are our own choices.
+      "Prompt Learning via Meta-Regularization" (ProMetaR), section 4.2, in the form of its public code, which has
+      neither "all" nor `normalized`.
     """
-    positive("prometar", "rate", rate)
-    if per not in PER:
-        raise InputError(f"prometar: per is {per!r}; choose one of {', '.join(map(repr, PER))}.")
-    if not isinstance(normalized, bool):
-        raise InputError(f"prometar: normalized is {normalized!r}; give True or False.")
+    require_int("rate", rate)
+    require_known("per", per, PER)
+    require_bool("normalized", normalized)
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:
         size = math.prod(shape[-2:])
@@ -83,7 +77,7 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         return gradient + gate.reshape(gradient.shape) * reference
 
     settings = {"rate": rate, "per": per, "normalized": normalized, "reference": reference}
-    return with_reference("prometar", settings, init_leaf, apply_leaf)
+    return leafwise("prometar", settings, init_leaf, apply_leaf)
 
 
 def _linear(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

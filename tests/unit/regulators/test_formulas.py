@@ -119,9 +119,9 @@ def test_the_context_matters_and_its_scale_does_not(name):
 def test_a_missing_or_misshapen_context_is_named(name):
     regulator = regulators.make(name, context_dim=CONTEXT)
     phi = regulator.init(jax.random.key(0), jnp.ones((4, 6)))
-    with pytest.raises(ValueError, match="context_dim=5 and is given no context"):
+    with pytest.raises(ValueError, match=r"context_dim=5.*None"):
         regulator.apply(phi, jnp.ones((4, 6)), None)
-    with pytest.raises(ValueError, match=r"of shape \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"\[2, 5\]"):
         regulator.apply(phi, jnp.ones((4, 6)), jnp.ones((2, 5)))
 
 
@@ -135,9 +135,9 @@ def test_prototypes_that_a_task_is_not_related_to_do_not_matter():
     first, last = jnp.array([1.0, 0, 0]), jnp.array([0, 0, 1.0])
     np.testing.assert_array_equal(regulator.apply(phi, grads, first), regulator.apply(other, grads, first))
     assert np.abs(regulator.apply(phi, grads, last) - regulator.apply(other, grads, last)).max() > 1e-2
-    with pytest.raises(ValueError, match="prototypes=3 and is given no context; pass context=, the relation"):
+    with pytest.raises(ValueError, match=r"prototypes=3.*None"):
         regulator.apply(phi, grads, None)
-    with pytest.raises(ValueError, match=r"prototypes=3 and is given a context of shape \[5\]"):
+    with pytest.raises(ValueError, match=r"prototypes=3.*\[5\]"):
         regulator.apply(phi, grads, jnp.ones(CONTEXT))
 
 
@@ -163,12 +163,12 @@ def test_as_optax_regulates_what_the_optimizer_sees():
         ("afine", {}, "'afine'.*'affine'"),
         ("gated_low_rank", {"ranks": 3}, "'ranks'.*'rank'"),
         ("identity", {"rank": 3}, "'identity'.*'rank'"),
-        ("gated_low_rank", {"rank": 0}, "rank is 0"),
-        ("gated_low_rank", {"hidden": 2.5}, "hidden is 2.5"),
-        ("mask", {"context_dim": True}, "context_dim is True"),
-        ("affine", {"per": "row"}, "per is 'row'"),
-        ("structured", {}, "prototypes is None; say how many"),
-        ("structured", {"prototypes": 0}, "prototypes is 0"),
+        ("gated_low_rank", {"rank": 0}, "rank=0"),
+        ("gated_low_rank", {"hidden": 2.5}, "hidden=2.5"),
+        ("mask", {"context_dim": True}, "context_dim=True"),
+        ("affine", {"per": "row"}, "per='row'"),
+        ("structured", {}, "prototypes=None"),
+        ("structured", {"prototypes": 0}, "prototypes=0"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):

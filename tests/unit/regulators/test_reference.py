@@ -142,22 +142,22 @@ def test_a_reference_that_does_not_fit_is_named(name):
     regulator = regulators.make(name)
     grads = {"context": jnp.ones((4, 6))}
     phi = regulator.init(jax.random.key(0), grads)
-    with pytest.raises(ValueError, match="is given no context; pass context="):
+    with pytest.raises(ValueError, match=f"{name} .*context="):
         regulator.apply(phi, grads, None)
     for wrong in ({"tokens": jnp.ones((4, 6))}, {"context": jnp.ones((4, 5))}, jnp.ones(5)):
-        with pytest.raises(ValueError, match="both must be gradients with respect to the same prompt"):
+        with pytest.raises(ValueError, match=f"{name} got a reference gradient"):
             regulator.apply(phi, grads, wrong)
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("prograd", {"strength": -1.0}, "strength is -1.0"),
+        ("prograd", {"strength": -1.0}, "strength=-1.0"),
         ("prograd", {"reference": ""}, "reference=''"),
         ("prometar", {"reference": 3}, "reference=3"),
-        ("prometar", {"rate": 0}, "rate is 0"),
-        ("prometar", {"per": "token"}, "per is 'token'; choose one of 'layer', 'all'"),
-        ("prometar", {"normalized": 1}, "normalized is 1; give True or False"),
+        ("prometar", {"rate": 0}, "rate=0"),
+        ("prometar", {"per": "token"}, "per='token'.*layer, all"),
+        ("prometar", {"normalized": 1}, "normalized=1"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):
