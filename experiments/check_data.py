@@ -125,14 +125,14 @@ def describe(dataset: Dataset) -> None:
 
 
 def spread(labels: np.ndarray, count: int) -> list[int]:
-    """Chooses images of as many classes as possible, in label order if not all classes fit.
+    """Chooses images of as many classes as possible: the first of every class, then the second of every class, ...
 
     Args:
       labels: int ``[images]``.
-      count: the largest number of positions.
+      count: the largest number of images.
 
     Returns:
-      The positions of the first image of every class, then of the second of every class, and so on.
+      Positions. If not all classes fit, those of classes that are evenly spread in label order.
     """
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +77,9 @@ class Config:
 
 
 class Step(NamedTuple):
-    """One batch: (item, view) pairs of one group of items; view -1 is the image itself."""
+    """One batch: some of the (item, view) pairs of a group of items; view -1 is the image itself."""
 
-    group: int
+    items: np.ndarray
     pairs: list[tuple[int, int]]
 
 
@@ -116,35 +116,22 @@ def features(clip: Clip, batches: Iterator[np.ndarray], sharding: NamedSharding)
         yield np.asarray(before)
 
 
-def encode_groups(
-    config: Config,
-    clip: Clip,
-    sharding: NamedSharding,
-    source: Corpus | Dataset,
-    groups: Sequence[Sequence[int]],
-    write: Callable[[int, np.ndarray], None],
-    views: int = 0,
+def embed(
+    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, source: Corpus | Dataset, views: int = 0
 ) -> float:
-    """Encodes groups of items, one after the other.
-
-    Args:
-      config: the settings.
-      clip: the clip, on all devices of this host.
-      sharding: spreads a batch over these devices.
-      source: the corpus or dataset.
-      groups: item numbers.
-      write: called with the number of a group and its features `[items, embed_dim]`, or `[items, views, embed_dim]`.
-      views: 0 for the images themselves, or the number of views.
-
-    Returns:
-      The share of the time that was spent waiting for images.
-    """
-    batch_size = step_size(config, sharding, source)
-    steps = []
-    for number, items in enumerate(groups):
-        pairs = [(int(item), view) for item in items for view in (range(views) if views else (-1,))]
-        steps += [Step(number, pairs[at : at + batch_size]) for at in range(0, len(pairs), batch_size)]
-    workers = config.workers or os.cpu_count() or 1
+    """Adds the missing features of this process's items; returns the share of the time spent waiting for images."""
+    dtype = config.dtype or ("float16" if config.corpus else "float32")
+    bank = open_bank(clip, source, folder, views=views, dtype=dtype)
+    # All devices get the same number of images. A group of items becomes one file.
+    batch_size = round_up(min(config.batch_size, config.shard_rows, len(source)), sharding.mesh.size)
+    missing, steps = bank.missing(), []
+    shards = missing // config.shard_rows
+    for shard in np.unique(shards):
+        if shard % jax.process_count() == jax.process_index():
+            items = missing[shards == shard]
+            pairs = [(item, view) for item in items.tolist() for view in (range(views) if views else (-1,))]
+            steps += [Step(items, pairs[at : at + batch_size]) for at in range(0, len(pairs), batch_size)]
+    workers, parts = config.workers or os.cpu_count() or 1, []
     with (
         ordered(
             lambda index: pixels(steps[index], source, clip, batch_size),
@@ -154,41 +141,17 @@ def encode_groups(
         ) as batches,
         runtime.Progress(sum(len(step.pairs) for step in steps), "images", unit="image") as progress,
     ):
-        parts = []
         for place, (step, encoded) in enumerate(zip(steps, features(clip, batches, sharding), strict=True)):
             parts.append(encoded[: len(step.pairs)])
             progress.update(len(step.pairs), waiting=batches.share)
-            if place + 1 == len(steps) or steps[place + 1].group != step.group:
-                rows = np.concatenate(parts)
-                write(step.group, rows.reshape(-1, views, rows.shape[-1]) if views else rows)
-                parts = []
+            if place + 1 < len(steps) and steps[place + 1].items is step.items:
+                continue
+            rows, parts = np.concatenate(parts), []
+            if isinstance(source, Corpus):
+                captions = [source.captions[item] for item in step.items]
+                rows = np.stack([rows, texts(clip, captions, batch_size, sharding)], axis=1)
+            bank.keep(step.items, rows.reshape(len(step.items), *bank.shape))
         return batches.share
-
-
-def step_size(config: Config, sharding: NamedSharding, source: Corpus | Dataset) -> int:
-    """Returns the images of a step, the same number for every device."""
-    return round_up(min(config.batch_size, config.shard_rows, len(source)), sharding.mesh.size)
-
-
-def embed(
-    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, source: Corpus | Dataset, views: int = 0
-) -> float:
-    """Adds the missing features of this process's items; returns the share of the time spent waiting for images."""
-    bank = open_bank(
-        clip, source, folder, views=views, dtype=config.dtype or ("float16" if config.corpus else "float32")
-    )
-    missing = bank.missing()
-    shards = missing // config.shard_rows
-    mine = [number for number in np.unique(shards) if number % jax.process_count() == jax.process_index()]
-    groups = [missing[shards == number] for number in mine]
-
-    def write(group: int, rows: np.ndarray) -> None:
-        if isinstance(source, Corpus):
-            captions = [source.captions[item] for item in groups[group]]
-            rows = np.stack([rows, texts(clip, captions, step_size(config, sharding, source), sharding)], axis=1)
-        bank.keep(groups[group], rows)
-
-    return encode_groups(config, clip, sharding, source, groups, write, views)
 
 
 def run(config: Config, workdir: Any) -> None:

@@ -60,7 +60,7 @@ def augmented_view(
     before the transform's normalization.
 
     Args:
-      transform: the clip's image transform; its output size is the size of the view.
+      transform: the clip's image transform, with an output size.
       image: any image that the transform accepts.
       seed: the seed of the views.
       item: the number of the image in its dataset or corpus.
@@ -69,10 +69,6 @@ def augmented_view(
 
     Returns:
       uint8 `[height, width, 3]`, for `transform.normalize`.
-
-    Raises:
-      ImageError: the image cannot be read.
-      InputError: the transform has no output size.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))
@@ -102,7 +98,7 @@ def augmented_views(
     """Returns an unchanged image and augmented views of it, as test-time tuning needs them; decodes the image once.
 
     Args:
-      transform: the clip's image transform.
+      transform: the clip's image transform, with an output size.
       image: any image that the transform accepts.
       seed: the seed of the views.
       item: the number of the image in its dataset.
@@ -111,10 +107,6 @@ def augmented_views(
 
     Returns:
       uint8 `[count, height, width, 3]`, for `transform.normalize`.
-
-    Raises:
-      ImageError: the image cannot be read.
-      InputError: the transform has no output size, or the count is below 1.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))

@@ -126,16 +126,13 @@ class Dataset(Images):
 
 
 def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the labels of the base classes (the first ceil(n / 2)) and of the new classes (the others).
+    """Returns the labels of the base classes (the first ceil(n / 2) of n >= 2) and of the new classes (the others).
 
     Args:
-      num_classes: the number of classes n, at least 2.
+      num_classes: n.
 
     Returns:
       Two int arrays.
-
-    Raises:
-      InputError: there are fewer than two classes.
 
     Example:
       >>> [half.tolist() for half in base_and_new(5)]
@@ -155,13 +152,10 @@ def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
 
     Args:
       dataset: the dataset.
-      labels: the classes to keep, for example a half of ``base_and_new``.
+      labels: the classes to keep, each once, for example a half of ``base_and_new``.
 
     Returns:
       A ``Dataset`` of those classes.
-
-    Raises:
-      InputError: labels are missing, repeated or unknown.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -170,7 +164,7 @@ def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
       ('black king', 360, 5)
 
     Reference:
-      CoOp's ``subsample_classes``: new classes are relabeled from 0.
+      CoOp's ``subsample_classes``.
     """
     labels = np.asarray(labels, np.int64)
     classes = len(dataset.class_names)
@@ -188,7 +182,7 @@ def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
 def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
     """Returns the number of images that each class keeps in a long-tailed draw.
 
-    n_k = round(largest * ratio^(k / (K - 1))): exponential from the first class to the last.
+    n_k = max(1, round(largest * ratio^(k / (K - 1)))): exponential from the first class to the last.
 
     Args:
       num_classes: K, at least 2.
@@ -196,10 +190,7 @@ def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
       largest: images of the first class.
 
     Returns:
-      int64 ``[K]``, each at least 1.
-
-    Raises:
-      InputError: a setting is out of range.
+      int64 ``[K]``.
 
     Example:
       >>> long_tail(5, 0.25, 16).tolist()

@@ -51,10 +51,6 @@ def feature_key(clip: Clip, source: Corpus | Dataset) -> dict[str, Any]:
       None for a dataset, which has no captions), "source_hash", "items", and "sample", a hash of the pixels of a few
       images: the source hash covers references, which may lead to other images in another folder.
 
-    Raises:
-      InputError: the clip lacks its transform or its tokenizer, or the source is empty.
-      ImageError: one of these images cannot be read.
-
     Example:
       >>> from gram_jax.data import load_corpus
       >>> from gram_jax.testing import tiny_clip
@@ -115,10 +111,6 @@ class FeatureBank:
         """Returns the numbers of the items without features, int `[items]`."""
         return np.flatnonzero(self._block < 0)
 
-    def count(self) -> int:
-        """Returns the number of items with features."""
-        return len(self._block) - len(self.missing())
-
     def positions(self, part: Dataset) -> np.ndarray:
         """Returns the positions, in the whole dataset, of the images of a part of it (see `Dataset.take`)."""
         if self._positions is None:
@@ -128,19 +120,13 @@ class FeatureBank:
     def rows(
         self, items: np.ndarray, encode: Callable[[np.ndarray], np.ndarray] | None = None, batch_size: int = 256
     ) -> np.ndarray:
-        """Returns the features of some items; computes and keeps those that are missing.
+        """Returns the features of some items, float32 `[items, *shape]`; computes and keeps those that are missing.
 
         Args:
           items: int `[items]`.
           encode: maps exactly `batch_size` items to features `[batch_size, *shape]`. The last batch repeats its last
             item. None if no features are missing.
           batch_size: items in a batch.
-
-        Returns:
-          float32 `[items, *shape]`.
-
-        Raises:
-          InputError: features are not finite; the message names the item.
         """
         items = np.asarray(items, np.int64)
         missing = np.unique(items[self._block[items] < 0])
@@ -161,8 +147,7 @@ class FeatureBank:
     def keep(self, items: np.ndarray, features: np.ndarray) -> None:
         """Adds the features `[items, *shape]` of some items, and writes them if the bank has a folder.
 
-        Raises:
-          InputError: features are not finite; the message names the item.
+        Raises InputError if features are not finite.
         """
         bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(1))
         if len(bad):
@@ -273,13 +258,7 @@ def store_name(dataset: Dataset, views: int = 0) -> str:
 
 
 class Store(NamedTuple):
-    """Normalized frozen features of a corpus, mapped into memory.
-
-    Attributes:
-      about: the content of store.json.
-      images: image features, float32 `[items, embed_dim]`.
-      texts: text features of the captions, float32 `[items, embed_dim]`.
-    """
+    """Normalized frozen features of the images and captions of a corpus, float32 `[items, embed_dim]` each."""
 
     about: Mapping[str, Any]
     images: LazyRows
@@ -287,14 +266,14 @@ class Store(NamedTuple):
 
 
 def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> Store:
-    """Opens the complete store of a corpus.
+    """Opens the complete store of a corpus; rows are read when they are indexed.
 
     Args:
       path: the folder.
       expect: fields in which the store must agree, usually `feature_key(clip, corpus)`; None checks nothing.
 
     Returns:
-      The `Store`; rows are read when they are indexed.
+      The `Store`.
 
     Raises:
       FileNotFoundError: there is no store.
@@ -311,9 +290,10 @@ def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
     items, shape = about["items"], tuple(about["shape"])
     if len(shape) != 2 or shape[0] != 2:
         raise StoreError(f"the feature store {folder} has the shape {list(shape)}: no captions; give a corpus's store")
-    size = sum(path.stat().st_size for path in folder.glob("rows-*.npy"))  # no array is larger than the files
-    bank = FeatureBank(min(items, size), shape, folder, about["dtype"])
-    if missing := items - bank.count():
+    # The files limit the size of the bank, because store.json may be damaged.
+    size = min(items, sum(path.stat().st_size for path in folder.glob("rows-*.npy")))
+    bank = FeatureBank(size, shape, folder, about["dtype"])
+    if missing := items - size + len(bank.missing()):
         raise StoreError(
             f"the feature store {folder} lacks {missing} of {items} items; run experiments.embed_corpus again with the "
             "same flags to complete it"
@@ -343,8 +323,13 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 def _compare(folder: Path, about: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises StoreError if a field differs from the expected one; the same images may have several names."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return f"{text[:13]}..." if isinstance(value, str) and len(value) == 64 else text[:200]
+
     differing = [
-        f"{name} is {_short(about.get(name))}, expected {_short(value)}"
+        f"{name} is {short(about.get(name))}, expected {short(value)}"
         for name, value in expected.items()
         if name != "source" and about.get(name) != value
     ]
@@ -353,8 +338,3 @@ def _compare(folder: Path, about: Mapping[str, Any], expected: Mapping[str, Any]
             f"the feature store {folder} does not fit: {'; '.join(differing)}; use another folder, or delete this one "
             "and write it again"
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text[:13]}..." if isinstance(value, str) and len(value) == 64 else text[:200]

@@ -32,19 +32,10 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def ensemble(name: str) -> tuple[str, ...]:
-    """Returns a published list of templates.
+    """Returns a published list of templates, texts with one "{}" each.
 
     "clip_80" are the 80 templates with which CLIP's paper reports ImageNet, "clip_7" the seven that forward selection
     chose among them (in the order of choice), "promptsrc_60" those of PromptSRC's textual diversity.
-
-    Args:
-      name: one of ``ENSEMBLES``.
-
-    Returns:
-      Texts with one "{}" each, in the published order.
-
-    Raises:
-      InputError: the name is unknown, or the file has been changed.
 
     Example:
       >>> ensemble("clip_7")[:2], len(ensemble("promptsrc_60"))

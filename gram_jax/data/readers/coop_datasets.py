@@ -25,7 +25,6 @@ class CoopDataset(NamedTuple):
       template: the hand-written template of CoOp's zero-shot CLIP.
       loss_templates: templates that a regularizer's public code uses instead, by regularizer.
       split_file: the published split, if there is one.
-      base: the folder that the paths of the split file are relative to.
       needed: files without which the dataset cannot be read.
       annotations: files that a split is made from, if the split file is missing.
       domain: the visual domain of a variant of ImageNet; "" for an ordinary dataset.
@@ -41,11 +40,15 @@ class CoopDataset(NamedTuple):
     template: str = DEFAULT
     loss_templates: Mapping[str, str] = MappingProxyType({})
     split_file: str | None = None
-    base: str = ""
     needed: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
     domain: str = ""
     late_average: bool = False
+
+    @property
+    def base(self) -> str:
+        """The folder that the paths of the split file are relative to: that of the images, if there is only one."""
+        return self.images[0] if len(self.images) == 1 else ""
 
 
 _EUROSAT_NAMES = {
@@ -91,7 +94,6 @@ _ENTRIES = (
             renamed={"Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane"},
         ),
         split_file="split_zhou_Caltech101.json",
-        base="101_ObjectCategories",
     ),
     CoopDataset(
         name="oxford_pets",
@@ -102,7 +104,6 @@ _ENTRIES = (
         read=rules.pets,
         template="a photo of a {}, a type of pet.",
         split_file="split_zhou_OxfordPets.json",
-        base="images",
         annotations=("annotations/trainval.txt", "annotations/test.txt"),
     ),
     CoopDataset(
@@ -125,7 +126,6 @@ _ENTRIES = (
         read=rules.flowers,
         template="a photo of a {}, a type of flower.",
         split_file="split_zhou_OxfordFlowers.json",
-        base="jpg",
         annotations=("imagelabels.mat", "cat_to_name.json"),
         late_average=True,
     ),
@@ -139,7 +139,6 @@ _ENTRIES = (
         template="a photo of {}, a type of food.",
         loss_templates={"distillation": "a type of food, a photo of {}."},
         split_file="split_zhou_Food101.json",
-        base="images",
     ),
     CoopDataset(
         name="fgvc_aircraft",
@@ -160,7 +159,6 @@ _ENTRIES = (
         sizes=(15880, 3970, 19850),
         read=rules.scenes,
         split_file="split_zhou_SUN397.json",
-        base="SUN397",
         annotations=("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
     ),
     CoopDataset(
@@ -173,7 +171,6 @@ _ENTRIES = (
         template="{} texture.",
         loss_templates={"kgcoop": "a photo of a {}, a type of texture.", "distillation": "a texture of {}."},
         split_file="split_zhou_DescribableTextures.json",
-        base="images",
         late_average=True,
     ),
     CoopDataset(
@@ -185,7 +182,6 @@ _ENTRIES = (
         read=partial(rules.by_folders, images="2750", renamed=_EUROSAT_NAMES),
         template="a centered satellite photo of {}.",
         split_file="split_zhou_EuroSAT.json",
-        base="2750",
         late_average=True,
     ),
     CoopDataset(
@@ -197,7 +193,6 @@ _ENTRIES = (
         read=rules.actions,
         template="a photo of a person doing {}.",
         split_file="split_zhou_UCF101.json",
-        base="UCF-101-midframes",
         annotations=tuple(f"ucfTrainTestlist/{name}.txt" for name in ("classInd", "trainlist01", "testlist01")),
     ),
     _variant("imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val", 1000, 10000, numbered=True),

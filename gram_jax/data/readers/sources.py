@@ -11,12 +11,7 @@ from gram_jax.errors import InputError, nearest
 
 
 class Reader(NamedTuple):
-    """A reader of datasets.
-
-    Attributes:
-      form: the form of a specification, for messages and help texts.
-      read: maps the specification without its prefix, and a seed, to a ``Dataset``.
-    """
+    """A reader: the form of its specifications, and a function of a specification without its prefix and a seed."""
 
     form: str
     read: Callable[[str, int], Dataset]
@@ -53,12 +48,9 @@ def register_reader(prefix: str, form: str, read: Callable[[str, int], Dataset])
     """Adds a reader, so that `load_dataset` opens "PREFIX:..." with it.
 
     Args:
-      prefix: the prefix, without ":".
+      prefix: a new prefix, without ":".
       form: the form of a specification, such as "mine:PATH", for messages.
       read: maps the specification without its prefix, and a seed, to a ``Dataset``.
-
-    Raises:
-      InputError: the prefix is taken, is empty or contains ":".
 
     Example:
       >>> def read(rest, seed):

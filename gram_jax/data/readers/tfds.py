@@ -42,9 +42,6 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
     Returns:
       A ``Dataset`` whose references are (split, index); reading returns a uint8 array ``[H, W, 3]``.
 
-    Raises:
-      InputError: nothing is prepared, only TensorFlow can read it, or it has no image and label.
-
     Reference:
       tensorflow.org/datasets, data sources.
     """
