@@ -28,13 +28,6 @@ def tiny_config(**overrides: Any) -> ClipConfig:
 
     Args:
       overrides: fields of `ClipConfig`, or of a tower with a prefix: `text_layers=3`, `vision_activation="gelu"`.
-
-    Raises:
-      InputError: there is no such field.
-
-    Example:
-      >>> tiny_config(text_layers=5, embed_dim=7).text.layers
-      5
     """
     towers = {
         "text": TextConfig(
@@ -70,12 +63,7 @@ def tiny_config(**overrides: Any) -> ClipConfig:
 
 @functools.cache
 def tiny_tokenizer(context_length: int = 24) -> Tokenizer:
-    """Returns a tokenizer trained on a few dozen words, with the vocabulary size of `tiny_config`.
-
-    Example:
-      >>> tiny_tokenizer().vocab_size == tiny_config().text.vocab_size
-      True
-    """
+    """Returns a tokenizer trained on a few dozen words, with the vocabulary size of `tiny_config`."""
     return train_tokenizer([TEXT] * 2, VOCAB_SIZE, context_length)
 
 
@@ -87,9 +75,6 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
     Args:
       seed: seed of the parameters.
       overrides: as in `tiny_config`, except `text_vocab_size`, which the tokenizer determines.
-
-    Raises:
-      InputError: there is no such field.
 
     Example:
       >>> clip = tiny_clip(text_layers=2)

@@ -45,10 +45,6 @@ class TextConfig:
       norm_eps: epsilon of every layer norm.
       bos_token_id, eos_token_id, pad_token_id: the ids in the file. Files written before mid-2023 hold wrong ids
         (0, 2, 1); `eos_rule` accounts for that, and the tokenizer has the correct ones.
-
-    Example:
-      >>> TextConfig(vocab_size=100, width=64, layers=2, heads=4, mlp_width=128, context_length=16).eos_rule
-      'first'
     """
 
     vocab_size: int = 49408
@@ -105,14 +101,9 @@ class VisionConfig:
         require_int("VisionConfig.patch_size", self.patch_size, most=self.image_size)
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
     def num_patches(self) -> int:
         """Patches of an image."""
-        return self.grid**2
+        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -157,20 +148,8 @@ class ClipConfig:
         Missing keys take the defaults of transformers' `CLIPConfig`. Old files repeat the towers as `text_config_dict`
         and `vision_config_dict`, whose values win, as in transformers.
 
-        Args:
-          config: the parsed JSON object.
-
-        Returns:
-          The validated configuration.
-
         Raises:
           InputError: the file describes another kind of model, or a size or setting is impossible or unsupported.
-
-        Example:
-          >>> ClipConfig.from_hf({"model_type": "siglip"})
-          Traceback (most recent call last):
-          ...
-          gram_jax.errors.InputError: model_type='siglip': only 'clip' is supported
         """
         if config.get("model_type") != "clip":
             raise InputError(f"model_type={config.get('model_type')!r}: only 'clip' is supported")
@@ -190,14 +169,7 @@ class ClipConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns a JSON object that transformers' `CLIPConfig` reads back to the same model.
-
-        `compute_dtype`, `remat` and `class_chunk` are settings of a run and are not included.
-
-        Example:
-          >>> ClipConfig.from_hf(ClipConfig().to_hf()) == ClipConfig()
-          True
-        """
+        """Returns the content of a `config.json`; `compute_dtype`, `remat` and `class_chunk` are settings of a run."""
         text = {hf_name: getattr(self.text, name) for name, hf_name in _TEXT_KEYS.items()}
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}
         return {

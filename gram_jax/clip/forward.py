@@ -12,19 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.clip import text, vision
+from gram_jax.clip import text, validation, vision
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.clip.prompts import TextPrompt, VisualPrompt
 from gram_jax.clip.tokenizer import Classes
-from gram_jax.clip.validation import (
-    check_features,
-    check_images,
-    check_text_prompt,
-    check_token_ids,
-    check_visual_prompt,
-)
 
 Array = jax.Array
 
@@ -58,9 +51,6 @@ def encode_image(
     Returns:
       Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
 
-    Raises:
-      InputError: a shape, width, layer number or placement does not fit.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip = tiny_clip()
@@ -70,12 +60,11 @@ def encode_image(
       True
 
     Reference:
-      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; prompts: "Visual Prompt
-      Tuning", section 3.2; class-aware prompts: "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model",
-      section III.
+      "Learning Transferable Visual Models From Natural Language Supervision", section 2.4; "Visual Prompt Tuning",
+      section 3.2; "Dual Modality Prompt Tuning for Vision-Language Pre-Trained Model", section III.
     """
-    check_images(images, clip.config.vision)
-    check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
+    validation.check_images(images, clip.config.vision)
+    validation.check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
     params = clip.params["vision"]
     if not layer_prompts:
         features, aux = _image(params, images, prompt, config=clip.config, normalize=normalize), {}
@@ -91,35 +80,22 @@ def encode_image(
 
 
 def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
-    """Returns image features and patch features in the joint space.
+    """Returns image features `[images, embed_dim]` and patch features `[images, patches, embed_dim]`.
 
-    Every token x_L after the last layer is projected as the class token is:
+    Every token x_L after the last layer is projected as the class token is; only f is normalized:
 
         f = normalize( W^T post_norm(x_L[class token]) ),    z_p = W^T post_norm(x_L[patch p]).
 
     Args:
       clip: the frozen clip.
       images: float `[images, size, size, channels]`, from `clip.preprocess`.
-
-    Returns:
-      Features `[images, embed_dim]`, normalized, and patches `[images, patches, embed_dim]`, not normalized, in
-      row-major order; at least float32.
-
-    Raises:
-      InputError: the shape of the images does not fit.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> features, patches = encode_patches(tiny_clip(), jnp.ones((2, 12, 12, 3)))
-      >>> features.shape, patches.shape
-      ((2, 16), (2, 9, 16))
     """
-    check_images(images, clip.config.vision)
+    validation.check_images(images, clip.config.vision)
     return _patches(clip.params["vision"], images, config=clip.config)
 
 
 def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
-    """Returns the features of texts.
+    """Returns the features of texts, `[..., embed_dim]`, at least float32; NaN for an id outside the vocabulary.
 
     The transformer is causal and the feature is read at the end token (`TextConfig.eos_rule`), so padding after it has
     no effect and texts may be cut to the longest one.
@@ -129,22 +105,10 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
       token_ids: int `[..., tokens]` with [SOS] first, from `clip.tokenize`.
       normalize: divide by the Euclidean norm.
 
-    Returns:
-      Features `[..., embed_dim]`, at least float32; NaN for an id outside the vocabulary.
-
-    Raises:
-      InputError: `token_ids` are not integers, or are longer than the context.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip = tiny_clip()
-      >>> encode_text(clip, clip.tokenize(["a cat", "a photo of a dog."])).shape == (2, clip.config.embed_dim)
-      True
-
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
     """
-    check_token_ids(token_ids, clip.config.text)
+    validation.check_token_ids(token_ids, clip.config.text)
     return _text(clip.params["text"], token_ids, None, config=clip.config, normalize=normalize)
 
 
@@ -164,8 +128,7 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
       Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
 
     Raises:
-      InputError: a shape, width, layer number or class position does not fit, or the context and the longest class
-        exceed the context length.
+      InputError: the prompt does not fit, or it and the longest class name exceed the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -180,24 +143,18 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
     """
     params = clip.params["text"]
     if prompt is None:
-        check_token_ids(classes.token_ids, clip.config.text)
+        validation.check_token_ids(classes.token_ids, clip.config.text)
         return _text(params, classes.token_ids, classes.eot, config=clip.config, normalize=normalize)
-    check_text_prompt(prompt, clip.config.text, jnp.shape(classes.tail_ids))
+    validation.check_text_prompt(prompt, clip.config.text, jnp.shape(classes.tail_ids))
     return _classes(params, classes, prompt, config=clip.config, normalize=normalize)
 
 
 def embed_tokens(clip: Clip, token_ids: Array) -> Array:
-    """Returns token embeddings without positions, such as the words that initialize a context.
+    """Returns token embeddings without positions, `[..., tokens, width]`; NaN for an id outside the vocabulary.
 
     Args:
       clip: the frozen clip.
       token_ids: int `[..., tokens]`.
-
-    Returns:
-      `[..., tokens, width]`, at least float32; NaN for an id outside the vocabulary.
-
-    Raises:
-      InputError: `token_ids` are not integers, or are longer than the context.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -205,38 +162,26 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
       >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
       >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
       True
-
-    Reference:
-      "Learning to Prompt for Vision-Language Models" (CoOp), whose context can be initialized with words.
     """
-    check_token_ids(token_ids, clip.config.text)
+    validation.check_token_ids(token_ids, clip.config.text)
     return text.embed(clip.params["text"], token_ids)
 
 
 def logits(image_features: Array, text_features: Array, logit_scale: Array | float) -> Array:
-    """Returns the scaled cosine similarities of images and classes.
+    """Returns scaled cosine similarities `[images, classes]`, in full precision on every device.
 
-    logits[b, c] = exp(logit_scale) * <f_b, t_c>, in full precision on every device.
+    logits[b, c] = exp(logit_scale) * <f_b, t_c>
 
     Args:
       image_features: normalized, `[images, dim]`.
       text_features: normalized, `[classes, dim]`, or `[images, classes, dim]` if they depend on the image.
       logit_scale: log of the scale, as in `clip.params["logit_scale"]`.
 
-    Returns:
-      `[images, classes]`, at least float32.
-
-    Raises:
-      InputError: the shapes do not fit together.
-
     Example:
       >>> logits(jnp.eye(2), jnp.eye(2), jnp.log(100.0)).round().tolist()
       [[100.0, 0.0], [0.0, 100.0]]
-
-    Reference:
-      "Learning Transferable Visual Models From Natural Language Supervision", figure 3.
     """
-    check_features(image_features, text_features)
+    validation.check_features(image_features, text_features)
     product = "be,ce->bc" if text_features.ndim == 2 else "be,bce->bc"
     image_features, text_features = at_least_float32(image_features), at_least_float32(text_features)
     cosine = jnp.einsum(product, image_features, text_features, precision="highest")

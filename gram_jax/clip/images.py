@@ -93,13 +93,6 @@ class ImageTransform:
 
         Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`.
 
-        Args:
-          config: the parsed JSON object.
-          max_pixels: as the attribute.
-
-        Returns:
-          The transform.
-
         Raises:
           InputError: the file belongs to another model family, or sets a size or step that CLIP's transform lacks.
 
@@ -131,12 +124,7 @@ class ImageTransform:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the content of a `preprocessor_config.json` for transformers' `CLIPImageProcessor`.
-
-        Example:
-          >>> ImageTransform.from_hf(ImageTransform(size=64, crop=(64, 64)).to_hf()).crop
-          (64, 64)
-        """
+        """Returns the content of a `preprocessor_config.json` for transformers' `CLIPImageProcessor`."""
 
         def sides(value: int | tuple[int, int] | None) -> dict[str, int]:
             value = 224 if value is None else value
@@ -169,13 +157,10 @@ class ImageTransform:
         return "images-1-" + hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
     def __call__(self, images: Iterable[Any]) -> np.ndarray:
-        """Transforms images into the input of `encode_image`.
+        """Returns the input of `encode_image`, float32 `[B, H, W, 3]`.
 
         Args:
           images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; a single one is a batch of one.
-
-        Returns:
-          float32 array [B, H, W, 3].
 
         Raises:
           ImageError: an image cannot be read or used, there are none, or the results differ in size.
@@ -208,21 +193,14 @@ class ImageTransform:
         return table if self.mean is None else (table - np.float32(self.mean)) / np.float32(self.std)
 
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
-        """Returns one image, resized and cropped, as bytes before normalization.
+        """Returns one image, resized and cropped, as uint8 `[H, W, 3]` before normalization.
 
         Args:
           image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
           name: name of the image in errors, unless it is a path.
 
-        Returns:
-          uint8 array [H, W, 3].
-
         Raises:
           ImageError: the image cannot be read, has too many pixels, or a depth without a known range.
-
-        Example:
-          >>> ImageTransform(size=8, crop=(8, 8)).pixels(np.full((1, 20, 3), 7, np.uint8)).max()
-          np.uint8(7)
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:

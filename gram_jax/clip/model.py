@@ -47,9 +47,6 @@ class Clip:
     ) -> Classes:
         """Tokenizes class names for `encode_classes`; see `gram_jax.clip.class_tokens`.
 
-        Raises:
-          InputError: there is no tokenizer or no name, or a name is empty, duplicated or too long.
-
         Example:
           >>> from gram_jax.testing import tiny_clip
           >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
@@ -58,16 +55,7 @@ class Clip:
         return class_tokens(self._require_tokenizer(), names, template, allow_duplicates=allow_duplicates)
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
-        """Returns token ids for `encode_text`, int32 `[texts, tokens]`, cut to the longest text.
-
-        Raises:
-          InputError: there is no tokenizer, or a text is too long.
-
-        Example:
-          >>> from gram_jax.testing import tiny_clip
-          >>> tiny_clip().tokenize(["a photo of a cat.", "a dog"]).shape[0]
-          2
-        """
+        """Returns token ids for `encode_text`, int32 `[texts, tokens]`, cut to the longest text."""
         return self._require_tokenizer().encode(texts)
 
     def preprocess(self, images: Any) -> np.ndarray:
@@ -75,9 +63,6 @@ class Clip:
 
         Args:
           images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
-
-        Raises:
-          InputError: there is no image transform, or an image cannot be read.
 
         Example:
           >>> from gram_jax.testing import tiny_clip
@@ -114,19 +99,30 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
                     "projection"},
          "logit_scale"}
 
-    Example:
-      >>> from gram_jax.testing import tiny_config
-      >>> params = init_params(jax.random.key(0), tiny_config())
-      >>> sorted(params), sorted(params["text"]["layers"])
-      (['logit_scale', 'text', 'vision'], ['attention', 'mlp', 'norm_1', 'norm_2'])
-
     Reference:
       github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
     """
     text_key, vision_key = jax.random.split(key)
+    keys = [*jax.random.split(text_key, 4), *jax.random.split(vision_key, 5)]
+    text, vision, dim = config.text, config.vision, config.embed_dim
+    patch = vision.patch_size**2 * vision.channels
     return {
-        "text": _init_text(text_key, config.text, config.embed_dim),
-        "vision": _init_vision(vision_key, config.vision, config.embed_dim),
+        "text": {
+            "token_embedding": _normal(keys[0], 0.02, text.vocab_size, text.width),
+            "position_embedding": _normal(keys[1], 0.01, text.context_length, text.width),
+            "layers": _init_layers(keys[2], text),
+            "final_norm": _init_norm(text.width),
+            "projection": _normal(keys[3], text.width**-0.5, text.width, dim),
+        },
+        "vision": {
+            "class_embedding": _normal(keys[4], vision.width**-0.5, vision.width),
+            "patch_embedding": _normal(keys[5], (3 * patch) ** -0.5, patch, vision.width),
+            "position_embedding": _normal(keys[6], vision.width**-0.5, 1 + vision.num_patches, vision.width),
+            "pre_norm": _init_norm(vision.width),
+            "layers": _init_layers(keys[7], vision),
+            "post_norm": _init_norm(vision.width),
+            "projection": _normal(keys[8], vision.width**-0.5, vision.width, dim),
+        },
         "logit_scale": jnp.float32(config.logit_scale_init),
     }
 
@@ -139,52 +135,21 @@ def _init_norm(*shape: int) -> Params:
     return {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
 
 
-def _init_text(key: jax.Array, config: TextConfig, embed_dim: int) -> Params:
-    keys = jax.random.split(key, 4)
-    width = config.width
-    return {
-        "token_embedding": _normal(keys[0], 0.02, config.vocab_size, width),
-        "position_embedding": _normal(keys[1], 0.01, config.context_length, width),
-        "layers": _init_layers(keys[2], config),
-        "final_norm": _init_norm(width),
-        "projection": _normal(keys[3], width**-0.5, width, embed_dim),
-    }
-
-
-def _init_vision(key: jax.Array, config: VisionConfig, embed_dim: int) -> Params:
-    keys = jax.random.split(key, 5)
-    width = config.width
-    patch = config.patch_size**2 * config.channels
-    return {
-        "class_embedding": _normal(keys[0], width**-0.5, width),
-        "patch_embedding": _normal(keys[1], (3 * patch) ** -0.5, patch, width),
-        "position_embedding": _normal(keys[2], width**-0.5, 1 + config.num_patches, width),
-        "pre_norm": _init_norm(width),
-        "layers": _init_layers(keys[3], config),
-        "post_norm": _init_norm(width),
-        "projection": _normal(keys[4], width**-0.5, width, embed_dim),
-    }
-
-
 def _init_layers(key: jax.Array, config: TextConfig | VisionConfig) -> Params:
     layers, width, hidden = config.layers, config.width, config.mlp_width
-    keys = jax.random.split(key, 6)
+    keys = iter(jax.random.split(key, 6))
     in_std, out_std = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
 
-    def dense(key: jax.Array, std: float, fan_in: int, fan_out: int) -> Params:
-        return {"kernel": _normal(key, std, layers, fan_in, fan_out), "bias": jnp.zeros((layers, fan_out), jnp.float32)}
+    def dense(std: float, fan_in: int, fan_out: int) -> Params:
+        kernel = _normal(next(keys), std, layers, fan_in, fan_out)
+        return {"kernel": kernel, "bias": jnp.zeros((layers, fan_out), jnp.float32)}
 
     return {
         "norm_1": _init_norm(layers, width),
         "attention": {
-            "query": dense(keys[0], in_std, width, width),
-            "key": dense(keys[1], in_std, width, width),
-            "value": dense(keys[2], in_std, width, width),
-            "out": dense(keys[3], out_std, width, width),
+            **{name: dense(in_std, width, width) for name in ("query", "key", "value")},
+            "out": dense(out_std, width, width),
         },
         "norm_2": _init_norm(layers, width),
-        "mlp": {
-            "up": dense(keys[4], (2 * width) ** -0.5, width, hidden),
-            "down": dense(keys[5], out_std, hidden, width),
-        },
+        "mlp": {"up": dense((2 * width) ** -0.5, width, hidden), "down": dense(out_std, hidden, width)},
     }

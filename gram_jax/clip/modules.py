@@ -29,15 +29,7 @@ def at_least_float32(x: Array) -> Array:
 
 
 def take_token(x: Array, position: int | Array) -> Array:
-    """Takes one token of every sequence.
-
-    Args:
-      x: `[..., tokens, width]`.
-      position: one static position for all sequences, or integers `[...]`.
-
-    Returns:
-      `[..., 1, width]`.
-    """
+    """Returns one token `[..., 1, width]` of every sequence `[..., tokens, width]`; `position` is static or `[...]`."""
     if isinstance(position, int):
         return x[..., position : position + 1, :]
     index = jnp.broadcast_to(position, x.shape[:-2])[..., None, None]
@@ -116,10 +108,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer: `x += attention(norm_1(x)); x += mlp(norm_2(x))`.
-
-    The residual stream and the norms are at least float32; the matrix products are in `dtype`.
-    """
+    """A pre-norm transformer layer: `x += attention(norm_1(x)); x += mlp(norm_2(x))`, residuals at least float32."""
 
     heads: int
     mlp_width: int
@@ -131,15 +120,12 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, mask: Array | None = None, memory: Memory | None = None, read: int | Array | None = None
     ) -> tuple[Array, Memory]:
-        """Runs the layer.
+        """Returns the tokens after the layer, and the layer's keys and values.
 
         Args:
           x: `[..., tokens, width]`.
           mask, memory: as in `Attention`.
           read: position of the only token whose output is needed (see `take_token`); None for all tokens.
-
-        Returns:
-          The tokens after the layer `[..., tokens or 1, width]`, and the layer's keys and values.
         """
         normed = layer_norm(self.norm_eps, name="norm_1")(x)
         queries = normed
@@ -180,20 +166,17 @@ def run_layers(
 ) -> Any:
     """Runs `carry = step(carry, layer parameters, deep prompt or None)` over layers `start, ..., stop - 1`.
 
-    Consecutive layers with a deep prompt are one scan, and so are those without, so that compilation time does not grow
-    with depth.
+    Consecutive layers with a deep prompt are one scan, and so are those without: compilation time does not grow with
+    depth. Returns the last carry.
 
     Args:
       step: a function of the carry, one layer's parameters, and the deep prompt to insert before the layer.
-      carry: passed from layer to layer; keeps its structure, shapes and dtypes.
+      carry: the value passed from layer to layer.
       layers: parameters with a leading axis of layers.
       start, stop: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
       deep_layers: increasing layer numbers; those outside the range are ignored.
       remat: recompute each layer in the backward pass.
-
-    Returns:
-      The carry after the last layer of the range.
 
     Example:
       >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer

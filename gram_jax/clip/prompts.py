@@ -97,11 +97,6 @@ class MaskedTokens(NamedTuple):
     Attributes:
       tokens: `[images, n, width]`, or `[n, width]` shared.
       keep: bool `[images, n]`; no token attends to a token where this is False.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> MaskedTokens(jnp.zeros((2, 3, 8)), jnp.array([[True, True, False]] * 2)).keep.sum().item()
-      4
     """
 
     tokens: jax.Array

@@ -29,14 +29,7 @@ Array = jax.Array
 
 
 def find_end(config: TextConfig, token_ids: Array) -> Array:
-    """Returns the position of the end token in token ids `[..., tokens]`, int32 `[...]`, see `TextConfig.eos_rule`.
-
-    Example:
-      >>> from gram_jax.testing import tiny_config
-      >>> end = tiny_config().text.eos_token_id
-      >>> find_end(tiny_config().text, jnp.array([[end - 1, 5, end, end]])).tolist()
-      [2]
-    """
+    """Returns the position of the end token in token ids `[..., tokens]`, int32 `[...]`, see `TextConfig.eos_rule`."""
     ends = token_ids if config.eos_rule == "highest" else token_ids == config.eos_token_id
     return jnp.argmax(ends, axis=-1).astype(jnp.int32)
 
@@ -47,17 +40,7 @@ def embed(params: Any, token_ids: Array) -> Array:
 
 
 def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array) -> Array:
-    """Returns the features of texts without a prompt.
-
-    Args:
-      params: the `text` branch of the parameters.
-      config: the clip's configuration.
-      token_ids: int `[..., tokens]`.
-      end: int `[...]`, the position of the end token.
-
-    Returns:
-      `[..., embed_dim]`, not normalized.
-    """
+    """Returns the features `[..., embed_dim]` of texts without a prompt, read at `end`, int `[...]`; not normalized."""
     return _full(params, config, embed(params, token_ids), end)
 
 

@@ -30,15 +30,15 @@ MIN_VOCAB_SIZE = 2 * 256 + 2  # every byte, inside and at the end of a word, and
 class Classes:
     """Class names as token ids, in the two forms that text prompts need.
 
-    All fields are arrays: a step compiled for one list of names serves every list of the same shape, and classes can be
-    mapped over with `vmap`. Everything after an end token is padding and has no effect.
+    All fields are int32 arrays: a step compiled for one list of names serves every list of the same shape, and classes
+    can be mapped over with `vmap`. Everything after an end token is padding and has no effect.
 
     Attributes:
-      token_ids: int32 [C, T], the filled template, `[SOS] a photo of a NAME . [EOS]`, cut to the longest.
-      eot: int32 [C], position of the end token in `token_ids`, at which the feature is read.
-      tail_ids: int32 [C, S], the tokens after a context that precedes the name, `NAME . [EOS]`, cut to the longest.
-      name_length: int32 [C], number of tokens of the name in the tail.
-      tail_eot: int32 [C], position of the end token in `tail_ids`.
+      token_ids: [C, T], the filled template, `[SOS] a photo of a NAME . [EOS]`, cut to the longest.
+      eot: [C], position of the end token in `token_ids`, at which the feature is read.
+      tail_ids: [C, S], the tokens after a context that precedes the name, `NAME . [EOS]`, cut to the longest.
+      name_length: [C], number of tokens of the name in the tail.
+      tail_eot: [C], position of the end token in `tail_ids`.
     """
 
     token_ids: jax.Array
@@ -58,9 +58,6 @@ class Tokenizer:
       hf: a transformers `CLIPTokenizer`.
       context_length: the largest number of tokens in a text, start and end included; default: the tokenizer's
         `model_max_length`.
-
-    Raises:
-      InputError: there is no usable limit, or a special token is missing from the vocabulary.
 
     Example:
       >>> tokenizer = train_tokenizer(["a cat", "a dog"] * 4, vocab_size=600, context_length=16)
@@ -128,7 +125,7 @@ class Tokenizer:
         return self.hf.decode(np.asarray(token_ids).tolist(), skip_special_tokens=True)
 
     def encode(self, texts: Sequence[str], *, length: int | None = None, truncate: bool = False) -> np.ndarray:
-        """Returns token ids of texts, `[SOS] ... [EOS]`, padded at the end.
+        """Returns token ids of texts, `[SOS] ... [EOS]`, padded at the end, int32 `[N, T]`.
 
         Padding after `[EOS]` does not change a feature, so by default the batch is cut to its longest text.
 
@@ -136,17 +133,6 @@ class Tokenizer:
           texts: N strings (a single string counts as one text).
           length: pad to this many tokens instead of to the longest text.
           truncate: cut texts that are too long, before `[EOS]`, instead of raising an error.
-
-        Returns:
-          int32 array [N, T].
-
-        Raises:
-          InputError: there are no texts, or a text is not a string, contains half a surrogate pair, or is too long.
-
-        Example:
-          >>> tokenizer = train_tokenizer(["a cat"] * 9, vocab_size=520, context_length=77)
-          >>> tokenizer.encode(["a cat"], length=77).shape
-          (1, 77)
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -158,28 +144,20 @@ class Tokenizer:
         limit = self.context_length if length is None else length
         require_int("length", limit, least=2, most=self.context_length)
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts)]
+        bad = [index for index, row in enumerate(rows) if len(row) > limit]
+        if bad and not truncate:
+            text = texts[bad[0]]
+            shown = text if len(text) <= 60 else text[:57] + "..."
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise InputError(
+                f"text {bad[0]}, {shown!r}, has {len(rows[bad[0]])} tokens, the limit is {limit}{more}; shorten it or "
+                "pass truncate=True"
+            )
+        rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        if lengths.max() > limit:
-            if not truncate:
-                raise InputError(self._too_long(texts, lengths, limit))
-            rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
-            lengths = np.minimum(lengths, limit)
-        return self._pad(rows, lengths, int(lengths.max()) if length is None else length)
-
-    def _too_long(self, texts: Sequence[str], lengths: np.ndarray, limit: int) -> str:
-        bad = np.flatnonzero(lengths > limit)
-        text = texts[bad[0]]
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        return (
-            f"text {bad[0]}, {shown!r}, has {lengths[bad[0]]} tokens, the limit is {limit}{more}; shorten it or pass "
-            "truncate=True"
-        )
-
-    def _pad(self, rows: list[list[int]], lengths: np.ndarray, width: int) -> np.ndarray:
-        ids = np.full((len(rows), width), self.pad_token_id, np.int32)
+        ids = np.full((len(rows), int(lengths.max()) if length is None else length), self.pad_token_id, np.int32)
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
-        ids[np.arange(width) < lengths[:, None]] = flat
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
         return ids
 
 
@@ -207,8 +185,7 @@ def class_tokens(
       `Classes`, each array cut to its longest class.
 
     Raises:
-      InputError: the list is empty; a name is not a string, is empty or too long, or contains a special token or half a
-        surrogate pair; two names have equal tokens; the template does not contain exactly one `{}`.
+      InputError: a name is empty, too long, contains a special token, or has the tokens of another name.
 
     Example:
       >>> tokenizer = train_tokenizer(["a photo of a cat.", "a dog"] * 4, vocab_size=600, context_length=32)
@@ -298,9 +275,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
 
     Returns:
       A `Tokenizer`, the same for the same texts in every run and on every machine.
-
-    Raises:
-      InputError: `vocab_size` is below 514, there are no words, or a text contains half a surrogate pair.
 
     Example:
       >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)

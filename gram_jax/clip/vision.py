@@ -19,11 +19,7 @@ LayerPrompts = Mapping[int, Callable[[Array], Any]]
 
 
 def patchify(images: Array, patch_size: int) -> Array:
-    """Cuts images into flat patches, in row-major order.
-
-    Args:
-      images: `[images, height, width, channels]`.
-      patch_size: side of a patch in pixels; a remainder at the right and lower edge is dropped.
+    """Cuts images into flat patches, in row-major order; a remainder at the right and lower edge is dropped.
 
     Returns:
       `[images, patches, patch_size * patch_size * channels]`, each patch ordered (row, column, channel).
@@ -45,7 +41,7 @@ def image_features(
     prompt: VisualPrompt | None = None,
     layer_prompts: LayerPrompts | None = None,
 ) -> tuple[Array, dict[int, Any]]:
-    """Returns image features, and the auxiliary outputs of `layer_prompts` by layer.
+    """Returns image features `[images, embed_dim]`, not normalized, and auxiliary outputs of `layer_prompts` by layer.
 
     Args:
       params: the `vision` branch of the parameters.
@@ -54,9 +50,6 @@ def image_features(
       prompt: visual prompt or None.
       layer_prompts: by layer, a function that maps the layer's tokens to (prompt tokens, auxiliary output); the prompt
         tokens may be `MaskedTokens`.
-
-    Returns:
-      Features `[images, embed_dim]`, not normalized, and a dictionary.
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
@@ -102,15 +95,9 @@ def image_features(
 
 
 def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
-    """Returns the features of all tokens of images without a prompt, each read as the class token is.
+    """Returns features `[images, 1 + patches, embed_dim]` of all tokens, each read as the class token, not normalized.
 
-    Args:
-      params: the `vision` branch of the parameters.
-      config: the clip's configuration.
-      images: `[images, size, size, channels]`.
-
-    Returns:
-      `[images, 1 + patches, embed_dim]`, the image's feature first, not normalized.
+    There is no prompt; `params` is the `vision` branch of the parameters.
     """
     block = make_block(config.vision, config.compute_dtype)
     norm = layer_norm(config.vision.norm_eps)

@@ -53,10 +53,6 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
       dtype: dtype of the file, "float32", "float16" or "bfloat16"; default: that of the parameters.
       overwrite: write into a folder that contains other files; they are kept.
 
-    Raises:
-      FileExistsError: the folder is not empty and contains no clip, or is a file.
-      InputError: the clip has no tokenizer, or its parts do not fit together.
-
     Example:
       >>> import os, tempfile
       >>> from gram_jax.testing import tiny_clip

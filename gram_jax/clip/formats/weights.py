@@ -182,17 +182,14 @@ def _locate(files: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> d
 
 
 def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "float32") -> Params:
-    """Reads Hugging Face CLIP weights from safetensors files.
+    """Reads Hugging Face CLIP weights from one safetensors file or the shards of one model.
 
     Reads one leaf at a time: the peak host memory is the parameters and a few copies of the largest leaf.
 
     Args:
-      files: one file, or the shards of one model.
+      files: the files.
       config: the sizes that the tensors must have.
       dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
-
-    Returns:
-      The parameters, see `init_params`.
 
     Raises:
       WeightsError: a file is damaged, or tensors are missing, unexpected, or have another shape or type (all listed).
@@ -227,9 +224,6 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
       config: the sizes that they must have.
       file: the target.
       dtype: "float32", "float16" or "bfloat16"; default: that of each leaf.
-
-    Raises:
-      WeightsError: a leaf is missing, unexpected or has another shape than in the configuration.
     """
     from safetensors.numpy import save_file
 
@@ -249,21 +243,13 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
 
 
 def weights_hash(params: Params) -> str:
-    """Returns a hash of the weights' content.
+    """Returns a hash of the weights' content: 64 hexadecimal digits of SHA-256.
 
     Each tensor is hashed under its Hugging Face name and shape, as little-endian float32. Hence the hash depends
     neither on the layout of the parameter tree nor on the dtype of a lossless copy.
 
     Args:
       params: the parameters.
-
-    Returns:
-      64 hexadecimal digits (SHA-256).
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> weights_hash(tiny_clip(seed=0).params) == weights_hash(tiny_clip(seed=1).params)
-      False
     """
     digests = []
     for row in TABLE:
