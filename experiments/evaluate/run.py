@@ -1,29 +1,32 @@
-"""Few-shot and base-to-new accuracy of a prompt tuner, with and without a meta-learned start and regulator.
+"""Few-shot, base-to-new, transfer and test-time accuracy of a prompt tuner, with and without meta-learning.
 
     python -m experiments.evaluate --tuner=coop --dataset=glyphs:arabic,glyphs:shapes --shots=1,4,16 --seeds=1,2,3
     python -m experiments.evaluate --meta=runs/meta_train/meta.safetensors --protocol=base_to_new
-    python -m experiments.evaluate --tuner=ivlp --regularizers=npt:1.0,kgcoop:8 --meta=META
+    python -m experiments.evaluate --tuner="ivlp(depth=9)" --regularizers=npt:1.0,kgcoop:8 --meta=META
+    python -m experiments.evaluate --baselines="linear_probe,tip_adapter(epochs=20)" --protocol=few_shot
     python -m experiments.evaluate --meta=META --controls=random_tasks=OTHER_META --learning_rate=0.1,0.3 --steps=50,200
     python -m experiments.evaluate --meta=META --protocol=test_time --domains=unseen
 
-Every method is tuned on the same draws, all seeds side by side. With --meta, four methods stand beside each other: the
-tuner alone, "+gram" (the learned start and the learned regulator, frozen), "+gram:init_only" and
-"+gram:regulator_only". What --regularizers and --regulator add stands in the names of all, as in "coop+kgcoop+gram";
-docs/composing.md says what goes with what. Where a method has several candidate settings, one of them is chosen for all
-datasets on the validation split, under seeds of its own; the selection is never given a test image.
+Every method is tuned on the same draws, all seeds side by side. With --meta, four methods are compared: the tuner
+alone, "+gram" (the learned initialization and the learned regulator, frozen), "+gram:init_only" and
+"+gram:regulator_only". Regularizers and regulators are part of all names, as in "coop+kgcoop+gram"; docs/composing.md
+lists what can be combined. If a method has several candidate settings, one of them is selected for all datasets on the
+validation split, with seeds of its own; the selection never reads a test image.
 
-Writes WORKDIR/results.json and, as experiments.report does, prints and writes tables and plots. Every finished unit,
-all seeds of a method on a dataset, is kept in WORKDIR/rows.jsonl: the same command goes on where it was stopped. With
---distributed the units are shared among processes, and process i keeps its own in rows-i.jsonl (docs/launching.md).
+Writes WORKDIR/results.json and, like experiments.report, prints and writes tables and plots. WORKDIR/rows.jsonl keeps
+every finished unit, all seeds of a method on a dataset: rerun the command to resume. With --distributed, processes
+share the units, and process i keeps its own in rows-i.jsonl (docs/launching.md). Image features are kept in
+--feature_store, where later runs read them.
 
-With no flags: CoOp on three datasets of 29 to 99 classes, three rates to choose from, under 4 minutes on two cores and
-2 GiB. glyphs:greek_small alone takes half a minute, a third of it compilation, which the work directory keeps.
+With no flags: CoOp on three datasets of 29 to 99 classes with three candidate rates, under 4 minutes on two cores and
+2 GiB. glyphs:greek_small alone takes half a minute; a third of it is compilation, which the work directory keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,305 +36,323 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, reporting, runtime
-from gram_jax import tuning as tuning_lib
+from gram_jax import evaluation, runtime
+from gram_jax.clip import Clip
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
-from gram_jax.evaluation import Row
-from gram_jax.evaluation import measures as _measures
-from gram_jax.evaluation import protocols as _protocols
-from gram_jax.evaluation.protocols import Opened, Part, without_test
-from gram_jax.io import absolute
-from gram_jax.runtime.units import SharedUnits
+from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
+from gram_jax.evaluation.encoder import PHOTO
+from gram_jax.evaluation.features import prompted_features
+from gram_jax.evaluation.methods import (
+    BaselineMethod,
+    PromptMethod,
+    ZeroShot,
+    require_readable,
+    task_of,
+    validation_scores,
+)
+from gram_jax.evaluation.protocols import Part, Protocol, selecting
+from gram_jax.evaluation.references import templates_of
+from gram_jax.evaluation.runner import last_step, method_rows, require_compatible
+from gram_jax.evaluation.tuned import TunedMethod
+from gram_jax.io import absolute, is_remote, write_npz
+from gram_jax.runtime import SharedUnits
+from gram_jax.tuning import Tuned
 
-from . import methods as _methods
-from . import presets as _presets
-from . import test_time as _test_time
-from .bench import PHOTO, Bench, followed, outcomes, part_features, score_candidates, tune
-from .config import Config
-from .inputs import templates_of
-from .methods import Candidate, Method
+from .. import report
+from . import presets
+from .datasets import Opened, about, all_datasets, draw_hashes, open_datasets
+from .methods import build, choose_tuner
+from .settings import Config, Settings
 
-FOLLOWING = "following"  # ends the name of a method whose prompts follow the class names they meet
-REGULATION_STEPS = 12  # how many steps of a run regulation is reported at
-
-
-def check(bench: Bench, methods: Sequence[Method], opened: Mapping[str, Opened], wanted: Sequence[str]) -> None:
-    """Raises InputError, before anything is measured, where a dataset does not fit a method or a number of shots."""
-    config = bench.config
-    beyond = [name for name in config.protocol if name not in ("few_shot", _protocols.TEST_TIME)]
-    if bench.tuner.settings.get("class_specific") and beyond:
-        raise InputError(
-            f"a class-specific prompt of {bench.tuner.name} knows no new class, which {beyond[0]} is about; give "
-            "--protocol=few_shot"
-        )
-    for dataset, others in opened.values():
-        if any(len(method.candidates) > 1 for method in methods):
-            try:
-                dataset.select("val")
-            except ValueError as error:
-                raise InputError(
-                    f"{error}; settings are selected on val: add it, or give one value of each setting, such as "
-                    "--learning_rate=1"
-                ) from error
-        for protocol in others:
-            _check_classes(bench, methods, dataset, protocol)
-            counts = (*_protocols.counts(config, protocol), *(config.select_shots or ()))
-            for shots in dict.fromkeys(counts) if protocol != _protocols.TEST_TIME else ():
-                _protocols.support(dataset, protocol, shots, config.seeds[0])
-    for dataset in _protocols.all_datasets(opened):
-        dataset.select("test")
-        for template in (PHOTO, dataset.template) if "zero_shot" in wanted else ():
-            _check_texts(bench, "zero-shot", dataset, list(dataset.class_names), template)
-        for start in {candidate.start for method in methods for candidate in method.candidates}:
-            try:
-                start(jax.random.key(0), bench.clip, bench.classes(dataset.class_names)[0], None)
-            except ValueError as error:
-                raise InputError(f"{bench.tuner.name} on {dataset.name}: {error}") from error
-
-
-def _check_classes(bench: Bench, methods: Sequence[Method], dataset: Dataset, protocol: str) -> None:
-    """Raises InputError where the classes that are tuned on do not fit what the loss holds prompts to."""
-    names = [dataset.class_names[label] for label in next(iter(_protocols.class_splits(protocol, dataset).values()))]
-    for loss in {method.loss for method in methods} - {None}:
-        for name in loss.texts:
-            for template in templates_of(name, dataset):
-                _check_texts(bench, name, dataset, names, template)
-
-
-def _check_texts(bench: Bench, reader: str, dataset: Dataset, names: list[str], template: str) -> None:
-    """Raises InputError where the clip cannot read class names under a template; the message says what reads them."""
-    try:
-        bench.clip.class_tokens(names, template, allow_duplicates=True)
-    except ValueError as error:
-        raise InputError(f"{reader} on {dataset.name}, template {template!r}: {error}") from error
-
-
-def zero_shot_rows(bench: Bench, name: str, protocol: str, parts: Sequence[Part]) -> list[Row]:
-    """The frozen clip under "a photo of a {}." and under each dataset's own template."""
-    rows, metrics = [], _measures.asked_for(bench.config.metrics)
-    for method in ("zero_shot", "zero_shot:own"):
-        for part in parts:
-            template = PHOTO if method == "zero_shot" else part.dataset.template
-            scores = bench.features(part.dataset) @ bench.texts(part.dataset.class_names, template).T
-            found = _measures.outcome(scores[None] * np.exp(bench.clip.params["logit_scale"]))
-            found = found._replace(predicted=scores[None].argmax(-1))  # rounding may make ties of scaled scores
-            rows += _measures.rows(method, protocol, name, [(part, found)], metrics)
-    return rows
-
-
-def tuned_prompts(
-    bench: Bench, method: Method, candidate: Candidate, dataset: Dataset, protocol: str, shots: int
-) -> tuning_lib.Tuned:
-    """The tuned prompts of all seeds; protocols that tune on the same images share them."""
-    key = method.name, dataset.name, _protocols.same_tuning(protocol, shots)
-    if key in bench.tuned:
-        return bench.tuned[key]
-    config = bench.config
-    learnable = without_test(dataset)
-    costly = not {_measures.COST, _measures.ALL}.isdisjoint(config.metrics)
-    tuned = tune(bench, method, candidate, learnable, protocol, shots, config.seeds, config.report_steps, costly)
-    for step, losses in enumerate(tuned.metrics["loss"]):
-        if not np.all(np.isfinite(losses)):
-            seed = config.seeds[int(np.argmin(np.isfinite(losses)))]
-            raise InputError(
-                f"the loss of {method.name} on {dataset.name} is not finite at step {step}, {shots} shots, seed "
-                f"{seed}; lower its learning rate"
-            )
-    bench.tuned[key] = tuned
-    return tuned
-
-
-def tuned_rows(
-    bench: Bench,
-    workdir: epath.Path,
-    method: Method,
-    candidate: Candidate,
-    dataset: Dataset,
-    protocol: str,
-    shots: int,
-    parts: Sequence[Part],
-    regulation: bool,
-) -> list[Row]:
-    """The rows of one unit; writes the files that are asked for."""
-    config, name = bench.config, dataset.name
-    if protocol == _protocols.TEST_TIME:
-        return _test_time.rows(bench, workdir, method, candidate, dataset, parts)
-    tuned = tuned_prompts(bench, method, candidate, dataset, protocol, shots)
-    rows: list[Row] = []
-    last = max(tuned.prompts)
-    for step, prompts in sorted(tuned.prompts.items()):
-        found = list(zip(parts, outcomes(bench, method.tuning, prompts, parts), strict=True))
-        metrics = _measures.asked_for(config.metrics if step == last else ())
-        rows += _measures.rows(method.name, protocol, name, found, metrics, shots, config.seeds, step)
-    if config.follow_classes and method.structured and protocol == "cross_dataset":
-        elsewhere = following(bench, method, candidate, dataset, protocol, shots, tuned.prompts[last], parts)
-        name_of = f"{method.name}:{FOLLOWING}"
-        rows += _measures.rows(name_of, protocol, name, elsewhere, metrics, shots, config.seeds, last)
-    split = parts[0].split
-    if tuned.cost is not None:
-        runs = len(config.seeds)
-        rows += _measures.cost_rows(method.name, protocol, name, tuned.cost, shots, runs, split, last)
-    if regulation:
-        for step in sorted({int(step) for step in np.linspace(1, last, REGULATION_STEPS)}):
-            for metric in ("gradient_norm_ratio", "gradient_cosine"):
-                rows += [
-                    Row(method.name, "regulation", name, metric, float(value), None, shots, seed, split, step)
-                    for seed, value in zip(config.seeds, tuned.metrics[metric][step - 1], strict=True)
-                ]
-    file = _measures.file_name((method.name, name, protocol, shots))
-    if config.save_confusion:
-        _measures.save_confusion(workdir / "confusion" / f"{file}.npz", found)
-    prompt = jax.tree.map(lambda leaf: leaf[0], tuned.prompts[last])
-    if config.save_prompts:
-        path = workdir / "prompts" / f"{file}.safetensors"
-        gram.save_prompt(path, prompt, bench.tuner, bench.clip)
-        print(f"prompt in {path}", flush=True)
-    if config.save_features:
-        _measures.save_arrays(workdir / "features" / f"{file}.npz", part_features(bench, prompt, parts))
-    return rows
-
-
-def following(
-    bench: Bench,
-    method: Method,
-    candidate: Candidate,
-    dataset: Dataset,
-    protocol: str,
-    shots: int,
-    prompts: Any,
-    parts: Sequence[Part],
-) -> list[tuple[Part, _measures.Outcome]]:
-    """What is predicted on each part when prompts follow its class names."""
-    supports = [_protocols.support(without_test(dataset), protocol, shots, seed) for seed in bench.config.seeds]
-    moved = followed(bench, candidate, supports, prompts)
-    return [(part, *outcomes(bench, method.tuning, moved(part.dataset.class_names), [part])) for part in parts]
-
-
-def score(
-    bench: Bench,
-    methods: Sequence[Method],
-    learnable: Mapping[str, Dataset],
-    units: SharedUnits,
-    progress: runtime.Progress,
-) -> None:
-    """Measures the candidates of all methods on validation images; the datasets given hold no test image."""
-    for method in methods:
-        for name, dataset in learnable.items() if len(method.candidates) > 1 else ():
-            unit = ("select", method.name, name)
-            if units.is_mine(unit, unit):
-                # Test-time tuning is one function; all other tuning is several.
-                measured = _test_time.score_candidates if callable(method.tuning) else score_candidates
-                units.add(unit, measured(bench, method, dataset))
-                progress.update()
-    progress.update(units.exchange())
-
-
-def select(
-    method: Method, learnable: Mapping[str, Dataset], units: SharedUnits
-) -> tuple[Candidate, dict[str, Any] | None]:
-    """One candidate for all datasets, by its mean validation score."""
-    if len(method.candidates) == 1:
-        return method.candidates[0], None
-    scores = np.mean([units["select", method.name, name] for name in learnable], axis=0)
-    best = int(np.argmax(scores))
-    described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
-    return method.candidates[best], {"chosen": method.candidates[best].described, "candidates": described}
+FOLLOWING = "following"  # ends the name of a method whose prompts follow the class names of the target
 
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Selects, tunes and measures every method on every dataset."""
-    workdir = absolute(workdir)
+    settings, workdir = config.settings, absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
-    clip = clip.replace(config=dataclasses.replace(clip.config, class_chunk=config.class_chunk))
-    tuner = _methods.choose_tuner(config)
-    methods, wanted, checkpoint = _methods.build(config, tuner, clip)
-    opened = _protocols.open_datasets(config)
-    bench = Bench(config, clip, tuner)
-    check(bench, methods, opened, wanted)
+    clip = load_clip(settings)
+    tuner = choose_tuner(settings)
+    methods, checkpoint = build(settings, tuner, clip)
+    opened = open_datasets(settings)
+    encoder = Encoder(
+        clip,
+        settings.image_batch,
+        shard_classes=settings.shard_classes,
+        store=store_of(settings, workdir),
+        log=lambda line: print(line, flush=True),
+    )
+    check(settings, encoder, methods, opened)
+    for dataset in all_datasets(opened):
+        encoder.add(dataset)
     weights = gram.weights_hash(clip.params)
-    paths = [path for path in (config.meta, *_methods.parse_controls(config.controls).values()) if path]
+    paths = [path for path in (settings.meta, *settings.control_paths.values()) if path]
     files = {path: hashlib.sha256(epath.Path(path).read_bytes()).hexdigest() for path in paths}
-    hashes = {dataset.name: dataset.content_hash for dataset in _protocols.all_datasets(opened)}
-    identity = dataclasses.asdict(config) | {"weights": weights, "files": files, "splits": hashes}
-    units = SharedUnits(workdir, identity)
-    learnable = {name: without_test(each.dataset) for name, each in opened.items()}
+    hashes = {dataset.name: dataset.content_hash for dataset in all_datasets(opened)}
+    identity = {name: value for name, value in settings.flags.items() if name != "feature_store"}
+    units = SharedUnits(workdir, identity | {"weights": weights, "files": files, "splits": hashes})
     for method in methods:
-        print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
-    total = sum(len(method.candidates) > 1 for method in methods) * len(opened)
-    for protocol in (protocol for each in opened.values() for protocol in each.others):
-        total += len(_protocols.counts(config, protocol)) * len(methods) + ("zero_shot" in wanted)
-    chosen, selected, asked = {}, {}, []
-    with runtime.Progress(total, "evaluate", initial=len(units), unit="unit") as progress:
-        score(bench, methods, learnable, units, progress)
-        for method in methods:
-            chosen[method.name], found = select(method, learnable, units)
-            if found is not None:
-                selected[method.name] = found
-                print(f"{method.name}: {found['chosen']} of {len(method.candidates)} on the validation split")
-        for name, (dataset, others) in opened.items():
-            bench.tuned.clear()
-            first = True
-            for protocol, elsewhere in others.items():
-                parts = _protocols.measured_parts(config, protocol, dataset, "test", elsewhere)
-                if "zero_shot" in wanted:
-                    asked.append(unit := ("zero_shot", name, protocol))
-                    if units.is_mine(unit, unit):
-                        zero = zero_shot_rows(bench, name, protocol, parts)
-                        if config.save_features:
-                            file = workdir / "features" / f"{_measures.file_name(unit)}.npz"
-                            _measures.save_arrays(file, part_features(bench, None, parts))
-                        units.add(unit, [dataclasses.asdict(row) for row in zero])
-                        progress.update()
-                for shots in _protocols.counts(config, protocol):
-                    for method in methods:
-                        asked.append(unit := (method.name, name, protocol, shots))
-                        if units.is_mine(unit, (method.name, name, _protocols.same_tuning(protocol, shots))):
-                            start = time.monotonic()
-                            regulation = first and method.name.endswith("+gram")
-                            found = tuned_rows(
-                                bench, workdir, method, chosen[method.name], dataset, protocol, shots, parts, regulation
-                            )
-                            units.add(unit, [dataclasses.asdict(row) for row in found])
-                            print(_line(unit, found, time.monotonic() - start), flush=True)
-                            progress.update()
-                    first = False
-        progress.update(units.exchange())
-    rows = [Row(**row) for unit in asked for row in units[unit]]
-    notes = {} if checkpoint is None else {"meta_notes": checkpoint.notes}
-    environment = evaluation.environment(weights=weights, splits=hashes, draws=_protocols.draws(config, opened))
-    settings = dataclasses.asdict(config) | {"tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
-    settings |= _composition(config, opened)
-    settings |= {"selected": selected, "files": files, "datasets": _protocols.about(opened)} | notes
-    settings |= {} if config.preset is None else {"preset_from": _presets.PRESETS[config.preset].provenance}
-    compared = reporting.comparisons(rows, reporting.default_reference(row.method for row in rows))
-    results = evaluation.Results(settings, environment, tuple(rows), compared)
+        if method.candidates[0].described:
+            print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
+    comparison = Comparison(settings, encoder, methods, opened, units, workdir)
+    rows, selected = comparison.run()
+    environment = evaluation.environment(
+        weights=weights, splits=hashes, draws=draw_hashes(opened, settings.seeds, settings.counts)
+    )
+    told = (
+        settings.flags | {"tuner": tuner.name, "tuner_settings": dict(tuner.settings)} | composition(settings, opened)
+    )
+    told |= {"selected": selected, "files": files, "datasets": about(opened)}
+    told |= {} if checkpoint is None else {"meta_notes": checkpoint.notes}
+    told |= {} if settings.preset is None else {"preset_from": presets.PRESETS[settings.preset].provenance}
+    compared = report.comparisons(rows, report.reference(rows))
+    results = evaluation.Results(told, environment, tuple(rows), compared)
     if runtime.is_main():
-        reporting.write_report([results], workdir, names=["this evaluation"], show=print)
+        report.write([results], workdir, names=["this evaluation"], show=print)
     return results
 
 
-def _composition(config: Config, opened: Mapping[str, Opened]) -> dict[str, Any]:
-    """What results tell of regularizers, regulator and average, defaults filled in."""
-    terms = _methods.composed_of(config)
-    regulator = _methods.chosen_regulator(config)
+def load_clip(settings: Settings) -> Clip:
+    """Loads the clip with the precision and the class chunk of the flags."""
+    clip = gram.load_clip(settings.clip, compute_dtype=settings.compute_dtype)
+    return clip.replace(config=dataclasses.replace(clip.config, class_chunk=settings.class_chunk))
+
+
+def store_of(settings: Settings, workdir: epath.Path) -> str | None:
+    """Returns the folder of the feature store; None for no store."""
+    if settings.feature_store is None:
+        return None if is_remote(workdir) else os.fspath(workdir.parent / "features")
+    return settings.feature_store or None
+
+
+def composition(settings: Settings, opened: Mapping[str, Opened]) -> dict[str, Any]:
+    """Returns what results tell of regularizers, regulator and averaging, with defaults filled in."""
     return {
-        "regularizers": {term.name: term.weight for term in terms},
-        "regularizer_settings": {term.name: dict(term.settings) for term in terms if term.settings},
-        "regulator_settings": dict(regulator.settings),
-        "aggregation": {name: _methods.aggregation(config, name) for name in opened},
+        "regularizers": {term.name: term.weight for term in settings.terms},
+        "regularizer_settings": {term.name: dict(term.settings) for term in settings.terms if term.settings},
+        "regulator_settings": dict(settings.fixed_regulator.settings),
+        "aggregation": {name: settings.gaussian(name) for name in opened},
     }
 
 
+def check(settings: Settings, encoder: Encoder, methods: Sequence[Method], opened: Mapping[str, Opened]) -> None:
+    """Raises InputError, before anything is measured, if a dataset does not fit a method or a number of shots."""
+    for dataset, targets in opened.values():
+        if any(len(method.candidates) > 1 for method in methods):
+            remedy = "add it for selecting settings, or give one value of each, such as --learning_rate=1"
+            _require_validation(dataset, remedy)
+        for protocol in targets:
+            for method in methods:
+                require_compatible(method, protocol)
+                _check_learning(encoder, method, dataset, protocol)
+            for shots in dict.fromkeys((*settings.counts(protocol), *settings.counts(protocol, select=True))):
+                if shots is not None:
+                    protocol.support(dataset, shots, settings.seeds[0])
+    for dataset in all_datasets(opened):
+        dataset.select("test")
+        for method in methods:
+            _check_testing(encoder, method, dataset)
+
+
+def _check_learning(encoder: Encoder, method: Method, dataset: Dataset, protocol: Protocol) -> None:
+    """Raises InputError if a method cannot learn from the classes that a protocol tunes on."""
+    if isinstance(method, BaselineMethod) and method.baseline.needs_validation:
+        _require_validation(dataset, f"add it, or give the settings of {method.name}")
+    if isinstance(method, TunedMethod) and method.compiled.loss is not None:
+        names = [dataset.class_names[label] for label in next(iter(protocol.splits(dataset).values()))]
+        for name in method.compiled.loss.texts:
+            for template in templates_of(name, dataset):
+                require_readable(encoder, name, dataset, names, template)
+
+
+def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
+    """Raises InputError if a method cannot read the class names of a dataset."""
+    if isinstance(method, ZeroShot):
+        template = method.template or dataset.template
+        require_readable(encoder, "zero-shot", dataset, dataset.class_names, template)
+    if isinstance(method, PromptMethod):
+        classes, _ = encoder.classes(method.tuner, dataset.class_names)
+        for candidate in method.candidates:
+            try:
+                candidate.initialize(jax.random.key(0), encoder.clip, classes, None)
+            except ValueError as error:
+                raise InputError(f"{method.tuner.name} on {dataset.name}: {error}") from error
+
+
+def _require_validation(dataset: Dataset, remedy: str) -> None:
+    try:
+        dataset.select("val")
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
+
+
+@dataclasses.dataclass
+class Comparison:
+    """All methods on all datasets, unit by unit: a unit is one method on one dataset, protocol and number of shots."""
+
+    settings: Settings
+    encoder: Encoder
+    methods: Sequence[Method]
+    opened: Mapping[str, Opened]
+    units: SharedUnits
+    workdir: epath.Path
+
+    def run(self) -> tuple[list[Row], dict[str, Any]]:
+        """Measures the units that are missing; returns all rows, and the selected settings by method."""
+        units = list(self._units())
+        several = sum(len(method.candidates) > 1 for method in self.methods)
+        total = several * len(self.opened) + len(units)
+        with runtime.Progress(total, "evaluate", initial=len(self.units), unit="unit") as self.progress:
+            self.score()
+            selections = {method.name: self.select(method) for method in self.methods}
+            chosen = {name: candidate for name, (candidate, _) in selections.items()}
+            learned: dict[Any, Any] = {}
+            dataset = None
+            for unit, method, protocol, shots in units:
+                if unit[1] != dataset:
+                    learned, dataset = {}, unit[1]
+                self._measure(unit, method, chosen[method.name], protocol, shots, learned)
+            self.progress.update(self.units.exchange())
+        rows = [Row(**row) for unit, *_ in units for row in self.units[unit]]
+        return rows, {name: described for name, (_, described) in selections.items() if described}
+
+    def score(self) -> None:
+        """Scores the candidates of all methods on validation images; no test image is read."""
+        for method in self.methods:
+            for name in self.opened if len(method.candidates) > 1 else ():
+                unit = ("select", method.name, name)
+                if self.units.is_mine(unit, unit):
+                    self.units.add(unit, self._scores(method, self.opened[name].dataset))
+                    self.progress.update()
+        self.progress.update(self.units.exchange())
+
+    def select(self, method: Method) -> tuple[Candidate, dict[str, Any] | None]:
+        """Returns one candidate for all datasets, by its mean validation score, and a description of the selection."""
+        if len(method.candidates) == 1:
+            return method.candidates[0], None
+        scores = np.mean([self.units["select", method.name, name] for name in self.opened], axis=0)
+        best = int(np.argmax(scores))
+        described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
+        chosen = method.candidates[best].described
+        print(f"{method.name}: {chosen} of {len(method.candidates)} on the validation split")
+        return method.candidates[best], {"chosen": chosen, "candidates": described}
+
+    def _scores(self, method: Method, dataset: Dataset) -> list[float]:
+        settings = self.settings
+        tasks = [
+            task_of(dataset, protocol, shots, settings.select_seeds)
+            for protocol in selecting(settings.protocols)
+            for shots in settings.counts(protocol, select=True)
+        ]
+        return validation_scores(method, self.encoder, tasks, settings.max_test_images)
+
+    def _units(self) -> Any:
+        """Yields (unit, method, protocol, shots) in the order of the rows."""
+        for name, (_, targets) in self.opened.items():
+            for protocol in targets:
+                for method in self.methods:
+                    if not method.has_runs:
+                        yield (method.name, name, protocol.name), method, protocol, None
+                for shots in self.settings.counts(protocol):
+                    for method in self.methods:
+                        if method.has_runs:
+                            yield (method.name, name, protocol.name, shots), method, protocol, shots
+
+    def _measure(
+        self,
+        unit: tuple,
+        method: Method,
+        candidate: Candidate,
+        protocol: Protocol,
+        shots: int | None,
+        learned: dict[Any, Any],
+    ) -> None:
+        """Measures a unit, unless it is finished or another process measures it; `learned` is shared by a dataset."""
+        group = (*unit[:2], protocol.tuning_key(shots)) if method.has_runs else unit
+        if not self.units.is_mine(unit, group):
+            return
+        begin, settings, (dataset, targets) = time.monotonic(), self.settings, self.opened[unit[1]]
+        parts = protocol.parts(dataset, targets=targets[protocol], limit=settings.max_test_images)
+        task = task_of(dataset, protocol, shots, settings.seeds)
+        if group not in learned:  # protocols that tune on the same images share it
+            cost = measures.asks_for_cost(settings.metrics)
+            learned[group] = method.learn(self.encoder, task, candidate, settings.report_steps, cost)
+            if isinstance(method, TunedMethod):
+                method.require_finite(task, learned[group])
+        predicted = method.predict(self.encoder, task, candidate, learned[group], parts)
+        rows = method_rows(method, task, learned[group], predicted, parts, settings.metrics)
+        if isinstance(method, TunedMethod):
+            rows += self._further_rows(method, candidate, task, learned[group], parts)
+        self._save(unit, method, learned[group], predicted[last_step(predicted)], parts)
+        self.units.add(unit, [dataclasses.asdict(row) for row in rows])
+        if method.has_runs:
+            print(_line(unit, rows, time.monotonic() - begin), flush=True)
+        self.progress.update()
+
+    def _further_rows(
+        self, method: TunedMethod, candidate: Candidate, task: Any, tuned: Tuned, parts: Sequence[Part]
+    ) -> list[Row]:
+        """Returns the rows of prompts that follow class names, and of the regulation."""
+        settings, last, rows = self.settings, max(tuned.prompts), []
+        if settings.follow_classes and method.structured and task.protocol.elsewhere == "datasets":
+            predicted = method.predict_following(self.encoder, task, candidate, tuned.prompts[last], parts)
+            following = dataclasses.replace(method, name=f"{method.name}:{FOLLOWING}")
+            rows += method_rows(following, task, None, {last: predicted}, parts, settings.metrics)
+        first = next(iter(self.opened[task.dataset.name].targets))
+        if task.protocol == first and method.name.endswith("+gram"):
+            split = parts[0].split
+            rows += measures.regulation_rows(method.name, task.dataset.name, tuned, task.shots, task.seeds, split)
+        return rows
+
+    def _save(self, unit: tuple, method: Method, learned: Any, predicted: Any, parts: Sequence[Part]) -> None:
+        """Writes the files that the flags ask for."""
+        settings, file = self.settings, measures.file_name(unit)
+        if settings.save_confusion and method.has_runs:
+            path = self.workdir / "confusion" / f"{file}.npz"
+            measures.save_confusion(path, zip(parts, predicted, strict=True))
+        prompt = None
+        if isinstance(learned, Tuned):
+            prompt = jax.tree.map(lambda leaf: leaf[0], learned.prompts[max(learned.prompts)])
+            if settings.save_prompts:
+                path = self.workdir / "prompts" / f"{file}.safetensors"
+                gram.save_prompt(path, prompt, method.tuner, self.encoder.clip)
+                print(f"prompt in {path}", flush=True)
+        if settings.save_features and (prompt is not None or method.name == "zero_shot"):
+            arrays = part_features(self.encoder, method, prompt, parts)
+            write_npz(self.workdir / "features" / f"{file}.npz", arrays)
+
+
+def part_features(encoder: Encoder, method: Method, prompt: Any, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    """Returns image and text features of each part under one prompt, or frozen ones, with labels and class names."""
+    arrays = {}
+    for part in parts:
+        dataset, names = part.dataset, part.dataset.class_names
+        if prompt is None:
+            images, texts = encoder.features(dataset), encoder.texts(names, PHOTO)
+        else:
+            classes, inputs = encoder.classes(method.tuner, names), encoder.inputs(method.tuner, dataset)
+            images, texts = prompted_features(
+                method.tuner, prompt, encoder.clip, *classes, inputs, batch_size=encoder.batch_size
+            )
+        own = {
+            "image_features": images,
+            "text_features": texts,
+            "labels": dataset.labels,
+            "class_names": np.array(names),
+        }
+        arrays |= {measures.array_name(part, name): array for name, array in own.items()}
+    return arrays
+
+
 def _line(unit: tuple, rows: Sequence[Row], seconds: float) -> str:
-    """What a unit found, for the terminal."""
+    """Returns the accuracies of a unit for the terminal."""
     method, dataset, protocol, shots = unit
-    last = max(row.step for row in rows if row.metric == "accuracy")
+    steps = [row.step for row in rows if row.metric == "accuracy" and row.step is not None]
     means: dict[str, list[float]] = {}
     for row in rows:
-        if row.metric == "accuracy" and row.step == last:
+        if row.metric == "accuracy" and row.step == max(steps, default=None):
             means.setdefault(row.split if row.domain is None else "elsewhere", []).append(100 * row.value)
-    found = ", ".join(f"{split} {np.mean(values):.1f}" for split, values in means.items())
+    shown = ", ".join(f"{split} {np.mean(values):.1f}" for split, values in means.items()) or "none of its classes"
     tuned_on = protocol if shots is None else f"{protocol}, {shots}-shot"
-    return f"{dataset}, {tuned_on}, {method}: {found} ({seconds:.1f} s)"
+    return f"{dataset}, {tuned_on}, {method}: {shown} ({seconds:.1f} s)"

@@ -1,7 +1,6 @@
-"""Points of comparison that learn no prompt: hand-written texts, a linear probe, and Tip-Adapter's cache.
+"""Baselines that learn no prompt: hand-written texts, a linear probe, and Tip-Adapter's cache.
 
-They are no tuners: some have nothing to differentiate, and the others are made of a support set. Here a method is
-fitted to a task once and then classifies frozen image features.
+A baseline is fitted to a task once and then classifies frozen image features.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Clip, logits
 from gram_jax.data import templates as published
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int, require_number
+from gram_jax.evaluation.features import class_features
 from gram_jax.evaluation.tip_adapter import cached_logits, search, tune_keys
-from gram_jax.evaluation.zero_shot import class_features
+from gram_jax.registry import Registry
 
 Array = jax.Array
 State = dict[str, Array]
@@ -36,12 +36,13 @@ class Baseline(NamedTuple):
 
     Attributes:
       name: the method's name; `make(name, **settings)` makes it again.
-      settings: what the factory was called with, defaults filled in; JSON values.
+      settings: the settings of the factory, defaults filled in; JSON values.
       fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labeled frozen image features
         `[images, embed_dim]`, int labels `[images]`, and a pair of such features and labels to choose settings with.
-        Methods that read no labels take None for them. Not to be traced.
+        Methods that read no labels take None for them. It cannot be traced.
       apply: `apply(state, clip, features) -> logits`, float32 `[images, classes]`; pure.
       needs_labels: whether `fit` reads labeled features.
+      needs_validation: whether `fit` chooses settings on validation features.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -56,10 +57,11 @@ class Baseline(NamedTuple):
     fit: Callable[..., State]
     apply: Callable[[State, Clip, Array], Array]
     needs_labels: bool
+    needs_validation: bool = False
 
 
 def hand_crafted(template: str = published.DEFAULT) -> Baseline:
-    """Zero-shot classification under one hand-written template.
+    """Returns zero-shot classification under one hand-written template.
 
     logits[b, c] = exp(logit_scale) * <f_b, text(template with name c)>
 
@@ -67,10 +69,10 @@ def hand_crafted(template: str = published.DEFAULT) -> Baseline:
       template: a text with one "{}" for the class name, e.g. `gram_jax.data.coop.facts("coop:dtd").template`.
 
     Returns:
-      The method.
+      The baseline.
 
     Raises:
-      InputError: if the template has not one "{}".
+      InputError: the template does not have one "{}".
 
     Example:
       >>> hand_crafted("a drawing of a {}.").settings["template"]
@@ -79,24 +81,23 @@ def hand_crafted(template: str = published.DEFAULT) -> Baseline:
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.
     """
-    _check_templates([template])
-    return _of_texts("hand_crafted", {"template": template}, [template])
+    return _of_texts("hand_crafted", {"template": template}, _texts([template]))
 
 
 def ensemble(templates: str | Sequence[str] = "clip_7") -> Baseline:
-    """Zero-shot classification under the mean over many templates.
+    """Returns zero-shot classification under the mean over many templates.
 
     t_c = normalize( mean_j normalize( text(template_j with name c) ) )
 
     Args:
-      templates: one of `gram_jax.data.templates.ENSEMBLES`, or texts with one "{}" each. CoOp's points of comparison
-        are "clip_7" and, on datasets other than ImageNet, the dataset's own template as an eighth.
+      templates: one of `gram_jax.data.templates.ENSEMBLES`, or texts with one "{}" each. CoOp's comparison is "clip_7"
+        and, on datasets other than ImageNet, the dataset's own template as an eighth.
 
     Returns:
-      The method.
+      The baseline.
 
     Raises:
-      InputError: if there is no such list, no template, or a template has not one "{}".
+      InputError: there is no such list, no template, or a template does not have one "{}".
 
     Example:
       >>> len(ensemble(["a photo of a {}.", "{}"]).settings["templates"])
@@ -105,24 +106,22 @@ def ensemble(templates: str | Sequence[str] = "clip_7") -> Baseline:
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
     """
-    texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
-    _check_templates(texts)
-    setting = templates if isinstance(templates, str) else texts
-    return _of_texts("ensemble", {"templates": setting}, texts)
+    texts = _texts(templates)
+    return _of_texts("ensemble", {"templates": templates if isinstance(templates, str) else texts}, texts)
 
 
 def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baseline:
-    """Multinomial logistic regression on frozen image features; no text is read.
+    """Returns multinomial logistic regression on frozen image features; it reads no text.
 
     min over W, b of  C sum_i CE(f_i W + b, y_i) + ||W||^2 / 2
 
     Args:
       strength: C. None chooses it on the validation features, as published: the best of 10^6, 10^4, ..., 10^-6, and
         then eight times the better end of an interval of two decades that is halved, on a logarithmic scale.
-      max_iter: iterations of L-BFGS; it is not an error to stop there.
+      max_iter: the most iterations of L-BFGS; reaching it is not an error.
 
     Returns:
-      The method. It needs validation features unless C is given.
+      The baseline. It needs validation features unless C is given.
 
     Raises:
       InputError: a setting has an impossible value; `fit` raises it if validation features are missing, or a class has
@@ -140,43 +139,26 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
       code of "Learning to Prompt for Vision-Language Models". There, features are not normalized.
     """
     if strength is not None:
-        _check_positive("strength", strength)
-    _check_count("max_iter", max_iter, least=1)
+        require_number("strength", strength, above=0)
+    require_int("max_iter", max_iter)
 
     def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
         del clip
         features, labels = _check_labeled(names, features, labels)
         missing = sorted(set(range(len(names))) - set(labels.tolist()))
         if missing:
-            raise InputError(f"class {names[missing[0]]!r} has no labeled image; a linear probe needs one of each.")
+            raise InputError(f"class {names[missing[0]]!r} has no labeled image; a linear probe needs one per class")
         if strength is not None:
             return _regression(features, labels, strength, max_iter)
         queries, answers = _check_labeled(names, *_require(validation, "linear_probe", "strength"))
-        tried: dict[float, tuple[float, State]] = {}
-
-        def score(strength: float) -> float:
-            if strength not in tried:
-                state = _regression(features, labels, strength, max_iter)
-                guesses = np.argmax(queries @ np.asarray(state["kernel"]) + np.asarray(state["bias"]), axis=1)
-                tried[strength] = float(np.mean(guesses == answers)), state
-            return tried[strength][0]
-
-        peak = max(_STRENGTHS, key=score)  # the first of the best
-        left, right = math.log10(peak) - 1, math.log10(peak) + 1
-        for _ in range(_HALVINGS):
-            best, middle = 10.0**left, (left + right) / 2
-            if score(10.0**left) < score(10.0**right):
-                best, left = 10.0**right, middle
-            else:
-                right = middle
-        return tried[best][1]
+        return _search_strength(features, labels, queries, answers, max_iter)
 
     def apply(state: State, clip: Clip, features: Array) -> Array:
         del clip
         return jnp.matmul(jnp.asarray(features, jnp.float32), state["kernel"], precision="highest") + state["bias"]
 
-    settings = {"strength": strength, "max_iter": max_iter}
-    return Baseline("linear_probe", FrozenDict(settings), fit, apply, needs_labels=True)
+    settings = FrozenDict({"strength": strength, "max_iter": max_iter})
+    return Baseline("linear_probe", settings, fit, apply, needs_labels=True, needs_validation=strength is None)
 
 
 def tip_adapter(
@@ -188,27 +170,27 @@ def tip_adapter(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Baseline:
-    """Tip-Adapter: the labeled features as a cache beside the zero-shot classifier.
+    """Returns Tip-Adapter: the labeled features as a cache, added to the zero-shot classifier.
 
     With keys k_i, the labeled features, one-hot labels y_i, and t_c as in `ensemble`,
 
         logits[b, c] = exp(logit_scale) * <f_b, t_c> + alpha sum_i exp( -beta (1 - <f_b, k_i>) ) y_ic.
 
     Tip-Adapter-F then tunes the keys by cross-entropy: AdamW with decay 0.01 and epsilon 10^-4, a cosine schedule, at
-    the alpha and beta that are given, or 1.17 and 1; those that are not given are chosen afterwards. The keys of the
-    last step are used, where the public code takes the step that is best on the test split.
+    the given alpha and beta, or 1.17 and 1; those that are not given are chosen afterwards. The keys of the last step
+    are used; the public code uses the step that is best on the test split.
 
     Args:
-      alpha: weight of the cache. None chooses it on the validation features: 20 values from 0.1 to 3.
-      beta: sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
-      templates: as in `ensemble`, or texts with one "{}" each.
+      alpha: the weight of the cache. None chooses it on the validation features: 20 values from 0.1 to 3.
+      beta: the sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
+      templates: as in `ensemble`.
       epochs: passes over the labeled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
-      learning_rate: of AdamW.
-      batch_size: labeled features a step; the last batch of a pass may be smaller.
-      seed: of the order of the labeled features.
+      learning_rate: the rate of AdamW.
+      batch_size: labeled features per step; the last batch of a pass may be smaller.
+      seed: the seed of the order of the labeled features.
 
     Returns:
-      The method. It needs validation features unless alpha and beta are given.
+      The baseline. It needs validation features unless alpha and beta are given.
 
     Raises:
       InputError: a setting has an impossible value; `fit` raises it if validation features are missing.
@@ -226,13 +208,11 @@ def tip_adapter(
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None:
-            _check_positive(name, value)
-    _check_positive("learning_rate", learning_rate)
-    _check_count("epochs", epochs, least=0)
-    _check_count("batch_size", batch_size, least=1)
-    _check_count("seed", seed, least=0)
-    texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
-    _check_templates(texts)
+            require_number(name, value, above=0)
+    require_number("learning_rate", learning_rate, above=0)
+    for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        require_int(name, value, least)
+    texts = _texts(templates)
 
     def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
         keys, labels = _check_labeled(names, features, labels)
@@ -251,8 +231,8 @@ def tip_adapter(
             state["keys"] = tune_keys(state, scale, labels, epochs, learning_rate, batch_size, seed)
         if queries is None:
             return state
-        found = search(state, scale, queries, answers, alpha, beta)
-        return state | {name: jnp.float32(value) for name, value in zip(("alpha", "beta"), found, strict=True)}
+        chosen = search(state, scale, queries, answers, alpha, beta)
+        return state | {name: jnp.float32(value) for name, value in zip(("alpha", "beta"), chosen, strict=True)}
 
     def apply(state: State, clip: Clip, features: Array) -> Array:
         return cached_logits(state, clip.params["logit_scale"], jnp.asarray(features, jnp.float32))
@@ -266,41 +246,12 @@ def tip_adapter(
         "batch_size": batch_size,
         "seed": seed,
     }
-    return Baseline("tip_adapter", FrozenDict(settings), fit, apply, needs_labels=True)
+    needs_validation = alpha is None or beta is None
+    return Baseline("tip_adapter", FrozenDict(settings), fit, apply, True, needs_validation)
 
 
-_FACTORIES: dict[str, Callable[..., Baseline]] = {
-    "ensemble": ensemble,
-    "hand_crafted": hand_crafted,
-    "linear_probe": linear_probe,
-    "tip_adapter": tip_adapter,
-}
-NAMES = tuple(sorted(_FACTORIES))
-
-
-def make(name: str, **settings: Any) -> Baseline:
-    """Makes a point of comparison by its name.
-
-    Args:
-      name: one of `NAMES`.
-      settings: what the factory of that name takes.
-
-    Returns:
-      The method.
-
-    Raises:
-      InputError: if there is no such method, or a setting has an impossible value.
-
-    Example:
-      >>> make("linear_probe", strength=0.3).settings["strength"]
-      0.3
-
-    Reference:
-      Our own choice.
-    """
-    if name not in _FACTORIES:
-        raise InputError(f"There is no baseline {name!r}; there are {', '.join(NAMES)}.")
-    return _FACTORIES[name](**settings)
+baselines: Registry[Baseline] = Registry("baseline", ensemble, hand_crafted, linear_probe, tip_adapter)
+NAMES, make, parse = baselines.names, baselines.make, baselines.parse
 
 
 def _of_texts(name: str, settings: dict[str, Any], texts: Sequence[str]) -> Baseline:
@@ -316,15 +267,39 @@ def _of_texts(name: str, settings: dict[str, Any], texts: Sequence[str]) -> Base
     return Baseline(name, FrozenDict(settings), fit, apply, needs_labels=False)
 
 
+def _search_strength(
+    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, answers: np.ndarray, max_iter: int
+) -> State:
+    """Returns the regression with the strength that is best on labeled queries."""
+    tried: dict[float, tuple[float, State]] = {}
+
+    def score(strength: float) -> float:
+        if strength not in tried:
+            state = _regression(features, labels, strength, max_iter)
+            guesses = np.argmax(queries @ np.asarray(state["kernel"]) + np.asarray(state["bias"]), axis=1)
+            tried[strength] = float(np.mean(guesses == answers)), state
+        return tried[strength][0]
+
+    peak = max(_STRENGTHS, key=score)  # the first of the best
+    left, right = math.log10(peak) - 1, math.log10(peak) + 1
+    for _ in range(_HALVINGS):
+        best, middle = 10.0**left, (left + right) / 2
+        if score(10.0**left) < score(10.0**right):
+            best, left = 10.0**right, middle
+        else:
+            right = middle
+    return tried[best][1]
+
+
 def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_iter: int) -> State:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak decay on separable classes has no end
-        found = LogisticRegression(C=strength, max_iter=max_iter).fit(features, labels)
-    kernel, bias = found.coef_.T, found.intercept_
-    if kernel.shape[1] == 1:  # of two classes, one number says both
+        warnings.simplefilter("ignore", ConvergenceWarning)  # weak decay on separable classes has no minimum
+        fitted = LogisticRegression(C=strength, max_iter=max_iter).fit(features, labels)
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if kernel.shape[1] == 1:  # two classes share one column
         kernel, bias = np.concatenate([0 * kernel, kernel], axis=1), np.concatenate([0 * bias, bias])
     return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
 
@@ -332,42 +307,35 @@ def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_i
 def _require(validation: Labeled | None, name: str, settings: str) -> Labeled:
     if validation is None:
         raise InputError(
-            f"{name} chooses {settings} on validation features, and none are given; pass validation=(features, labels) "
-            f"or set {settings}."
+            f"{name} chooses {settings} on validation features, and there are none; pass validation=(features, labels) "
+            f"or set {settings}"
         )
     return validation
 
 
 def _check_labeled(names: Sequence[str], features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     if features is None or labels is None:
-        raise InputError("labeled image features are needed, and none are given.")
+        raise InputError("features or labels are missing; give labeled image features")
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise InputError(
             f"{list(features.shape)} features and {list(labels.shape)} labels: give [images, embed_dim] and one label "
-            "for each."
+            "for each"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):
         raise InputError(
-            f"labels must be integers from 0 to {len(names) - 1}, found {labels.dtype} from {labels.min()} to "
-            f"{labels.max()}."
+            f"labels have the type {labels.dtype} and run from {labels.min()} to {labels.max()}; they must be integers "
+            f"from 0 to {len(names) - 1}"
         )
     return features, labels
 
 
-def _check_templates(templates: Sequence[str]) -> None:
-    if not templates:
-        raise InputError('no template is given; give texts with one "{}" each.')
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise InputError(f'a template is a text with one "{{}}" for the class name, found {template!r}.')
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(f"{name} must be a positive number, found {value!r}.")
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be an integer of at least {least}, found {value!r}.")
+def _texts(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the templates of an ensemble that is named or listed."""
+    texts = published.ensemble(templates) if isinstance(templates, str) else tuple(templates)
+    if not texts:
+        raise InputError('templates is empty; give texts with one "{}" each')
+    for text in texts:
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise InputError(f'template {text!r}: it must be a text with one "{{}}" for the class name')
+    return texts

@@ -1,22 +1,97 @@
-"""What a tuned prompt makes of images and classes: features to look at, in a t-SNE or against each other."""
+"""Features of images and of class names: frozen ones, and those under one prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.clip import Classes, Clip
-from gram_jax.errors import InputError
+from gram_jax import objectives
+from gram_jax.batching import map_batches, pad_to, padded_batches, round_up
+from gram_jax.clip import Classes, Clip, encode_image, encode_text
+from gram_jax.errors import InputError, require_int
 from gram_jax.tuners import Tuner
 
-PyTree = Any
+# Rows of a compiled text program: of one template, and of many at once; tokens are padded to a multiple of the third.
+_CLASSES, _TEXTS, _TOKENS = 64, 256, 8
+
+
+def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> jax.Array:
+    """Returns one feature per class: the mean over templates of its normalized text features, normalized again.
+
+    t_k = normalize( mean_j normalize( text(template_j(name_k)) ) )
+
+    Args:
+      clip: the clip, with its tokenizer.
+      names: class names; two classes may have one name, as in ImageNet.
+      templates: texts with one "{}" each; several make an ensemble.
+
+    Returns:
+      float32 ``[classes, embed]``, normalized.
+
+    Raises:
+      InputError: there is no template, or the tokenizer refuses a name.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> class_features(tiny_clip(), ["cat", "dog"], ["a photo of a {}.", "{}"]).shape[0]
+      2
+
+    Reference:
+      Radford et al. (2021), section 3.1.4, prompt ensembling in embedding space.
+    """
+    if not templates:
+        raise InputError("templates is empty; give at least one text with one {} in it")
+    total = sum(_text_features(clip, names, [template], _CLASSES, normalize=True) for template in templates)
+    return jnp.asarray(total / np.linalg.norm(total, axis=-1, keepdims=True))
+
+
+def averaged_class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """Returns one feature per class whose templates are averaged before they are normalized, as PromptSRC does.
+
+    Args:
+      clip: the clip, with its tokenizer.
+      names: class names.
+      templates: texts with one "{}" each.
+
+    Returns:
+      float32 ``[classes, embed]``, normalized, on the host.
+    """
+    features = _text_features(clip, names, templates, _TEXTS, normalize=False)
+    return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))
+
+
+def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> np.ndarray:
+    """Returns frozen features of any number of images, computed batch by batch with one compiled program.
+
+    Args:
+      clip: the clip, with its image transform.
+      images: whatever ``Clip.preprocess`` takes; may be a lazy sequence.
+      batch_size: images per step.
+
+    Returns:
+      float32 ``[images, embed]``, normalized, on the host.
+
+    Raises:
+      InputError: there are no images, or the batch size is below 1.
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> image_features(tiny_clip(), [np.zeros((12, 12, 3), np.uint8)] * 3, batch_size=2).shape[0]
+      3
+    """
+    require_images(images, batch_size)
+    return map_batches(
+        lambda pixels: encode_image(clip, pixels), _Preprocessed(clip, images), min(batch_size, len(images))
+    )
 
 
 def prompted_features(
     tuner: Tuner,
-    prompt: PyTree,
+    prompt: Any,
     clip: Clip,
     classes: Classes | jax.Array,
     valid: np.ndarray,
@@ -24,23 +99,23 @@ def prompted_features(
     *,
     batch_size: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The features of images and of classes under one prompt, batch by batch.
+    """Returns the features of images and of classes under one prompt, computed batch by batch.
 
     Args:
       tuner: the tuner.
       prompt: one prompt, not a stack of them.
       clip: the frozen clip.
-      classes: as `pad_classes` returns them.
-      valid: as `pad_classes` returns it, bool `[classes]`.
-      images: as the tuner takes them; anything of a length whose slices are arrays.
-      batch_size: images a step, at least 1.
+      classes: the class list from `pad_classes`.
+      valid: bool `[classes]`, from `pad_classes`.
+      images: images as the tuner takes them; any object with a length whose slices are arrays.
+      batch_size: images per step, at least 1.
 
     Returns:
-      Image features `[images, embed_dim]` and text features `[number of valid classes, embed_dim]`, float32, on the
-      host. Text features that depend on the image are averaged over the images.
+      Image features `[images, embed_dim]` and text features `[valid classes, embed_dim]`, float32, on the host. Text
+      features that depend on the image are averaged over the images.
 
     Raises:
-      InputError: if there are no images, or the batch size is below 1.
+      InputError: there are no images, or the batch size is below 1.
 
     Example:
       >>> from gram_jax import tuners
@@ -52,22 +127,45 @@ def prompted_features(
       >>> images, texts = prompted_features(tuner, prompt, clip, classes, valid, np.ones((5, 16)) / 4)
       >>> images.shape, texts.shape
       ((5, 16), (2, 16))
-
-    Reference:
-      Our own choice.
     """
-    if batch_size < 1 or not len(images):
-        raise InputError(
-            f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
-        )
+    require_images(images, batch_size)
     apply = jax.jit(tuner.apply)
-    found, texts = [], 0.0
-    for start in range(0, len(images), batch_size):
-        chunk = np.asarray(images[start : start + batch_size], np.float32)
-        filled = np.pad(chunk, ((0, batch_size - len(chunk)), *((0, 0),) * (chunk.ndim - 1)), mode="edge")
-        outputs = apply(prompt, clip, classes, filled)
-        found.append(np.asarray(outputs.image_features, np.float32)[: len(chunk)])
-        of_batch = np.asarray(outputs.text_features, np.float32)
-        share = len(chunk) / len(images)
-        texts += share * (of_batch if of_batch.ndim == 2 else of_batch[: len(chunk)].mean(0))
-    return np.concatenate(found), texts[np.asarray(valid)].astype(np.float32)
+    features, texts = [], 0.0
+    for batch, count in padded_batches(images, batch_size):
+        outputs = apply(prompt, clip, classes, batch.astype(np.float32))
+        features.append(np.asarray(outputs.image_features, np.float32)[:count])
+        own = np.asarray(outputs.text_features, np.float32)
+        texts += count / len(images) * (own if own.ndim == 2 else own[:count].mean(0))
+    return np.concatenate(features), texts[np.asarray(valid)].astype(np.float32)
+
+
+def require_images(images: Any, batch_size: int) -> None:
+    """Raises InputError if there are no images or the batch size is below 1."""
+    require_int("batch_size", batch_size)
+    if not len(images):
+        raise InputError("there are no images; give at least one")
+
+
+class _Preprocessed:
+    """Images whose slices are transformed pixels."""
+
+    def __init__(self, clip: Clip, images: Sequence[Any]):
+        self._clip, self._images = clip, images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        return self._clip.preprocess([self._images[i] for i in range(len(self))[index]])
+
+
+def _text_features(
+    clip: Clip, names: Sequence[str], templates: Sequence[str], block: int, normalize: bool
+) -> np.ndarray:
+    """Returns features ``[templates * classes, embed]``, in blocks of few shapes: many datasets share one program."""
+    rows = [clip.class_tokens(list(names), each, allow_duplicates=True).token_ids for each in templates]
+    longest = max(ids.shape[1] for ids in rows)
+    width = min(round_up(longest, _TOKENS), clip.config.text.context_length)
+    # Tokens after the end-of-text token are never read.
+    filled = [pad_to(ids, len(ids), width, fill=clip.tokenizer.eos_token_id) for ids in rows]
+    return map_batches(lambda ids: encode_text(clip, ids, normalize=normalize), np.concatenate(filled), block)

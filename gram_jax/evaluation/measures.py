@@ -1,147 +1,142 @@
-"""What is measured of predictions: metrics as rows of results, and confusion matrices in files."""
+"""Measurements of predictions: metrics as rows of results, confusion matrices in files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from etils import epath
 
+from gram_jax.batching import pad_to, round_up
 from gram_jax.evaluation.metrics import calibration_error, confusion_matrix, macro_f1, per_class_accuracy
-from gram_jax.evaluation.protocols import Part, imbalance, thirds
+from gram_jax.evaluation.prediction import Predictions
+from gram_jax.evaluation.protocols import Part, Protocol
 from gram_jax.evaluation.results import Row
-from gram_jax.tuning import Cost
+from gram_jax.io import PathLike, write_npz
+from gram_jax.tuning import Tuned
 
-_IMAGES = 4096
-
-
-class Outcome(NamedTuple):
-    """The predicted label of each image and its probability, each ``[runs, images]``."""
-
-    predicted: np.ndarray
-    confidence: np.ndarray
-
-
-def outcome(logits: np.ndarray) -> Outcome:
-    """What is left of logits ``[runs, images, classes]``, of which a thousand classes would fill the memory."""
-    best = logits.max(-1, keepdims=True)
-    return Outcome(logits.argmax(-1), 1 / np.exp(logits - best).sum(-1))
+_IMAGES = 4096  # sets of images are padded to a multiple of this many, so that they share compiled programs
+REGULATION_STEPS = 12  # the number of steps of a run at which the regulation is reported
 
 
 def _recall(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns the accuracy within each class that has images."""
-    del confidence
     recall = per_class_accuracy(confusion_matrix(predicted, labels, classes))
     return recall[~np.isnan(recall)]
 
 
-def _macro_f1(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    del confidence
-    return float(macro_f1(confusion_matrix(predicted, labels, classes)))
-
-
 def _calibration(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    del classes
-    # Filled up, so that sets of images of all lengths share compiled programs.
-    room = (0, -len(labels) % _IMAGES)
-    there = np.pad(np.ones(len(labels)), room)
-    return float(calibration_error(np.pad(confidence, room), np.pad(predicted == labels, room), there))
+    size = round_up(len(labels), _IMAGES)
+    arrays = (pad_to(array, size, fill=0) for array in (confidence, predicted == labels, np.ones(len(labels))))
+    return float(calibration_error(*arrays))
 
 
 # name -> metric of one run: predicted [images], confidence [images], labels [images], number of classes.
 METRICS: dict[str, Callable[..., float]] = {
     "accuracy": lambda predicted, confidence, labels, classes: float(np.mean(predicted == labels)),
-    "per_class_accuracy": lambda *found: float(np.mean(_recall(*found))),
-    "worst_class_accuracy": lambda *found: float(np.min(_recall(*found))),
-    "macro_f1": _macro_f1,
+    "per_class_accuracy": lambda *run: float(np.mean(_recall(*run))),
+    "worst_class_accuracy": lambda *run: float(np.min(_recall(*run))),
+    "macro_f1": lambda predicted, _, labels, classes: float(macro_f1(confusion_matrix(predicted, labels, classes))),
     "expected_calibration_error": _calibration,
 }
-
 ALL, COST = "all", "cost"
 BESIDE = tuple(name for name in METRICS if name != "accuracy")
 CHOICES = (*BESIDE, COST, ALL)
-SECONDS, BYTES = COSTS = ("tuning_seconds", "step_bytes")  # the metrics of rows that tell a cost
+SECONDS, BYTES = COSTS = ("tuning_seconds", "step_bytes")  # the metrics of rows that report a cost
 
 
 def asked_for(names: Sequence[str]) -> list[str]:
-    """The metrics of predictions that a list of names stands for; accuracy is always one of them."""
+    """Returns the metrics of predictions that a list of names stands for; accuracy is always one of them."""
     return ["accuracy", *(name for name in BESIDE if name in names or ALL in names)]
 
 
-def cost_rows(
-    method: str, protocol: str, name: str, cost: Cost, shots: int, runs: int, split: str, step: int
-) -> Iterator[Row]:
-    """What tuning cost: the time of a run, its share of all side by side, and the memory of a step of all."""
-    for metric, value in zip(COSTS, (cost.seconds * step / runs, float(cost.bytes)), strict=True):
-        yield Row(method, protocol, name, metric, value, None, shots, None, split, step)
+def asks_for_cost(names: Sequence[str]) -> bool:
+    """Returns whether a list of names asks for the cost of tuning."""
+    return COST in names or ALL in names
 
 
 def rows(
     method: str,
-    protocol: str,
-    name: str,
-    measured: Iterable[tuple[Part, Outcome]],
+    protocol: Protocol,
+    dataset: str,
+    measured: Iterable[tuple[Part, Predictions | None]],
     metrics: Sequence[str],
     shots: int | None = None,
     seeds: Sequence[int | None] = (None,),
     step: int | None = None,
 ) -> Iterator[Row]:
-    """The rows of a method on the parts of a dataset, one for each metric, part and seed.
+    """Yields the rows of a method on the parts of a dataset, one for each metric, part and seed.
 
     Args:
-      method: its name.
-      protocol: as rows name it; an imbalanced one brings the accuracy of the head, middle and tail third of its base
-        classes, each image being classified among all of them.
-      name: the dataset's name.
-      measured: parts, with what was predicted on them.
+      method: the name of the method.
+      protocol: the protocol; it may add the accuracy of groups of classes, each image classified among all of them.
+      dataset: the name of the dataset.
+      measured: parts with their predictions; None for a part that the method cannot classify.
       metrics: keys of ``METRICS``.
-      shots: labeled images a class; None where nothing was tuned.
+      shots: labeled images per class; None if nothing was tuned.
       seeds: one for each run.
-      step: of the tuning.
-
-    Yields:
-      The rows.
+      step: the step of the tuning.
     """
-    for part, found in measured:
+    for part, predictions in measured:
+        if predictions is None:
+            continue
         labels, classes = part.dataset.labels, len(part.dataset.class_names)
+        shared = part.domain, shots
         for metric in metrics:
-            for seed, *run in zip(seeds, *found, strict=True):
+            for seed, *run in zip(seeds, *predictions, strict=True):
                 value = METRICS[metric](*run, labels, classes)
-                yield Row(method, protocol, name, metric, value, part.domain, shots, seed, part.split, step)
-        if part.split == "base" and imbalance(protocol) is not None:
-            for third, members in thirds(classes).items():
-                of_third = np.isin(labels, members)
-                for seed, predicted in zip(seeds, found.predicted, strict=True):
-                    value = float(np.mean(predicted[of_third] == labels[of_third]))
-                    yield Row(method, protocol, name, "accuracy", value, part.domain, shots, seed, third, step)
+                yield Row(method, protocol.name, dataset, metric, value, *shared, seed, part.split, step)
+        for group, members in protocol.groups(part).items():
+            of_group = np.isin(labels, members)
+            for seed, predicted in zip(seeds, predictions.labels, strict=True):
+                value = float(np.mean(predicted[of_group] == labels[of_group]))
+                yield Row(method, protocol.name, dataset, "accuracy", value, *shared, seed, group, step)
+
+
+def cost_rows(method: str, protocol: Protocol, dataset: str, tuned: Tuned, shots: int, split: str) -> Iterator[Row]:
+    """Yields what tuning cost: the time of a run (its share of all side by side) and the memory of a step of all."""
+    if tuned.cost is None:
+        return
+    last = max(tuned.prompts)
+    runs = tuned.metrics["loss"].shape[1]
+    for metric, value in zip(COSTS, (tuned.cost.seconds * last / runs, float(tuned.cost.bytes)), strict=True):
+        yield Row(method, protocol.name, dataset, metric, value, None, shots, None, split, last)
+
+
+def regulation_rows(
+    method: str, dataset: str, tuned: Tuned, shots: int, seeds: Sequence[int], split: str
+) -> Iterator[Row]:
+    """Yields how a regulator changes the gradients along a run, under the protocol name "regulation"."""
+    for step in sorted({int(step) for step in np.linspace(1, max(tuned.prompts), REGULATION_STEPS)}):
+        for metric in ("gradient_norm_ratio", "gradient_cosine"):
+            for seed, value in zip(seeds, tuned.metrics[metric][step - 1], strict=True):
+                yield Row(method, "regulation", dataset, metric, float(value), None, shots, seed, split, step)
 
 
 def file_name(unit: Sequence[str | int]) -> str:
-    """What a unit, (method, dataset, protocol, shots), calls its files."""
+    """Returns the name of the files of a unit, (method, dataset, protocol, shots).
+
+    Example:
+      >>> file_name(("coop+gram:init_only", "glyphs:chess", "base_to_new", 4))
+      'glyphs_chess-base_to_new-4-coop_gram_init_only'
+    """
     method, *rest = unit
-    return "-".join(map(str, (*rest, method))).replace(":", "_").replace("/", "_").replace("+", "_")
+    return re.sub(r"[^\w.=-]", "_", "-".join(map(str, (*rest, method))))
 
 
-def save_confusion(path: epath.Path, measured: Iterable[tuple[Part, Outcome]]) -> None:
-    """Writes, for each part, counts of true (rows) against predicted classes ``[runs, classes, classes]``."""
-    arrays = {}
-    for part, found in measured:
-        labels, names = part.dataset.labels, part.dataset.class_names
-        counts = [confusion_matrix(predicted, labels, len(names)) for predicted in found.predicted]
-        arrays |= {key(part, "counts"): np.stack(counts).astype(np.int32), key(part, "class_names"): np.array(names)}
-    save_arrays(path, arrays)
+def save_confusion(path: PathLike, measured: Iterable[tuple[Part, Predictions | None]]) -> None:
+    """Writes counts of true (rows) against predicted classes for each part, ``[runs, classes, classes]``."""
+    arrays: dict[str, Any] = {}
+    for part, predictions in measured:
+        if predictions is not None:
+            labels, names = part.dataset.labels, part.dataset.class_names
+            counts = [confusion_matrix(predicted, labels, len(names)) for predicted in predictions.labels]
+            arrays[array_name(part, "counts")] = np.stack(counts).astype(np.int32)
+            arrays[array_name(part, "class_names")] = np.array(names)
+    write_npz(path, arrays)
 
 
-def key(part: Part, what: str) -> str:
-    """The name of an array of a part in a file: "base/counts", "all@noise/counts"."""
+def array_name(part: Part, what: str) -> str:
+    """Returns the name of an array of a part in a file, such as "base/counts" or "all@noise/counts"."""
     return part.split + (f"@{part.domain.replace('/', '-')}" if part.domain else "") + f"/{what}"
-
-
-def save_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{path.name}.part"
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    part.replace(path)

@@ -1,54 +1,73 @@
-"""What tuned prompts say of images, in batches of a few sizes."""
+"""Predictions of tuned prompts, computed in batches of a few sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gram_jax.batching import padded_batches
 from gram_jax.clip import Classes, Clip
-from gram_jax.errors import InputError
-from gram_jax.tuning.step import Tuning
-
-Array = jax.Array
-PyTree = Any
+from gram_jax.evaluation.features import require_images
+from gram_jax.tuning import Tuning
 
 _IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
 
 
+class Predictions(NamedTuple):
+    """Predicted classes of images.
+
+    Attributes:
+      labels: the predicted label of each image, int `[runs, images]`.
+      confidence: the probability of that label, float `[runs, images]`.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+
+
+def summarize_logits(logits: np.ndarray) -> Predictions:
+    """Returns the predictions of logits ``[runs, images, classes]``; the logits of many classes would fill the memory.
+
+    Example:
+      >>> summarize_logits(np.log([[[0.25, 0.75]]])).confidence.round(2).tolist()
+      [[0.75]]
+    """
+    best = logits.max(-1, keepdims=True)
+    return Predictions(logits.argmax(-1), 1 / np.exp(logits - best).sum(-1))
+
+
 def predict(
     tuning: Tuning,
-    prompts: PyTree,
+    prompts: Any,
     clip: Clip,
-    classes: Classes | Array,
+    classes: Classes | jax.Array,
     valid: np.ndarray,
     images: Any,
     *,
     batch_size: int = 4096,
-    reduce: Callable[[np.ndarray], PyTree] | None = None,
-) -> PyTree:
-    """Logits of every run on the same images, batch by batch.
+) -> np.ndarray:
+    """Returns the logits of every run on the same images.
 
     Batches are filled up to a few sizes, so that sets of images of all lengths share compiled programs.
 
     Args:
-      tuning: as `make_tuning` builds it.
-      prompts: the runs' prompts `[runs, ...]`.
+      tuning: the `Tuning` from `make_tuning`.
+      prompts: the prompts of the runs, `[runs, ...]` each leaf.
       clip: the frozen clip.
-      classes: as `pad_classes` returns them.
-      valid: as `pad_classes` returns it, bool `[classes]`.
-      images: frozen image features `[images, embed_dim]`, or images; anything of a length whose slices are arrays.
-      batch_size: images a step, at least 1.
-      reduce: what is kept of a batch's logits, arrays `[runs, images, ...]`; None keeps the logits.
+      classes: the class list from `pad_classes`.
+      valid: bool `[classes]`, from `pad_classes`.
+      images: frozen image features `[images, embed_dim]`, or images; any object with a length whose slices are arrays.
+      batch_size: images per step, at least 1.
 
     Returns:
-      `[runs, images, number of valid classes]`, on the host; or what `reduce` kept, put together.
+      `[runs, images, valid classes]`, on the host.
 
     Raises:
-      InputError: if there are no images, or the batch size is below 1.
+      InputError: there are no images, or the batch size is below 1.
 
     Example:
       >>> from gram_jax import regulators, tuners
@@ -60,20 +79,26 @@ def predict(
       >>> tuning = make_tuning(tuner, regulators.identity())
       >>> predict(tuning, prompts, clip, classes, valid, np.ones((5, 16)) / 4).shape
       (1, 5, 2)
-
-    Reference:
-      Our own choice.
     """
-    if batch_size < 1 or not len(images):
-        raise InputError(
-            f"{len(images)} images in batches of {batch_size}: give at least one image, and a batch of at least 1."
-        )
+    batches = _batches(tuning, prompts, clip, classes, valid, images, batch_size)
+    return np.concatenate(list(batches), axis=1)
+
+
+def predict_labels(
+    tuning: Tuning, prompts: Any, clip: Clip, classes: Any, valid: np.ndarray, images: Any, *, batch_size: int = 4096
+) -> Predictions:
+    """Returns the labels that every run predicts, with their probabilities; see `predict` for the arguments."""
+    parts = map(summarize_logits, _batches(tuning, prompts, clip, classes, valid, images, batch_size))
+    return Predictions(*(np.concatenate(field, axis=1) for field in zip(*parts, strict=True)))
+
+
+def _batches(
+    tuning: Tuning, prompts: Any, clip: Clip, classes: Any, valid: np.ndarray, images: Any, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yields logits `[runs, images, classes]` batch by batch."""
+    require_images(images, batch_size)
     # The smallest of 256, 512, 1024, ... that holds all images.
     size = min(batch_size, _IMAGES * 2 ** max(0, math.ceil(math.log2(len(images) / _IMAGES))))
-    parts = []
-    for start in range(0, len(images), size):
-        chunk = np.asarray(images[start : start + size], np.float32)
-        filled = np.pad(chunk, ((0, size - len(chunk)), *((0, 0),) * (chunk.ndim - 1)))
-        found = np.asarray(tuning.logits(prompts, clip, classes, filled))[:, : len(chunk), np.asarray(valid)]
-        parts.append(found if reduce is None else reduce(found))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
+    for batch, count in padded_batches(images, size):
+        logits = tuning.logits(prompts, clip, classes, batch.astype(np.float32))
+        yield np.asarray(logits)[:, :count, np.asarray(valid)]

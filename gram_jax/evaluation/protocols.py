@@ -1,252 +1,283 @@
-"""What each protocol of `experiments.evaluate` tunes on, and what it is tested on.
-
-* few_shot: all classes; tested on all classes, and in the shifted domains that are asked for.
-* base_to_new: tuned on the first half of the classes; tested on each half, among its own classes.
-* cross_dataset: all classes of a source; tested on all classes of other datasets as well.
-* domain_generalization: all classes of a source; tested on its shifted versions as well, each with its own classes.
-* test_time: nothing is learned from labeled images; each test image, here or in the shifted domains that are asked
-  for, is tuned on alone and then classified.
-* imbalanced: as base_to_new, from a long tail of base classes: "imbalanced:0.25" is that of tau = 0.25.
-"""
+"""The field's protocols: which classes and images prompts are tuned on, and which images they are tested on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gram_jax import evaluation
-from gram_jax.data import Dataset, base_and_new, glyphs, load_dataset, restrict
-from gram_jax.data.augmentation import VERSION as VIEWS
-from gram_jax.data.readers import coop
-from gram_jax.data.readers.sources import READERS, forms
-from gram_jax.errors import InputError
+from gram_jax.data import Dataset, base_and_new, restrict
+from gram_jax.errors import InputError, nearest, require_int
+from gram_jax.evaluation.draws import few_shot, few_shot_and_val, long_tail_draw
 
-LABELED = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization", "imbalanced")
-TEST_TIME = "test_time"
-PROTOCOLS = (*LABELED, TEST_TIME)
-TRANSFER = ("cross_dataset", "domain_generalization")
-UNSEEN = "unseen"
 THIRDS = ("head", "middle", "tail")
 
 
 class Part(NamedTuple):
-    """Images that prompts are measured on, among their own classes; the domain is None where prompts are tuned."""
+    """Test images, classified among their own classes.
+
+    Attributes:
+      split: the name of the class list in rows, such as "all" or "new".
+      domain: the name of the domain or dataset in rows; None for the dataset that prompts are tuned on.
+      dataset: the images.
+    """
 
     split: str
     domain: str | None
     dataset: Dataset
 
 
-class Opened(NamedTuple):
-    """A dataset that is tuned on, under which protocols, and what each of them is tested on beside it, by domain."""
+class Protocol:
+    """What prompts are tuned on and tested on.
 
-    dataset: Dataset
-    others: dict[str, dict[str, Dataset]]
+    Subclass it for a protocol of your own: give it a `name`, and override `splits` (the class lists), `draw` (the
+    labeled images) or both. An instance can be passed to `gram_jax.evaluation.evaluate`.
+
+    Attributes:
+      name: the name in rows.
+      elsewhere: what is tested besides the dataset: "domains" (its shifted versions), "datasets" or "" (nothing).
+      transfer: whether prompts are tuned on source datasets only, to be tested elsewhere.
+      has_new: whether the class lists are "base", which is tuned on, and "new".
+      takes_labels: whether methods learn from labeled images.
+      tuned_on: protocols with the same text tune on the same images, and share tuned prompts.
+
+    Example:
+      >>> class EverySecondClass(Protocol):
+      ...     name = "every_second_class"
+      ...     def splits(self, dataset):
+      ...         return {"even": np.arange(0, len(dataset.class_names), 2)}
+      >>> from gram_jax.data import glyphs
+      >>> EverySecondClass().support(glyphs.labeled("chess"), shots=2, seed=1).class_names[:2]
+      ('white king', 'white rook')
+    """
+
+    name: str = ""
+    elsewhere: ClassVar[str] = ""
+    transfer: ClassVar[bool] = False
+    has_new: ClassVar[bool] = False
+    takes_labels: ClassVar[bool] = True
+    tuned_on: ClassVar[str] = ""
+
+    def splits(self, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Returns the labels of each class list, by its name in rows; the first list is tuned on."""
+        return {"all": np.arange(len(dataset.class_names))}
+
+    def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
+        """Returns the positions of the labeled images; images of classes that are not tuned on are dropped later."""
+        return few_shot(dataset, shots, seed)
+
+    def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
+        """Returns the numbers of labeled images per class that the protocol runs with, of those asked for."""
+        return tuple(shots)
+
+    def support(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
+        """Returns the labeled images of a run, drawn from all classes and then restricted, as CoOp does.
+
+        Args:
+          dataset: the dataset.
+          shots: labeled images per class.
+          seed: the seed of the draw.
+
+        Returns:
+          The images, relabeled from 0.
+
+        Raises:
+          InputError: a class has too few images.
+        """
+        return restrict(dataset.take(self.draw(dataset, shots, seed)), self._tuned_labels(dataset))
+
+    def validation(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
+        """Returns the validation images that belong to a draw: min(shots, 4) per class, see `few_shot_and_val`."""
+        return restrict(dataset.take(few_shot_and_val(dataset, shots, seed)[1]), self._tuned_labels(dataset))
+
+    def targets(self, datasets: Iterable[Dataset]) -> dict[str, Dataset]:
+        """Returns datasets by the domain that rows name: the visual domain, or the name of the dataset."""
+        datasets = list(datasets)
+        names = [dataset.domain or dataset.name for dataset in datasets]
+        if self.elsewhere == "datasets" or len(set(names)) < len(names):
+            names = [dataset.name for dataset in datasets]
+        return dict(zip(names, datasets, strict=True))
+
+    def parts(
+        self, dataset: Dataset, split: str = "test", targets: Mapping[str, Dataset] | None = None, limit: int = 0
+    ) -> list[Part]:
+        """Returns the images that prompts are measured on.
+
+        Args:
+          dataset: the dataset that prompts are tuned on.
+          split: "test", or "val" for selecting settings.
+          targets: what is measured besides, by domain.
+          limit: the most images per class; 0 for all.
+
+        Returns:
+          One part for each class list of each dataset.
+        """
+        parts = []
+        for domain, tested in {None: dataset, **(targets or {})}.items():
+            positions = tested.select(split)
+            if limit:
+                by_class = [positions[tested.labels[positions] == label] for label in range(len(tested.class_names))]
+                positions = np.concatenate([members[:limit] for members in by_class])
+            chosen = tested.take(positions)
+            parts += [Part(name, domain, restrict(chosen, labels)) for name, labels in self.splits(tested).items()]
+        return parts
+
+    def groups(self, part: Part) -> dict[str, np.ndarray]:
+        """Returns labels of a part by group: the accuracy within each group is reported as well."""
+        return {}
+
+    def tuning_key(self, shots: int | None) -> tuple[str, str]:
+        """Returns what a run is tuned on; protocols with equal keys share tuned prompts."""
+        return self.tuned_on or self.name, f"{shots} shots"
+
+    def _tuned_labels(self, dataset: Dataset) -> np.ndarray:
+        return next(iter(self.splits(dataset).values()))
 
 
-def expand(config: Any) -> tuple[str, ...]:
-    """The protocols as rows name them: one imbalanced protocol for each tau."""
-    each = {name: (name,) for name in config.protocol}
-    if "imbalanced" in each:
-        each["imbalanced"] = tuple(f"imbalanced:{tau:g}" for tau in config.tau)
-    return tuple(protocol for names in each.values() for protocol in names)
+class FewShot(Protocol):
+    """Tuned and tested on all classes, also in shifted domains."""
+
+    name, elsewhere, tuned_on = "few_shot", "domains", "all classes"
 
 
-def imbalance(protocol: str) -> float | None:
-    """The tau of an imbalanced protocol, None of the others."""
-    name, _, tau = protocol.partition(":")
-    if name != "imbalanced":
-        return None
-    try:
-        return float(tau)
-    except ValueError:
-        raise InputError(f"protocol {protocol!r}: rows name a long tail by its tau, as imbalanced:0.25") from None
+class BaseToNew(Protocol):
+    """Tuned on the first half of the classes; tested on each half, among its own classes."""
 
+    name, has_new, tuned_on = "base_to_new", True, "base classes"
 
-def has_new(protocol: str) -> bool:
-    """Whether a protocol is tuned on base classes and tested on new ones as well."""
-    return protocol == "base_to_new" or imbalance(protocol) is not None
-
-
-def counts(config: Any, protocol: str, select: bool = False) -> tuple[int | None, ...]:
-    """The numbers of labeled images a class that a protocol is run, or selected, with; None where there are none."""
-    if protocol == TEST_TIME:
-        return (None,)
-    if imbalance(protocol) is not None:
-        return (config.largest,)
-    return (config.select_shots if select else None) or config.shots
-
-
-def selected_on(config: Any) -> tuple[str, ...]:
-    """The protocols whose validation score chooses among settings: the first of what is measured."""
-    if "base_to_new" in config.protocol:
-        return ("base_to_new",)
-    return expand(config) if config.protocol == ("imbalanced",) else ("few_shot",)
-
-
-def same_tuning(protocol: str, shots: int) -> tuple[str, str]:
-    """What a run is tuned on: protocols that tune on the same images have the same."""
-    tail = "" if imbalance(protocol) in (None, 1.0) else f" {protocol}"
-    return "base classes" if has_new(protocol) else "all classes", f"{shots} shots{tail}"
-
-
-def class_splits(protocol: str, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The class lists of a protocol, by the name that results show; the first is the one that is tuned on."""
-    if has_new(protocol):
+    def splits(self, dataset: Dataset) -> dict[str, np.ndarray]:
         return dict(zip(("base", "new"), base_and_new(len(dataset.class_names)), strict=True))
-    return {"all": np.arange(len(dataset.class_names))}
+
+
+class CrossDataset(Protocol):
+    """Tuned on all classes of a source dataset; tested on all classes of other datasets as well."""
+
+    name, elsewhere, transfer, tuned_on = "cross_dataset", "datasets", True, "all classes"
+
+
+class DomainGeneralization(Protocol):
+    """Tuned on all classes of a source dataset; tested on its shifted versions, each with its own classes."""
+
+    name, elsewhere, transfer, tuned_on = "domain_generalization", "domains", True, "all classes"
+
+
+class TestTime(Protocol):
+    """Nothing is learned from labeled images: each test image is tuned on alone and then classified."""
+
+    __test__ = False  # not a test, whatever its name
+    name, elsewhere, takes_labels = "test_time", "domains", False
+
+    def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
+        return (None,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imbalanced(BaseToNew):
+    """Base-to-new with a long tail of labeled images; also reports the head, middle and tail third of the base classes.
+
+    Attributes:
+      tau: images of the smallest class over those of the largest.
+      largest: images of the largest class.
+    """
+
+    tau: float = 1.0
+    largest: int = 16
+
+    @property
+    def name(self) -> str:
+        return f"imbalanced:{self.tau:g}"
+
+    def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
+        return (self.largest,)
+
+    def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
+        return long_tail_draw(dataset, self.tau, shots, seed, self._tuned_labels(dataset))
+
+    def groups(self, part: Part) -> dict[str, np.ndarray]:
+        return thirds(len(part.dataset.class_names)) if part.split == "base" else {}
+
+    def tuning_key(self, shots: int | None) -> tuple[str, str]:
+        images, count = super().tuning_key(shots)
+        return images, count if self.tau == 1 else f"{count} {self.name}"
+
+
+few_shot_all = FewShot()
+base_to_new = BaseToNew()
+cross_dataset = CrossDataset()
+domain_generalization = DomainGeneralization()
+test_time = TestTime()
+_PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol for protocol in (few_shot_all, base_to_new, cross_dataset, domain_generalization, test_time)
+}
+LABELED = (*(name for name in _PROTOCOLS if name != test_time.name), "imbalanced")
+PROTOCOLS = (*LABELED, test_time.name)
+TRANSFER = tuple(name for name, protocol in _PROTOCOLS.items() if protocol.transfer)
+TEST_TIME = test_time.name
+
+
+def parse(name: str | Protocol) -> Protocol:
+    """Returns the protocol that rows name.
+
+    Args:
+      name: one of `PROTOCOLS`, "imbalanced:TAU" for a long tail; or a protocol, which is returned.
+
+    Returns:
+      The protocol.
+
+    Raises:
+      InputError: there is no such protocol.
+
+    Example:
+      >>> parse("base_to_new").has_new, parse("imbalanced:0.25").tau
+      (True, 0.25)
+    """
+    if isinstance(name, Protocol):
+        return name
+    word, _, tau = name.partition(":")
+    if word == "imbalanced":
+        try:
+            return Imbalanced(float(tau))
+        except ValueError:
+            raise InputError(f"protocol {name!r}: name a long tail by its tau, as in imbalanced:0.25") from None
+    if name not in _PROTOCOLS:
+        raise InputError(f"there is no protocol {name!r}{nearest(name, PROTOCOLS)}; choose from {', '.join(PROTOCOLS)}")
+    return _PROTOCOLS[name]
+
+
+def imbalance(name: str) -> float | None:
+    """Returns the tau of a protocol that rows name, or None for protocols without a long tail."""
+    return parse(name).tau if name.startswith("imbalanced") else None
+
+
+def has_new(name: str) -> bool:
+    """Returns whether a protocol that rows name is tested on new classes as well."""
+    return name.startswith("imbalanced") or (name in _PROTOCOLS and _PROTOCOLS[name].has_new)
 
 
 def thirds(num_classes: int) -> dict[str, np.ndarray]:
-    """Labels from 0 in head, middle and tail thirds, the first label being the head's; two classes have no middle."""
+    """Returns the labels of the head, middle and tail third, the head first; two classes have no middle.
+
+    Example:
+      >>> {name: labels.tolist() for name, labels in thirds(4).items()}
+      {'head': [0], 'middle': [1, 2], 'tail': [3]}
+    """
+    require_int("num_classes", num_classes)
     ends = [round(num_classes * third / 3) for third in range(4)]
     groups = {name: np.arange(*ends[i : i + 2]) for i, name in enumerate(THIRDS)}
     return {name: labels for name, labels in groups.items() if len(labels)}
 
 
 def without_test(dataset: Dataset) -> Dataset:
-    """The training and validation images: all that tuning and selection are given."""
+    """Returns the training and validation images, which are all that tuning and selection may read."""
     return dataset.take(np.flatnonzero(dataset.splits != "test"))
 
 
-def support(dataset: Dataset, protocol: str, shots: int, seed: int) -> Dataset:
-    """The labeled images that a run is tuned on; drawn from all classes before any are left out, as CoOp does."""
-    labels = next(iter(class_splits(protocol, dataset).values()))
-    tau = imbalance(protocol)
-    if tau is None:
-        drawn = evaluation.few_shot(dataset, shots, seed)
-    else:
-        drawn = evaluation.long_tail_draw(dataset, tau, shots, seed, labels)
-    return restrict(dataset.take(drawn), labels)
-
-
-def measured_parts(
-    config: Any, protocol: str, dataset: Dataset, split: str, others: Mapping[str, Dataset] | Sequence = ()
-) -> list[Part]:
-    """The images of a split, by the protocol's class lists, in the dataset itself and in others, by domain."""
-    parts = []
-    for domain, found in {None: dataset, **dict(others)}.items():
-        positions = found.select(split)
-        if config.max_test_images:
-            kept = [positions[found.labels[positions] == label] for label in range(len(found.class_names))]
-            positions = np.concatenate([of_class[: config.max_test_images] for of_class in kept])
-        chosen = found.take(positions)
-        parts += [
-            Part(name, domain, restrict(chosen, labels)) for name, labels in class_splits(protocol, found).items()
-        ]
-    return parts
-
-
-def open_datasets(config: Any) -> dict[str, Opened]:
-    """Every dataset that is tuned on, with what its protocols are tested on beside it, by its name.
-
-    Raises:
-      InputError: a dataset cannot be opened, has one class, shares its name with another, or has nothing that a
-        protocol could be tested on; the message says which.
-    """
-    loaded: dict[str, Dataset] = {}
-    named: dict[str, str] = {}
-
-    def load(spec: str) -> Dataset:
-        if spec not in loaded:
-            found = loaded[spec] = load_dataset(spec, seed=config.dataset_seed)
-            if len(found.class_names) < 2:
-                raise InputError(f"dataset {spec!r} has one class, {found.class_names[0]!r}; it takes two to classify")
-            if (other := named.setdefault(found.name, spec)) != spec:
-                raise InputError(f"{other!r} and {spec!r} are both called {found.name!r} in results; rename one")
-        return loaded[spec]
-
-    datasets = coop.expand(config.dataset)
-    sources = datasets if config.source is None else coop.expand(config.source)
-    opened = {}
-    for spec in dict.fromkeys((*datasets, *sources)):
-        others: dict[str, dict[str, Dataset]] = {}
-        for protocol in expand(config):
-            if spec in (sources if protocol in TRANSFER else datasets):
-                others[protocol] = _by_domain(protocol, [load(each) for each in _others(config, spec, protocol)])
-        if others:
-            opened[load(spec).name] = Opened(load(spec), others)
-    return opened
-
-
-def _others(config: Any, spec: str, protocol: str) -> list[str]:
-    """The specifications of what a protocol is tested on beside the dataset."""
-    if protocol == "cross_dataset":
-        targets = [target for target in coop.expand(config.targets or config.dataset) if target != spec]
-        if not targets:
-            raise InputError(f"--protocol=cross_dataset tunes on {spec!r}; name datasets to test on with --targets")
-        return targets
-    if protocol not in ("few_shot", "domain_generalization", TEST_TIME):
-        return []
-    wanted = config.domains or ((UNSEEN,) if protocol == "domain_generalization" else ())
-    found = [each for domain in wanted for each in shifted(spec, domain)]
-    if protocol == "domain_generalization" and not found:
-        raise InputError(
-            f"--protocol=domain_generalization: {spec!r} has no shifted versions that are known; name datasets of the "
-            "same classes with --domains, or what to tune on with --source"
-        )
-    return [each for each in dict.fromkeys(found) if each != spec]
-
-
-def shifted(spec: str, domain: str) -> list[str]:
-    """The specifications of the shifted versions of a dataset that a domain's name stands for."""
-    prefix, _, rest = spec.partition(":")
-    if domain.partition(":")[0] in READERS:
-        return [domain]
-    if prefix == "glyphs":
-        name, _, own = rest.partition("/")
-        names = glyphs.unseen_domains(glyphs.catalog(name)) if domain == UNSEEN else (domain,)
-        return [f"glyphs:{name}/{each}" for each in names if each != own]
-    if prefix == "coop" and (where := coop.split_spec(rest))[1] == "imagenet":
-        if domain not in (UNSEEN, *coop.VARIANTS):
-            raise InputError(
-                f"{domain!r} is no shifted version of {spec!r}, which has {', '.join(coop.VARIANTS)}; give these, or "
-                f"a dataset of the same classes ({forms()})"
-            )
-        return [f"coop:{where[0]}:{each}" for each in (coop.VARIANTS if domain == UNSEEN else (domain,))]
-    if domain == UNSEEN:
-        return []
-    raise InputError(f"{spec!r} has no domain {domain!r}; give a dataset of the same classes ({forms()})")
-
-
-def _by_domain(protocol: str, datasets: Sequence[Dataset]) -> dict[str, Dataset]:
-    """Datasets by the domain that rows name: that of a shifted version, the name of another dataset."""
-    names = [dataset.name if protocol == "cross_dataset" else dataset.domain or dataset.name for dataset in datasets]
-    if len(set(names)) < len(names):
-        names = [dataset.name for dataset in datasets]
-    return dict(zip(names, datasets, strict=True))
-
-
-def all_datasets(opened: Mapping[str, Opened]) -> Iterator[Dataset]:
-    """Every dataset that anything is tuned or tested on, once."""
-    found = {}
-    for dataset, others in opened.values():
-        for each in (dataset, *(other for group in others.values() for other in group.values())):
-            found[each.name] = each
-    yield from found.values()
-
-
-def about(opened: Mapping[str, Opened]) -> dict[str, Any]:
-    """What is told of every dataset: where its classes and splits come from, and what is odd about it."""
-    return {dataset.name: dict(dataset.about) for dataset in all_datasets(opened)}
-
-
-def draws(config: Any, opened: Mapping[str, Opened]) -> dict[str, str]:
-    """A hash of the references that each run is tuned on, and the rule by which they, or views, are drawn."""
-    if TEST_TIME in config.protocol:
-        return {"rule": VIEWS}
-    found = {"rule": evaluation.draws.RULE}
-    for name, (dataset, others) in opened.items():
-        for protocol in others:
-            for shots in counts(config, protocol):
-                for seed in config.seeds:
-                    key = ", ".join((name, *map(str, same_tuning(protocol, shots)), f"seed {seed}"))
-                    if key not in found:
-                        drawn = support(dataset, protocol, shots, seed)
-                        text = json.dumps([drawn.references, drawn.labels.tolist()])
-                        found[key] = hashlib.sha256(text.encode()).hexdigest()
-    return found
+def selecting(protocols: Sequence[Protocol]) -> tuple[Any, ...]:
+    """Returns the protocols whose validation score chooses between candidate settings."""
+    if base_to_new in protocols:
+        return (base_to_new,)
+    if test_time in protocols or all(isinstance(protocol, Imbalanced) for protocol in protocols):
+        return tuple(protocols)
+    return (few_shot_all,)

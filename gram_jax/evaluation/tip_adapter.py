@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache of labeled features: its logits, its two settings, and its keys as something to tune."""
+"""Tip-Adapter's cache of labeled features: its logits, the search for its two settings, and the tuning of its keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOPS, _STEPS = {"alpha": 3.0, "beta": 7.0}, {"alpha": 20, "beta": 200}  # the p
 
 
 def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
-    """exp(logit_scale) <f, t_c> + alpha sum_i exp(-beta (1 - <f, k_i>)) y_ic.
+    """Returns exp(logit_scale) <f, t_c> + alpha sum_i exp(-beta (1 - <f, k_i>)) y_ic.
 
     Args:
       state: "texts" `[classes, embed_dim]`, "keys" `[cached, embed_dim]`, "values" `[cached, classes]` one-hot,
@@ -37,16 +37,16 @@ def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
 def search(
     state: State, logit_scale: Array, queries: np.ndarray, answers: np.ndarray, alpha: float | None, beta: float | None
 ) -> tuple[float, float]:
-    """The alpha and beta of the best accuracy on labeled queries; those that are given stay.
+    """Returns the alpha and beta of the best accuracy on labeled queries; given ones stay.
 
     Args:
       state, logit_scale: as in `cached_logits`.
       queries: `[images, embed_dim]`.
       answers: int `[images]`.
-      alpha, beta: what is given, or None.
+      alpha, beta: the given values, or None.
 
     Returns:
-      Alpha and beta, the first of the best on the published grid, which runs through alpha within beta.
+      Alpha and beta: the first of the best on the published grid, whose inner loop is over alpha.
     """
     alphas, betas = (
         np.arange(_STEPS[name]) * (_TOPS[name] - 0.1) / _STEPS[name] + 0.1 if given is None else np.array([given])
@@ -73,15 +73,15 @@ def tune_keys(
     batch_size: int,
     seed: int,
 ) -> Array:
-    """The keys after cross-entropy on what they were made of, by AdamW under a cosine schedule.
+    """Returns the keys after tuning them on the labeled features by AdamW under a cosine schedule.
 
     Args:
       state, logit_scale: as in `cached_logits`; the keys are the labeled features.
       labels: int `[cached]`.
-      epochs: passes over them.
-      learning_rate: of AdamW.
-      batch_size: features a step; the last batch of a pass may be smaller.
-      seed: of their order.
+      epochs: passes over the features.
+      learning_rate: the rate of AdamW.
+      batch_size: features per step; the last batch of a pass may be smaller.
+      seed: the seed of their order.
 
     Returns:
       `[cached, embed_dim]`, no longer normalized.
@@ -111,7 +111,7 @@ def tune_keys(
 
 
 def _orders(count: int, batch_size: int, epochs: int, seed: int) -> np.ndarray:
-    """Indices of batches, int `[steps, batch]`; -1 fills up the last batch of a pass."""
+    """Returns the indices of batches, int `[steps, batch]`; -1 fills up the last batch of a pass."""
     size = min(batch_size, count)
     rng = np.random.default_rng(seed)
     filled = [np.pad(rng.permutation(count), (0, -count % size), constant_values=-1) for _ in range(epochs)]

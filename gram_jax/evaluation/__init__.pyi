@@ -1,0 +1,102 @@
+from . import baselines, protocols
+from .collapse import (
+    class_means,
+    duality,
+    equiangularity,
+    nearest_mean_agreement,
+    neural_collapse,
+    simplex_distance,
+    within_class_variability,
+)
+from .draws import few_shot, few_shot_and_val, long_tail_draw
+from .encoder import Encoder
+from .features import averaged_class_features, class_features, image_features, prompted_features
+from .methods import BaselineMethod, Candidate, Length, Method, Task, ZeroShot
+from .metrics import (
+    accuracy,
+    calibration_error,
+    confusion_matrix,
+    expected_calibration_error,
+    macro_f1,
+    per_class_accuracy,
+)
+from .plans import TuningPlan
+from .prediction import Predictions, predict, predict_labels
+from .protocols import Part, Protocol
+from .results import (
+    Comparison,
+    Results,
+    Row,
+    compare,
+    comparison,
+    environment,
+    read_results,
+    validate,
+    write_results,
+)
+from .runner import evaluate, prompt_method
+from .statistics import (
+    Summary,
+    harmonic_mean,
+    harmonic_of_means,
+    mean_of_harmonics,
+    paired_difference,
+    summarize,
+)
+from .test_time import TestTimePlan
+
+__all__ = [
+    "BaselineMethod",
+    "Candidate",
+    "Comparison",
+    "Encoder",
+    "Length",
+    "Method",
+    "Part",
+    "Predictions",
+    "Protocol",
+    "Results",
+    "Row",
+    "Summary",
+    "Task",
+    "TestTimePlan",
+    "TuningPlan",
+    "ZeroShot",
+    "accuracy",
+    "averaged_class_features",
+    "baselines",
+    "calibration_error",
+    "class_features",
+    "class_means",
+    "compare",
+    "comparison",
+    "confusion_matrix",
+    "duality",
+    "environment",
+    "equiangularity",
+    "evaluate",
+    "expected_calibration_error",
+    "few_shot",
+    "few_shot_and_val",
+    "harmonic_mean",
+    "harmonic_of_means",
+    "image_features",
+    "long_tail_draw",
+    "macro_f1",
+    "mean_of_harmonics",
+    "nearest_mean_agreement",
+    "neural_collapse",
+    "paired_difference",
+    "per_class_accuracy",
+    "predict",
+    "predict_labels",
+    "prompt_method",
+    "prompted_features",
+    "protocols",
+    "read_results",
+    "simplex_distance",
+    "summarize",
+    "validate",
+    "within_class_variability",
+    "write_results",
+]

@@ -1,0 +1,332 @@
+"""The encoder: a frozen clip that reads, transforms, augments and encodes each image and each class name once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gram_jax import runtime
+from gram_jax.batching import map_batches
+from gram_jax.clip import Clip, encode_image, weights_hash
+from gram_jax.data import Dataset, FeatureBank, augmented_view, augmented_views, open_bank
+from gram_jax.errors import InputError, require_int
+from gram_jax.evaluation.features import averaged_class_features, class_features
+from gram_jax.io import PathLike, absolute
+from gram_jax.tuners import Tuner
+from gram_jax.tuning import pad_classes
+from gram_jax.tuning.batches import CLASS_MULTIPLE
+
+PHOTO = "a photo of a {}."
+AUGMENTATIONS = ("none", "fresh", "stored")
+PIXEL_BYTES = 2 << 30  # transformed images are kept up to this many bytes; the rest is read again
+STORED_SEED = 0  # the seed of stored views, which the runs of all seeds share
+
+
+class Encoder:
+    """A frozen clip with a memory: features, transformed pixels and views of images, and features of class names.
+
+    Pass one encoder to several calls of `gram_jax.evaluation.evaluate` to encode the images of a dataset once.
+
+    Args:
+      clip: the frozen clip.
+      batch_size: images that the image transformer sees at once.
+      shard_classes: whether class lists are spread over the devices of this process.
+      store: a local folder that keeps image features for later runs; None keeps them in memory only. Features of
+        other weights, transforms or datasets have folders of their own.
+      log: is called with lines of text, such as the memory that a step needs; None drops them.
+
+    Raises:
+      InputError: the devices cannot share class lists evenly.
+
+    Example:
+      >>> from gram_jax.data import load_dataset
+      >>> from gram_jax.testing import tiny_clip
+      >>> encoder = Encoder(tiny_clip(), batch_size=8)
+      >>> encoder.features(load_dataset("glyphs:chess").take([3, 5])).shape
+      (2, 16)
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        batch_size: int = 64,
+        *,
+        shard_classes: bool = False,
+        store: PathLike | None = None,
+        log: Callable[[str], None] | None = None,
+    ):
+        require_int("batch_size", batch_size)
+        devices = jax.local_devices() if shard_classes else jax.local_devices()[:1]
+        if CLASS_MULTIPLE % len(devices):
+            raise InputError(
+                f"shard_classes: class lists are filled up to a multiple of {CLASS_MULTIPLE}, which {len(devices)} "
+                "devices cannot share evenly; show fewer of them to this process"
+            )
+        self._mesh = runtime.make_mesh("classes", devices) if shard_classes else None
+        self.clip, self.batch_size, self.devices = self.place(clip), batch_size, len(devices)
+        self.log = log or (lambda line: None)
+        self._store = store
+        self._whole: dict[str, Dataset] = {}
+        self._banks: dict[tuple[str, int], FeatureBank] = {}
+        self._kept: dict[tuple[str, str, str], np.ndarray] = {}
+        self._room = PIXEL_BYTES
+        self._classes: dict[Any, tuple[Any, np.ndarray]] = {}
+        self._texts: dict[Any, np.ndarray] = {}
+        self._announced: dict[str, int] = {}
+
+    def add(self, dataset: Dataset) -> None:
+        """Announces a whole dataset, so that the features of its parts can be stored; opens its store.
+
+        Raises:
+          StoreError: the store has features of other images, or is damaged.
+        """
+        if dataset.name not in self._whole:
+            self._whole[dataset.name] = dataset
+            self._bank(dataset, 0)
+
+    def features(self, dataset: Dataset) -> np.ndarray:
+        """Returns frozen features of all images of a dataset, or of a part of one, `[images, embed_dim]`."""
+        bank, positions = self._bank(dataset, 0)
+
+        def encode(positions: np.ndarray) -> Any:
+            pixels = _Pixels(self.clip, bank.dataset, self._transformed)
+            return encode_image(self.clip, pixels[positions])
+
+        return bank.rows(positions, encode, self.batch_size)
+
+    def inputs(self, tuner: Tuner, dataset: Dataset) -> Any:
+        """Returns the images of a dataset as the tuner takes them: features, or a lazy sequence of pixels."""
+        if not tuner.needs_pixels:
+            return self.features(dataset)
+
+        def kept(dataset: Dataset, position: int) -> np.ndarray:
+            return self.keep(dataset, position, "as it is", lambda: self._transformed(dataset, position))
+
+        return _Pixels(self.clip, dataset, kept)
+
+    def keep(self, dataset: Dataset, position: int, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Returns an array that is made of an image, from memory if it is there; keeps it if there is room."""
+        key = *_key(dataset, position), name
+        if key in self._kept:
+            return self._kept[key]
+        array = make()
+        if array.nbytes <= self._room:
+            self._kept[key] = array
+            self._room -= array.nbytes
+        return array
+
+    def views(self, dataset: Dataset, shown: Sequence[tuple[int, int, int]], keep: bool = False) -> np.ndarray:
+        """Returns augmented views.
+
+        Args:
+          dataset: the images.
+          shown: the position, the seed and the number of each view.
+          keep: whether the views are kept in memory.
+
+        Returns:
+          Normalized pixels, float32 ``[views, height, width, 3]``.
+        """
+
+        def make(item: int, seed: int, number: int) -> np.ndarray:
+            image, name = _read(dataset, item)
+            return augmented_view(self.clip.transform, image, seed, dataset.item_number(item), number, name)
+
+        pixels = []
+        for item, seed, number in ((int(item), seed, int(number)) for item, seed, number in shown):
+            draw = functools.partial(make, item, seed, number)
+            pixels.append(self.keep(dataset, item, f"view {seed} {number}", draw) if keep else draw())
+        return self.clip.transform.normalize(np.stack(pixels))
+
+    def view_features(self, dataset: Dataset, count: int) -> np.ndarray:
+        """Returns the features of the stored views of every image, `[images, views, embed_dim]`."""
+        bank, positions = self._bank(dataset, count)
+
+        def encode(positions: np.ndarray) -> np.ndarray:
+            shown = [(item, STORED_SEED, number) for item in positions for number in range(count)]
+            return np.reshape(encode_image(self.clip, self.views(bank.dataset, shown)), (len(positions), count, -1))
+
+        return bank.rows(positions, encode, max(1, self.batch_size // count))
+
+    def test_views(self, dataset: Dataset, position: int, seed: int, count: int) -> np.ndarray:
+        """Returns a test image and views of it, uint8 ``[count, height, width, 3]``."""
+        image, name = _read(dataset, position)
+        return augmented_views(self.clip.transform, image, seed, dataset.item_number(position), count, name)
+
+    def test_view_features(self, dataset: Dataset, position: int, seed: int, count: int) -> np.ndarray:
+        """Returns the frozen features of `test_views`, `[count, embed_dim]`."""
+
+        def make() -> np.ndarray:
+            pixels = self.test_views(dataset, position, seed, count)
+            return map_batches(
+                lambda batch: encode_image(self.clip, self.clip.transform.normalize(batch)),
+                pixels,
+                min(count, self.batch_size),
+            )
+
+        return self.keep(dataset, position, f"features {seed} {count}", make)
+
+    def texts(self, names: Sequence[str], templates: str | Sequence[str] = PHOTO) -> np.ndarray:
+        """Returns frozen text features of classes, `[classes, embed_dim]`.
+
+        Args:
+          names: the class names.
+          templates: a template; or several, averaged before they are normalized.
+        """
+        templates = templates if isinstance(templates, str) else tuple(templates)
+        key = tuple(names), templates
+        if key not in self._texts:
+            encode = class_features if isinstance(templates, str) else averaged_class_features
+            given = [templates] if isinstance(templates, str) else templates
+            self._texts[key] = np.asarray(encode(self.clip, names, given))
+        return self._texts[key]
+
+    def classes(self, tuner: Tuner, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
+        """Returns classes as the tuner takes them, padded to a shape that others share; see `pad_classes`."""
+        key = tuner.init, tuple(names)
+        if key not in self._classes:
+            classes: Any = self.texts(names)
+            if tuner.needs_names:
+                classes = self.clip.class_tokens(list(names), allow_duplicates=True)
+            shapes = jax.eval_shape(lambda key: tuner.init(key, self.clip, classes), jax.random.key(0))
+            padded, valid = pad_classes(self.clip, classes, shapes)
+            self._classes[key] = self.place(padded, "classes"), valid
+        return self._classes[key]
+
+    def place(self, tree: Any, *axes: str) -> Any:
+        """Returns arrays on all devices, whole or with their first axis spread, if classes are spread over devices."""
+        return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(*axes)))
+
+    def announce(self, name: str, where: str, needed: int) -> None:
+        """Logs the memory that a step needs, if it is more than an earlier step of the same name needed."""
+        if needed > self._announced.get(name, 0):
+            self._announced[name] = needed
+            self.log(f"{name}, {where}: {runtime.memory_line(needed, self.devices, runtime.available_memory())}")
+
+    def _transformed(self, dataset: Dataset, position: int) -> np.ndarray:
+        return self.clip.transform.pixels(*_read(dataset, position))
+
+    def _bank(self, part: Dataset, views: int) -> tuple[FeatureBank, np.ndarray]:
+        """Returns the features of the dataset that a part belongs to, and the positions of the part."""
+        key = part.name, views
+        if part.name in self._whole and key not in self._banks:
+            whole, folder = self._whole[part.name], None
+            if self._store is not None:
+                parts = weights_hash(self.clip.params), self.clip.config.compute_dtype, self.clip.transform.version
+                digest = hashlib.sha256(json.dumps([*parts, whole.content_hash]).encode()).hexdigest()
+                folder = absolute(self._store) / digest[:16]
+            self._banks[key] = open_bank(self.clip, whole, folder, views=views, view_seed=STORED_SEED)
+        try:
+            return self._banks[key], self._banks[key].positions(part)
+        except KeyError:  # a dataset that was not added, or another part of it
+            self._banks[key] = open_bank(self.clip, part, views=views)
+            return self._banks[key], np.arange(len(part))
+
+
+def view_numbers(seed: int, order: np.ndarray, count: int, stored: int) -> np.ndarray:
+    """Returns the number of the view that each place of each batch shows.
+
+    Args:
+      seed: the seed of the run.
+      order: the items of every batch ``[steps, batch]``.
+      count: the number of items.
+      stored: the number of stored views; 0 for fresh ones.
+
+    Returns:
+      int ``[steps, batch]``. A fresh view has the number of times that its item was shown before, so no view comes
+      twice. A stored view has a random number.
+    """
+    if stored:
+        return np.random.default_rng((seed, stored)).integers(stored, size=order.shape)
+    seen, numbers = np.zeros(count, np.int64), np.empty_like(order)
+    for step, items in enumerate(order):
+        for place, item in enumerate(items):
+            numbers[step, place] = seen[item]
+            seen[item] += 1
+    return numbers
+
+
+def training_images(
+    encoder: Encoder,
+    tuner: Tuner,
+    support: Dataset,
+    order: np.ndarray,
+    seed: int,
+    *,
+    augmentation: str = "none",
+    stored: int = 8,
+    frozen: bool = False,
+) -> Iterator[tuple[Any, Any]]:
+    """Yields the images of every step of one run.
+
+    Args:
+      encoder: reads and encodes the images.
+      tuner: the tuner.
+      support: the labeled images of the run.
+      order: the items of every batch ``[steps, batch]``.
+      seed: the seed of the run.
+      augmentation: one of `AUGMENTATIONS`.
+      stored: the number of views with "stored".
+      frozen: whether frozen features of the same images are wanted as well.
+
+    Yields:
+      For each step, images ``[batch, ...]`` as the tuner takes them, and frozen features ``[batch, embed_dim]``; None
+      if these are not wanted, or if the images are features already.
+    """
+    frozen = frozen and tuner.needs_pixels
+    if augmentation == "none":
+        images, features = encoder.inputs(tuner, support), encoder.features(support) if frozen else None
+        for items in order:
+            yield images[items], None if features is None else features[items]
+        return
+    keep = augmentation == "stored"
+    numbers = view_numbers(seed, order, len(support), stored if keep else 0)
+    features = encoder.view_features(support, stored) if keep and (frozen or not tuner.needs_pixels) else None
+    for items, views in zip(order, numbers, strict=True):
+        if not tuner.needs_pixels and features is not None:
+            yield features[items, views], None
+            continue
+        shown = [(item, STORED_SEED if keep else seed, number) for item, number in zip(items, views, strict=True)]
+        pixels = encoder.views(support, shown, keep)
+        if not tuner.needs_pixels:
+            yield encode_image(encoder.clip, pixels), None
+        elif features is not None:
+            yield pixels, features[items, views]
+        else:
+            yield pixels, encode_image(encoder.clip, pixels) if frozen else None
+
+
+class _Pixels:
+    """Images that are read, transformed and normalized when they are sliced."""
+
+    def __init__(self, clip: Clip, dataset: Dataset, read: Callable[[Dataset, int], np.ndarray]):
+        self._clip, self._dataset, self._read = clip, dataset, read
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        positions = np.arange(len(self))[index].tolist()
+        pixels = [self._read(self._dataset, position) for position in positions]
+        if len(sizes := sorted({each.shape[:2] for each in pixels})) > 1:
+            raise InputError(
+                f"images of {self._dataset.name} have the sizes {sizes[0]} and {sizes[1]} after the transform; set "
+                "ImageTransform.crop"
+            )
+        return self._clip.transform.normalize(np.stack(pixels))
+
+
+def _key(dataset: Dataset, position: int) -> tuple[str, str]:
+    return dataset.name, json.dumps(dataset.references[position])
+
+
+def _read(dataset: Dataset, position: int) -> tuple[Any, str]:
+    """Returns an image and its name in messages."""
+    reference = dataset.references[position]
+    return dataset.read(reference), f"{dataset.name}, {reference}"

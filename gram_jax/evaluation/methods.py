@@ -1,0 +1,279 @@
+"""Methods: what is compared on a dataset. A method learns from labeled images and predicts the classes of others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gram_jax import meta
+from gram_jax.data import Dataset
+from gram_jax.errors import InputError
+from gram_jax.evaluation.baselines import Baseline
+from gram_jax.evaluation.encoder import PHOTO, Encoder
+from gram_jax.evaluation.plans import Length
+from gram_jax.evaluation.prediction import Predictions, summarize_logits
+from gram_jax.evaluation.protocols import Part, Protocol, without_test
+from gram_jax.evaluation.references import reads_context
+from gram_jax.evaluation.statistics import harmonic_mean
+from gram_jax.regulators import Regulator
+from gram_jax.tuners import Tuner
+
+# By number of optimizer steps (None for methods that take none), the predictions on every part; None for a part that
+# the method cannot classify.
+PredictionsByStep = Mapping[int | None, Sequence[Predictions | None]]
+
+
+class Candidate(NamedTuple):
+    """One setting of a method; a method with several is selected on validation images.
+
+    Attributes:
+      described: the setting, JSON values.
+      initialize: `initialize(key, clip, classes, context) -> prompt`; None for methods without prompts.
+      learning_rate: one number, or a number for each leaf of a prompt.
+      length: `length(dataset name, shots) -> Length`.
+    """
+
+    described: Mapping[str, Any] = {}
+    initialize: Callable[..., Any] | None = None
+    learning_rate: Any = None
+    length: Callable[[str, int], Length] = lambda name, shots: Length()
+
+
+class Task(NamedTuple):
+    """What a method learns from: the draws of all seeds from one dataset under one protocol.
+
+    Attributes:
+      dataset: the images; make a task with `task_of`, which leaves out the test images.
+      protocol: the protocol.
+      shots: labeled images per class; None if there are none.
+      seeds: one for each run.
+    """
+
+    dataset: Dataset
+    protocol: Protocol
+    shots: int | None
+    seeds: tuple[int, ...]
+
+    def supports(self) -> list[Dataset]:
+        """Returns the labeled images of each run."""
+        return [self.protocol.support(self.dataset, self.shots, seed) for seed in self.seeds]
+
+
+def task_of(dataset: Dataset, protocol: Protocol, shots: int | None, seeds: Sequence[int]) -> Task:
+    """Returns a task whose dataset holds no test image."""
+    return Task(without_test(dataset), protocol, shots, tuple(seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method by its name in rows; subclasses define `learn` and `predict`.
+
+    Attributes:
+      name: the name in rows.
+      candidates: its settings; one of them is selected.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...] = (Candidate(),)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is one run per seed; otherwise a result depends on no seed and no labeled image."""
+        return True
+
+    def learn(
+        self,
+        encoder: Encoder,
+        task: Task,
+        candidate: Candidate,
+        report: Sequence[int] = (),
+        measure_cost: bool = False,
+    ) -> Any:
+        """Returns whatever is learned from the labeled images of a task.
+
+        Args:
+          encoder: reads and encodes the images.
+          task: the draws.
+          candidate: the setting.
+          report: optimizer steps after which predictions are wanted besides the last one.
+          measure_cost: whether time and memory of a step are measured.
+        """
+        return None
+
+    def predict(
+        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
+    ) -> PredictionsByStep:
+        """Returns what every run predicts on each part."""
+        raise NotImplementedError
+
+    def shared_runs(self) -> list[list[int]]:
+        """Returns the candidates in groups; the run of a group's first candidate has those of the others within it."""
+        return [[index] for index in range(len(self.candidates))]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptMethod(Method):
+    """A method that tunes prompts; see `prompt_method`.
+
+    Attributes:
+      tuner: the tuner.
+      plan: how prompts are tuned.
+      compiled: the compiled functions from `plan.compile(tuner, regulator)`; methods may share them.
+      regulator: the regulator.
+      phi: its learned parameters; None if it has none, or if they are learned along with the prompt.
+      structure: the prototypes of a regulator that reads the relation to them.
+      structured: whether the initialization depends on the task.
+    """
+
+    tuner: Tuner | None = None
+    plan: Any = None
+    compiled: Any = None
+    regulator: Regulator | None = None
+    phi: Any = None
+    structure: meta.Structure | None = None
+    structured: bool = False
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the initialization or the regulator reads the context of a task."""
+        return self.structured or reads_context(self.regulator)
+
+    def initial_phi(self, prompt: Any, key: jax.Array | None = None) -> Any:
+        """Returns the parameters that the regulator begins with: learned ones, or those that change nothing."""
+        if self.phi is not None:
+            return self.phi
+        return self.regulator.init(jax.random.key(0) if key is None else key, prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(Method):
+    """The frozen clip under one template.
+
+    Attributes:
+      template: a text with one "{}"; None for each dataset's own template.
+    """
+
+    template: str | None = PHOTO
+
+    @property
+    def has_runs(self) -> bool:
+        return False
+
+    def predict(
+        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
+    ) -> PredictionsByStep:
+        predictions = []
+        for part in parts:
+            texts = encoder.texts(part.dataset.class_names, self.template or part.dataset.template)
+            cosines = (encoder.features(part.dataset) @ texts.T)[None]
+            scaled = summarize_logits(cosines * np.exp(encoder.clip.params["logit_scale"]))
+            predictions.append(scaled._replace(labels=cosines.argmax(-1)))  # scaling may round to ties
+        return {None: predictions}
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineMethod(Method):
+    """A baseline, fitted to the draw of each seed.
+
+    Settings are chosen on the validation images of the draw, min(shots, 4) per class. A baseline that reads labels
+    classifies the classes that it was fitted to; parts with other classes are left out.
+
+    Attributes:
+      baseline: the baseline.
+    """
+
+    baseline: Baseline | None = None
+
+    @property
+    def has_runs(self) -> bool:
+        return self.baseline.needs_labels
+
+    def learn(
+        self,
+        encoder: Encoder,
+        task: Task,
+        candidate: Candidate,
+        report: Sequence[int] = (),
+        measure_cost: bool = False,
+    ) -> Any:
+        if not self.has_runs:
+            return None
+        states = []
+        for seed, support in zip(task.seeds, task.supports(), strict=True):
+            validation = None
+            if self.baseline.needs_validation:
+                drawn = task.protocol.validation(task.dataset, task.shots, seed)
+                validation = encoder.features(drawn), drawn.labels
+            names = support.class_names
+            states.append(
+                self.baseline.fit(encoder.clip, names, encoder.features(support), support.labels, validation=validation)
+            )
+        return names, states
+
+    def predict(
+        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
+    ) -> PredictionsByStep:
+        return {None: [self._predict_part(encoder, learned, part.dataset) for part in parts]}
+
+    def _predict_part(self, encoder: Encoder, learned: Any, dataset: Dataset) -> Predictions | None:
+        names = dataset.class_names
+        fitted, states = learned or (names, [self.baseline.fit(encoder.clip, names, None, None)])
+        if (columns := _columns(fitted, names)) is None:
+            return None
+        features = encoder.features(dataset)
+        logits = np.stack([np.asarray(self.baseline.apply(state, encoder.clip, features)) for state in states])
+        return summarize_logits(logits[..., columns])
+
+
+def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], limit: int = 0) -> list[float]:
+    """Returns the validation score of every candidate of a method; no test image is read.
+
+    A score is the accuracy, or H of base and new classes, averaged over tasks and seeds.
+
+    Args:
+      method: the method.
+      encoder: reads and encodes the images.
+      tasks: what is learned from, with seeds that are used for nothing else.
+      limit: the most validation images per class; 0 for all.
+
+    Returns:
+      One score for each candidate.
+    """
+    scores: list[list[float]] = [[] for _ in method.candidates]
+    for task in tasks:
+        parts = task.protocol.parts(task.dataset, "val", limit=limit)
+        for group in method.shared_runs():
+            steps = {i: method.candidates[i].length(task.dataset.name, task.shots).steps for i in group}
+            candidate = method.candidates[group[0]]
+            learned = method.learn(encoder, task, candidate, [step for step in steps.values() if step is not None])
+            predicted = method.predict(encoder, task, candidate, learned, parts)
+            for i, step in steps.items():
+                at_step = predicted[max(predicted, key=lambda each: each or 0) if step not in predicted else step]
+                accuracies = [
+                    np.mean(own.labels == part.dataset.labels, axis=1) for own, part in zip(at_step, parts, strict=True)
+                ]
+                score = accuracies[0] if len(accuracies) == 1 else harmonic_mean(*accuracies)
+                scores[i].append(float(np.mean(score)))
+    return [float(np.mean(each)) for each in scores]
+
+
+def _columns(fitted: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Returns the places of class names among those that were fitted to; None if one of them is missing."""
+    if tuple(fitted) == tuple(names):
+        return list(range(len(names)))
+    places = {name: place for place, name in enumerate(fitted)}
+    if len(places) < len(fitted) or not set(names) <= set(fitted):
+        return None
+    return [places[name] for name in names]
+
+
+def require_readable(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str], template: str) -> None:
+    """Raises InputError if the clip cannot read class names under a template; the message names the reader."""
+    try:
+        encoder.clip.class_tokens(list(names), template, allow_duplicates=True)
+    except ValueError as error:
+        raise InputError(f"{reader} on {dataset.name}, template {template!r}: {error}") from error

@@ -1,0 +1,74 @@
+"""What losses and regulators read about a task besides its images: frozen texts, class clusters and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gram_jax import meta, objectives
+from gram_jax.data import Dataset, templates
+from gram_jax.evaluation.encoder import PHOTO, Encoder
+from gram_jax.regulators import Regulator
+from gram_jax.tuning import pad_classes
+
+# The regularizers that compare text features with the mean of many templates; all others use the dataset's own
+# template, except where their public code has another one for a dataset.
+_ENSEMBLES = {"promptsrc": "promptsrc_60", "prometar": "promptsrc_60"}
+_TEMPLATES = {
+    ("kgcoop", "coop:dtd"): "a photo of a {}, a type of texture.",
+    ("distillation", "coop:dtd"): "a texture of {}.",
+    ("distillation", "coop:food101"): "a type of food, a photo of {}.",
+}
+
+
+def reads_context(regulator: Regulator) -> bool:
+    """Returns whether a regulator reads the context of a task, or its relation to prototypes."""
+    return regulator.settings.get("context_dim") is not None or "prototypes" in regulator.settings
+
+
+def regulator_contexts(
+    regulator: Regulator, structure: meta.Structure | None, contexts: np.ndarray | None
+) -> np.ndarray | None:
+    """Returns what a regulator reads of tasks with the contexts `[tasks, context_dim]`; None if it reads nothing."""
+    if not reads_context(regulator):
+        return None
+    if "prototypes" not in regulator.settings:
+        return contexts
+    return np.stack([meta.relation(structure, context) for context in contexts])
+
+
+def task_contexts(encoder: Encoder, supports: Sequence[Dataset]) -> np.ndarray:
+    """Returns the contexts of tasks that share their classes, `[tasks, context_dim]`."""
+    text = encoder.texts(supports[0].class_names, PHOTO)
+    return np.stack([meta.task_context(encoder.clip, encoder.features(each), text) for each in supports])
+
+
+def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
+    """Returns the templates of the text features that a regularizer compares the classes of a dataset with."""
+    if name in _ENSEMBLES:
+        return templates.ensemble(_ENSEMBLES[name])
+    return (_TEMPLATES.get((name, dataset.name), dataset.template),)
+
+
+def class_reference(encoder: Encoder, dataset: Dataset, loss: objectives.BatchLoss) -> dict[str, Any]:
+    """Returns what a loss reads about the classes of a dataset, padded to the shape that other class lists share.
+
+    Args:
+      encoder: encodes the texts.
+      dataset: the labeled images of the classes that are tuned on.
+      loss: the loss.
+
+    Returns:
+      "text_features" by regularizer and "clusters", if they are read.
+    """
+    names, texts = dataset.class_names, {}
+    for name in loss.texts:
+        own = templates_of(name, dataset)
+        texts[name] = pad_classes(encoder.clip, encoder.texts(names, own[0] if len(own) == 1 else own))[0]
+    reference: dict[str, Any] = {"text_features": texts}
+    if "clusters" in loss.reads:
+        clusters = objectives.class_clusters(encoder.texts(names, dataset.template))
+        reference["clusters"] = pad_classes(encoder.clip, clusters)[0]
+    return reference

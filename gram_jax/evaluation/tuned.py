@@ -1,0 +1,224 @@
+"""Tuned prompts as a method: one run per seed, all runs side by side in one compiled step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax import objectives
+from gram_jax import tuning as tuning_lib
+from gram_jax.data import Dataset
+from gram_jax.errors import InputError
+from gram_jax.evaluation.encoder import Encoder, training_images
+from gram_jax.evaluation.methods import Candidate, PredictionsByStep, PromptMethod, Task
+from gram_jax.evaluation.plans import Length, by_part
+from gram_jax.evaluation.prediction import Predictions, predict_labels
+from gram_jax.evaluation.protocols import Part
+from gram_jax.evaluation.references import class_reference, regulator_contexts, task_contexts
+
+FEATURE_BATCH = 4096  # frozen image features that are classified at once
+
+
+class TunedMethod(PromptMethod):
+    """Prompts that are tuned on labeled images; `plan` is a `TuningPlan`."""
+
+    def learn(
+        self,
+        encoder: Encoder,
+        task: Task,
+        candidate: Candidate,
+        report: Sequence[int] = (),
+        measure_cost: bool = False,
+    ) -> tuning_lib.Tuned:
+        """Tunes one prompt for each seed, side by side, on its own draw.
+
+        Args:
+          encoder: reads and encodes the images.
+          task: the draws.
+          candidate: the setting.
+          report: steps whose prompts are kept besides the last ones.
+          measure_cost: whether time and memory of a step are measured.
+
+        Returns:
+          The prompts by step, `[runs, ...]` each leaf, and the metrics of every step.
+        """
+        supports = task.supports()
+        context = task_contexts(encoder, supports) if self.needs_context else None
+        prompts = self._initial_prompts(encoder, task.seeds, candidate, supports[0].class_names, context)
+        length = candidate.length(task.dataset.name, task.shots)
+        orders, weights = self._orders(task, length, len(supports[0]))
+        recipe = tuning_lib.Recipe(
+            candidate.learning_rate,
+            total_steps=len(orders[0]),
+            epoch_steps=max(1, len(supports[0]) // self.plan.batch_size),
+            warmup_epochs=by_part("part_warmup", length.warmup, 1, prompts) if length.warmup else 1,
+            epoch_weights=weights,
+        )
+        batches = self._batches(encoder, task.seeds, supports, orders, context, recipe.epoch_steps)
+        phi = self._initial_phi(task.seeds, prompts)
+        # On all devices from the first step on, so that the second one has arguments of the same kind.
+        tuning = self.compiled.tuning._replace(init=lambda *begun: encoder.place(self.compiled.tuning.init(*begun)))
+        if (first := next(batches, None)) is not None:
+            lowered = tuning.lower(tuning.init(prompts, phi), phi, encoder.clip, first, *recipe[:4])
+            where = f"{task.dataset.name}, {len(supports[0].class_names)} classes"
+            # Compiled here, and not again when the step is taken.
+            encoder.announce(self.name, where, tuning_lib.memory_bytes(lowered.compile()))
+            batches = itertools.chain([first], batches)
+        report = [step for step in report if step <= len(orders[0])]
+        return tuning_lib.tune(
+            tuning, prompts, phi, encoder.clip, batches, recipe, report=report, measure_cost=measure_cost
+        )
+
+    def predict(
+        self, encoder: Encoder, task: Task, candidate: Candidate, learned: tuning_lib.Tuned, parts: Sequence[Part]
+    ) -> PredictionsByStep:
+        return {step: self.predict_with(encoder, prompts, parts) for step, prompts in sorted(learned.prompts.items())}
+
+    def predict_with(self, encoder: Encoder, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
+        """Returns what each run predicts on each part; class texts are encoded once for all parts of one class list."""
+        predictions: dict[int, Predictions] = {}
+        batch_size = encoder.batch_size if self.tuner.needs_pixels else FEATURE_BATCH
+        for names in dict.fromkeys(part.dataset.class_names for part in parts):
+            members = [i for i, part in enumerate(parts) if part.dataset.class_names == names]
+            inputs = [encoder.inputs(self.tuner, parts[i].dataset) for i in members]
+            together = inputs if self.tuner.needs_pixels else [np.concatenate(inputs)]
+            classes, valid = encoder.classes(self.tuner, names)
+            predicted = [
+                predict_labels(self.compiled.tuning, prompts, encoder.clip, classes, valid, own, batch_size=batch_size)
+                for own in together
+            ]
+            ends = np.cumsum([len(parts[i].dataset) for i in members])[:-1]
+            pieces = [np.split(np.concatenate(field, axis=1), ends, axis=1) for field in zip(*predicted, strict=True)]
+            predictions |= dict(zip(members, map(Predictions, *pieces), strict=True))
+        return [predictions[i] for i in range(len(parts))]
+
+    def predict_following(
+        self, encoder: Encoder, task: Task, candidate: Candidate, prompts: Any, parts: Sequence[Part]
+    ) -> list[Predictions]:
+        """Returns the predictions of prompts that follow the class names of each part.
+
+        A tuned prompt moves as its structured initialization would move if the text of the task were that of the new
+        class names. No image of a part is read for it.
+        """
+
+        def initial(contexts: np.ndarray) -> Any:
+            each = [candidate.initialize(jax.random.key(0), encoder.clip, None, context) for context in contexts]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+        here = task_contexts(encoder, task.supports())
+        begun, predictions = initial(here), []
+        for part in parts:
+            there = here.copy()
+            there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
+            moved = jax.tree.map(lambda prompt, new, old: prompt + (new - old), prompts, initial(there), begun)
+            predictions += self.predict_with(encoder, moved, [part])
+        return predictions
+
+    def shared_runs(self) -> list[list[int]]:
+        """Groups candidates that differ in their steps only: under a constant rate, a shorter run begins a longer one.
+
+        The longest candidate of a group comes first.
+        """
+        groups: dict[Any, list[int]] = {}
+        constant = self.plan.schedule == "constant"
+        for i, candidate in enumerate(self.candidates):
+            described = {k: v for k, v in candidate.described.items() if k != "steps" or not constant}
+            groups.setdefault(tuple(described.items()), []).append(i)
+        return [
+            sorted(group, key=lambda i: self.candidates[i].described.get("steps", 0), reverse=True)
+            for group in groups.values()
+        ]
+
+    def require_finite(self, task: Task, tuned: tuning_lib.Tuned) -> None:
+        """Raises InputError if a loss is not finite."""
+        for step, losses in enumerate(tuned.metrics.get("loss", ())):
+            if not np.all(np.isfinite(losses)):
+                seed = task.seeds[int(np.argmin(np.isfinite(losses)))]
+                raise InputError(
+                    f"the loss of {self.name} on {task.dataset.name} is not finite at step {step}, {task.shots} shots, "
+                    f"seed {seed}; lower its learning rate"
+                )
+
+    def _initial_prompts(
+        self,
+        encoder: Encoder,
+        seeds: Sequence[int],
+        candidate: Candidate,
+        names: tuple[str, ...],
+        context: np.ndarray | None,
+    ) -> Any:
+        classes, _ = encoder.classes(self.tuner, names)
+        own = context if self.structured else [None] * len(seeds)
+        prompts = [
+            candidate.initialize(jax.random.key(seed), encoder.clip, classes, each)
+            for seed, each in zip(seeds, own, strict=True)
+        ]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
+
+    def _initial_phi(self, seeds: Sequence[int], prompts: Any) -> Any:
+        """Returns the regulator's parameters; `[runs, ...]`, drawn by seed, if they are learned with the prompt."""
+        prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
+        if not self.plan.alternating:
+            return self.initial_phi(prompt)
+        each = [self.initial_phi(prompt, jax.random.fold_in(jax.random.key(seed), 1)) for seed in seeds]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+    def _orders(self, task: Task, length: Length, count: int) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Returns the items of every batch of each run, and the weights of the prompts of all epochs."""
+        size = self.plan.batch_size
+        if length.epochs is None:
+            return [tuning_lib.shuffled_batches(seed, count, size, length.steps) for seed in task.seeds], None
+        orders = [tuning_lib.epoch_batches(seed, count, size, length.epochs) for seed in task.seeds]
+        weights = objectives.gaussian_weights(length.epochs, *length.aggregation) if length.aggregation else None
+        return orders, weights
+
+    def _batches(
+        self,
+        encoder: Encoder,
+        seeds: Sequence[int],
+        supports: Sequence[Dataset],
+        orders: Sequence[np.ndarray],
+        context: np.ndarray | None,
+        epoch_steps: int,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the batch of every step, all runs together."""
+        plan, loss = self.plan, self.compiled.loss
+        classes, valid = encoder.classes(self.tuner, supports[0].class_names)
+        shared = {"classes": classes, "valid": valid}
+        shared["context"] = regulator_contexts(self.regulator, self.structure, context)
+        own_reference, frozen = {}, False
+        if loss is not None:
+            shared["reference"] = class_reference(encoder, supports[0], loss)
+            frozen = bool(loss.reads & {"image_features", "logits"})
+            if "counts" in loss.reads:
+                counts = [np.bincount(own.labels, minlength=len(valid)).astype(np.float32) for own in supports]
+                own_reference["counts"] = np.stack(counts)
+        shared, own_reference = jax.device_put((shared, own_reference))
+        options = {"augmentation": plan.augmentation, "stored": plan.views, "frozen": frozen}
+        runs = [
+            training_images(encoder, self.tuner, support, order, seed, **options)
+            for support, order, seed in zip(supports, orders, seeds, strict=True)
+        ]
+        for step, (positions, *pairs) in enumerate(zip(zip(*orders, strict=True), *runs, strict=True)):
+            images, features = zip(*pairs, strict=True)
+            batch = shared | {
+                "images": _stacked(images),
+                "labels": np.stack([own.labels[at] for own, at in zip(supports, positions, strict=True)]),
+                "run_reference": own_reference
+                | ({} if features[0] is None else {"image_features": _stacked(features)}),
+            }
+            if plan.staged is not None:
+                batch["guided"] = np.array(step // epoch_steps < plan.staged.guided_epochs)
+            if plan.alternating:
+                batch["seed"] = np.array([seed % 2**32 for seed in seeds], np.uint32)
+            yield batch
+
+
+def _stacked(runs: Sequence[Any]) -> Any:
+    """Returns the arrays of all runs in one, on the device if they are there already."""
+    return (np if all(isinstance(each, np.ndarray) for each in runs) else jnp).stack(runs)
