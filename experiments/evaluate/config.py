@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from gram_jax import objectives, regulators, tuners
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import forms
 from gram_jax.evaluation import baselines, measures, protocols
 from gram_jax.evaluation.encoder import AUGMENTATIONS
 from gram_jax.tuning import schedules, step
@@ -18,7 +18,6 @@ PARTS = ("zero_shot", "tuner", "gram", "init_only", "regulator_only", "controls"
 LOSSES = ("cross_entropy", "dpt")
 REGULATIONS = ("frozen", "alternating")
 UNSEEN = "unseen"
-_FORMS = "; ".join(FORMS.values())
 
 
 def _preset(name: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -74,7 +73,7 @@ class Flags:
         f"{', '.join(baselines.NAMES)}",
     )
     dataset: tuple[str, ...] = setting(
-        ("glyphs:latin_accented", "glyphs:arabic", "glyphs:shapes"), f"datasets: {_FORMS}"
+        ("glyphs:latin_accented", "glyphs:arabic", "glyphs:shapes"), f"datasets: {forms()}"
     )
     protocol: tuple[str, ...] | None = _preset("protocol", f"some of {', '.join(protocols.PROTOCOLS)}")
     source: tuple[str, ...] | None = setting(

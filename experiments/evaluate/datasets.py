@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gram_jax.data import Dataset, glyphs, load_dataset
 from gram_jax.data.augmentation import VERSION as VIEWS
 from gram_jax.data.readers import coop
-from gram_jax.data.readers.sources import FORMS
+from gram_jax.data.readers.sources import READERS, forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import draws as drawing
 from gram_jax.evaluation.protocols import Protocol
@@ -90,23 +90,22 @@ def shifted(text: str, domain: str) -> list[str]:
       (['glyphs:chess/rotated'], [])
     """
     prefix, _, rest = text.partition(":")
-    if domain.partition(":")[0] in FORMS:
+    if domain.partition(":")[0] in READERS:
         return [domain]
     if prefix == "glyphs":
         name, _, own = rest.partition("/")
         names = glyphs.unseen_domains(glyphs.catalog(name)) if domain == UNSEEN else (domain,)
         return [f"glyphs:{name}/{each}" for each in names if each != own]
-    forms = "; ".join(FORMS.values())
     if prefix == "coop" and (where := coop.split_spec(rest))[1] == "imagenet":
         if domain not in (UNSEEN, *coop.VARIANTS):
             raise InputError(
                 f"{domain!r} is no shifted version of {text!r}, which has {', '.join(coop.VARIANTS)}; give these, or a "
-                f"dataset of the same classes ({forms})"
+                f"dataset of the same classes ({forms()})"
             )
         return [f"coop:{where[0]}:{each}" for each in (coop.VARIANTS if domain == UNSEEN else (domain,))]
     if domain == UNSEEN:
         return []
-    raise InputError(f"{text!r} has no domain {domain!r}; give a dataset of the same classes ({forms})")
+    raise InputError(f"{text!r} has no domain {domain!r}; give a dataset of the same classes ({forms()})")
 
 
 def all_datasets(opened: Mapping[str, Opened]) -> Iterator[Dataset]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from gram_jax.data.readers.coop_datasets import DATASETS
 from gram_jax.errors import InputError, nearest
 from gram_jax.registry import parse_call
 
@@ -98,7 +99,7 @@ _MAPLE_9 = "maple(num_tokens=2, depth=9, init_text='a photo of a')"
 _MAPLE_3 = "maple(num_tokens=2, depth=3, init_text='a photo of a')"
 _FEW = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 _PROMPTSRC = {"regularizers": "promptsrc:1"}  # (25, 10, 1), its own weights
-_LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")  # a later mean on few shots
+_LATE = [name for name, facts in DATASETS.items() if facts.late_average]
 _VISUAL_DPT = ("visual", "class_aware", "classifier")
 
 PRESETS: dict[str, Preset] = {

@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 
 from gram_jax import meta, objectives
-from gram_jax.data import Dataset, templates
+from gram_jax.data import Dataset, coop, templates
 from gram_jax.evaluation.encoder import PHOTO, Encoder
 from gram_jax.regulators import Regulator
 from gram_jax.tuning import pad_classes
 
-# The regularizers that compare text features with the mean of many templates; all others use the dataset's own
-# template, except where their public code has another one for a dataset.
+# Regularizers whose reference text is the mean of many templates. The others use the dataset's own template, or the
+# template that their public code has for the dataset (`CoopDataset.loss_templates`).
 _ENSEMBLES = {"promptsrc": "promptsrc_60", "prometar": "promptsrc_60"}
-_TEMPLATES = {
-    ("kgcoop", "coop:dtd"): "a photo of a {}, a type of texture.",
-    ("distillation", "coop:dtd"): "a texture of {}.",
-    ("distillation", "coop:food101"): "a type of food, a photo of {}.",
-}
 
 
 def reads_context(regulator: Regulator) -> bool:
@@ -49,7 +44,8 @@ def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
     """Returns the templates of the text features that a regularizer compares the classes of a dataset with."""
     if name in _ENSEMBLES:
         return templates.ensemble(_ENSEMBLES[name])
-    return (_TEMPLATES.get((name, dataset.name), dataset.template),)
+    facts = coop.facts(dataset.name)
+    return (facts.loss_templates.get(name, dataset.template) if facts else dataset.template,)
 
 
 def class_reference(encoder: Encoder, dataset: Dataset, loss: objectives.BatchLoss) -> dict[str, Any]:
