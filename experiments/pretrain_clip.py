@@ -269,12 +269,11 @@ def evaluate(config: Config, clip: Clip) -> evaluation.Results:
         hashes[dataset.name] = dataset.content_hash
         fit = [i for i in dataset.select("train") if dataset.references[i][2] < config.probe_images]
         test = dataset.select("test")
-        predicted = evaluation.linear_probe(
-            evaluation.image_features(clip, dataset.images(fit)),
-            dataset.labels[fit],
-            evaluation.image_features(clip, dataset.images(test)),
-            len(dataset.class_names),
-        )
+        features = evaluation.image_features(clip, dataset.images(fit))
+        probe = evaluation.baselines.linear_probe(strength=1e5 / len(fit))
+        state = probe.fit(clip, dataset.class_names, features, dataset.labels[fit])
+        scores = probe.apply(state, clip, evaluation.image_features(clip, dataset.images(test)))
+        predicted = np.argmax(scores, axis=1)
         row("linear_probe", name, float(np.mean(predicted == dataset.labels[test])), shots=config.probe_images)
         unseen = [face for face in glyphs.catalog(name).faces if not glyphs.FACES[face].in_corpus]
         single = dataclasses.replace(config, datasets=(name,))

@@ -41,6 +41,7 @@ from gram_jax.clip import Clip
 from gram_jax.errors import InputError, require_known, require_number
 from gram_jax.evaluation import Row
 from gram_jax.io import absolute, write_file
+from gram_jax.registry import parse_call
 from gram_jax.runtime.memory import GIB
 from gram_jax.runtime.units import Units
 from gram_jax.testing import tiny_tokenizer
@@ -58,7 +59,8 @@ COMPOSED = (
     "ivlp+promptsrc",
 )  # fmt: skip
 _RECIPES = ("coop", "cocoop", "vpt", "text_deep", "ivlp_ep20", "maple")
-SETTINGS = dict(PRESETS[f"{name}_b2n_vitb16"].tuner for name in _RECIPES)  # other tuners have their defaults
+# Other tuners have their defaults.
+SETTINGS = dict(parse_call(PRESETS[f"{name}_b2n_vitb16"].tuner) for name in _RECIPES)
 _WORDS = ("small", "large", "red", "green", "blue", "black", "white", "latin", "greek", "capital", "letter")
 _CLUSTERS = 16  # of classes, for regularizers that use them
 _RATE = 0.01

@@ -13,9 +13,10 @@ import numpy as np
 from gram_jax import evaluation
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Row
+from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.protocols import Part
-
-from ..evaluate.bench import FEATURE_BATCH, Bench
+from gram_jax.evaluation.tuned import FEATURE_BATCH
+from gram_jax.tuners import Tuner
 
 H, WHOLE = "harmonic_mean", "all"  # the metric, and what its rows have as a split
 _IMAGES = 256  # sets of image features are filled up to a multiple of this
@@ -28,20 +29,21 @@ class Meter(NamedTuple):
     """The compiled parts of a measurement, shared by all prompts of a tuner.
 
     Attributes:
+      tuner: the tuner.
       outputs: `outputs(prompts, clip, classes, images, there) -> (logits, image features, sum of text features)`, each
         with a leading axis of runs; the sum is over the images that are `there`, bool `[images]`.
       collapse: `neural_collapse` of every run.
       by_image: whether text features are each image's own.
     """
 
+    tuner: Tuner
     outputs: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     collapse: Callable[..., dict[str, jax.Array]]
     by_image: Callable[..., bool]
 
 
-def meter(bench: Bench) -> Meter:
-    """The measurement of the bench's tuner."""
-    tuner = bench.tuner
+def meter(encoder: Encoder, tuner: Tuner) -> Meter:
+    """Returns the measurement of a tuner's prompts."""
 
     @jax.jit
     def outputs(prompts: Any, clip: Any, classes: Any, images: Any, there: Any) -> tuple[jax.Array, ...]:
@@ -56,18 +58,18 @@ def meter(bench: Bench) -> Meter:
 
     def by_image(prompts: Any, classes: Any, images: Any) -> bool:
         prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
-        return jax.eval_shape(tuner.apply, prompt, bench.clip, classes, images).text_features.ndim == 3
+        return jax.eval_shape(tuner.apply, prompt, encoder.clip, classes, images).text_features.ndim == 3
 
     collapse = jax.jit(jax.vmap(evaluation.neural_collapse, in_axes=(0, 0, 0, None)))
-    return Meter(outputs, collapse, by_image)
+    return Meter(tuner, outputs, collapse, by_image)
 
 
-def measured(bench: Bench, meter: Meter, prompts: Any, parts: Sequence[Part]) -> dict[str, dict[str, list[float]]]:
+def measured(encoder: Encoder, meter: Meter, prompts: Any, parts: Sequence[Part]) -> dict[str, dict[str, list[float]]]:
     """Accuracy and every measure of collapse on each part, and H of the accuracies, one value for each run.
 
     Args:
-      bench: what reads and encodes images.
-      meter: as `meter` makes it of the bench.
+      encoder: reads and encodes the images.
+      meter: from `meter`.
       prompts: `[runs, ...]`.
       parts: test images of base and of new classes.
 
@@ -80,27 +82,27 @@ def measured(bench: Bench, meter: Meter, prompts: Any, parts: Sequence[Part]) ->
     found: dict[str, dict[str, list[float]]] = {}
     for part in parts:
         labels = part.dataset.labels
-        logits, images, texts = _features(bench, meter, prompts, part)
+        logits, images, texts = _features(encoder, meter, prompts, part)
         values = {"accuracy": np.mean(logits.argmax(-1) == labels, axis=1)}
         values |= meter.collapse(logits, images, texts, labels)
         found[part.split] = {name: np.asarray(runs, np.float64).tolist() for name, runs in values.items()}
         for name, runs in found[part.split].items():
             if not all(map(math.isfinite, runs)):
                 raise InputError(
-                    f"{name} of {bench.tuner.name} on the {part.split} classes of {part.dataset.name} is not finite: "
+                    f"{name} of {meter.tuner.name} on the {part.split} classes of {part.dataset.name} is not finite: "
                     f"{runs}; lower the learning rate"
                 )
     accuracies = [found[part.split]["accuracy"] for part in parts]
     return found | {WHOLE: {H: evaluation.harmonic_mean(*accuracies).tolist()}}
 
 
-def _features(bench: Bench, meter: Meter, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _features(encoder: Encoder, meter: Meter, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, image features and text features of every run; text features of each image as their normalized mean."""
-    classes, valid = bench.classes(part.dataset.class_names)
-    images = bench.inputs(part.dataset)
+    classes, valid = encoder.classes(meter.tuner, part.dataset.class_names)
+    images = encoder.inputs(meter.tuner, part.dataset)
     count = len(images)
     by_image = meter.by_image(prompts, classes, images[:1])
-    most = bench.config.image_batch if bench.tuner.needs_pixels or by_image else FEATURE_BATCH
+    most = encoder.batch_size if meter.tuner.needs_pixels or by_image else FEATURE_BATCH
     size = min(most, -(-count // _IMAGES) * _IMAGES)
     logits, features, total = [], [], 0.0
     for start in range(0, count, size):
@@ -108,7 +110,7 @@ def _features(bench: Bench, meter: Meter, prompts: Any, part: Part) -> tuple[np.
         here = len(chunk)
         filled = np.pad(chunk, ((0, size - here), *((0, 0),) * (chunk.ndim - 1)), mode="edge")
         there = np.arange(size) < here
-        own, seen, texts = map(np.asarray, meter.outputs(prompts, bench.clip, classes, filled, there))
+        own, seen, texts = map(np.asarray, meter.outputs(prompts, encoder.clip, classes, filled, there))
         logits.append(own[:, :here, valid])
         features.append(seen[:, :here])
         total = total + texts if by_image else texts

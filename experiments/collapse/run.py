@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,27 +34,27 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import evaluation, runtime, tuners
 from gram_jax import tuning as tuning_lib
-from gram_jax.data import Dataset
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
-from gram_jax.evaluation import Row
-from gram_jax.evaluation import protocols as _protocols
-from gram_jax.evaluation.protocols import Opened, Part
+from gram_jax.evaluation import Encoder, Row
+from gram_jax.evaluation.methods import Task, task_of
+from gram_jax.evaluation.protocols import Part, base_to_new
+from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import absolute
+from gram_jax.registry import split_calls
 from gram_jax.runtime.units import Units
 
-from .._launch import at_least, json_object, setting
-from ..evaluate import config as _evaluate_flags
-from ..evaluate import methods as _methods
+from .._launch import at_least, setting
 from ..evaluate import run as evaluate
-from ..evaluate.bench import Bench
-from ..evaluate.methods import Method
+from ..evaluate.datasets import Opened, about, all_datasets, draw_hashes, open_datasets
+from ..evaluate.methods import build, choose_tuner
+from ..evaluate.settings import Settings
 from . import plots as _collapse_plots
 from . import tables as _collapse_tables
 from .measures import Found, Meter, measured, meter
 from .measures import rows as measure_rows
 
-BALANCED = "base_to_new"
+BALANCED = base_to_new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +62,15 @@ class Config:
     """Which prompts are tuned, on what, and when they are measured."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
-    tuner: tuple[str, ...] = setting(("coop",), f"some of {', '.join(tuners.NAMES)}")
-    tuner_settings: str = setting("{}", 'their settings as JSON, by tuner, e.g. {"ivlp": {"depth": 2}}')
+    tuner: str = setting(
+        "coop", f"tuners with their settings, such as coop,ivlp(depth=2); some of {', '.join(tuners.NAMES)}"
+    )
     regularizers: tuple[str, ...] = setting(
         ("", "npt", "kgcoop"),
         "a set of regularizers that every tuner is tuned under, as experiments.evaluate takes them (npt:1.0,kgcoop:8), "
         "empty for none; repeat the flag for more sets",
         repeated=True,
     )
-    regularizer_settings: str = setting("{}", 'their settings as JSON, by name, e.g. {"npt": {"centered": true}}')
     dataset: tuple[str, ...] = setting(
         ("glyphs:arabic", "glyphs:georgian", "glyphs:playing_cards"), f"datasets: {forms()}"
     )
@@ -99,40 +98,32 @@ class Config:
     resamples: int = setting(2000, "bootstrap samples behind each interval of a correlation")
 
     def __post_init__(self) -> None:
-        for name in ("tuner", "regularizers", "dataset", "tau", "shots", "seeds", "learning_rate", "report_steps"):
+        for name in ("regularizers", "dataset", "tau", "shots", "seeds", "learning_rate", "report_steps"):
             values = getattr(self, name)
             if not values and name != "report_steps":
                 raise InputError(f"--{name} is empty; give at least one value")
             if len(set(values)) < len(values):
                 raise InputError(f"--{name}={','.join(map(str, values))}: give each value once")
-        for name in self.tuner:
-            if name not in tuners.NAMES:
-                raise InputError(f"--tuner={name}: choose among {', '.join(tuners.NAMES)}")
+        if not split_calls(self.tuner):
+            raise InputError("--tuner is empty; give at least one tuner")
         if self.steps < 1 or any(not 0 <= step <= self.steps for step in self.report_steps):
             raise InputError(
                 f"--steps={self.steps} and --report_steps={','.join(map(str, self.report_steps))}: take at least 1 "
                 "step, and measure from 0 to the last"
             )
         at_least(self, 1, "resamples")
-        flags = [part for _, part in of_methods(self)]
-        names = [_methods.composed_name(part, _methods.choose_tuner(part)) for part in flags]
+        settings = [flags.settings for _, flags in of_methods(self)]
+        names = [each.family(choose_tuner(each).name) for each in settings]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"--regularizers names {twice[0]} twice; give each set once")
+            raise InputError(f"--tuner and --regularizers name {twice[0]} twice; give each method once")
 
 
-def of_methods(config: Config) -> Iterator[tuple[str, _evaluate_flags.Config]]:
-    """The settings of `experiments.evaluate` that each tuner under each set of regularizers stands for.
+def of_methods(config: Config) -> Iterator[tuple[str, evaluate.Config]]:
+    """Yields each tuner with the settings of `experiments.evaluate` that it has under each set of regularizers.
 
     Raises:
-      InputError: a setting has an impossible value, or belongs to a name that is not among the methods.
+      InputError: a setting has an impossible value.
     """
-    of_tuners, of_names = (
-        _by_name(flag, getattr(config, flag), known)
-        for flag, known in (
-            ("tuner_settings", config.tuner),
-            ("regularizer_settings", [name for spec in config.regularizers for name in _names(spec)]),
-        )
-    )
     tails = tuple(tau for tau in config.tau if tau != 1.0)
     shared = {
         name: getattr(config, name)
@@ -143,82 +134,57 @@ def of_methods(config: Config) -> Iterator[tuple[str, _evaluate_flags.Config]]:
     }  # fmt: skip
     shared |= {
         "methods": ("tuner",),
-        "protocol": (BALANCED,) * (1.0 in config.tau) + ("imbalanced",) * bool(tails),
+        "protocol": (BALANCED.name,) * (1.0 in config.tau) + ("imbalanced",) * bool(tails),
         **({"tau": tails} if tails else {}),
         "largest": max(config.shots),
         "steps": (config.steps,),
         "select_seeds": (max(config.seeds) + 1,),  # nothing is selected
     }
-    for tuner in config.tuner:
-        for spec in config.regularizers:
-            yield (
-                tuner,
-                _evaluate_flags.Config(
-                    tuner=tuner,
-                    tuner_settings=json.dumps(of_tuners.get(tuner, {})),
-                    regularizers=tuple(part.strip() for part in spec.split(",") if part.strip()),
-                    regularizer_settings=json.dumps(
-                        {name: of_names[name] for name in _names(spec) if name in of_names}
-                    ),
-                    **shared,
-                ),
-            )
-
-
-def _by_name(flag: str, text: str, known: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Settings by name; ValueError where a name is none of the known ones, or has no settings."""
-    found = json_object(flag, text)
-    for name, value in found.items():
-        if name not in known:
-            raise InputError(f"--{flag} names {name!r}, which is not tuned with; give {', '.join(known) or 'none'}")
-        if not isinstance(value, dict):
-            raise InputError(f"--{flag} has {value!r} for {name!r}; give an object, such as {{{name!r}: {{...}}}}")
-    return found
-
-
-def _names(spec: str) -> list[str]:
-    """The regularizers that a set names, whatever is wrong with the rest of it."""
-    return [part.partition(":")[0].strip() for part in spec.split(",") if part.strip()]
+    for tuner in split_calls(config.tuner):
+        for text in config.regularizers:
+            yield tuner, evaluate.Config(tuner=tuner, regularizers=text, **shared)
 
 
 class Setup(NamedTuple):
     """A tuner under a set of regularizers, at every learning rate: one method for each rate."""
 
-    bench: Bench
+    encoder: Encoder
     meter: Meter
-    methods: tuple[Method, ...]
+    methods: tuple[TunedMethod, ...]
+    settings: Settings
 
 
 def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
     """What is tuned, each tuner with the features and compiled measurements that its methods share."""
-    benches: dict[str, tuple[Bench, Meter]] = {}
-    found = []
+    encoder = Encoder(clip, config.image_batch, log=lambda line: print(line, flush=True))
+    meters: dict[str, Meter] = {}
+    setups = []
     for name, flags in of_methods(config):
-        if name not in benches:
-            bench = Bench(flags, clip, _methods.choose_tuner(flags))
-            benches[name] = bench, meter(bench)
-        (method,), _, _ = _methods.build(flags, benches[name][0].tuner, clip)
+        tuner = choose_tuner(flags.settings)
+        meters[name] = meters.get(name) or meter(encoder, tuner)
+        (method,), _ = build(flags.settings, tuner, clip)
         several = len(method.candidates) > 1
         methods = tuple(
-            method._replace(
+            dataclasses.replace(
+                method,
                 name=f"{method.name}@{candidate.described['learning_rate']:g}" if several else method.name,
                 candidates=(candidate,),
             )
             for candidate in method.candidates
         )
-        found.append(Setup(*benches[name], methods))
-    return found
+        setups.append(Setup(encoder, meters[name], methods, flags.settings))
+    return setups
 
 
 def check(config: Config, setups: Sequence[Setup], opened: Mapping[str, Opened]) -> None:
     """Raises InputError, before anything is tuned, where a dataset does not fit."""
     for setup in setups:
-        evaluate.check(setup.bench, setup.methods, opened, ())
-    for name, (dataset, others) in opened.items():
-        for protocol in others:
+        evaluate.check(setup.settings, setup.encoder, setup.methods, opened)
+    for name, (dataset, targets) in opened.items():
+        for protocol in targets:
             for shots in config.shots:
-                _protocols.support(dataset, protocol, shots, config.seeds[0])
-        for split, labels in _protocols.class_splits(BALANCED, dataset).items():
+                protocol.support(dataset, shots, config.seeds[0])
+        for split, labels in BALANCED.splits(dataset).items():
             if len(labels) < 2:
                 raise InputError(
                     f"dataset {name!r} has {len(dataset.class_names)} classes, {len(labels)} of them {split}: collapse "
@@ -232,31 +198,30 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     workdir.mkdir(parents=True, exist_ok=True)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     setups = set_up(config, clip)
-    flags = setups[0].bench.config
-    opened = _protocols.open_datasets(flags)
+    opened = open_datasets(setups[0].settings)
     check(config, setups, opened)
     weights = gram.weights_hash(clip.params)
-    hashes = {dataset.name: dataset.content_hash for dataset in _protocols.all_datasets(opened)}
+    hashes = {dataset.name: dataset.content_hash for dataset in all_datasets(opened)}
     units = Units(workdir / "rows.jsonl", dataclasses.asdict(config) | {"weights": weights, "splits": hashes})
     pairs = [(setup, method) for setup in setups for method in setup.methods]
-    total = sum(len(each.others) for each in opened.values()) * len(config.shots) * len(pairs)
+    total = sum(len(each.targets) for each in opened.values()) * len(config.shots) * len(pairs)
     rows: list[Row] = []
     with runtime.Progress(total, "collapse", initial=len(units), unit="unit") as progress:
-        for name, (dataset, others) in opened.items():
-            parts = _protocols.measured_parts(flags, BALANCED, dataset, "test")
-            for protocol, shots, (setup, method) in itertools.product(others, config.shots, pairs):
-                unit = (method.name, name, protocol, shots)
+        for name, (dataset, targets) in opened.items():
+            parts = BALANCED.parts(dataset, limit=config.max_test_images)
+            for protocol, shots, (setup, method) in itertools.product(targets, config.shots, pairs):
+                unit = (method.name, name, protocol.name, shots)
                 if unit not in units:
                     start = time.monotonic()
-                    found = _unit(setup, method, dataset, protocol, shots, parts)
+                    found = _unit(setup, method, task_of(dataset, protocol, shots, config.seeds), config, parts)
                     units.add(unit, found)
                     print(_line(unit, found, time.monotonic() - start), flush=True)
                     progress.update()
                 rows += measure_rows(units[unit], *unit, config.seeds)
-    settings = dataclasses.asdict(config) | {"datasets": _protocols.about(opened)}
+    settings = dataclasses.asdict(config) | {"datasets": about(opened)}
     draws = {}
     for shots in config.shots:
-        draws |= _protocols.draws(dataclasses.replace(flags, shots=(shots,), largest=shots), opened)
+        draws |= draw_hashes(opened, config.seeds, lambda protocol, shots=shots: (shots,))
     environment = evaluation.environment(weights=weights, splits=hashes, draws=draws)
     correlations = _collapse_tables.correlations(rows, config.resamples)
     _collapse_tables.write(rows, correlations, workdir, show=print)
@@ -267,12 +232,14 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     return evaluation.Results(settings, environment, tuple(rows), _collapse_tables.comparisons(rows))
 
 
-def _unit(setup: Setup, method: Method, dataset: Dataset, protocol: str, shots: int, parts: Sequence[Part]) -> Found:
-    """Tunes all seeds of a method, and measures them after every step that is asked for."""
-    bench = setup.bench
-    bench.tuned.clear()
-    tuned = evaluate.tuned_prompts(bench, method, method.candidates[0], dataset, protocol, shots)
-    return {str(step): measured(bench, setup.meter, prompts, parts) for step, prompts in sorted(tuned.prompts.items())}
+def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: Sequence[Part]) -> Found:
+    """Tunes all seeds of a method, and measures them after every reported step."""
+    tuned = method.learn(setup.encoder, task, method.candidates[0], config.report_steps)
+    method.require_finite(task, tuned)
+    return {
+        str(step): measured(setup.encoder, setup.meter, prompts, parts)
+        for step, prompts in sorted(tuned.prompts.items())
+    }
 
 
 def _line(unit: tuple, found: Found, seconds: float) -> str:
