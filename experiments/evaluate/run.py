@@ -36,7 +36,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
+from gram_jax import evaluation, reporting, runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
@@ -59,7 +59,6 @@ from gram_jax.io import absolute, is_remote, write_npz
 from gram_jax.runtime import SharedUnits
 from gram_jax.tuning import Tuned
 
-from .. import report
 from . import presets
 from .datasets import Opened, about, all_datasets, draw_hashes, open_datasets
 from .methods import build, choose_tuner
@@ -106,10 +105,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     told |= {"selected": selected, "files": files, "datasets": about(opened)}
     told |= {} if checkpoint is None else {"meta_notes": checkpoint.notes}
     told |= {} if settings.preset is None else {"preset_from": presets.PRESETS[settings.preset].provenance}
-    compared = report.comparisons(rows, report.reference(rows))
+    compared = reporting.comparisons(rows, reporting.default_reference(row.method for row in rows))
     results = evaluation.Results(told, environment, tuple(rows), compared)
     if runtime.is_main():
-        report.write([results], workdir, names=["this evaluation"], show=print)
+        reporting.write_report([results], workdir, names=["this evaluation"], show=print)
     return results
 
 
@@ -172,12 +171,12 @@ def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
         template = method.template or dataset.template
         require_readable(encoder, "zero-shot", dataset, dataset.class_names, template)
     if isinstance(method, PromptMethod):
-        classes, _ = encoder.classes(method.tuner, dataset.class_names)
-        for candidate in method.candidates:
-            try:
-                candidate.initialize(jax.random.key(0), encoder.clip, classes, None)
-            except ValueError as error:
-                raise InputError(f"{method.tuner.name} on {dataset.name}: {error}") from error
+        try:
+            classes, _ = encoder.classes(method.tuner, dataset.class_names)
+            for initialize in {candidate.initialize for candidate in method.candidates}:
+                initialize(jax.random.key(0), encoder.clip, classes, None)
+        except ValueError as error:
+            raise InputError(f"{method.tuner.name} on {dataset.name}: {error}") from error
 
 
 def _require_validation(dataset: Dataset, remedy: str) -> None:

@@ -11,7 +11,7 @@ from .collapse import (
 from .draws import few_shot, few_shot_and_val, long_tail_draw
 from .encoder import Encoder
 from .features import averaged_class_features, class_features, image_features, prompted_features
-from .methods import BaselineMethod, Candidate, Length, Method, Task, ZeroShot
+from .methods import BaselineMethod, Candidate, Method, Task, ZeroShot, validation_scores
 from .metrics import (
     accuracy,
     calibration_error,
@@ -20,7 +20,7 @@ from .metrics import (
     macro_f1,
     per_class_accuracy,
 )
-from .plans import TuningPlan
+from .plans import Length, TuningPlan
 from .prediction import Predictions, predict, predict_labels
 from .protocols import Part, Protocol
 from .results import (
@@ -97,6 +97,7 @@ __all__ = [
     "simplex_distance",
     "summarize",
     "validate",
+    "validation_scores",
     "within_class_variability",
     "write_results",
 ]

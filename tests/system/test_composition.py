@@ -13,15 +13,16 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import bench as _bench
-from experiments.evaluate import inputs as _inputs
 from experiments.evaluate import methods as _methods
 from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
-from gram_jax import meta, objectives, regulators, tuners
+from gram_jax import evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset, templates
+from gram_jax.evaluation.methods import task_of
+from gram_jax.evaluation.references import templates_of
 from gram_jax.testing import tiny_clip
+from tests.system.watching import forbid
 
 SHOTS, SEEDS, STEPS, RATE, BASE = 2, (1, 2), 3, 0.02, 6
 
@@ -58,13 +59,13 @@ def config(folder):
 
 
 def tuned(config, protocol="base_to_new", shots=SHOTS, report=()):
-    """The bench, and what the only method of a configuration is tuned to."""
-    clip = gram.load_clip(config.clip)
-    tuner = _methods.choose_tuner(config)
-    (method,), _, _ = _methods.build(config, tuner, clip)
-    bench = _bench.Bench(config, clip, tuner)
-    learnable = evaluate.without_test(load_dataset("glyphs:chess"))
-    return bench, _bench.tune(bench, method, method.candidates[0], learnable, protocol, shots, config.seeds, report)
+    """The clip and the tuner, and what the only method of a configuration is tuned to."""
+    clip, settings = gram.load_clip(config.clip), config.settings
+    tuner = _methods.choose_tuner(settings)
+    (method,), _ = _methods.build(settings, tuner, clip)
+    task = task_of(load_dataset("glyphs:chess"), evaluation.protocols.parse(protocol), shots, config.seeds)
+    bench = types.SimpleNamespace(clip=clip, tuner=tuner)
+    return bench, method.learn(evaluation.Encoder(clip), task, method.candidates[0], report)
 
 
 class Task:
@@ -99,7 +100,7 @@ class Task:
 
 
 def test_kgcoop_is_cross_entropy_plus_the_distance_to_the_template(config):
-    bench, found = tuned(dataclasses.replace(config, regularizers=("kgcoop:8",)))
+    bench, found = tuned(dataclasses.replace(config, regularizers="kgcoop:8"))
     for run, seed in enumerate(SEEDS):
         task = Task(bench.clip, seed)
         hand = task.texts(task.template)
@@ -121,7 +122,7 @@ def test_kgcoop_is_cross_entropy_plus_the_distance_to_the_template(config):
 
 
 def test_prograd_drops_what_conflicts_with_the_zero_shot_clip(config):
-    bench, found = tuned(dataclasses.replace(config, regulator="prograd", regulator_settings='{"strength": 0.8}'))
+    bench, found = tuned(dataclasses.replace(config, regulator="prograd(strength=0.8)"))
     for run, seed in enumerate(SEEDS):
         task = Task(bench.clip, seed)
         shares = jax.nn.softmax(task.scores(task.texts(task.template)))
@@ -148,7 +149,7 @@ def test_prograd_drops_what_conflicts_with_the_zero_shot_clip(config):
 
 
 def test_visual_prompts_are_held_to_features_of_the_same_pixels(config):
-    changes = {"tuner": "vpt", "regularizers": ("promptsrc",), "init_text": None, "steps": (1,)}
+    changes = {"tuner": "vpt", "regularizers": "promptsrc", "init_text": None, "steps": (1,)}
     bench, found = tuned(dataclasses.replace(config, **changes))
     for run, seed in enumerate(SEEDS):
         task = Task(bench.clip, seed)
@@ -168,19 +169,8 @@ def test_visual_prompts_are_held_to_features_of_the_same_pixels(config):
         np.testing.assert_allclose(found.metrics["loss"][0, run], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "fresh", "stored"])
-def test_frozen_features_are_those_of_the_images_that_are_shown(config, augmentation):
-    clip = gram.load_clip(config.clip)
-    bench = _bench.Bench(
-        dataclasses.replace(config, augmentation=augmentation, views=2, image_batch=8), clip, tuners.vpt(num_tokens=2)
-    )
-    support = load_dataset("glyphs:chess").take([5, 40, 300])
-    for images, features in _inputs.run_pairs(bench, support, np.array([[0, 2], [1, 0]]), 7, frozen=True):
-        np.testing.assert_allclose(features, gram.encode_image(clip, images), atol=1e-5)
-
-
 def test_long_tails_are_adjusted_by_their_counts(config):
-    changes = {"protocol": ("imbalanced",), "tau": (0.25,), "largest": 4, "regularizers": ("logit_adjustment",)}
+    changes = {"protocol": ("imbalanced",), "tau": (0.25,), "largest": 4, "regularizers": "logit_adjustment"}
     config = dataclasses.replace(config, **changes, steps=(1,), batch_size=13, seeds=(1,))
     bench, found = tuned(config, "imbalanced:0.25", 4)
     counts = np.round(4 * 0.25 ** (np.arange(BASE) / (BASE - 1)))
@@ -204,12 +194,12 @@ def test_prompts_are_averaged_by_a_bell_over_epochs(config):
 def test_rows_and_results_tell_what_was_composed_and_steps_compile_once(config, folder, tmp_path, monkeypatch):
     traced, make = [], _methods.choose_tuner
 
-    def counted(config):
-        tuner = make(config)
+    def counted(settings):
+        tuner = make(settings)
         return tuner._replace(apply=lambda *given: traced.append(1) or tuner.apply(*given))
 
-    monkeypatch.setattr(_methods, "choose_tuner", counted)
-    given = {"regularizers": ("npt:0.5", "kgcoop:8"), "meta": str(folder / "meta.safetensors")}
+    monkeypatch.setattr(evaluate, "choose_tuner", counted)
+    given = {"regularizers": "npt:0.5,kgcoop:8", "meta": str(folder / "meta.safetensors")}
     config = dataclasses.replace(config, methods=None, **given)
     results = evaluate.run(config, epath.Path(tmp_path))
     assert len(traced) == 2  # one step and one prediction, for all four methods and their seeds
@@ -220,9 +210,9 @@ def test_rows_and_results_tell_what_was_composed_and_steps_compile_once(config, 
     assert {row.method for row in results.rows if row.protocol == "regulation"} == {f"{family}+gram"}
     assert results.config["regularizers"] == {"kgcoop": 8.0, "npt": 0.5}
     identity = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
-    assert identity["regularizers"] == ["npt:0.5", "kgcoop:8"]
-    with pytest.raises(ValueError, match=r"regularizers was \['npt:0.5', 'kgcoop:8'\] and is \['kgcoop:8'\]"):
-        evaluate.run(dataclasses.replace(config, regularizers=("kgcoop:8",)), epath.Path(tmp_path))
+    assert identity["regularizers"] == "npt:0.5,kgcoop:8"
+    with pytest.raises(ValueError, match="regularizers .*'npt:0.5,kgcoop:8'.* 'kgcoop:8'"):
+        evaluate.run(dataclasses.replace(config, regularizers="kgcoop:8"), epath.Path(tmp_path))
     table = (tmp_path / "table.md").read_text()
     assert "| CoOp + KgCoOp + NPT (weight 0.5) + GRAM, initialization only " in table
     assert "mean of H, difference to the tuner" in table
@@ -232,28 +222,28 @@ def test_rows_and_results_tell_what_was_composed_and_steps_compile_once(config, 
     ("given", "name"),
     [
         ({}, "coop"),
-        ({"regularizers": ("npt:1", "kgcoop:8.0")}, "coop+kgcoop+npt"),
-        ({"regularizers": ("kgcoop:2",)}, "coop+kgcoop:2"),
-        ({"regulator": "prograd", "regularizers": ("kgcoop",)}, "coop+kgcoop+prograd"),
+        ({"regularizers": "npt:1,kgcoop:8.0"}, "coop+kgcoop+npt"),
+        ({"regularizers": "kgcoop:2"}, "coop+kgcoop:2"),
+        ({"regulator": "prograd", "regularizers": "kgcoop"}, "coop+kgcoop+prograd"),
         ({"preset": "kgcoop_b2n_vitb16"}, "coop+kgcoop"),
-        ({"preset": "kgcoop_b2n_vitb16", "regularizers": ()}, "coop"),
+        ({"preset": "kgcoop_b2n_vitb16", "regularizers": ""}, "coop"),
         ({"preset": "promptsrc_b2n_vitb16"}, "ivlp+promptsrc+gpa"),
         ({"preset": "promptsrc_b2n_vitb16", "aggregation": ()}, "ivlp+promptsrc"),
     ],
 )
 def test_names(given, name):
-    config = evaluate.Config(**given)
-    assert _methods.composed_name(config, _methods.choose_tuner(config)) == name
+    settings = evaluate.Config(**given).settings
+    assert settings.family(_methods.choose_tuner(settings).name) == name
 
 
 def test_recipes_bring_their_regularizers():
-    kgcoop = evaluate.Config(preset="kgcoop_b2n_vitb16")
-    assert (kgcoop.regularizers, kgcoop.batch_size, kgcoop.learning_rate) == (("kgcoop:8",), 128, (0.002,))
-    own = evaluate.Config(preset="promptsrc_fs_vitb16")
-    assert dict(objectives.parse(",".join(own.regularizers)).weights) == {
+    kgcoop = evaluate.Config(preset="kgcoop_b2n_vitb16").settings
+    assert (kgcoop.regularizers, kgcoop.batch_size, kgcoop.learning_rate) == ("kgcoop:8", 128, (0.002,))
+    own = evaluate.Config(preset="promptsrc_fs_vitb16").settings
+    assert dict(objectives.parse(own.regularizers).weights) == {
         "promptsrc_text": 25.0, "promptsrc_image": 10.0, "promptsrc_logits": 1.0
     }  # fmt: skip
-    assert [_methods.aggregation(own, f"coop:{name}") for name in ("eurosat", "imagenet")] == [(45, 5), (30, 30)]
+    assert [own.gaussian(f"coop:{name}") for name in ("eurosat", "imagenet")] == [(45, 5), (30, 30)]
     bells = {"promptsrc_b2n_vitb16": (15, 1), "promptsrc_xd_vitb16": (6, 10), "coop_b2n_vitb16": None}
     assert {name: _presets.aggregation(name, "coop:dtd") for name in bells} == bells
 
@@ -262,36 +252,38 @@ def test_templates_are_those_of_each_methods_code():
     dtd, food, chess = (
         types.SimpleNamespace(name=name, template=f"{name} {{}}.") for name in ("coop:dtd", "coop:food101", "chess")
     )
-    assert _inputs.templates_of("kgcoop", dtd) == ("a photo of a {}, a type of texture.",)
-    assert _inputs.templates_of("distillation", dtd) == ("a texture of {}.",)
-    assert _inputs.templates_of("distillation", food) == ("a type of food, a photo of {}.",)
-    assert _inputs.templates_of("kgcoop", food) == ("coop:food101 {}.",)
-    assert _inputs.templates_of("distillation", chess) == ("chess {}.",)
-    assert _inputs.templates_of("prometar", chess) == templates.ensemble("promptsrc_60")
+    assert templates_of("kgcoop", dtd) == ("a photo of a {}, a type of texture.",)
+    assert templates_of("distillation", dtd) == ("a texture of {}.",)
+    assert templates_of("distillation", food) == ("a type of food, a photo of {}.",)
+    assert templates_of("kgcoop", food) == ("coop:food101 {}.",)
+    assert templates_of("distillation", chess) == ("chess {}.",)
+    assert templates_of("prometar", chess) == templates.ensemble("promptsrc_60")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"regularizers": ("kgcop:8",)}, "--regularizers=kgcop:8: .*'kgcop'.*'kgcoop'"),
-        ({"regularizers": ("kgcoop:-1",)}, "kgcoop: weight=-1.0"),
-        ({"regularizers": ("kgcoop:inf",)}, "kgcoop: weight=inf"),
-        ({"regularizers": ("kgcoop:much",)}, "'much' of 'kgcoop'"),
-        ({"regularizers": ("kgcoop:1", "kgcoop:2")}, "--regularizers=kgcoop:1,kgcoop:2: .*twice"),
-        ({"regularizers": ("kgcoop",), "regularizer_settings": '{"npt": {}}'}, "--regularizer_settings='npt'"),
-        ({"regularizers": ("npt",), "regularizer_settings": '{"npt": 1}'}, "--regularizer_settings has 1 for 'npt'"),
-        ({"regularizers": ("class_weights",)}, "every class has as many images under few_shot, base_to_new"),
-        ({"regulator": "affine"}, "affine has parameters that must be learned, .*; learn it with experiments.meta_tra"),
-        ({"regulator": "structured"}, "structured has parameters that must be learned, "),
-        ({"regulator": "prometar"}, "prometar has parameters that must be learned, .*; --regularizers=prometar adds"),
-        ({"regulator": "identity"}, "--regulator=identity changes nothing"),
-        ({"regulator": "prograd", "meta": "a.safetensors"}, "--regulator=prograd and --meta=a.safetensors both say"),
-        ({"regulator": "prograd", "regulator_settings": '{"strenth": 1}'}, "no setting 'strenth' .did you mean 'stre"),
-        ({"regulator_settings": '{"strength": 1}'}, "is given without --regulator"),
-        ({"aggregation": (2.0, 1.0)}, "is over epochs; give --epochs instead of --steps"),
-        ({"aggregation": (2.0,), "epochs": (3,)}, "give two numbers, mean and width"),
-        ({"aggregation": (2.0, 0.0), "epochs": (3,)}, "the width must be above 0"),
-        ({"preset": "prograd_fs_rn50"}, "needs a ResNet-50, and a context that ends in the template's words"),
+        ({"regularizers": "kgcop:8"}, "--regularizers=kgcop:8: .*'kgcop'.*'kgcoop'"),
+        ({"regularizers": "kgcoop:-1"}, "kgcoop: weight=-1.0"),
+        ({"regularizers": "kgcoop:inf"}, "kgcoop: weight=inf"),
+        ({"regularizers": "kgcoop:much"}, "'much' of 'kgcoop'"),
+        ({"regularizers": "kgcoop:1,kgcoop:2"}, "--regularizers=kgcoop:1,kgcoop:2: .*twice"),
+        ({"regularizers": "npt(centred=True)"}, r"--regularizers=npt.* 'centred' \(did you mean 'centered'"),
+        ({"regularizers": "class_weights"}, "--regularizers=class_weights: .*--protocol=imbalanced"),
+        ({"regulator": "affine"}, "--regulator=affine .*experiments.meta_train"),
+        ({"regulator": "structured"}, "--regulator=structured .*experiments.meta_train"),
+        ({"regulator": "prometar"}, "--regulator=prometar .*--regulation=alternating"),
+        ({"regulator": "identity"}, "--regulator=identity"),
+        ({"regulator": "prograd", "meta": "a.safetensors"}, "--regulator=prograd and --meta=a.safetensors"),
+        ({"regulator": "prograd(strenth=1)"}, r"--regulator=prograd.* 'strenth' \(did you mean 'strength'"),
+        ({"regulator": "prograd(reference='kgcop')"}, "--regulator=prograd.* 'kgcop'.*'kgcoop'"),
+        ({"aggregation": (2.0, 1.0)}, "--aggregation=2.0,1.0 .*--epochs"),
+        ({"aggregation": (2.0,), "epochs": (3,)}, "--aggregation=2.0"),
+        ({"aggregation": (2.0, 0.0), "epochs": (3,)}, "--aggregation: the width=0.0"),
+        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
+        ({"baselines": "linear_prob"}, "--baselines=linear_prob: .*'linear_probe'"),
+        ({"baselines": "tip_adapter(epoch=3)"}, "--baselines=tip_adapter.* 'epoch'.*'epochs'"),
+        ({"baselines": "ensemble,ensemble"}, "--baselines=ensemble,ensemble"),
     ],
 )
 def test_what_cannot_be_composed_is_refused_with_the_remedy(given, message):
@@ -302,22 +294,21 @@ def test_what_cannot_be_composed_is_refused_with_the_remedy(given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tuner": "vpt", "regularizers": ("kgcoop",), "init_text": None},
+        ({"tuner": "vpt", "regularizers": "kgcoop", "init_text": None},
          "kgcoop .*'vpt'"),
-        ({"tuner": "vpt", "init_text": None, "regulator": "prograd", "regulator_settings": '{"reference": "kgcoop"}'},
+        ({"tuner": "vpt", "init_text": None, "regulator": "prograd(reference='kgcoop')"},
          "kgcoop acts on text features"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_any_work(config, tmp_path, monkeypatch, given, message):
-    monkeypatch.setattr(evaluate, "tune", None)
-    monkeypatch.setattr(evaluate, "zero_shot_rows", None)
+    forbid(monkeypatch)
     with pytest.raises(ValueError, match=message):
         evaluate.run(dataclasses.replace(config, **given), epath.Path(tmp_path))
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_clusters_come_with_the_text(config):
-    bench, found = tuned(dataclasses.replace(config, regularizers=("cpt:1",), steps=(1,), seeds=(1,)))
+    bench, found = tuned(dataclasses.replace(config, regularizers="cpt:1", steps=(1,), seeds=(1,)))
     task = Task(bench.clip, 1)
     frozen = np.asarray(task.texts(task.template))
     clusters = objectives.class_clusters(frozen)

@@ -1,7 +1,6 @@
 """DPT's staged loss, a regulator that is learned along the way, rates by part: by flags, against plain loops."""
 
 import dataclasses
-import json
 import math
 
 import jax
@@ -11,17 +10,18 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import bench as _bench
-from experiments.evaluate import learning as _learning
 from experiments.evaluate import methods as _methods
-from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import load_dataset, templates
+from gram_jax.errors import InputError
+from gram_jax.evaluation.plans import by_part
 from gram_jax.testing import tiny_clip
+from tests.system.watching import forbid, watch
 
 SEEDS = (1, 2)
+SPECIFIC = "dpt(class_specific=True)"
 
 
 @pytest.fixture
@@ -39,11 +39,10 @@ def shallow(tmp_path):
 
 def tuned_by(config, workdir, monkeypatch):
     """What `experiments.evaluate` tunes, and its results."""
-    found = []
-    monkeypatch.setattr(evaluate, "tune", lambda *given: found.append(_bench.tune(*given)) or found[-1])
+    calls = watch(monkeypatch)
     results = evaluate.run(config, epath.Path(workdir))
-    (tuned,) = found
-    return tuned, results
+    (call,) = calls
+    return call.tuned, results
 
 
 def rate_of(epoch, epochs, base, warmup):
@@ -55,11 +54,9 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     config = evaluate.Config(
         preset="dpt_fs_vitb32", clip=folder, dataset=("glyphs:chess",), shots=(1,), seeds=SEEDS, epochs=(4,),
         batch_size=5, learning_rate=(0.1,), augmentation="none", methods=("tuner",), max_test_images=1,
-        tuner_settings='{"num_text": 2, "num_visual": 2, "num_classes": 3}', report_steps=(),
-        loss_settings='{"guided_epochs": 2, "class_weight": 0.7}',
-        part_warmup='{"visual": 3, "class_aware": 3, "classifier": 3}',
+        tuner="dpt(num_text=2, num_visual=2, num_classes=3)", report_steps=(),
+        loss="dpt(guided_epochs=2, class_weight=0.7)", part_warmup="visual:3,class_aware:3,classifier:3",
     )  # fmt: skip
-    assert config.loss == "dpt"
     tuned, results = tuned_by(config, tmp_path, monkeypatch)
     clip, chess = gram.load_clip(folder), load_dataset("glyphs:chess")
     tuner = tuners.dpt(num_text=2, num_visual=2, num_classes=3, class_specific=True)
@@ -92,29 +89,29 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     np.testing.assert_allclose(tuned.metrics["loss"], losses, rtol=1e-4)
     assert np.all(losses[:4] > 1.5 * losses[4:].mean())  # guided: three cross-entropies
     assert {row.method for row in results.rows} == {"dpt+staged"}
-    assert (results.config["loss"], json.loads(results.config["part_rates"])["visual"]) == ("dpt", 5)
+    assert results.config["part_rates"] == "visual:5,class_aware:5,classifier:5"
 
 
 @pytest.mark.slow
 def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypatch):
     config = evaluate.Config(
         preset="prometar_b2n_vitb16", clip=shallow, dataset=("glyphs:chess",), shots=(2,), seeds=SEEDS, epochs=(2,),
-        methods=("tuner",), max_test_images=1, tuner_settings='{"depth": 1, "num_visual": 2}', report_steps=(),
+        methods=("tuner",), max_test_images=1, tuner="ivlp(depth=1, num_visual=2)", report_steps=(),
         learning_rate=(0.1,), augmentation="none",
     )  # fmt: skip
-    states, make = [], _methods.build
+    states, make = [], tuning_lib.make_alternating
 
-    def watched(*given):
-        (method,), *rest = make(*given)
+    def watched(*given, **named):
+        tuning = make(*given, **named)
 
         def step(*given, **named):
-            state, metrics = method.tuning.step(*given, **named)
+            state, metrics = tuning.step(*given, **named)
             states.append(state)
             return state, metrics
 
-        return [method._replace(tuning=method.tuning._replace(step=step))], *rest
+        return tuning._replace(step=step)
 
-    monkeypatch.setattr(_methods, "build", watched)
+    monkeypatch.setattr(tuning_lib, "make_alternating", watched)
     tuned, results = tuned_by(config, tmp_path, monkeypatch)
     assert {row.method for row in results.rows} == {"ivlp+prometar"}
     assert (results.config["regulator_settings"]["reference"], len(states)) == ("prometar", 6)
@@ -153,85 +150,82 @@ def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypa
 
 
 def test_the_published_numbers():
-    dpt = evaluate.Config(preset="dpt_fs_vitb32")
+    dpt = evaluate.Config(preset="dpt_fs_vitb32").settings
     tuner = _methods.choose_tuner(dpt)
     assert {name: tuner.settings[name] for name in ("num_text", "num_visual", "num_classes", "class_layers")} == {
         "num_text": 16, "num_visual": 10, "num_classes": 10, "class_layers": 1
     }  # fmt: skip
     prompt = {"text": {"context": 0}, "visual": {"tokens": 0, "deep": 0}, "class_aware": {"query": 0}, "classifier": 0}
-    rates = _learning.rates(dpt, dpt.learning_rate[0], prompt)
-    assert rates == {
+    assert by_part("part_rates", dpt.rate_factors, 1, prompt, dpt.learning_rate[0]) == {
         "text": {"context": 0.002}, "visual": {"tokens": 0.01, "deep": 0.01}, "class_aware": {"query": 0.01},
         "classifier": 0.01,
     }  # fmt: skip
-    assert _learning.warmup(dpt, "coop:dtd", prompt) == {
+    assert by_part("part_warmup", dpt.length("coop:dtd", 1).warmup, 1, prompt) == {
         "text": {"context": 1}, "visual": {"tokens": 10, "deep": 10}, "class_aware": {"query": 10}, "classifier": 10
     }  # fmt: skip
-    assert _learning.warmup(dpt, "coop:imagenet", prompt) == 1
-    assert [_presets.epochs("dpt_fs_vitb32", "coop:dtd", shots) for shots in (1, 2, 16)] == [60, 100, 100]
-    assert (dpt.loss, _learning.loss_settings(dpt)) == ("dpt", {"guided_epochs": 30, "class_weight": 0.3})
+    assert dpt.length("coop:imagenet", 1).warmup == {}
+    assert [dpt.length("coop:dtd", shots).epochs for shots in (1, 2, 16)] == [60, 100, 100]
+    assert dpt.plan.staged == (30, 0.3)
     assert (dpt.init_text, dpt.batch_size, dpt.protocol) == (("",), 32, ("few_shot",))
-    own = evaluate.Config(preset="prometar_b2n_vitb16")
-    assert (own.regulator, own.regulation, own.regularizers) == ("prometar", "alternating", None)
+    own = evaluate.Config(preset="prometar_b2n_vitb16").settings
+    assert (own.regulator, own.regulation, own.regularizers) == ("prometar", "alternating", "")
     assert (own.batch_size, own.learning_rate, own.shots) == (4, (0.0025,), (16,))
-    plain = evaluate.Config()
-    assert (plain.loss, plain.regulation) == ("cross_entropy", "frozen")
-    assert (_learning.rates(plain, 0.3, prompt), _learning.warmup(plain, "coop:dtd", prompt)) == (0.3, 1)
-    alone = evaluate.Config(preset="prometar_b2n_vitb16", meta="meta.safetensors")
+    plain = evaluate.Config().settings
+    assert (plain.loss, plain.regulation, plain.plan.staged, plain.plan.alternating) == (
+        "cross_entropy", "frozen", None, False
+    )  # fmt: skip
+    assert (plain.rate_factors, plain.length("coop:dtd", 1, steps=3).warmup) == ({}, {})
+    alone = evaluate.Config(preset="prometar_b2n_vitb16", meta="meta.safetensors").settings
     assert (alone.regulator, alone.regulation) == (None, "frozen")  # the checkpoint's
-
-
-SPECIFIC = '{"class_specific": true}'
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss": "dpt"}, "--loss=dpt: dpt_loss .*'coop'"),
-        ({"loss": "dpt", "tuner": "vpt"}, "'vpt'"),
-        ({"loss": "dpt", "tuner": "dpt"},
-         "class_weight=0.3 .* Here: --tuner_settings='{\"class_specific\": true}', or --loss_settings="),
-        ({"loss": "dpt", "tuner": "dpt", "tuner_settings": SPECIFIC, "regularizers": ("kgcoop",)},
-         "--regularizers=kgcoop and --loss=dpt: DPT's loss is a sum of its own"),
-        ({"loss": "dpt", "tuner": "dpt", "tuner_settings": SPECIFIC, "regulator": "prograd"},
-         "prograd and --loss=dpt: prograd holds a gradient against a second one"),
-        ({"loss_settings": '{"guided_epochs": 3}'}, "is given with --loss=cross_entropy; name --loss=dpt"),
-        ({"loss": "dpt", "tuner": "dpt", "loss_settings": '{"guided_epoch": 3}'},
-         r"has no 'guided_epoch' \(did you mean 'guided_epochs'\?\)"),
-        ({"loss": "dpt", "tuner": "dpt", "loss_settings": '{"guided_epochs": 1.5}'},
-         "guided_epochs is 1.5; give a number of epochs, 0 or more"),
-        ({"loss": "dpt", "tuner": "dpt", "loss_settings": '{"class_weight": -1}'}, "class_weight=-1"),
-        ({"part_rates": '{"visual": 0}'}, "--part_rates has 0 for 'visual'; give a positive number"),
-        ({"part_warmup": '{"visual": 3}'}, "--schedule=cosine has no warm-up; give --schedule=warmup_cosine"),
-        ({"part_warmup": '{"visual": -3}', "schedule": "warmup_cosine"}, "has -3 for 'visual'; give a number of"),
-        ({"regulation": "alternating"}, "learns a regulator along with the prompt, and none is named; add --reg"),
-        ({"regulation": "alternating", "regulator": "prograd"}, "--regulator=prograd has nothing to learn"),
-        ({"regulation": "alternating", "regulator": "structured"}, "structured has parameters that must be learned"),
-        ({"regulation": "alternating", "regulator": "prometar", "meta": "a.safetensors"}, "both say what becomes of"),
-        ({"regulation": "alternating", "regulator": "prometar", "regularizers": ("kgcoop",)},
-         "--regularizers=kgcoop and --regulation=alternating: its steps are on the cross-entropy"),
-        ({"regulation": "alternating", "regulator": "prometar", "optimizer": "adam"}, "is two steps of sgd"),
-        ({"regulation": "alternating", "regulator": "prometar", "batch_size": 1}, "splits a batch by its classes"),
-        ({"regulator": "prometar"}, "--regulation=alternating learns it along with the prompt"),
-        ({"protocol": ("test_time",), "part_rates": '{"text": 2}'}, "without labels; leave it out"),
-        ({"protocol": ("test_time",), "loss": "dpt", "tuner": "dpt"}, "--loss=dpt: test_time tunes on one test image"),
+        ({"loss": "dpt"}, "--loss=dpt: .*'coop'"),
+        ({"loss": "dpt", "tuner": "vpt"}, "--loss=dpt: .*'vpt'"),
+        ({"loss": "dpt", "tuner": "dpt"}, "--loss=dpt: .*--tuner=dpt.class_specific=True.*--loss=dpt.class_weight=0"),
+        ({"loss": "dpt", "tuner": SPECIFIC, "regularizers": "kgcoop"}, "--regularizers=kgcoop and --loss=dpt"),
+        ({"loss": "dpt", "tuner": SPECIFIC, "regulator": "prograd"}, "--regulator=prograd and --loss=dpt"),
+        ({"loss": "cross_entropy(guided_epochs=3)"}, "--loss=cross_entropy.guided_epochs=3.: .*'guided_epochs'"),
+        ({"loss": "dpt(guided_epoch=3)", "tuner": SPECIFIC}, r"'guided_epoch' \(did you mean 'guided_epochs'\?\)"),
+        ({"loss": "dpt(guided_epochs=1.5)", "tuner": SPECIFIC}, "--loss: guided_epochs=1.5"),
+        ({"loss": "dpt(class_weight=-1)", "tuner": SPECIFIC}, "--loss: class_weight=-1"),
+        ({"loss": "hinge"}, "--loss='hinge'"),
+        ({"part_rates": "visual:0"}, "--part_rates=visual:0"),
+        ({"part_rates": "visual"}, "--part_rates=visual"),
+        ({"part_warmup": "visual:3"}, "--part_warmup=visual:3: --schedule=cosine .*warmup_cosine"),
+        ({"part_warmup": "visual:-3", "schedule": "warmup_cosine"}, "--part_warmup=visual:-3"),
+        ({"regulation": "alternating"}, "--regulation=alternating .*--regulator=prometar"),
+        ({"regulation": "alternating", "regulator": "prograd"}, "--regulation=alternating: --regulator=prograd"),
+        ({"regulation": "alternating", "regulator": "structured"}, "--regulator=structured has parameters"),
+        ({"regulation": "alternating", "regulator": "prometar", "meta": "a.safetensors"},
+         "--regulator=prometar and --meta=a.safetensors"),
+        ({"regulation": "alternating", "regulator": "prometar", "regularizers": "kgcoop"},
+         "--regularizers=kgcoop and --regulation=alternating"),
+        ({"regulation": "alternating", "regulator": "prometar", "optimizer": "adam"},
+         "--optimizer=adam: --regulation=alternating"),
+        ({"regulation": "alternating", "regulator": "prometar", "batch_size": 1},
+         "--batch_size=1: --regulation=alternating"),
+        ({"protocol": ("test_time",), "part_rates": "text:2"}, "--part_rates=text:2: test_time"),
+        ({"protocol": ("test_time",), "loss": "dpt", "tuner": "dpt"}, "--loss=dpt: test_time"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_with_the_reason(given, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         evaluate.Config(**given)
 
 
 def test_what_only_the_prompt_tells_is_refused_before_any_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "tune", None)
+    forbid(monkeypatch)
     config = evaluate.Config(clip=folder, dataset=("glyphs:chess",), methods=("tuner",), init_text=("a photo of a",))
     with pytest.raises(ValueError, match=r"--part_rates names 'text' .*; the parts of this prompt are context"):
-        evaluate.run(dataclasses.replace(config, part_rates='{"text": 2}'), epath.Path(tmp_path))
+        evaluate.run(dataclasses.replace(config, part_rates="text:2"), epath.Path(tmp_path))
     specific = evaluate.Config(
         preset="dpt_fs_vitb32", clip=folder, dataset=("glyphs:chess",), methods=("tuner",), protocol=("base_to_new",)
     )
-    with pytest.raises(ValueError, match="a class-specific prompt of dpt knows no new class"):
+    with pytest.raises(ValueError, match="class-specific prompt of dpt .* base_to_new"):
         evaluate.run(specific, epath.Path(tmp_path))
-    meant = dataclasses.replace(config, part_warmup='{"contxt": 2}', schedule="warmup_cosine")
+    meant = dataclasses.replace(config, part_warmup="contxt:2", schedule="warmup_cosine")
     with pytest.raises(ValueError, match=r"--part_warmup names 'contxt' \(did you mean 'context'\?\)"):
         evaluate.run(meant, epath.Path(tmp_path))

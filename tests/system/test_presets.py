@@ -12,15 +12,14 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import bench as _bench
-from experiments.evaluate import inputs as _inputs
 from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
+from gram_jax.registry import parse_call
 from gram_jax.testing import tiny_clip
+from tests.system.watching import watch
 
 SEEDS = (1, 2)
 
@@ -79,11 +78,10 @@ def restated(clip, seed, shots, epochs, batch_size, decay, fresh, base=0.002):
 
 def tuned_by(config, workdir, monkeypatch):
     """What `experiments.evaluate` tunes, and its results."""
-    found = []
-    monkeypatch.setattr(evaluate, "tune", lambda *given: found.append(_bench.tune(*given)) or found[-1])
+    calls = watch(monkeypatch)
     results = evaluate.run(config, epath.Path(workdir))
-    (tuned,) = found
-    return tuned, results
+    (call,) = calls
+    return call.tuned, results
 
 
 @pytest.mark.parametrize(("decay", "augmentation"), [(None, "fresh"), (0.7, "none")])
@@ -140,81 +138,49 @@ def test_rows_of_the_table():
     for name, (rate, epochs, batch, tuner) in expected.items():
         preset = _presets.PRESETS[name]
         assert (preset.learning_rate, _presets.epochs(name, "coop:dtd", 16), preset.batch_size) == (rate, epochs, batch)
-        assert (preset.tuner[0], dict(preset.tuner[1])) == tuner
+        assert parse_call(preset.tuner) == tuner
     by_shots = [_presets.epochs("coop_fs_vitb16", "coop:dtd", shots) for shots in (1, 2, 3, 4, 8, 16, 32)]
     assert by_shots == [50, 100, 100, 100, 200, 200, 200]
     assert _presets.epochs("coop_fs_vitb16", "coop:imagenet", 16) == 50
     for name, preset in _presets.PRESETS.items():
         assert name.split("_")[-2] == preset.use
         assert preset.provenance
-        if preset.tuner[0] in tuners.NAMES:
-            tuners.make(preset.tuner[0], **preset.tuner[1])
+        tuners.parse(preset.tuner)
 
 
 def test_what_is_given_wins_over_a_preset():
-    found = evaluate.Config(
-        preset="vpt_b2n_vitb16", shots=(2,), momentum=0.0, augmentation="none", tuner_settings='{"depth": 2}'
+    config = evaluate.Config(
+        preset="vpt_b2n_vitb16", shots=(2,), momentum=0.0, augmentation="none", tuner="vpt(depth=2)"
     )
+    found = config.settings
     assert (found.shots, found.momentum, found.augmentation) == ((2,), 0.0, "none")
-    assert json.loads(found.tuner_settings) == {"num_tokens": 8, "depth": 2}
+    assert found.tuner_call == ("vpt", {"num_tokens": 8, "depth": 2})
     assert (found.weight_decay, found.batch_size, found.learning_rate, found.epochs) == (5e-4, 4, (0.0025,), None)
-    assert (found.tuner, found.protocol, found.schedule) == ("vpt", ("base_to_new",), "warmup_cosine")
-    assert dataclasses.replace(found, batch_size=8).momentum == 0.0
-    targets = evaluate.Config(preset="coop_xd_vitb16", targets=("glyphs:digits",))  # its protocols are known by then
+    assert (found.protocol, found.schedule) == (("base_to_new",), "warmup_cosine")
+    assert dataclasses.replace(config, batch_size=8).settings.momentum == 0.0
+    targets = evaluate.Config(preset="coop_xd_vitb16", targets=("glyphs:digits",)).settings
     assert targets.protocol == ("cross_dataset", "domain_generalization")
-    alone = evaluate.Config(preset="coop_b2n_vitb16", meta="meta.safetensors")
-    assert (alone.tuner, alone.tuner_settings) == (None, "{}")  # the checkpoint's
+    alone = evaluate.Config(preset="coop_b2n_vitb16", meta="meta.safetensors").settings
+    assert (alone.tuner, alone.tuner_call) == (None, None)  # the checkpoint's
 
 
 def test_defaults_without_a_preset():
-    plain = evaluate.Config()
+    plain = evaluate.Config().settings
     assert (plain.protocol, plain.shots, plain.seeds) == (("few_shot", "base_to_new"), (1, 4, 16), (1, 2, 3))
     assert (plain.learning_rate, plain.batch_size, plain.optimizer) == ((0.3, 1.0, 3.0), 32, "sgd")
     assert (plain.momentum, plain.weight_decay, plain.schedule, plain.augmentation) == (0.0, 0.0, "cosine", "none")
-    assert (plain.tuner, plain.tuner_settings, plain.init_text, plain.steps) == (None, "{}", None, (50,))
+    assert (plain.tuner, plain.tuner_call, plain.init_text, plain.steps) == (None, ("coop", {}), None, (50,))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "prograd_fs_rn50"}, "needs a ResNet-50, .* which experiments.evaluate has no setting for"),
-        ({"preset": "coop"}, "--preset=coop: choose among coop_fs_vitb16, coop_b2n_vitb16"),
-        ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "is of the tuner 'coop'; leave --tuner=vpt out"),
-        ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): a preset counts in epochs; give --epochs"),
+        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
+        ({"preset": "coop"}, "--preset=coop .*coop_"),
+        ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "--tuner=vpt: --preset=coop_b2n_vitb16"),
+        ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): .*--epochs"),
     ],
 )
 def test_presets_that_cannot_be_run_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate.Config(**changes)
-
-
-def test_fresh_views_never_come_twice_and_stored_ones_do():
-    order = tuning_lib.epoch_batches(1, 10, 4, 6)
-    fresh = _inputs.view_numbers(1, order, 10, 0)
-    assert len({(i, n) for i, n in zip(order.ravel().tolist(), fresh.ravel().tolist(), strict=True)}) == order.size
-    for item in range(10):
-        assert fresh[order == item].tolist() == list(range((order == item).sum()))
-    stored = _inputs.view_numbers(1, np.tile(np.arange(100), (40, 1)), 100, 8)
-    assert np.bincount(stored.ravel(), minlength=8).min() > 400
-    assert not np.array_equal(stored, _inputs.view_numbers(2, np.tile(np.arange(100), (40, 1)), 100, 8))
-
-
-@pytest.mark.parametrize("pixels", [False, True])
-def test_stored_views_are_those_of_the_views_module(folder, monkeypatch, pixels):
-    config = evaluate.Config(augmentation="stored", views=3, image_batch=8)
-    clip, tuner = gram.load_clip(folder), tuners.vpt(num_tokens=2) if pixels else tuners.coop()
-    bench = _bench.Bench(config, clip, tuner)
-    support = load_dataset("glyphs:chess").take([5, 40, 300])
-    order = np.array([[0, 2], [1, 0]])
-    numbers = _inputs.view_numbers(7, order, 3, 3)
-    for _ in range(2):
-        for items, views, images in zip(order, numbers, _inputs.run_inputs(bench, support, order, 7), strict=True):
-            expected = clip.transform.normalize(
-                np.stack([
-                    augmented_view(clip.transform, support.images([i])[0], 0, support.item_number(i), int(n))
-                    for i, n in zip(items.tolist(), views.tolist(), strict=True)
-                ])
-            )  # fmt: skip
-            expected = expected if pixels else gram.encode_image(clip, expected)
-            np.testing.assert_allclose(images, expected, atol=1e-5)
-        monkeypatch.setattr(_inputs, "augmented_view", None)  # the second time from what is kept

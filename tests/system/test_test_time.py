@@ -9,14 +9,15 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import bench as _bench
-from experiments.evaluate import methods as _methods
 from experiments.evaluate import run as evaluate
-from experiments.evaluate import test_time as _test_time
 from gram_jax import meta, regulators, reporting, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
+from gram_jax.errors import InputError
+from gram_jax.evaluation import test_time
+from gram_jax.evaluation.methods import task_of
+from gram_jax.evaluation.test_time import TestTimeMethod
 from tests.system.test_evaluate import spread_clip
 
 SEEDS, PER_CLASS, VIEWS, SHARE, KEPT, RATE, TAU = (1, 2), 2, 10, 0.3, 3, 0.01, 0.5
@@ -162,80 +163,65 @@ def test_goes_on_where_it_was_stopped(made, finished, tmp_path, monkeypatch):
     workdir, results = finished
     lines = (workdir / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    tuned, rows = [], _test_time.rows
-    monkeypatch.setattr(_test_time, "rows", lambda *arguments: tuned.append(arguments) or rows(*arguments))
+    tuned, predict = [], TestTimeMethod.predict
+    monkeypatch.setattr(
+        TestTimeMethod, "predict", lambda self, *given: tuned.append(self.name) or predict(self, *given)
+    )
     assert evaluate.run(made[2], epath.Path(tmp_path)).rows == results.rows
-    assert [method.name for _, _, method, *_ in tuned] == ["coop+tpt+gram:regulator_only"]
+    assert tuned == ["coop+tpt+gram:regulator_only"]
 
 
-def test_rates_are_selected_on_validation_images(made, monkeypatch):
+def test_rates_are_selected_on_validation_images():
     """Each candidate by its accuracy after tuning on the images of val, over views of seeds of their own."""
-    config = dataclasses.replace(made[2], select_seeds=(7, 8))
-    candidates = tuple(_methods.Candidate(None, rate, 1, {"learning_rate": rate}) for rate in (0.1, 0.2))
-    method = _methods.Method("coop+tpt", None, None, False, False, candidates)
 
-    def runs(bench, method, candidate, part, seeds):
-        assert (set(part.dataset.splits), part.domain, seeds) == ({"val"}, None, (7, 8))
-        for seed in seeds:
-            right = part.dataset.labels
-            wrong = (right + 1) % 12
-            cut = round(candidate.learning_rate * seed / 4 * len(right))
-            yield None, _test_time.Outcome(np.concatenate([right[:cut], wrong[cut:]])[None], None)
+    class Planted(TestTimeMethod):
+        def _run(self, encoder, candidate, dataset, seed):
+            assert set(dataset.splits) == {"val"}
+            cut = round(candidate.learning_rate * seed / 4 * len(dataset))
+            shown = np.where(np.arange(len(dataset)) < cut, dataset.labels, (dataset.labels + 1) % 12)
+            return np.eye(12)[(dataset.labels + 1) % 12], np.eye(12)[shown]
 
-    monkeypatch.setattr(_test_time, "_runs", runs)
-    learnable = evaluate.without_test(load_dataset("glyphs:chess"))
-    found = _test_time.score_candidates(_bench.Bench(config, None, None), method, learnable)
+    candidates = tuple(evaluation.Candidate({"learning_rate": rate}, None, rate) for rate in (0.1, 0.2))
+    method = Planted("coop+tpt", candidates, plan=evaluation.TestTimePlan())
+    task = task_of(load_dataset("glyphs:chess"), evaluation.protocols.test_time, None, (7, 8))
+    found = evaluation.validation_scores(method, None, [task])
     assert found == pytest.approx([0.1 * 7.5 / 4, 0.2 * 7.5 / 4], abs=0.03)
-
-
-def test_pixels_are_views_too(made):
-    clip, _, config = made
-    dataset, tuner = load_dataset("glyphs:chess"), tuners.vpt(num_tokens=2)
-    bench = _bench.Bench(dataclasses.replace(config, meta="", image_batch=4), clip, tuner)
-    views = _test_time.Views(bench, dataset.take([5, 9, 30]), seed=3)
-    found = views[1:3]
-    assert (len(views), found.shape) == (3, (2, VIEWS, *clip.transform.output_size, 3))
-    image, item = dataset.read(dataset.references[9]), dataset.item_number(9)
-    expected = clip.transform.normalize(augmented_view(clip.transform, image, 3, item, 4))
-    np.testing.assert_array_equal(found[0, 4], expected)
-    np.testing.assert_allclose(views.features(1), gram.encode_image(clip, found[0]), atol=1e-5)
 
 
 def test_settings_have_defaults_of_their_own():
     given = {"protocol": ("test_time",)}
-    plain = evaluate.Config(**given)
+    plain = evaluate.Config(**given).settings
     assert (plain.learning_rate, plain.gram_learning_rate, plain.steps) == ((0.005,), (0.005,), (1,))
     assert (plain.optimizer, plain.weight_decay) == ("adamw", 0.01)
-    assert dataclasses.replace(plain) == plain
-    several = evaluate.Config(**given, learning_rate=(0.1, 0.2), steps=(3,))
+    several = evaluate.Config(**given, learning_rate=(0.1, 0.2), steps=(3,)).settings
     assert (several.learning_rate, several.gram_learning_rate, several.steps) == ((0.1, 0.2), (0.1, 0.2), (3,))
-    sgd = evaluate.Config(**given, optimizer="sgd")
+    sgd = evaluate.Config(**given, optimizer="sgd").settings
     assert (sgd.weight_decay, sgd.gram_learning_rate) == (0.0, None)
-    assert evaluate.Config().steps == (50,)
+    assert evaluate.Config().settings.steps == (50,)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": ("few_shot", "test_time")}, "test_time tunes without labeled images, .* run it by itself"),
-        ({"protocol": ("few_shot",), "optimizer": "adamw"}, "--optimizer=adamw belongs to --protocol=test_time"),
-        ({"preset": "coop_b2n_vitb16"}, "--preset=coop_b2n_vitb16 is a recipe for labeled images"),
-        ({"regularizers": ("kgcoop:8", "npt")}, "--regularizers=kgcoop:8,npt: test_time has one loss"),
-        ({"regulator": "prograd"}, "--regulator=prograd: test_time has one loss"),
-        ({"shots": (4,)}, r"--shots=\(4,\): test_time tunes on one test image"),
-        ({"epochs": (3,)}, r"--epochs=\(3,\): test_time tunes on one test image"),
+        ({"protocol": ("few_shot", "test_time")}, "--protocol=few_shot,test_time"),
+        ({"protocol": ("few_shot",), "optimizer": "adamw"}, "--optimizer=adamw .*--protocol=test_time"),
+        ({"preset": "coop_b2n_vitb16"}, "--preset=coop_b2n_vitb16 .*test_time"),
+        ({"regularizers": "kgcoop:8,npt"}, "--regularizers=kgcoop:8,npt: test_time"),
+        ({"regulator": "prograd"}, "--regulator=prograd: test_time"),
+        ({"shots": (4,)}, r"--shots=\(4,\): test_time"),
+        ({"epochs": (3,)}, r"--epochs=\(3,\): test_time"),
         ({"augmentation": "fresh"}, "--augmentation=fresh: test_time"),
-        ({"save_prompts": True}, "--save_prompts: under test_time every image has a prompt of its own"),
-        ({"optimizer": "adam"}, "--optimizer=adam: test_time takes adamw or sgd"),
-        ({"steps": (1, 2)}, "--steps=1,2: test_time takes one number of steps"),
-        ({"test_time_views": 9}, "--test_time_share=0.1 of --test_time_views=9 is less than one view"),
+        ({"save_prompts": True}, "--save_prompts: test_time"),
+        ({"optimizer": "adam"}, "--optimizer='adam'"),
+        ({"steps": (1, 2)}, "--steps=1,2: test_time"),
+        ({"test_time_views": 9}, "--test_time_share=0.1 of --test_time_views=9"),
         ({"test_time_share": 2.0}, "--test_time_share=2 of --test_time_views=64"),
-        ({"test_time_batch": 0}, "--test_time_batch=0: it must be at least 1"),
-        ({"targets": ("glyphs:chess",)}, "--targets belongs to cross_dataset"),
+        ({"test_time_batch": 0}, "--test_time_batch=0"),
+        ({"targets": ("glyphs:chess",)}, "--targets needs --protocol=cross_dataset"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         evaluate.Config(**{"protocol": ("test_time",), **changes})
 
 
@@ -249,14 +235,9 @@ def test_a_regulator_of_second_gradients_is_refused(made, tmp_path):
         evaluate.run(dataclasses.replace(config, meta=str(tmp_path / "meta.safetensors")), epath.Path(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_stops(made, monkeypatch):
-    clip, _, config = made
-    bench = _bench.Bench(dataclasses.replace(config, meta=""), clip, tuners.coop(init_text=WORDS))
-    (method,), *_ = _methods.build(dataclasses.replace(config, meta="", methods=("tuner",)), bench.tuner, clip)
-    dataset = load_dataset("glyphs:chess").take([0, 1])
+def test_a_loss_that_is_not_finite_stops(monkeypatch):
     nothing = np.full((2, 12), np.nan)
-    episodes = tuning_lib.TestTimeTuning(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
-    monkeypatch.setattr(tuning_lib, "predict_test_time", lambda *arguments, **named: episodes)
-    part = evaluate.Part("all", None, dataset)
-    with pytest.raises(ValueError, match="coop\\+tpt on glyphs:chess is not finite at the views of seed 1; lower"):
-        _test_time.rows(bench, None, method, method.candidates[0], dataset, [part])
+    tuned = tuning_lib.TestTimeTuning(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
+    monkeypatch.setattr(test_time, "predict_test_time", lambda *arguments, **named: tuned)
+    with pytest.raises(InputError, match=r"coop\+tpt on glyphs:chess .*seed 1"):
+        evaluation.evaluate(spread_clip(), tuners.coop(init_text=WORDS), "glyphs:chess", "test_time", seeds=(1,))
