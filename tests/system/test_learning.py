@@ -224,7 +224,7 @@ def test_what_only_the_prompt_tells_is_refused_before_any_work(folder, tmp_path,
     specific = evaluate.Config(
         preset="dpt_fs_vitb32", clip=folder, dataset=("glyphs:chess",), methods=("tuner",), protocol=("base_to_new",)
     )
-    with pytest.raises(ValueError, match="class-specific prompt of dpt .* base_to_new"):
+    with pytest.raises(ValueError, match=r"class-specific prompt of dpt .* base_to_new"):
         evaluate.run(specific, epath.Path(tmp_path))
     meant = dataclasses.replace(config, part_warmup="contxt:2", schedule="warmup_cosine")
     with pytest.raises(ValueError, match=r"--part_warmup names 'contxt' \(did you mean 'context'\?\)"):

@@ -41,9 +41,7 @@ EVALUATE = (
 )
 RESULTS = "runs/evaluate/results.json"
 REPORT = ("experiments.report", f"--results={RESULTS}")
-UNITS = 3 * (
-    3 * len(ELEVEN) + 2
-)  # two zero-shot templates and CoOp: three protocols of every dataset, two of the source
+UNITS = 3 * (3 * len(ELEVEN) + 2)  # two zero-shot methods and CoOp: three protocols each, two of the source
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from etils import epath
 
 import gram_jax as gram
 from experiments.evaluate import run as evaluate
-from gram_jax import meta, regulators, reporting, tuners
+from gram_jax import evaluation, meta, regulators, reporting, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
