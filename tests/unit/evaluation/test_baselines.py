@@ -56,7 +56,7 @@ def test_every_baseline_keeps_the_contract(name, clip):
     np.testing.assert_array_equal(*found)
     np.testing.assert_allclose(jax.jit(baseline.apply)(states[0], clip, queries), found[0], atol=1e-4)
     if baseline.needs_labels:
-        with pytest.raises(ValueError, match="labeled image features are needed"):
+        with pytest.raises(ValueError, match="labeled image features"):
             baseline.fit(clip, NAMES, None, None)
     else:
         baseline.fit(clip, NAMES, None, None)
@@ -108,7 +108,7 @@ def test_the_published_search_chooses_the_probe_on_validation_features(clip):
     np.testing.assert_allclose(
         baseline.apply(state, clip, queries), expected.decision_function(queries), rtol=1e-2, atol=1e-3
     )
-    with pytest.raises(ValueError, match="chooses strength on validation features, and none are given"):
+    with pytest.raises(ValueError, match=r"linear_probe .*strength.*validation"):
         baseline.fit(clip, NAMES, support, labels)
 
 
@@ -139,7 +139,7 @@ def test_the_cache_is_searched_on_the_published_grid(clip, scale):
             best = max(best, (right, alpha, beta), key=lambda found: found[0])
     state = baselines.tip_adapter().fit(clip, NAMES, support, labels, validation=(queries, answers))
     assert (float(state["alpha"]), float(state["beta"])) == pytest.approx(best[1:], rel=1e-6)
-    with pytest.raises(ValueError, match="chooses alpha and beta on validation features"):
+    with pytest.raises(ValueError, match=r"tip_adapter .*alpha and beta.*validation"):
         baselines.tip_adapter(alpha=1.0).fit(clip, NAMES, support, labels)
 
 
@@ -172,20 +172,20 @@ def test_tuning_the_keys_equals_pytorch(clip, scale):
 def test_misfits_are_refused(clip):
     support, labels = draw(6, 0)
     for make, message in (
-        (lambda: baselines.make("probe"), "no baseline 'probe'; there are ensemble, hand_crafted, linear_probe"),
-        (lambda: baselines.hand_crafted("a photo"), "one \"{}\" for the class name, found 'a photo'"),
-        (lambda: baselines.ensemble([]), "no template is given"),
-        (lambda: baselines.ensemble("clip_8"), "there is no ensemble of templates 'clip_8'"),
-        (lambda: baselines.linear_probe(strength=0), "strength must be a positive number, found 0"),
-        (lambda: baselines.tip_adapter(epochs=-1), "epochs must be an integer of at least 0, found -1"),
-        (lambda: baselines.tip_adapter(beta=True), "beta must be a positive number, found True"),
+        (lambda: baselines.make("probe"), "baseline='probe'"),
+        (lambda: baselines.hand_crafted("a photo"), "template 'a photo'"),
+        (lambda: baselines.ensemble([]), "templates"),
+        (lambda: baselines.ensemble("clip_8"), "clip_8"),
+        (lambda: baselines.linear_probe(strength=0), "strength=0"),
+        (lambda: baselines.tip_adapter(epochs=-1), "epochs=-1"),
+        (lambda: baselines.tip_adapter(beta=True), "beta=True"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
     probe = baselines.linear_probe(strength=1.0)
-    with pytest.raises(ValueError, match="class 'fish' has no labeled image"):
+    with pytest.raises(ValueError, match="'fish'"):
         probe.fit(clip, NAMES, support, labels % 2)
     with pytest.raises(ValueError, match=r"\[6, 16\] features and \[5\] labels"):
         probe.fit(clip, NAMES, support, labels[1:])
-    with pytest.raises(ValueError, match="labels must be integers from 0 to 2, found int64 from 0 to 3"):
+    with pytest.raises(ValueError, match="int64 and run from 0 to 3"):
         probe.fit(clip, NAMES, support, np.array([0, 1, 2, 3, 0, 1]))
