@@ -18,7 +18,7 @@ from gram_jax.evaluation.protocols import Part
 from gram_jax.evaluation.tuned import FEATURE_BATCH
 from gram_jax.tuners import Tuner
 
-H, WHOLE = "harmonic_mean", "all"  # the metric, and what its rows have as a split
+H, ALL_CLASSES = "harmonic_mean", "all"  # a metric, and the split of its rows
 _IMAGES = 256  # sets of image features are filled up to a multiple of this
 
 # By step and split, the values of every metric, one for each run.
@@ -93,7 +93,7 @@ def measured(encoder: Encoder, meter: Meter, prompts: Any, parts: Sequence[Part]
                     f"{runs}; lower the learning rate"
                 )
     accuracies = [found[part.split]["accuracy"] for part in parts]
-    return found | {WHOLE: {H: evaluation.harmonic_mean(*accuracies).tolist()}}
+    return found | {ALL_CLASSES: {H: evaluation.harmonic_mean(*accuracies).tolist()}}
 
 
 def _features(encoder: Encoder, meter: Meter, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

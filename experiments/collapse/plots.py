@@ -7,149 +7,145 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from gram_jax import evaluation
-from gram_jax.evaluation import Row
 from gram_jax.evaluation.protocols import imbalance
-from gram_jax.reporting import plots as _plots
-from gram_jax.reporting.names import label as method_label
-from gram_jax.reporting.plots import STYLES
+from gram_jax.evaluation.results import Row
+from gram_jax.evaluation.statistics import summarize
+from gram_jax.reporting.names import label
+from gram_jax.reporting.plots import STYLES, Style, drawing, legend, save
+from gram_jax.reporting.tables import half_interval
 
-from . import tables as _collapse_tables
-from .tables import MEASURES, PAIRED, REGIMES, WITHIN, Found, Target, family
-
-_ALONG = (
-    ("base", "simplex_text", "text: distance\nto a simplex"),
-    ("base", "simplex_both", "text with images:\ndistance to a simplex"),
-    ("base", "nc3_cosine", "cosine of text\nand image means"),
-    ("base", "nc1", "NC1, spread\nwithin classes"),
-    ("new", "accuracy", "accuracy on\nnew classes, %"),
+from .tables import (
+    MEASURES,
+    PAIRED,
+    REGIMES,
+    WITHIN,
+    MeasureCorrelation,
+    Target,
+    by_seed,
+    cell,
+    lookup,
+    tuned_prompts,
+    without_rate,
 )
-_SCATTERED = {
+
+_NAMES = {
     "simplex_text": "text: distance\nto a simplex",
     "simplex_both": "text with images:\ndistance to a simplex",
     "nc3_cosine": "cosine of text\nand image means",
     "nc1": "NC1, spread\nwithin classes",
     "nc4": "NC4, agreement with\nthe nearest mean",
+    "accuracy": "accuracy on\nnew classes, %",
 }
-_PANELS = 4  # in a line of the scatter plot
-_ROOM = 0.08  # of the range of a measure, left free at either side
+_ALONG = (*(("base", name) for name in ("simplex_text", "simplex_both", "nc3_cosine", "nc1")), ("new", "accuracy"))
+_SCATTERED = ("simplex_text", "simplex_both", "nc3_cosine", "nc1", "nc4")
+_PANELS = 4  # in a row of the scatter plot
+_MARGIN = 0.08  # of the range of a measure, on either side
 
 
 def along_tuning(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Collapse of base classes and accuracy on new ones against steps: a column for each tau, a curve a method.
+    """Plots collapse of base classes and accuracy on new ones against steps: a column per tau, a curve per method.
 
-    A curve is the mean over datasets, learning rates and shots within each seed, with its interval over seeds. What
-    does not vary is left out, and without anything that does there is no plot.
+    A curve is the mean over datasets, learning rates and shots within each seed, with its interval over seeds. Constant
+    quantities are omitted; if all are constant, there is no plot.
     """
-    quantities = [each for each in _ALONG if _varies(rows, *each[:2])]
+    quantities = [each for each in _ALONG if _varies(rows, *each)]
     protocols = list(dict.fromkeys(row.protocol for row in rows))
-    looks = _looks(rows)
+    shape = len(quantities), len(protocols)
     if not quantities:
         return
-    with _plots.drawing(0.8 + 1.75 * len(quantities), len(quantities), len(protocols), sharex=True, sharey="row") as (
-        figure,
-        axes,
-    ):
-        for line, (split, metric, name) in zip(axes, quantities, strict=True):
-            for axis, protocol in zip(line, protocols, strict=True):
-                chosen = [row for row in rows if (row.protocol, row.split, row.metric) == (protocol, split, metric)]
-                steps = sorted({row.step for row in chosen})
-                for method, style in looks.items():
-                    own = [row for row in chosen if family(row.method) == method]
-                    _curve(axis, own, steps, style, method_label(method), 100 if metric == "accuracy" else 1)
-            line[0].set_ylabel(name)
-        for axis, protocol in zip(axes[0], protocols, strict=True):
-            tau = imbalance(protocol)
-            axis.set_title("balanced" if tau is None else f"imbalanced, tau {tau:g}")
-        for axis in axes[-1]:
-            axis.set_xticks(np.log1p(steps), [str(step) for step in steps])
-            axis.set_xlabel("gradient steps, log scale")
-        _plots.legend(figure, axes)
-        _plots.save(figure, path)
+    with drawing(0.8 + 1.75 * len(quantities), *shape, sharex=True, sharey="row") as (figure, axes):
+        for place in np.ndindex(shape):
+            axis, (split, metric), protocol = axes[place], quantities[place[0]], protocols[place[1]]
+            chosen = [row for row in rows if (row.protocol, row.split, row.metric) == (protocol, split, metric)]
+            steps = sorted({row.step for row in chosen})
+            for method, style in _styles(rows).items():
+                own = [row for row in chosen if without_rate(row.method) == method]
+                _curve(axis, own, steps, style, label(method), 100 if metric == "accuracy" else 1)
+            if place[1] == 0:
+                axis.set_ylabel(_NAMES[metric])
+            if place[0] == 0:
+                tau = imbalance(protocol)
+                axis.set_title("balanced" if tau is None else f"imbalanced, tau {tau:g}")
+            if place[0] == len(quantities) - 1:
+                axis.set_xticks(np.log1p(steps), [str(step) for step in steps])
+                axis.set_xlabel("gradient steps, log scale")
+        legend(figure, axes)
+        save(figure, path)
 
 
-def against(rows: Sequence[Row], found: Sequence[Found], target: Target, path: str | os.PathLike[str]) -> None:
-    """Collapse of base classes against a target, a dot for each prompt, around the mean of its dataset and tau.
+def against(
+    rows: Sequence[Row], results: Sequence[MeasureCorrelation], target: Target, path: str | os.PathLike[str]
+) -> None:
+    """Plots collapse of base classes against a target, a dot per prompt, around the mean of its dataset and tau.
 
-    What does not vary is left out, and without anything that does there is no plot.
+    Constant measures are omitted; if all are constant, there is no plot.
     """
-    regimes = [each for each in REGIMES if any(each == one.regime for one in found)]
+    regimes = [each for each in REGIMES if any(each == one.regime for one in results)]
     measures = [name for name in _SCATTERED if _varies(rows, "base", name)][:_PANELS]
-    looks = _looks(rows)
+    styles = _styles(rows)
     if not measures:
         return
-    with _plots.drawing(0.6 + 2.6 * len(regimes), len(regimes), len(measures), sharey="row") as (figure, axes):
+    with drawing(0.6 + 2.6 * len(regimes), len(regimes), len(measures), sharey="row") as (figure, axes):
         for line, regime in zip(axes, regimes, strict=True):
-            prompts = _collapse_tables.tuned_prompts(rows, regime)
-            groups = [(key["dataset"], key["protocol"]) for key in prompts.keys]
-            colors = [looks[family(key["method"])].color for key in prompts.keys]
-            order = np.random.default_rng(0).permutation(len(groups))  # so that no method lies on top of the others
-            y = _centered(100 * prompts.values[target.split, target.metric], groups)
+            prompts = tuned_prompts(rows, regime)
+            colors = [styles[without_rate(method)].color for method in prompts.index.get_level_values("method")]
+            order = np.random.default_rng(0).permutation(len(prompts))  # so that no method covers the others
+            y = _centered(100 * prompts[target.split, target.metric])
             for axis, measure in zip(line, measures, strict=True):
-                x = _centered(prompts.values["base", measure], groups)
+                x = _centered(prompts["base", measure])
                 axis.scatter(
                     x[order], y[order], c=[colors[i] for i in order], s=9, alpha=0.45, linewidths=0, rasterized=True
                 )
                 _line(axis, x, y)
                 fields = {"regime": regime, "measure": measure, "split": "base", "target": target.name, "ranks": False}
-                within, paired = (_collapse_tables.lookup(found, level=level, **fields) for level in (WITHIN, PAIRED))
-                axis.set_title(
-                    f"r {_collapse_tables.cell(within)}\nsame step {_collapse_tables.cell(paired)}", fontsize=8.5
-                )
+                within, paired = (cell(lookup(results, level=level, **fields)) for level in (WITHIN, PAIRED))
+                axis.set_title(f"r {within}\nsame step {paired}", fontsize=8.5)
                 arrow = "collapse →" if MEASURES[measure].rises else "← collapse"
-                axis.set_xlabel(f"{_SCATTERED[measure]}\n{arrow}", fontsize=9)
+                axis.set_xlabel(f"{_NAMES[measure]}\n{arrow}", fontsize=9)
             line[0].set_ylabel(f"{regime}:\n{target.label}, points")
         figure.supxlabel("A dot is a prompt; both axes are around the mean of its dataset and tau.", fontsize=9)
-        for method, style in looks.items():
-            axes[0][0].scatter([], [], color=style.color, s=30, label=method_label(method))
-        _plots.legend(figure, axes)
-        _plots.save(figure, path)
+        for method, style in styles.items():
+            axes[0][0].scatter([], [], color=style.color, s=30, label=label(method))
+        legend(figure, axes)
+        save(figure, path)
 
 
-def _looks(rows: Iterable[Row]) -> dict[str, Any]:
-    """A color and a marker for each method, whatever its learning rate."""
+def _styles(rows: Iterable[Row]) -> dict[str, Style]:
+    """Returns a style for each method, whatever its learning rate."""
     styles = [style for style in STYLES.values() if style.marker]
-    methods = dict.fromkeys(family(row.method) for row in rows)
+    methods = dict.fromkeys(without_rate(row.method) for row in rows)
     return {method: styles[i % len(styles)] for i, method in enumerate(methods)}
 
 
-def _curve(axis: Any, rows: Sequence[Row], steps: Sequence[int], style: Any, name: str, scale: float) -> None:
-    means, halves = [], []
-    for step in steps:
-        values = _collapse_tables.by_seed(row for row in rows if row.step == step)
-        summary = evaluation.summarize(scale * np.array(list(values.values())))
-        means.append(summary.mean)
-        halves.append((summary.ci95[1] - summary.ci95[0]) / 2 if summary.n > 1 else 0.0)
-    at, means, halves = np.log1p(steps), np.array(means), np.array(halves)
+def _curve(axis: Any, rows: Sequence[Row], steps: Sequence[int], style: Style, name: str, scale: float) -> None:
+    by_step = [by_seed(row for row in rows if row.step == step) for step in steps]
+    summaries = [summarize(scale * np.array(list(values.values()))) for values in by_step]
+    means = np.array([summary.mean for summary in summaries])
+    halves = np.nan_to_num([half_interval(summary) for summary in summaries])
+    at = np.log1p(steps)
     axis.fill_between(at, means - halves, means + halves, color=style.color, alpha=0.18, linewidth=0)
     axis.plot(at, means, color=style.color, marker=style.marker, markersize=4, linewidth=1.8, label=name)
 
 
 def _line(axis: Any, x: np.ndarray, y: np.ndarray) -> None:
-    """The line of least squares through the mean; none where x does not vary."""
+    """Draws the least-squares line through the mean, unless x is constant."""
     low, high = x.min(), x.max()
-    if low == high:
-        return
-    room = _ROOM * (high - low)
-    axis.set_xlim(low - room, high + room)
-    slope = np.sum(x * y) / np.sum(x * x)
-    axis.plot([low, high], [slope * low, slope * high], color="black", linewidth=1.4)
+    if low < high:
+        margin = _MARGIN * (high - low)
+        axis.set_xlim(low - margin, high + margin)
+        slope = np.sum(x * y) / np.sum(x * x)
+        axis.plot([low, high], [slope * low, slope * high], color="black", linewidth=1.4)
 
 
-def _centered(values: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
-    """Values minus the mean of their group."""
-    members: dict[Any, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    found = np.array(values, np.float64)
-    for own in members.values():
-        found[own] -= found[own].mean()
-    return found
+def _centered(values: pd.Series) -> np.ndarray:
+    """Returns values minus the mean of their dataset and protocol."""
+    return (values - values.groupby(level=["dataset", "protocol"]).transform("mean")).to_numpy()
 
 
 def _varies(rows: Sequence[Row], split: str, metric: str) -> bool:
-    """Whether a measure is another one for some prompts of one dataset, to more than rounding."""
+    """Returns whether a measure differs between the prompts of one dataset by more than rounding."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if (row.split, row.metric) == (split, metric):
