@@ -94,9 +94,6 @@ def ordered(
     Returns:
       An iterator over the results, which measures how long its consumer waits (see `Ordered`).
 
-    Raises:
-      InputError: a number is out of range.
-
     Example:
       >>> with ordered(lambda index: index**2, 6, start=3, workers=2) as squares:
       ...     list(squares)

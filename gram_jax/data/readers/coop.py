@@ -93,9 +93,6 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
     Returns:
       A ``Dataset`` whose references are paths relative to the dataset's folder; reading returns the path of an image.
 
-    Raises:
-      InputError: a file is missing or invalid; the message names it.
-
     Reference:
       Zhou et al., "Learning to Prompt for Vision-Language Models" (2022) and its DATASETS.md.
     """
@@ -143,17 +140,19 @@ def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
 
 def differences(dataset: Dataset) -> list[str]:
     """Lists the numbers of classes and images that differ from the published ones, as "... are published"."""
-    known = [size for size in sizes(dataset) if size[2] is not None]
-    return [f"{number} {what}, {published} are published" for what, number, published in known if number != published]
+    return [
+        f"{number} {what}, {published} are published"
+        for what, number, published in sizes(dataset)
+        if published not in (None, number)
+    ]
 
 
 def sizes(dataset: Dataset) -> list[tuple[str, int, int | None]]:
     """Returns (what, number, published number) for the classes and the images of each split; None if unpublished."""
     entry = facts(dataset.name)
-    counts = [int((dataset.splits == split).sum()) for split in SPLITS]
-    published = (None,) * 4 if entry is None else (entry.classes, *entry.sizes)
-    what = ("classes", *(f"{split} images" for split in SPLITS))
-    return list(zip(what, (len(dataset.class_names), *counts), published, strict=True))
+    numbers = len(dataset.class_names), *(int((dataset.splits == split).sum()) for split in SPLITS)
+    what = "classes", *(f"{split} images" for split in SPLITS)
+    return list(zip(what, numbers, entry.counts if entry else (None,) * 4, strict=True))
 
 
 def _read(source: Source, entry: CoopDataset, seed: int) -> Contents:

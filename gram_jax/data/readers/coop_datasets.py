@@ -19,8 +19,7 @@ class CoopDataset(NamedTuple):
       name: its name, as in "coop:ROOT:NAME".
       folder: its folder below the common root.
       images: the folders of its images, relative to ``folder``.
-      classes: the published number of classes.
-      sizes: the published number of images in train, val and test.
+      counts: the published numbers of classes and of images in train, val and test.
       read: reads the dataset without a split file (and then makes a split, if there should be one).
       template: the hand-written template of CoOp's zero-shot CLIP.
       loss_templates: templates that a regularizer's public code uses instead, by regularizer.
@@ -34,8 +33,7 @@ class CoopDataset(NamedTuple):
     name: str
     folder: str
     images: tuple[str, ...]
-    classes: int
-    sizes: tuple[int, int, int]
+    counts: tuple[int, int, int, int]
     read: Callable[[Source], Contents]
     template: str = DEFAULT
     loss_templates: Mapping[str, str] = MappingProxyType({})
@@ -68,7 +66,7 @@ _EUROSAT_NAMES = {
 def _variant(name: str, folder: str, images: str, classes: int, test: int, numbered: bool = False) -> CoopDataset:
     """Returns a variant of ImageNet, which is test only."""
     read = partial(rules.variant, images=images, numbered=numbered)
-    return CoopDataset(name, folder, (images,), classes, (0, 0, test), read, needed=(CLASS_NAMES,), domain=name)
+    return CoopDataset(name, folder, (images,), (classes, 0, 0, test), read, needed=(CLASS_NAMES,), domain=name)
 
 
 _ENTRIES = (
@@ -76,8 +74,7 @@ _ENTRIES = (
         name="imagenet",
         folder="imagenet",
         images=("images/train", "images/val"),
-        classes=1000,
-        sizes=(1281167, 0, 50000),
+        counts=(1000, 1281167, 0, 50000),
         read=partial(rules.imagenet, train="images/train", test="images/val"),
         needed=(CLASS_NAMES,),
     ),
@@ -85,8 +82,7 @@ _ENTRIES = (
         name="caltech101",
         folder="caltech-101",
         images=("101_ObjectCategories",),
-        classes=100,
-        sizes=(4128, 1649, 2465),
+        counts=(100, 4128, 1649, 2465),
         read=partial(
             rules.by_folders,
             images="101_ObjectCategories",
@@ -99,8 +95,7 @@ _ENTRIES = (
         name="oxford_pets",
         folder="oxford_pets",
         images=("images",),
-        classes=37,
-        sizes=(2944, 736, 3669),
+        counts=(37, 2944, 736, 3669),
         read=rules.pets,
         template="a photo of a {}, a type of pet.",
         split_file="split_zhou_OxfordPets.json",
@@ -110,8 +105,7 @@ _ENTRIES = (
         name="stanford_cars",
         folder="stanford_cars",
         images=("cars_train", "cars_test"),
-        classes=196,
-        sizes=(6509, 1635, 8041),
+        counts=(196, 6509, 1635, 8041),
         read=rules.cars,
         split_file="split_zhou_StanfordCars.json",
         annotations=("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"),
@@ -121,8 +115,7 @@ _ENTRIES = (
         name="oxford_flowers",
         folder="oxford_flowers",
         images=("jpg",),
-        classes=102,
-        sizes=(4093, 1633, 2463),
+        counts=(102, 4093, 1633, 2463),
         read=rules.flowers,
         template="a photo of a {}, a type of flower.",
         split_file="split_zhou_OxfordFlowers.json",
@@ -133,8 +126,7 @@ _ENTRIES = (
         name="food101",
         folder="food-101",
         images=("images",),
-        classes=101,
-        sizes=(50500, 20200, 30300),
+        counts=(101, 50500, 20200, 30300),
         read=partial(rules.by_folders, images="images"),
         template="a photo of {}, a type of food.",
         loss_templates={"distillation": "a type of food, a photo of {}."},
@@ -144,8 +136,7 @@ _ENTRIES = (
         name="fgvc_aircraft",
         folder="fgvc_aircraft",
         images=("images",),
-        classes=100,
-        sizes=(3334, 3333, 3333),
+        counts=(100, 3334, 3333, 3333),
         read=rules.aircraft,
         template="a photo of a {}, a type of aircraft.",
         needed=("variants.txt", *(f"images_variant_{split}.txt" for split in ("train", "val", "test"))),
@@ -155,8 +146,7 @@ _ENTRIES = (
         name="sun397",
         folder="sun397",
         images=("SUN397",),
-        classes=397,
-        sizes=(15880, 3970, 19850),
+        counts=(397, 15880, 3970, 19850),
         read=rules.scenes,
         split_file="split_zhou_SUN397.json",
         annotations=("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
@@ -165,8 +155,7 @@ _ENTRIES = (
         name="dtd",
         folder="dtd",
         images=("images",),
-        classes=47,
-        sizes=(2820, 1128, 1692),
+        counts=(47, 2820, 1128, 1692),
         read=partial(rules.by_folders, images="images"),
         template="{} texture.",
         loss_templates={"kgcoop": "a photo of a {}, a type of texture.", "distillation": "a texture of {}."},
@@ -177,8 +166,7 @@ _ENTRIES = (
         name="eurosat",
         folder="eurosat",
         images=("2750",),
-        classes=10,
-        sizes=(13500, 5400, 8100),
+        counts=(10, 13500, 5400, 8100),
         read=partial(rules.by_folders, images="2750", renamed=_EUROSAT_NAMES),
         template="a centered satellite photo of {}.",
         split_file="split_zhou_EuroSAT.json",
@@ -188,8 +176,7 @@ _ENTRIES = (
         name="ucf101",
         folder="ucf101",
         images=("UCF-101-midframes",),
-        classes=101,
-        sizes=(7639, 1898, 3783),
+        counts=(101, 7639, 1898, 3783),
         read=rules.actions,
         template="a photo of a person doing {}.",
         split_file="split_zhou_UCF101.json",

@@ -66,7 +66,7 @@ def flowers(source: Source) -> Contents:
     if not isinstance(names, dict):
         raise InputError(f"{source.what}: {names_path} is no object of names by class number; download it again")
     pairs, items = [], []
-    for number, label in enumerate(_matlab(path, "labels", source.what), 1):
+    for number, label in enumerate(_matlab(source, "imagelabels.mat", "labels"), 1):
         if str(label) not in names:
             raise InputError(f"{source.what}: {path} has the label {label}, which cat_to_name.json does not name")
         items.append(Item(f"jpg/image_{number:05d}.jpg", int(label) - 1))
@@ -93,16 +93,15 @@ def pets(source: Source) -> Contents:
 
 def cars(source: Source) -> Contents:
     """Reads StanfordCars and makes a split; the year moves from the end of a name to its beginning."""
-    names = []
-    for name in _matlab(source.folder / "devkit" / "cars_meta.mat", "class_names", source.what):
-        model, _, year = str(name).rpartition(" ")
-        names.append(f"{year} {model}" if model else year)
+    split = [str(name).rpartition(" ") for name in _matlab(source, "devkit/cars_meta.mat", "class_names")]
+    names = [f"{year} {model}" if model else year for model, _, year in split]
 
     def read(images: str, file: str) -> list[Item]:
-        items, path = [], source.folder / file
-        for entry in _matlab(path, "annotations", source.what):
+        items = []
+        for entry in _matlab(source, file, "annotations"):
             label = int(entry["class"]) - 1
             if not 0 <= label < len(names):
+                path = source.folder / file
                 raise InputError(f"{source.what}: {path} has the class {label + 1}; cars_meta.mat names {len(names)}")
             items.append(Item(f"{images}/{entry['fname']}", label))
         return items
@@ -119,12 +118,8 @@ def scenes(source: Source) -> Contents:
     names = [" ".join(reversed(path.split("/")[1:])) for path in paths]
 
     def read(name: str) -> list[Item]:
-        items, path = [], source.folder / name
-        for number, line in read_lines(path, source.what):
-            image = line.removeprefix("/")
-            label = _label_of(labels, image.rpartition("/")[0], f"{source.what}: {path}, line {number}")
-            items.append(Item(f"SUN397/{image}", label))
-        return items
+        images = [(where, line.removeprefix("/")) for where, line in read_lines(source.folder / name, source.what)]
+        return [Item(f"SUN397/{image}", _label_of(labels, image.rpartition("/")[0], where)) for where, image in images]
 
     train, test = read("Training_01.txt"), read("Testing_01.txt")
     return _held_out(source, train, test, names, "Training_01.txt and Testing_01.txt")
@@ -133,9 +128,8 @@ def scenes(source: Source) -> Contents:
 def actions(source: Source) -> Contents:
     """Reads the middle frames of UCF101 and makes a split; ApplyEyeMakeup is named Apply_Eye_Makeup."""
     lists = source.folder / "ucfTrainTestlist"
-    pairs = [
-        (_from_one(label, where), action) for where, (label, action) in _fields(lists / "classInd.txt", 2, source.what)
-    ]
+    numbered = _fields(lists / "classInd.txt", 2, source.what)
+    pairs = [(_from_one(label, where), action) for where, (label, action) in numbered]
     ordered = names_of_labels(pairs, f"{source.what}: {lists / 'classInd.txt'}")
     labels = {action: label for label, action in enumerate(ordered)}
     names = ["_".join(re.findall("[A-Z][^A-Z]*", action)) for action in ordered]
@@ -158,11 +152,9 @@ def aircraft(source: Source) -> Contents:
     labels = {name: label for label, name in enumerate(names)}
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for split in SPLITS:
-        path = source.folder / f"images_variant_{split}.txt"
-        for number, line in read_lines(path, source.what):
+        for where, line in read_lines(source.folder / f"images_variant_{split}.txt", source.what):
             image, _, name = line.partition(" ")
-            label = _label_of(labels, name, f"{source.what}: {path}, line {number}")
-            items[split].append(Item(f"images/{image}.jpg", label))
+            items[split].append(Item(f"images/{image}.jpg", _label_of(labels, name, where)))
     return Contents(items, names, "images_variant_*.txt", "as published, from the dataset's own lists", [])
 
 
@@ -302,24 +294,25 @@ def _from_one(text: str, where: str) -> int:
 
 def _fields(path: Path, count: int, what: str) -> Iterator[tuple[str, list[str]]]:
     """Yields the place of every line of a text file, for messages, and its first fields."""
-    for number, line in read_lines(path, what):
-        fields, where = line.split(), f"{what}: {path}, line {number}"
+    for where, line in read_lines(path, what):
+        fields = line.split()
         if len(fields) < count:
             raise InputError(f"{where} is {line!r}; expected at least {count} fields")
         yield where, fields[:count]
 
 
-def _matlab(path: Path, variable: str, what: str) -> list[Any]:
+def _matlab(source: Source, file: str, variable: str) -> list[Any]:
     """Returns the entries of a variable of a MATLAB file."""
     from scipy.io import loadmat
 
+    path = source.folder / file
     if not path.is_file():
-        raise InputError(f"{what}: there is no file {path}")
+        raise InputError(f"{source.what}: there is no file {path}")
     try:
         variables = loadmat(path, simplify_cells=True)
     except Exception as error:  # on broken data, the reader raises errors of many types
-        raise InputError(f"{what}: {path} cannot be read as a MATLAB file ({error}); download it again") from error
+        raise InputError(f"{source.what}: {path} is no MATLAB file ({error}); download it again") from error
     if variable not in variables:
-        raise InputError(f"{what}: {path} has no {variable!r}; download it again")
+        raise InputError(f"{source.what}: {path} has no {variable!r}; download it again")
     value = variables[variable]
     return [value] if isinstance(value, (str, dict)) else list(value)

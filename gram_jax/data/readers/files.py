@@ -129,13 +129,13 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(f"{what}: {path} is no UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """Returns the lines of a text file that are not blank: (line number from 1, stripped line)."""
-    lines = [(number, line.strip()) for number, line in enumerate(read_text(path, what).splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
+def read_lines(path: Path, what: str) -> list[tuple[str, str]]:
+    """Returns the lines of a text file that are not blank: the place of each, for messages, and the stripped line."""
+    lines = enumerate(map(str.strip, read_text(path, what).splitlines()), 1)
+    placed = [(f"{what}: {path}, line {number}", line) for number, line in lines if line]
+    if not placed:
         raise InputError(f"{what}: {path} is empty; download it again")
-    return lines
+    return placed
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -150,13 +150,13 @@ def read_json(path: Path, what: str) -> Any:
 def read_class_names(path: Path, what: str) -> dict[str, str]:
     """Returns class names by folder, from lines of a folder, a space or a tab, and a name."""
     names: dict[str, str] = {}
-    for number, line in read_lines(path, what):
+    for where, line in read_lines(path, what):
         # With a tab, the name of a folder may contain spaces.
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         if not name.strip():
-            raise InputError(f"{what}: {path}, line {number} is {line!r}; expected a folder and its class name")
+            raise InputError(f"{where} is {line!r}; expected a folder and its class name")
         if folder in names:
-            raise InputError(f"{what}: {path}, line {number} repeats the folder {folder!r}")
+            raise InputError(f"{where} repeats the folder {folder!r}")
         names[folder] = name.strip()
     return names
 

@@ -130,7 +130,7 @@ def test_about_is_no_part_of_the_hash_and_images_are_read_when_indexed():
 
 def test_published_sizes_add_up():
     """What is known of the archives: all their images are in one of the splits, and the rule that cut them."""
-    sizes = {name: coop.facts(f"coop:{name}").sizes for name in coop.NAMES}
+    sizes = {name: coop.facts(f"coop:{name}").counts[1:] for name in coop.NAMES}
     totals = {
         "caltech101": 8242, "oxford_pets": 7349, "stanford_cars": 16185, "oxford_flowers": 8189, "food101": 101000,
         "fgvc_aircraft": 10000, "sun397": 39700, "dtd": 5640, "eurosat": 27000, "ucf101": 13320, "imagenet": 1331167,
@@ -138,7 +138,7 @@ def test_published_sizes_add_up():
     }  # fmt: skip
     assert {name: sum(each) for name, each in sizes.items()} == totals
     for name, per_class in (("food101", 1000), ("dtd", 120)):
-        parts = published_division([per_class] * coop.facts(f"coop:{name}").classes, 0)
+        parts = published_division([per_class] * coop.facts(f"coop:{name}").counts[0], 0)
         assert sizes[name] == tuple(map(len, parts.values()))
     assert sizes["sun397"] == (397 * 40, 397 * 10, 397 * 50)
     assert {name for name in coop.NAMES if not sizes[name][0]} == set(coop.VARIANTS)
