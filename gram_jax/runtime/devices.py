@@ -113,13 +113,6 @@ def make_mesh(axis: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     Args:
       axis: the name of the axis.
       devices: the devices, in order; by default those of all processes.
-
-    Returns:
-      The mesh.
-
-    Example:
-      >>> make_mesh("batch", jax.local_devices()[:1]).shape["batch"]
-      1
     """
     return Mesh(np.array(all_devices() if devices is None else list(devices)), (axis,), axis_types=(AxisType.Auto,))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -53,7 +54,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     return records
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager):
     """Appends one JSON object per line to a metrics file; only process 0 of a distributed run writes.
 
     Lines hold no clock time, so that a resumed run writes the same bytes as an uninterrupted one. For the same reason,
@@ -109,9 +110,6 @@ class MetricsLog:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> MetricsLog:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

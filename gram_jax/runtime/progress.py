@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 _REDRAW_SECONDS = 0.2
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Shows the progress of a loop, its rate and the remaining time.
 
     On a terminal this is a tqdm bar; elsewhere (a log file, a batch queue) it logs one line every `every_seconds` and
@@ -135,9 +136,6 @@ class Progress:
             self._draw()
         if self._bar is not None:
             self._bar.close()
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Hashable, ItemsView, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,22 @@ from gram_jax.runtime.devices import gather
 logger = logging.getLogger(__name__)
 
 
-class Units:
+class _Results(Mapping):
+    """Results by unit, in the order in which they were added."""
+
+    _results: dict[tuple, Any]
+
+    def __getitem__(self, unit: tuple) -> Any:
+        return self._results[unit]
+
+    def __iter__(self) -> Iterator[tuple]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+class Units(_Results):
     """The results of finished units, in an append-only JSON-lines file.
 
     The first line holds the identity of the run and appears atomically. Each unit adds one line, which is on disk when
@@ -37,23 +52,10 @@ class Units:
     def __init__(self, path: epath.Path, identity: dict[str, Any]):
         self._path, self._identity = path, json.loads(json.dumps(identity))
         self._digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
-        self._results: dict[tuple, Any] = {}
+        self._results = {}
         self._size = 0  # bytes of complete lines
         if path.exists():
             self._read()
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __contains__(self, unit: tuple) -> bool:
-        return unit in self._results
-
-    def __getitem__(self, unit: tuple) -> Any:
-        return self._results[unit]
-
-    def items(self) -> ItemsView[tuple, Any]:
-        """Returns the units and their results, in the order in which they were added."""
-        return self._results.items()
 
     def add(self, unit: tuple, result: Any) -> None:
         """Appends a result; it is on disk when this returns.
@@ -106,7 +108,7 @@ class Units:
             os.truncate(self._path, self._size)
 
 
-class SharedUnits:
+class SharedUnits(_Results):
     """The units of a distributed run: each process does a share of them and learns the results of the others.
 
     Process 0 appends to rows.jsonl, process i to rows-i.jsonl, in a folder that need not be shared. A run can resume
@@ -125,23 +127,14 @@ class SharedUnits:
     def __init__(self, folder: epath.Path, identity: dict[str, Any]):
         index, count = jax.process_index(), jax.process_count()
         self._own = Units(folder / ("rows.jsonl" if index == 0 else f"rows-{index}.jsonl"), identity)
-        self._results = dict(self._own.items())
+        self._results = dict(self._own)
         self._unsent = dict(self._results)
         if index == 0:  # it also reads the files of processes that no longer take part
             for number, path in _other_files(folder):
                 if number >= count:
-                    self._unsent |= dict(Units(path, identity).items())
+                    self._unsent |= Units(path, identity)
         self._groups: dict[Hashable, int] = {}
         self.exchange()
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __contains__(self, unit: tuple) -> bool:
-        return unit in self._results
-
-    def __getitem__(self, unit: tuple) -> Any:
-        return self._results[unit]
 
     def is_mine(self, unit: tuple, group: Hashable) -> bool:
         """Returns whether this process must do a unit; one process does all units of a group, which share work."""

@@ -16,6 +16,7 @@ from gram_jax.data.pairs import base
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.data.pairs.tar import Member, members, open_archive
 from gram_jax.data.readers.files import SUFFIXES
+from gram_jax.errors import examples
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -23,23 +24,17 @@ _TEXTS = (".txt", ".json")
 
 
 def plan(source: str, pattern: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Returns one unit per archive, in the order of the pattern.
-
-    Raises:
-      FileNotFoundError: no archive matches the pattern, or an archive is missing.
-    """
+    """Yields one unit per archive, in the order of the pattern."""
     paths = []
     for name in expand_braces(os.path.expanduser(pattern)):
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         if not matches:
             raise FileNotFoundError(f"no archive matches {name!r}; check the path")
         paths.extend(matches)
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{len(missing)} of {len(paths)} archives are missing ({shown}); check the pattern")
+    if missing := [path for path in paths if not os.path.isfile(path)]:
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} archives are missing: {examples(missing)}")
     shared = {"kind": source, "key": reading.caption_column, "max_bytes": reading.max_bytes}
-    return ({**shared, **base.file_state(path)} for path in paths)
+    yield from ({**shared, **base.file_state(path)} for path in paths)
 
 
 def expand_braces(pattern: str) -> list[str]:

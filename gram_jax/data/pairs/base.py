@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,21 @@ class Reading:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "unit_pairs", "pairs"):
             require_int(name, getattr(self, name))
+
+
+def choose_columns(where: str, names: Sequence[str], reading: Reading, image_names: Sequence[str]) -> list[str]:
+    """Returns the names of the image column and the caption column: the given ones, or the first common ones."""
+    columns = []
+    for flag, common in (("image_column", image_names), ("caption_column", CAPTION_KEYS)):
+        given = getattr(reading, flag)
+        found = [name for name in ([given] if given else common) if name in names]
+        if not found:
+            wanted = repr(given) if given else f"any of {', '.join(common)}"
+            raise InputError(
+                f"{where} has the columns {', '.join(map(repr, names))}, not {wanted}; name one with {flag}"
+            )
+        columns.append(found[0])
+    return columns
 
 
 def make_pair(name: str, image: bytes | Skipped | None, caption: bytes | str | Skipped | None) -> Pair | Skipped:

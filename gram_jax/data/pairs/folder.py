@@ -14,19 +14,10 @@ from gram_jax.errors import InputError
 
 
 def plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Returns one unit per `reading.unit_pairs` images, in the order of sorted names.
-
-    Raises:
-      FileNotFoundError: there is no such folder.
-      InputError: the folder holds no images.
-    """
+    """Yields one unit per `reading.unit_pairs` images, in the order of sorted names."""
     root = os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(root):
         raise FileNotFoundError(f"there is no folder {root!r}; check the path")
-    return _plan(source, root, reading)
-
-
-def _plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
     shared = {"kind": source, "root": root, "key": reading.caption_column, "max_bytes": reading.max_bytes}
     images = _images(root, "")
     names = list(itertools.islice(images, reading.unit_pairs))

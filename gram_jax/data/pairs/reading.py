@@ -6,6 +6,7 @@ and in any order, so that the preparation of a corpus is parallel and resumable.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from gram_jax.data.pairs import archives, folder, records, tables
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.errors import InputError
 
-# Each reader is a module with `plan(source, rest, reading)` and `read(unit)`.
+# Each reader is a module with two generators: `plan(source, rest, reading)` yields units, `read(unit)` yields entries.
 _READERS = {
     "csv": tables,
     "tsv": tables,
@@ -57,7 +58,9 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
             f"the source of pairs {spec!r} is unknown; give csv:FILE, tsv:FILE, webdataset:FILES, folder:PATH, "
             "tfds:NAME or glyphs"
         )
-    return _READERS[source].plan(source, rest, reading or Reading())
+    units = _READERS[source].plan(source, rest, reading or Reading())
+    first = list(itertools.islice(units, 1))  # at once, so that errors are raised here and not by the consumer
+    return itertools.chain(first, units)
 
 
 def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:

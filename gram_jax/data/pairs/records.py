@@ -5,32 +5,25 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, make_pair
+from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, choose_columns, make_pair
 from gram_jax.errors import InputError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def plan(source: str, rest: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Returns one unit per `reading.unit_pairs` records.
-
-    Raises:
-      FileNotFoundError: there is no such TFDS dataset.
-      InputError: the dataset requires TensorFlow, or lacks images, captions or the split.
-    """
+    """Yields one unit per `reading.unit_pairs` records."""
     if source == "glyphs":
         shared, total = {"seed": reading.seed}, reading.pairs
     else:
         shared, total = _tfds(rest, reading)
-    size = reading.unit_pairs
-    return (
-        {"kind": source, **shared, "first": first, "count": min(size, total - first)} for first in range(0, total, size)
-    )
+    for first in range(0, total, reading.unit_pairs):
+        yield {"kind": source, **shared, "first": first, "count": min(reading.unit_pairs, total - first)}
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
@@ -70,19 +63,9 @@ def _tfds(rest: str, reading: Reading) -> tuple[dict[str, Any], int]:
         )
     features = dict(sorted(builder.info.features.items()))  # TFDS has them in any order
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    columns = [
-        _column(folder, list(features), reading.image_column, images, "image_column"),
-        _column(folder, list(features), reading.caption_column, CAPTION_KEYS, "caption_column"),
-    ]
+    columns = choose_columns(f"the TFDS dataset in {folder}", list(features), reading, images)
     shared = {"folder": folder, "split": split, "columns": columns, "max_bytes": reading.max_bytes}
     return shared, builder.info.splits[split].num_examples
-
-
-def _column(folder: str, features: Sequence[str], asked: str, usual: Sequence[str], flag: str) -> str:
-    for name in [asked] if asked else usual:
-        if name in features:
-            return name
-    raise InputError(f"the TFDS dataset in {folder} has the features {', '.join(features)}; name one with {flag}")
 
 
 def _builder(name: str, version: str, data_dir: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,19 +19,10 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Returns one unit per `reading.unit_pairs` rows; parses the table once to find where units begin.
-
-    Raises:
-      FileNotFoundError: there is no such table.
-      InputError: the table lacks a column, cannot be parsed, has no rows, or lists URLs.
-    """
+    """Yields one unit per `reading.unit_pairs` rows; parses the table once to find where units begin."""
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no table {path!r}; check the path")
-    return _plan(source, path, reading)
-
-
-def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
     state = base.file_state(path)
     with open(path, "rb") as file:
         lines = _Lines(file, path)
@@ -40,10 +31,8 @@ def _plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
         if header is None:
             raise InputError(f"{path} is empty; the first line must name the columns")
         header = [name.strip().removeprefix("\ufeff") for name in header]
-        columns = [
-            _column(path, header, reading.image_column, PATH_NAMES, "image_column"),
-            _column(path, header, reading.caption_column, base.CAPTION_KEYS, "caption_column"),
-        ]
+        columns = base.choose_columns(path, header, reading, PATH_NAMES)
+        columns = [header.index(name) for name in columns]
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
         offset, first, count = lines.consumed, 1, 0
         for row in rows:
@@ -126,13 +115,3 @@ def _rows(lines: _Lines, source: str, path: str) -> Iterator[list[str]]:
             f"{path} is not a valid csv file: line {reader.line_num}: {error}; close its quotes, or give tsv:FILE if "
             "tabs separate the fields"
         ) from error
-
-
-def _column(path: str, header: Sequence[str], asked: str, usual: Sequence[str], flag: str) -> int:
-    if asked and asked in header:
-        return header.index(asked)
-    for name in () if asked else usual:
-        if name in header:
-            return header.index(name)
-    wanted = repr(asked) if asked else f"any of {', '.join(usual)}"
-    raise InputError(f"{path} has the columns {', '.join(map(repr, header))}, not {wanted}; name one with {flag}")

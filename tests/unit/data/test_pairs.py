@@ -190,7 +190,7 @@ def test_a_tfds_dataset_with_several_captions_an_image(tmp_path):
     ] * 3
     with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
         plan_units("tfds:coco_like:test", Reading(data_dir=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"the features .*captions.*caption_column"):
+    with pytest.raises(ValueError, match=r"captions.*caption_column"):
         plan_units("tfds:coco_like", Reading(data_dir=str(tmp_path), caption_column="words"))
 
 
@@ -204,7 +204,7 @@ def test_the_glyph_benchmark_and_its_tfds_dataset_are_the_same_pairs(tmp_path):
 
 def test_a_tfds_dataset_that_is_no_corpus_is_refused(tmp_path):
     build_labeled("chess", tmp_path)
-    with pytest.raises(ValueError, match=r"the features .*image.*label.*caption_column"):
+    with pytest.raises(ValueError, match=r"image.*label.*caption_column"):
         plan_units("tfds:glyph_labeled/chess-print-seed_0", Reading(data_dir=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="'nothing'"):
         plan_units("tfds:nothing", Reading(data_dir=str(tmp_path)))
@@ -218,7 +218,7 @@ def test_a_tfds_dataset_that_is_no_corpus_is_refused(tmp_path):
         ("glyphs:x", ValueError, "'glyphs:x'"),
         ("csv:/no/such.csv", FileNotFoundError, "no table '/no/such.csv'"),
         ("folder:/no/such", FileNotFoundError, "no folder '/no/such'"),
-        ("webdataset:/no/{0..4}.tar", FileNotFoundError, r"5 of 5 archives are missing \(/no/0.tar, "),
+        ("webdataset:/no/{0..4}.tar", FileNotFoundError, r"5 of 5 archives .*/no/0\.tar"),
         ("webdataset:/no/*.tar", FileNotFoundError, "/no/"),
     ],
 )
