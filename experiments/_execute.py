@@ -29,17 +29,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full 
 
 
 def execute(run: Callable[[Any, Any], Any], config: Any, name: str, distributed: str | None) -> int:
-    """Runs an experiment, see `_launch.launch`.
-
-    Args:
-      run: the experiment.
-      config: its settings.
-      name: its name, for messages.
-      distributed: the way in which several processes share it, see `_launch.launch`.
-
-    Returns:
-      The exit status.
-    """
+    """Runs an experiment called `name`, see `_launch.launch`; returns the exit status."""
     runtime.compile_quickly()  # before anything uses a device
     try:
         with (
@@ -54,9 +44,7 @@ def execute(run: Callable[[Any, Any], Any], config: Any, name: str, distributed:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
-    except InputError as error:
-        return _refuse(str(error))
-    except _PATH_ERRORS as error:
+    except (InputError, *_PATH_ERRORS) as error:
         return _refuse(str(error))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

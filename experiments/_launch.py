@@ -36,9 +36,6 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
       repeated: a tuple of strings is given by repeating the flag (for values that contain commas) instead of one
         comma-separated list.
 
-    Returns:
-      A dataclass field.
-
     Example:
       >>> @dataclasses.dataclass(frozen=True)
       ... class Config:
@@ -94,9 +91,6 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
       distributed: the way in which several processes share the experiment. "steps": all take every step together, and
         after a notice to stop all save the same step. "units": each does its own units of work; one that must stop
         keeps what it finished, and the others stop too. None: one process only, without the flag `--distributed`.
-
-    Raises:
-      SystemExit: always.
     """
     name = _experiment_name()
     flags.disclaim_key_flags()  # so that --help lists these flags as the experiment's own

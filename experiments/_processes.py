@@ -29,11 +29,7 @@ def complain(message: str) -> None:
 def joined(distributed: str | None) -> Iterator[None]:
     """Connects the processes of a run within the context; only process 0 prints to standard output.
 
-    Args:
-      distributed: the way in which several processes share the experiment, see `_launch.launch`.
-
-    Raises:
-      InputError: flags require --distributed, this host is one of several without it, or as `runtime.connect`.
+    Raises InputError if flags require --distributed, or if this host is one of several without it.
     """
     given = {name: getattr(flags.FLAGS, name) for name in _NAMES} if distributed else {}
     if distributed and flags.FLAGS.distributed:
@@ -77,8 +73,7 @@ def agree(settings: Mapping[str, Any]) -> None:
 def failed(error: Exception) -> int | None:
     """Reports an error that is not the user's in one of several processes.
 
-    Returns:
-      The exit status, or None if there is one process only and the error must be raised.
+    Returns the exit status, or None if there is one process only and the error must be raised.
     """
     if not jax.distributed.is_initialized():
         return None
@@ -96,10 +91,8 @@ def failed(error: Exception) -> int | None:
 def leave(status: int) -> int:
     """Ends one of several processes at once, before the others have finished, so that none waits for it.
 
-    JAX would first wait for all processes, which may be waiting for this one in a collective.
-
-    Returns:
-      The status, if there is one process only.
+    JAX would first wait for all processes, which may be waiting for this one in a collective. Returns the status if
+    there is one process only.
     """
     if not jax.distributed.is_initialized():
         return status

@@ -145,15 +145,7 @@ class Checkpoints:
         return None
 
     def exit_if_preempted(self, step: int, state: Any) -> None:
-        """Saves, waits and exits with status 0 after a preemption notice or SIGTERM; call it after every step.
-
-        Args:
-          step: the number of steps done.
-          state: as for `save`.
-
-        Raises:
-          SystemExit: with status 0, when the checkpoint is complete.
-        """
+        """Saves, waits and exits with status 0 after a preemption notice or SIGTERM; call it after every step."""
         if not (self._terminated.is_set() or self._manager.reached_preemption(step)):
             return
         logger.warning("asked to stop: saving step %d to %s", step, self._folder)
@@ -162,20 +154,12 @@ class Checkpoints:
         raise SystemExit(0)
 
     def wait(self) -> None:
-        """Waits until every saved checkpoint is on disk.
-
-        Raises:
-          CheckpointError: a checkpoint cannot be written.
-        """
+        """Waits until every saved checkpoint is on disk; raises CheckpointError if one cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def last_good(self) -> str:
-        """Waits for pending writes and returns a clause that names the latest complete checkpoint, for messages.
-
-        Returns:
-          A clause such as "the last good checkpoint is step 50 in /runs/a/checkpoints".
-        """
+        """Returns a clause for messages: "the last good checkpoint is step 50 in /runs/a/checkpoints"."""
         with contextlib.suppress(CheckpointError):  # the caller reports a more important error
             self.wait()
         self._manager.reload()

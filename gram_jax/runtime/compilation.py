@@ -26,14 +26,6 @@ def enable_compilation_cache(workdir: PathLike) -> str:
 
     Returns:
       The folder of the cache.
-
-    Example:
-      >>> import tempfile, jax
-      >>> before = jax.config.jax_compilation_cache_dir
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     enable_compilation_cache(folder).endswith("compilation_cache")
-      True
-      >>> jax.config.update("jax_compilation_cache_dir", before)
     """
     configured = jax.config.jax_compilation_cache_dir
     if configured:
@@ -54,15 +46,6 @@ def compile_quickly() -> str:
 
     Returns:
       The new value of `XLA_FLAGS`.
-
-    Example:
-      >>> import os
-      >>> before = os.environ.get("XLA_FLAGS")
-      >>> os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
-      >>> compile_quickly()
-      '--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true'
-      >>> del os.environ["XLA_FLAGS"]
-      >>> os.environ |= {} if before is None else {"XLA_FLAGS": before}
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _only_cpu() and jaxlib.__version__.startswith("0.10."):

@@ -10,15 +10,9 @@ GIB = 2**30
 
 
 def available_memory() -> int | None:
-    """Returns the memory of a device of this process.
+    """Returns the bytes that the first device of this process may use, or None if unknown.
 
-    Returns:
-      Bytes that the first device may use. On a CPU: the memory of the machine, divided by the number of devices. None
-      if unknown.
-
-    Example:
-      >>> available_memory() is None or available_memory() > 2**20
-      True
+    On a CPU this is the memory of the machine, divided by the number of devices.
     """
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -37,9 +31,6 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
       needed: bytes on each device, e.g. by `gram_jax.tuning.memory_bytes`.
       devices: the number of devices that the step runs on.
       available: bytes of a device, e.g. `available_memory()`; None if unknown.
-
-    Returns:
-      One line.
 
     Example:
       >>> memory_line(3 * 2**29, 4)

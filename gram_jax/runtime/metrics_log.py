@@ -25,15 +25,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
       One dict per line, in order. An incomplete last line, which a killed run may leave, is dropped.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      InputError: a line other than the last is not a JSON object with a step.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.jsonl"
-      >>> _ = path.write_text('{"step": 1, "loss": 0.5}\\n{"step": 2, "lo')
-      >>> read_metrics(path)
-      [{'step': 1, 'loss': 0.5}]
+      InputError: another line is not a JSON object with a step.
     """
     try:
         text = epath.Path(path).read_bytes().decode()

@@ -19,9 +19,6 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
     Args:
       workers: the number of processes.
-
-    Returns:
-      The executor.
     """
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize)
 

@@ -67,23 +67,6 @@ def publish(
       source: the specification that the pairs were read from, for the manifest.
       drop_duplicates: keeps the first of equal pairs (same bytes of image and caption); 16 bytes of memory per pair.
       progress: called after every shard.
-
-    Returns:
-      The manifest.
-
-    Raises:
-      InputError: there is no pair.
-      OSError: a file cannot be written.
-
-    Example:
-      >>> import tempfile
-      >>> from gram_jax.data.pairs.reading import Reading, plan_units
-      >>> from gram_jax.data.pairs.shards import write_shard
-      >>> folder = tempfile.mkdtemp()
-      >>> for number, unit in enumerate(plan_units("glyphs", Reading(pairs=5, unit_pairs=3))):
-      ...     _ = write_shard(f"{folder}/{number}", unit, max_pixels=10_000)
-      >>> publish(f"{folder}/dataset", [f"{folder}/0", f"{folder}/1"], name="pairs", source="glyphs").pairs
-      5
     """
     folder = Path(folder)
     shards = [read_shard(stem) for stem in stems]

@@ -45,8 +45,7 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
       An iterator of JSON objects.
 
     Raises:
-      InputError: the specification cannot be read, for example because a table lacks a column.
-      FileNotFoundError: a file or folder is missing.
+      InputError, FileNotFoundError: the specification cannot be read, for example because a table lacks a column.
 
     Example:
       >>> [unit["count"] for unit in plan_units("glyphs", Reading(pairs=5, unit_pairs=2))]
@@ -64,7 +63,7 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
 
 
 def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
-    """Reads the pairs of a unit in order.
+    """Reads the entries of a unit in order.
 
     Args:
       unit: a unit of `plan_units`, unchanged or after a JSON round trip.
@@ -73,8 +72,7 @@ def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
       An iterator of `Pair`, and of `Skipped` for entries that are not pairs.
 
     Raises:
-      InputError: a file has changed since it was planned.
-      FileNotFoundError: the file of the unit is missing.
+      InputError, FileNotFoundError: a file has changed since it was planned, or is missing.
 
     Example:
       >>> (unit,) = plan_units("glyphs", Reading(pairs=2))
@@ -85,17 +83,13 @@ def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
 
 
 def read_pairs(spec: str, reading: Reading | None = None) -> Iterator[Pair | Skipped]:
-    """Reads all pairs of a specification in order, in this process.
+    """Reads all entries of a specification in order, in this process.
 
     Args:
-      spec: see `plan_units`.
-      reading: settings; by default those of `Reading()`.
+      spec, reading: as for `plan_units`.
 
     Returns:
       An iterator of `Pair` and `Skipped`.
-
-    Raises:
-      InputError, FileNotFoundError: as `plan_units`.
 
     Example:
       >>> next(read_pairs("glyphs", Reading(pairs=2))).image[1:4]

@@ -42,12 +42,7 @@ class Shard:
 
 
 def digest(image: bytes, caption: str) -> bytes:
-    """Returns the SHA-256 of a pair's content; equal digests mean equal bytes of image and caption.
-
-    Example:
-      >>> digest(b"image", "a cat") == digest(b"image", "a dog")
-      False
-    """
+    """Returns the SHA-256 of a pair's content; equal digests mean equal bytes of image and caption."""
     return hashlib.sha256(len(image).to_bytes(8, "little") + image + caption.encode()).digest()
 
 
@@ -89,13 +84,6 @@ def write_shard(stem: PathLike, unit: dict[str, Any], max_pixels: int) -> Shard:
       stem: the path of the shard without suffix.
       unit: a unit of `plan_units`.
       max_pixels: see `check_image`.
-
-    Returns:
-      The counts of the shard.
-
-    Raises:
-      OSError: the shard cannot be written, for example to a full disk.
-      InputError, FileNotFoundError: as `read_unit`.
 
     Example:
       >>> import tempfile
