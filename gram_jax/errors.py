@@ -71,9 +71,12 @@ def require_number(
     Example:
       >>> require_number("learning_rate", 0.1, above=0)
     """
-    number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-    low = (least is None or value >= least) and (above is None or value > above) if number else False
-    if low and (below is None or value < below):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    if number and not (
+        (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
         return
     bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
     bound += f" and less than {below}" if below is not None else ""
