@@ -37,17 +37,10 @@ from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.errors import InputError
 from gram_jax.io import write_file
-from gram_jax.tasks import (
-    ClusteringConfig,
-    Hierarchy,
-    build_hierarchy,
-    from_groups,
-    load_hierarchy,
-    outline,
-    save_hierarchy,
-)
+from gram_jax.tasks import ClusteringConfig, Hierarchy, build_hierarchy, from_groups
 from gram_jax.tasks.clustering import SAMPLE, Report
 from gram_jax.tasks.config import CLASS_TEXTS, METHODS
+from gram_jax.tasks.hierarchy import load_hierarchy, outline, save_hierarchy
 
 from . import _hierarchy_picture
 from ._launch import at_least, launch, setting
@@ -96,16 +89,7 @@ class Config:
 
 
 def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the frozen features of a corpus.
-
-    Args:
-      clip: the clip.
-      corpus: the pairs; captions longer than the clip's context are cut.
-      batch_size: pairs per step.
-
-    Returns:
-      Image features and text features, float32 `[pairs, embed_dim]` each, normalized.
-    """
+    """Returns the frozen image features and text features of a corpus, float32 `[pairs, embed_dim]` each."""
     tokens = clip.tokenizer.encode(corpus.captions, truncate=True)
     size = min(batch_size, len(corpus))
     images, texts = [], []
@@ -151,17 +135,9 @@ def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierar
 def build(
     config: Config, workdir: Any, clip: Clip, corpus: Corpus, features: tuple[Any, Any] | None = None
 ) -> Hierarchy:
-    """Builds, writes and returns the hierarchy of a configuration, or reads it if it exists.
+    """Builds and writes the hierarchy of a configuration, or reads it if it exists.
 
-    Args:
-      config: the settings.
-      workdir: an `epath.Path`; created if it does not exist.
-      clip: the clip.
-      corpus: the pairs.
-      features: the result of `embed`, for several configurations; None: computed here.
-
-    Returns:
-      The hierarchy.
+    `features` is the result of `embed`, which several configurations can share; None: computed here.
     """
     hierarchy = existing(config, workdir, clip, corpus)
     if hierarchy is not None:

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +40,7 @@ from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.errors import InputError
 from gram_jax.io import absolute
 from gram_jax.meta import Meta, MetaState, MetaStep
+from gram_jax.meta.step import MAPPERS
 from gram_jax.registry import parse_call
 from gram_jax.regulators import Regulator
 from gram_jax.tasks.episodes import CROSS
@@ -77,9 +76,7 @@ class Config:
         ("prompt", "phi", "offsets"),
         "the learned parts: prompt, phi (the regulator), offsets (of each theme), log_rates (the inner step sizes)",
     )
-    temperature: float = setting(
-        0.05, "temperature of a task's similarity to the themes, for offsets and --regulator=structured"
-    )
+    temperature: float = setting(0.05, "temperature of a task's similarity to the themes")
     steps: int = setting(600, "outer steps")
     batch_size: int = setting(8, "tasks per step, a multiple of the number of devices")
     ways: int = setting(16, "classes per task")
@@ -106,9 +103,7 @@ class Config:
     workers: int = setting(2, "threads that draw tasks in advance")
     tasks_at_once: int = setting(0, "tasks that a device adapts in parallel; 0 for all; 1 needs the least memory")
     worker_processes: int = setting(0, "processes that draw tasks instead of threads; useful if images are on disk")
-    mapper: str = setting(
-        "shard_map", "the way to use several devices; pmap in one process only", choices=("shard_map", "pmap")
-    )
+    mapper: str = setting("shard_map", "the way to use several devices; pmap in one process only", choices=MAPPERS)
     devices: int = setting(0, "the number of devices; 0 for all")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
     debug_nans: bool = setting(False, "repeat a step with a non-finite loss, with checks that find the operation")
@@ -117,22 +112,16 @@ class Config:
         at_least(self, 1, "steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers")
         at_least(self, 0, "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
         positive(self, *RATE.values(), "inner_rate", "clip_norm", "temperature")
-        for flag, make in (("tuner", make_tuner), ("regulator", make_regulator)):
+        for flag, make in (("tuner", lambda: tuners.parse(self.tuner)), ("regulator", lambda: make_regulator(self))):
             try:
-                make(self)
+                make()
             except InputError as error:
                 raise InputError(f"--{flag}={getattr(self, flag)}: {error}") from error
 
     @property
     def structured(self) -> bool:
         """Whether the regulator reads the task's relation to the themes' prototypes."""
-        name = parse_call(self.regulator).name
-        return "prototypes" in regulators.REGISTRY.settings(name)
-
-
-def make_tuner(config: Config) -> Tuner:
-    """Returns the tuner of --tuner."""
-    return tuners.parse(config.tuner)
+        return "prototypes" in regulators.REGISTRY.settings(parse_call(self.regulator).name)
 
 
 def make_regulator(config: Config, prototypes: int = 1) -> Regulator:
@@ -161,7 +150,7 @@ def make_program(config: Config, prototypes: int) -> tuple[Tuner, Regulator, Met
 
     The cache lets runs that differ only in their tasks (with the setting `tasks` cleared) share one compiled step.
     """
-    tuner, regulator, devices = make_tuner(config), make_regulator(config, prototypes), runtime.all_devices()
+    tuner, regulator, devices = tuners.parse(config.tuner), make_regulator(config, prototypes), runtime.all_devices()
     if config.devices and jax.process_count() > 1:
         raise InputError(f"--devices={config.devices}: several processes share all devices; omit the flag")
     if config.devices > len(devices):
@@ -183,13 +172,9 @@ def make_program(config: Config, prototypes: int) -> tuple[Tuner, Regulator, Met
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskSource:
-    """Draws this host's share of each batch of tasks; it can be sent to worker processes.
+    """Draws this host's rows of each batch of tasks; it can be sent to worker processes.
 
-    Attributes:
-      config: the settings.
-      episodes: the source of episodes.
-      images: maps members of the hierarchy to the input of the tuner.
-      rows: the tasks of a batch that this host draws.
+    `images` maps members of the hierarchy to the input of the tuner.
     """
 
     config: Config
@@ -199,13 +184,10 @@ class TaskSource:
 
     def training(self, index: int) -> meta.Task:
         """Returns the batch of a training step."""
-        return self._batch(self.config.seed, index, index / self.config.steps)
+        return self.draw(self.config.seed, index, index / self.config.steps)
 
-    def validation(self, index: int) -> meta.Task:
-        """Returns a validation batch."""
-        return self._batch(self.config.seed + VALIDATION, index, 1.0)
-
-    def _batch(self, seed: int, index: int, progress: float) -> meta.Task:
+    def draw(self, seed: int, index: int, progress: float) -> meta.Task:
+        """Returns a batch."""
         return self.episodes.batch(seed, index, self.config.batch_size, progress, self.images, self.rows)
 
 
@@ -228,7 +210,7 @@ class Training:
         """Returns mean losses on validation tasks."""
         measured = []
         for index in range(self.config.eval_batches):
-            batch = self.place(self.source.validation(index))
+            batch = self.place(self.source.draw(self.config.seed + VALIDATION, index, 1.0))
             measured.append(losses(self.step.evaluate(state.meta, self.frozen, batch)))
         return {f"val_{name}": float(np.mean([each[name] for each in measured])) for name in measured[0]}
 
@@ -249,20 +231,15 @@ def prepare(
     reads_context = offsets or config.structured or make_regulator(config).settings.get("context_dim") is not None
     # Classes named by tokens of their own need a clip with these tokens, which belong to this hierarchy only.
     task_clip = tasks.centroid_clip(clip, hierarchy)
+    names = ("ways", "shots", "queries", "cross", "cross_queries", "curriculum")
     shape = tasks.EpisodeConfig(
-        ways=config.ways,
-        shots=config.shots,
-        queries=config.queries,
-        cross=config.cross,
-        cross_queries=config.cross_queries,
+        **{name: getattr(config, name) for name in names},
         cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,
         max_tokens=config.max_tokens or None,
-        curriculum=config.curriculum,
     )
     episodes = tasks.make_episodes(hierarchy, task_clip, shape, context=reads_context)
     themes = len(episodes.themes)
-    cleared = dataclasses.replace(config, tasks="")
-    tuner, regulator, step = make_program(cleared, themes if config.structured else 1)
+    tuner, regulator, step = make_program(dataclasses.replace(config, tasks=""), themes if config.structured else 1)
     share, remainder = divmod(config.batch_size, step.devices)
     if remainder:
         raise InputError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
@@ -303,29 +280,15 @@ def image_reader(
     return pixels
 
 
-def content_hash(hierarchy: tasks.Hierarchy) -> str:
-    """Returns the SHA-256 of everything that tasks are drawn from."""
-    digest = hashlib.sha256(json.dumps([hierarchy.texts, dict(hierarchy.about)], sort_keys=True).encode())
-    for array in (hierarchy.members, hierarchy.classes, hierarchy.domains, hierarchy.themes, hierarchy.image_features):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def optimize(training: Training, state: MetaState, settings: dict[str, Any], workdir: Any) -> MetaState:
     """Runs all steps, or resumes after the last checkpoint; returns the final state."""
     config, step = training.config, training.step
+    workers = {"workers": config.workers, "prefetch": AHEAD, "processes": config.worker_processes}
     with runtime.Checkpoints(workdir / "checkpoints", settings, may_change=MAY_CHANGE) as checkpoints:
         restored = checkpoints.restore(state)
         first, state = (restored.step, restored.state) if restored else (0, state)
         with (
-            ordered(
-                training.source.training,
-                config.steps,
-                start=first,
-                workers=config.workers,
-                prefetch=AHEAD,
-                processes=config.worker_processes,
-            ) as batches,
+            ordered(training.source.training, config.steps, start=first, **workers) as batches,
             runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
             runtime.Progress(config.steps, "meta-train", initial=first) as progress,
         ):
@@ -337,9 +300,11 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
                     announce(step, state, training.frozen, batch)
                 before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
                 state, metrics = step(state, training.frozen, batch)
-                _check_finite(training, index, metrics, checkpoints.last_good, before, batch)
+                norms = {name: value for name, value in metrics.items() if name.endswith("norm")}
+                if not _nans.all_finite(metrics["loss"], *norms.values()):
+                    raise non_finite(training, index, metrics["loss"], before, batch, checkpoints.last_good())
                 done, measured = index + 1, losses(metrics)
-                log.write(done, **measured, **_norms(metrics))
+                log.write(done, **measured, **norms)
                 progress.update(**measured)
                 if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                     validated = training.validate(state)
@@ -361,29 +326,17 @@ def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: meta.Task) -
         print(f"{line}; compiled in {time.monotonic() - began:.1f} s", flush=True)
 
 
-def _norms(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name.endswith("norm")}
-
-
-def _check_finite(
-    training: Training,
-    index: int,
-    metrics: dict[str, Any],
-    last_good: Callable[[], str],
-    before: MetaState | None,
-    batch: meta.Task,
-) -> None:
-    """Raises InputError if a loss or a gradient norm is not finite; names tasks and the last good checkpoint."""
-    if _nans.all_finite(metrics["loss"], *_norms(metrics).values()):
-        return
-    bad = np.flatnonzero(~np.isfinite(metrics["loss"])) + index * training.config.batch_size
-    problem = f"gradient of step {index} is not finite, its loss is"
-    if len(bad):
-        problem = f"loss of step {index} is not finite in tasks {bad.tolist()}"
-    remedy = _nans.HINT
+def non_finite(
+    training: Training, index: int, loss: Any, before: MetaState | None, batch: meta.Task, last_good: str
+) -> InputError:
+    """Returns the error of a step that is not finite: the tasks, the last good checkpoint, and the operation."""
+    bad = np.flatnonzero(~np.isfinite(loss)) + index * training.config.batch_size
+    problem = f"loss of step {index} is not finite in tasks {bad.tolist()}"
+    problem = problem if len(bad) else f"gradient of step {index} is not finite, its loss is"
+    operation = _nans.HINT
     if before is not None:
-        remedy = _nans.explain(training.step.update, state=before, frozen=training.frozen, tasks=batch)
-    raise InputError(f"the {problem}; {last_good()}. {remedy}. Lower --inner_rate or --learning_rate")
+        operation = _nans.explain(training.step.update, state=before, frozen=training.frozen, tasks=batch)
+    return InputError(f"the {problem}; {last_good}. {operation}. Lower --inner_rate or --learning_rate")
 
 
 def train(
@@ -392,7 +345,7 @@ def train(
     """Meta-trains or resumes; writes the meta checkpoint and returns its content and the validation losses."""
     workdir = absolute(workdir)
     training, state = prepare(config, clip, hierarchy, corpus)
-    settings = dataclasses.asdict(config) | {"hierarchy": content_hash(hierarchy)}
+    settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)
     if not runtime.is_main():
         return learned, ()

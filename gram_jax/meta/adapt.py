@@ -18,8 +18,7 @@ PyTree = Any
 GRADIENTS = ("exact", "first_order")
 
 
-# Ten arguments: each one is a symbol of the formula, or a setting of how it is differentiated.
-def adapt(
+def adapt(  # long: each argument is a symbol of the formula, or a setting of how it is differentiated
     loss: Callable[[PyTree, PyTree], Array],
     prompt: PyTree,
     phi: PyTree,
@@ -55,11 +54,7 @@ def adapt(
       trajectory: also return the support loss before each step.
 
     Returns:
-      theta_K, with the structure, shapes and dtypes of the prompt; with `trajectory`, also the losses `[steps]`, which
-      are not differentiated.
-
-    Raises:
-      InputError: `steps` or `gradient` is out of range, or `learning_rate` has another structure.
+      theta_K; with `trajectory`, also the losses `[steps]`, which are not differentiated.
 
     Example:
       >>> from gram_jax.regulators import identity
@@ -106,15 +101,7 @@ def adapt(
 
 
 def differentiated_steps(steps: int, gradient: str | int) -> int:
-    """Checks the settings of the inner loop and returns the number of last steps that are differentiated.
-
-    Args:
-      steps: number of steps.
-      gradient: see `adapt`.
-
-    Raises:
-      InputError: a setting is out of range.
-    """
+    """Checks the settings of `adapt` and returns the number of last steps that are differentiated."""
     require_int("steps", steps, least=0)
     if isinstance(gradient, str) and gradient in GRADIENTS:
         return steps

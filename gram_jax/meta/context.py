@@ -26,14 +26,6 @@ def task_context(clip: Clip, image_features: Array, text_features: Array) -> Arr
 
     Returns:
       float32 `[2 * embed_dim]`.
-
-    Raises:
-      InputError: a shape does not fit the clip.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> task_context(tiny_clip(), jnp.ones((6, 16)), jnp.zeros((3, 16))).sum().item()
-      16.0
     """
     for name, features in (("image_features", image_features), ("text_features", text_features)):
         shape = jnp.shape(features)
@@ -51,10 +43,6 @@ class Structure:
       prototypes: float32 `[prototypes, context_dim]`, the context of each theme.
       center: float32 `[context_dim]`, the origin from which contexts are measured.
       temperature: float32, temperature of the softmax over prototypes.
-
-    Example:
-      >>> Structure(jnp.eye(2), jnp.full(2, 0.5), jnp.float32(0.1)).prototypes.shape
-      (2, 2)
     """
 
     prototypes: Array
@@ -73,9 +61,6 @@ def relation(structure: Structure, context: Array) -> Array:
 
     Returns:
       float32 `[prototypes]`, positive, with sum 1.
-
-    Raises:
-      InputError: the context has another length.
 
     Example:
       >>> structure = Structure(jnp.eye(2), jnp.full(2, 0.5), jnp.float32(0.5))

@@ -30,10 +30,6 @@ class Task:
       cross: a query batch across a shift: other visual domains, or other classes; None if it has no weight.
       context: the task's context `[context_dim]`, see `task_context`; None if neither the initialization nor the
         regulator reads it.
-
-    Example:
-      >>> Task(support=jnp.ones(4), same=jnp.ones(4)).cross is None
-      True
     """
 
     support: PyTree
@@ -68,19 +64,6 @@ def meta_objective(
     Returns:
       The objective, and a dictionary: "loss", "same" and (unless its weight is 0) "cross", `[tasks]` each, and
       "support" `[tasks, steps]`, the loss before each inner step.
-
-    Raises:
-      InputError: a setting is out of range, or the cross query is missing.
-
-    Example:
-      >>> from gram_jax.meta import init_meta
-      >>> from gram_jax.regulators import identity
-      >>> loss = lambda prompt, batch: jnp.mean((prompt["x"] - batch) ** 2)
-      >>> tasks = Task(support=jnp.ones((5, 2)), same=jnp.ones((5, 2)))
-      >>> meta = init_meta({"x": jnp.zeros(())}, {"x": {}}, learning_rate=0.25)
-      >>> value, metrics = meta_objective(loss, meta, tasks, regulator=identity(), steps=1, cross_weight=0)
-      >>> value.item(), metrics["same"].shape
-      (0.25, (5,))
 
     Reference:
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models".

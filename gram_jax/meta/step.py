@@ -35,11 +35,6 @@ class MetaState:
       meta: the values being learned.
       optimizer_state: state of the outer optimizer, over the learned parts of `meta`.
       step: int32, number of outer steps done.
-
-    Example:
-      >>> from gram_jax.meta import init_meta
-      >>> MetaState(init_meta({"x": jnp.zeros(3)}, {"x": {}}, learning_rate=0.1), (), jnp.int32(0)).step.item()
-      0
     """
 
     meta: Meta
@@ -57,12 +52,6 @@ class MetaStep(NamedTuple):
       evaluate: `evaluate(meta, frozen, tasks) -> metrics`, the objective without an update.
       devices: the number of devices; the number of tasks must be a multiple of it.
       sharding: the sharding of tasks; with devices of several hosts, arrays must be placed accordingly.
-
-    Example:
-      >>> from gram_jax.meta import make_meta_step
-      >>> from gram_jax.regulators import identity
-      >>> make_meta_step(lambda prompt, frozen, batch: 0.0, identity(), optax.sgd(0.1), steps=1).devices >= 1
-      True
     """
 
     init: Callable[[Meta], MetaState]
@@ -84,8 +73,7 @@ class MetaStep(NamedTuple):
         return self.update(state, self.place(frozen), tasks)
 
 
-# Ten arguments: the loss, the three parts of the algorithm, and plain settings that a dataclass would only rename.
-def make_meta_step(
+def make_meta_step(  # long: plain settings that a dataclass would only rename
     loss: Callable[[PyTree, PyTree, PyTree], Array],
     regulator: Regulator,
     optimizer: optax.GradientTransformation,
@@ -123,9 +111,6 @@ def make_meta_step(
       The step: `state = step.init(meta)`, then `state, metrics = step(state, frozen, tasks)`. Metrics are those of
       `meta_objective` for all tasks in order, and a scalar "PART_gradient_norm" for each learned part.
 
-    Raises:
-      InputError: a setting is unknown or out of range; the step raises it if it cannot divide the tasks.
-
     Example:
       >>> from gram_jax.meta import init_meta
       >>> from gram_jax.regulators import affine
@@ -136,10 +121,9 @@ def make_meta_step(
       ... )
       >>> state = step.init(init_meta(prompt, regulator.init(jax.random.key(0), prompt), learning_rate=0.1))
       >>> tasks = Task(support=jnp.ones((4, 2)), same=jnp.ones((4, 2)))
-      >>> state, first = step(state, jnp.ones(2), tasks)
-      >>> state, second = step(state, jnp.ones(2), tasks)
-      >>> second["loss"].shape, bool((second["loss"] < first["loss"]).all())
-      ((4,), True)
+      >>> state, metrics = step(state, jnp.ones(2), tasks)
+      >>> metrics["loss"].shape
+      (4,)
 
     Reference:
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models"; "Model-Agnostic
@@ -267,8 +251,6 @@ def _parts(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:
 
 def _check_learn(learn: Sequence[str]) -> tuple[str, ...]:
     parts = (learn,) if isinstance(learn, str) else tuple(learn)
-    if not parts or len(set(parts)) != len(parts):
-        raise InputError(f"learn={learn!r}: name one or more of {', '.join(map(repr, PARTS))}, each once")
-    for part in parts:
-        require_known("learn", part, PARTS)
+    if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(PARTS):
+        raise InputError(f"learn={learn!r}: name one or more of {', '.join(PARTS)}, each once")
     return parts

@@ -35,17 +35,8 @@ def assemble(
 ) -> Hierarchy:
     """Sorts themes and classes, finds visual domains, and returns the hierarchy.
 
-    Args:
-      grouping: pairs in classes, classes in themes.
-      names: texts, in the order of the grouping.
-      image: float `[pairs, embed_dim]`, read block by block.
-      text: float `[pairs, embed_dim]`, read block by block.
-      config: settings of the visual domains.
-      about: see `Hierarchy`.
-      report: receives the progress.
-
-    Returns:
-      The `Hierarchy`; classes are sorted by theme and text, members by class and domain.
+    Names are in the order of the grouping, features `[pairs, embed_dim]` are read block by block. Classes are sorted by
+    theme and text, members by class and domain.
     """
     texts = names.texts
     order = np.array(sorted(range(len(texts)), key=lambda i: (grouping.themes[i], texts[i], i)))
@@ -81,17 +72,9 @@ def assemble(
 def find_domains(
     members: np.ndarray, classes: np.ndarray, image: Any, config: ClusteringConfig, report: Report = no_report
 ) -> np.ndarray:
-    """Returns the visual domain of each member, by k-means on image features within each class.
+    """Returns the visual domain of each member, from 0 within each class, by k-means on image features.
 
-    Args:
-      members: int `[members]`, pairs, sorted by class.
-      classes: int `[members]`, from 0.
-      image: float `[pairs, embed_dim]`.
-      config: number of domains, sample and seed.
-      report: receives the progress.
-
-    Returns:
-      int64 `[members]`, from 0 within each class.
+    Members are sorted by class.
     """
     domains = np.zeros(len(members), np.int64)
     if config.domains == 1:

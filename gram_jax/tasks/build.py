@@ -16,7 +16,7 @@ from gram_jax.tasks.clustering import SAMPLE, Report, no_report, sliceable
 from gram_jax.tasks.config import ClusteringConfig
 from gram_jax.tasks.hierarchy import Hierarchy
 from gram_jax.tasks.naming import name_by_medoid, name_by_phrase, theme_titles, token_means
-from gram_jax.tasks.phrases import CaptionWords, Vocabulary, find_vocabulary, number_words, words
+from gram_jax.tasks.phrases import find_vocabulary, number_words, words
 from gram_jax.tasks.themes import find_themes, small_clusters
 
 _PAIRS_PER_CLASS = 12
@@ -59,10 +59,6 @@ def build_hierarchy(
     Returns:
       The `Hierarchy`; classes are sorted by theme and text, members by class and domain.
 
-    Raises:
-      InputError: there are fewer pairs than clusters, the features do not match the captions, or no theme has two
-        classes.
-
     Example:
       >>> names = ["cat", "dog", "fish", "alpha", "beta", "gamma"]
       >>> number = np.repeat(np.arange(6), 20)
@@ -99,30 +95,16 @@ def build_hierarchy(
     grouping, texts = drop_small(grouping, texts, config.min_members)
     if config.method == "random":
         grouping, texts = shuffle(grouping, config.seed), None
-    names = _name(grouping, texts, config.class_text, captions, caption_words, vocabulary, text, clip)
-    return assemble(grouping, names, image, text, config, {**(about or {}), **config.about(len(captions))}, report)
-
-
-def _name(
-    grouping: Grouping,
-    texts: list[str] | None,
-    class_text: str,
-    captions: Sequence[str],
-    caption_words: CaptionWords,
-    vocabulary: Vocabulary,
-    text: Any,
-    clip: Clip | None,
-) -> Names:
-    """Names the classes that have no text yet, and the themes."""
     rows = None
-    if class_text == "medoid":
+    if config.class_text == "medoid":
         texts = name_by_medoid(grouping, captions, text, clip)
-    elif class_text == "centroid":
+    elif config.class_text == "centroid":
         texts = [f"<class {number}>" for number in range(len(grouping.themes))]
         rows = token_means(grouping, vocabulary, clip)
     elif texts is None:
         texts = name_by_phrase(grouping, caption_words, vocabulary.appearance)
-    return Names(texts, theme_titles(grouping, vocabulary), rows)
+    names = Names(texts, theme_titles(grouping, vocabulary), rows)
+    return assemble(grouping, names, image, text, config, {**(about or {}), **config.about(len(captions))}, report)
 
 
 def from_groups(
@@ -135,22 +117,16 @@ def from_groups(
     about: Mapping[str, Any] | None = None,
     report: Report = no_report,
 ) -> Hierarchy:
-    """Builds a hierarchy of given groups: an upper bound for clustering, if the true groups are known.
+    """Returns the hierarchy of given groups: an upper bound for clustering, if the true groups are known.
 
     Args:
       themes: N texts, the theme of each pair.
       classes: N texts, the class of each pair within its theme; the same name in two themes means two classes.
-      image_features: float `[N, embed_dim]`, as for `build_hierarchy`.
-      text_features: float `[N, embed_dim]`, likewise.
+      image_features: as for `build_hierarchy`, like the arguments that follow.
+      text_features: float `[N, embed_dim]`.
       config: only the settings `domains`, `min_members` and `seed` matter.
-      about: as for `build_hierarchy`.
-      report: as for `build_hierarchy`.
-
-    Returns:
-      The `Hierarchy`; a class's text is its name.
-
-    Raises:
-      InputError: as for `build_hierarchy`.
+      about: the origin.
+      report: receives the progress.
 
     Example:
       >>> features = np.eye(12, dtype=np.float32)

@@ -9,8 +9,18 @@ import numpy as np
 
 from gram_jax.data.lazy import LazyRows
 from gram_jax.errors import InputError
-from gram_jax.tasks.clustering import BLOCK, Report, assign, group_sums, kmeans, no_report, normalize, one_thread
-from gram_jax.tasks.phrases import CaptionWords, Vocabulary, group_counts, least_of_parts
+from gram_jax.tasks.clustering import (
+    BLOCK,
+    Report,
+    assign,
+    group_counts,
+    group_sums,
+    kmeans,
+    no_report,
+    normalize,
+    one_thread,
+)
+from gram_jax.tasks.phrases import CaptionWords, Vocabulary, least_of_parts
 
 _COMMON = 0.4  # a word in this share of a theme's captions belongs to the theme
 _NEAREST, _ROUNDS = 3, 2
@@ -40,14 +50,7 @@ def classes_by_name(
     theme names the pair: "a print of greek small letter alpha with tonos, black on white" has the name "alpha with
     tonos" among greek small letters.
 
-    Args:
-      caption_words: the words of each caption.
-      vocabulary: the frequent words.
-      theme_of_pair: int `[pairs]`.
-      min_members: names of fewer pairs of a theme form no class.
-
-    Returns:
-      The `Grouping`, and the name of each class.
+    Names of fewer than `min_members` pairs of a theme form no class. Returns the grouping and the name of each class.
     """
     themes, lengths = int(theme_of_pair.max()) + 1, np.diff(caption_words.starts)
     counts = group_counts(theme_of_pair, themes, vocabulary.matrix).toarray().astype(np.int32)
@@ -127,15 +130,8 @@ def find_classes(
 ) -> Grouping:
     """Finds classes within each theme by k-means on text features, image features and informative words (TF-IDF).
 
-    Args:
-      theme_of_pair: int `[pairs]`.
-      vocabulary: words of the captions.
-      text: float `[pairs, embed_dim]`, read block by block.
-      image: float `[pairs, embed_dim]`, read block by block.
-      classes: number of classes of all themes; each theme gets a share in proportion to its pairs, but at least two.
-      seed: seed of k-means.
-      sample: largest number of pairs of all themes for k-means, but at least four per class. Default: all.
-      report: receives the progress.
+    A theme gets a share of the classes, and of the sample of pairs for k-means, in proportion to its pairs: at least
+    two classes, and four pairs per class.
     """
     total = len(theme_of_pair)
     labels, themes, done = np.full(total, -1), [], 0

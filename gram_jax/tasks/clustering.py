@@ -41,7 +41,7 @@ def kmeans(
     restarts: int = 1,
     sample: int | None = None,
 ) -> np.ndarray:
-    """Returns the centroids of k clusters by Lloyd's iterations.
+    """Returns the centroids of k clusters by Lloyd's iterations, float32 `[k, dim]`.
 
         min over c_1, ..., c_k of   sum_i w_i min_j |x_i - c_j|^2
 
@@ -57,12 +57,6 @@ def kmeans(
       iterations: largest number of iterations.
       restarts: number of initializations; the best result is returned.
       sample: largest number of rows to use, drawn evenly. Default: all.
-
-    Returns:
-      float32 `[k, dim]`.
-
-    Raises:
-      InputError: there are more clusters than rows.
 
     Example:
       >>> rows = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 0.0], [9.0, 2.0]])
@@ -94,27 +88,18 @@ def kmeans(
 def assign(
     features: Any, centroids: np.ndarray, *, block: int = 65536, report: Callable[[int], None] | None = None
 ) -> np.ndarray:
-    """Returns the nearest centroid of every row, in blocks that are sharded over the devices of this host.
+    """Returns the nearest centroid of every row, the first of equally near ones, int32 `[rows]`.
 
         label_i = argmin_j |c_j|^2 - 2 <x_i, c_j>
 
-    Rows and centroids are padded to powers of two, so that blocks of many sizes share few compiled programs.
+    Blocks of rows are sharded over the devices of this host. Rows and centroids are padded to powers of two, so that
+    blocks of many sizes share few compiled programs.
 
     Args:
       features: float `[rows, dim]`, as for `kmeans`; read block by block, with up to three blocks in memory.
       centroids: float `[k, dim]`.
       block: largest number of rows at once; many centroids reduce it.
       report: receives the number of finished rows.
-
-    Returns:
-      int32 `[rows]`; the first of equally near centroids.
-
-    Raises:
-      InputError: the widths differ, or there are no centroids.
-
-    Example:
-      >>> assign(np.array([[0.0, 1.0], [5.0, 5.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [4.0, 4.0]])).tolist()
-      [0, 1, 0]
     """
     features, centroids = sliceable(features), np.asarray(centroids, np.float32)
     if len(features.shape) != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1] or not len(centroids):
@@ -124,10 +109,8 @@ def assign(
         )
     devices = jax.local_devices()
     clusters = max(_SMALLEST_CLUSTERS, _power_of_two(len(centroids)))
-    rows = min(
-        max(_SMALLEST_ROWS, _power_of_two(len(features))), block, max(_SMALLEST_ROWS, _MAX_DISTANCES // clusters)
-    )
-    rows = round_up(rows, len(devices))
+    rows = max(_SMALLEST_ROWS, min(_power_of_two(len(features)), _MAX_DISTANCES // clusters))
+    rows = round_up(min(rows, block), len(devices))
     square = pad_to(np.sum(centroids**2, axis=1), clusters, fill=np.inf)  # padding is infinitely far away
     mesh = Mesh(np.array(devices), ("rows",))
     sharded, replicated = (NamedSharding(mesh, spec) for spec in (PartitionSpec("rows"), PartitionSpec()))
@@ -152,29 +135,26 @@ def assign(
     return labels
 
 
-def group_sums(labels: np.ndarray, groups: int, features: Any) -> np.ndarray:
-    """Sums the features of each group, block by block; rows with a negative label are ignored.
-
-    Args:
-      labels: int `[rows]`.
-      groups: number of groups.
-      features: float `[rows, dim]`, as for `kmeans`.
-
-    Returns:
-      float32 `[groups, dim]`.
+def group_counts(labels: np.ndarray, groups: int, matrix: Any) -> Any:
+    """Sums the rows of each group of a sparse or dense matrix; rows with a negative label are ignored.
 
     Example:
-      >>> group_sums(np.array([1, -1, 1]), 2, np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])).tolist()
+      >>> group_counts(np.array([1, -1, 1]), 2, np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])).tolist()
       [[0.0, 0.0], [4.0, 6.0]]
     """
     from scipy.sparse import csr_array
 
+    rows = np.flatnonzero(labels >= 0)
+    ones = np.ones(len(rows), matrix.dtype)
+    return csr_array((ones, (labels[rows], rows)), shape=(groups, len(labels))) @ matrix
+
+
+def group_sums(labels: np.ndarray, groups: int, features: Any) -> np.ndarray:
+    """Returns `group_counts` of features as for `kmeans`, computed block by block, float32 `[groups, dim]`."""
     total = np.zeros((groups, features.shape[1]), np.float32)
     for first in range(0, len(labels), BLOCK):
-        part = labels[first : first + BLOCK]
-        rows = np.flatnonzero(part >= 0)
-        chosen = csr_array((np.ones(len(rows), np.float32), (part[rows], rows)), shape=(groups, len(part)))
-        total += chosen @ np.asarray(features[first : first + BLOCK], np.float32)
+        block = np.asarray(features[first : first + BLOCK], np.float32)
+        total += group_counts(labels[first : first + BLOCK], groups, block)
     return total
 
 
@@ -201,10 +181,7 @@ def _power_of_two(count: int) -> int:
 
 
 def one_thread() -> Any:
-    """Returns a context manager that limits host linear algebra to one thread.
-
-    Sums then have a fixed order, so that results do not depend on the number of threads.
-    """
+    """Returns a context manager that limits host linear algebra to one thread, so that sums have a fixed order."""
     return _thread_pools().limit(limits=1)
 
 

@@ -30,13 +30,6 @@ class ClusteringConfig:
       sample: largest number of pairs among which centroids are searched, and of small clusters. `Hierarchy.about`
         contains it if it is smaller than the number of pairs.
       seed: seed of k-means, of the sample, and of the random control.
-
-    Raises:
-      InputError: a setting is out of range.
-
-    Example:
-      >>> ClusteringConfig(themes=20).domains
-      2
     """
 
     themes: int = 120
@@ -56,12 +49,7 @@ class ClusteringConfig:
         require_known("method", self.method, METHODS)
 
     def about(self, pairs: int, *, groups: bool = False) -> dict[str, Any]:
-        """Returns the part of `Hierarchy.about` that names the settings which matter for the number of pairs.
-
-        Args:
-          pairs: number of pairs.
-          groups: the hierarchy is from given groups.
-        """
+        """Returns the settings for `Hierarchy.about`, given the number of pairs; `groups`: those of `from_groups`."""
         names = ("domains", "min_members", "seed")
         if groups:
             return {"method": "groups", "settings": {name: getattr(self, name) for name in names}}

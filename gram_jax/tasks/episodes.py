@@ -36,13 +36,6 @@ class EpisodeConfig:
         None: as many as 99 % of the classes need.
       curriculum: share of the training over which the probability of a single theme per episode grows linearly from 0
         to 1; before, the classes come from as many themes as possible. 0: always a single theme.
-
-    Raises:
-      InputError: a setting is out of range.
-
-    Example:
-      >>> EpisodeConfig(ways=5).other_ways
-      5
     """
 
     ways: int = 16
@@ -105,10 +98,6 @@ class Episode(NamedTuple):
       same: int64 `[ways * queries]`, other members of the same classes.
       cross_classes: int64 `[cross_ways]`, the classes of the query across a shift.
       cross: int64 `[cross_ways * cross_queries]`, its members.
-
-    Example:
-      >>> Episode(*map(np.array, ([0, 1], [3, 9], [4, 8], [2, 5], [6, 7]))).support.tolist()
-      [3, 9]
     """
 
     classes: np.ndarray
@@ -126,17 +115,7 @@ class Episodes:
       table: the tokens of all classes of the hierarchy, NumPy arrays; tails have the length `config.max_tokens`.
       themes: the usable classes of each usable theme, int64 arrays.
       left_out: the number of omitted classes by reason: the text is too long, or there are too few members.
-      config: the settings, with all defaults filled in.
-
-    Example:
-      >>> from gram_jax.tasks import from_groups
-      >>> from gram_jax.testing import tiny_clip
-      >>> features = np.eye(24, 16, dtype=np.float32)
-      >>> h = from_groups(["pet"] * 24, ["cat", "dog", "bird", "fish"] * 6, features, features)
-      >>> episodes = make_episodes(h, tiny_clip(), EpisodeConfig(ways=2, shots=1))
-      >>> episode = episodes.draw(seed=0, index=7, progress=0.5)
-      >>> h.classes[episode.support].tolist() == episode.classes.tolist()
-      True
+      config: the settings, with `max_tokens` filled in.
     """
 
     table: Classes
@@ -150,16 +129,7 @@ class Episodes:
     _text_features: np.ndarray | None = dataclasses.field(repr=False)
 
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
-        """Draws one episode, a pure function of the arguments.
-
-        Args:
-          seed: the seed of the run.
-          index: the number of the episode, from 0.
-          progress: the finished share of the training, from 0 to 1, for the curriculum.
-
-        Raises:
-          InputError: the progress is not between 0 and 1.
-        """
+        """Draws episode number `index`; `progress`, the finished share of the training, matters for the curriculum."""
         if not 0.0 <= progress <= 1.0:
             raise InputError(f"progress={progress!r}: it must be the finished share of the training, from 0 to 1")
         rng, config = np.random.default_rng([seed, index]), self.config
@@ -234,14 +204,7 @@ class Episodes:
         )
 
     def prototypes(self) -> np.ndarray:
-        """Returns the context of each usable theme, for `meta.with_structure`; all its classes have the same weight.
-
-        Returns:
-          float32 `[themes, 2 * embed_dim]`: mean image feature and mean class text feature.
-
-        Raises:
-          InputError: the episodes were made without contexts.
-        """
+        """Returns the context of each usable theme, the mean over its classes, float32 `[themes, 2 * embed_dim]`."""
         if self._text_features is None:
             raise InputError("the episodes have no contexts; call make_episodes with context=True")
 

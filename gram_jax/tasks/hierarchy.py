@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,16 +39,6 @@ class Hierarchy:
       about: the origin, JSON values: the corpus, the clip (its weights hash under "clip"), the settings.
       token_rows: float32 `[C, text width]`, token embeddings that name the classes instead of words, see
         `centroid_clip`; or None.
-
-    Raises:
-      InputError: the parts do not match.
-
-    Example:
-      >>> from gram_jax.tasks import ClusteringConfig, from_groups
-      >>> features = np.eye(12, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features, ClusteringConfig(domains=1))
-      >>> h.texts, h.classes.tolist(), h.theme_texts
-      (('a', 'b'), [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1], ('letter',))
     """
 
     members: np.ndarray
@@ -98,19 +89,6 @@ def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
     Args:
       path: the file, usually `hierarchy.safetensors`, local or `gs://`; missing folders are created.
       hierarchy: the hierarchy.
-
-    Raises:
-      InputError: `about` is not JSON.
-
-    Example:
-      >>> import tempfile
-      >>> from gram_jax.tasks import from_groups
-      >>> features = np.eye(12, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features)
-      >>> path = f"{tempfile.mkdtemp()}/hierarchy.safetensors"
-      >>> save_hierarchy(path, h)
-      >>> load_hierarchy(path).texts
-      ('a', 'b')
     """
     tree = {name: getattr(hierarchy, name) for name in _ARRAYS}
     tree["image_features"] = tree["image_features"].astype(np.float16)
@@ -126,21 +104,15 @@ def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
 
 
 def load_hierarchy(path: PathLike, *, clip: Clip | None = None) -> Hierarchy:
-    """Loads a hierarchy, bit-identical to the saved one.
+    """Returns a saved hierarchy, bit-identical.
 
     Args:
       path: the file.
-      clip: the clip, as it was loaded; a hierarchy of another clip is an error. None: no check.
+      clip: the clip, as it was loaded. None: no check.
 
     Raises:
       FileNotFoundError: the file does not exist.
       ArrayFileError: the file is damaged, contains no hierarchy, or one of another clip.
-
-    Example:
-      >>> load_hierarchy("/nowhere/hierarchy.safetensors")
-      Traceback (most recent call last):
-        ...
-      FileNotFoundError: /nowhere/hierarchy.safetensors does not exist
     """
     tree, header = read_arrays(path)
     if header.get("kind") != KIND:
@@ -174,7 +146,8 @@ def load_hierarchy(path: PathLike, *, clip: Clip | None = None) -> Hierarchy:
 def outline(hierarchy: Hierarchy) -> str:
     """Returns a hierarchy as text: origin, sizes, and themes, largest first, with their classes.
 
-    The numbers after a class are the sizes of its visual domains.
+    Args:
+      hierarchy: the hierarchy; the numbers after a class are the sizes of its visual domains.
 
     Example:
       >>> from gram_jax.tasks import ClusteringConfig, from_groups
@@ -213,21 +186,6 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
       clip: the clip that the hierarchy was built with.
       hierarchy: the hierarchy; without `token_rows` the clip is returned unchanged.
 
-    Returns:
-      The clip, with a table of V + C rows.
-
-    Raises:
-      InputError: the rows do not have the text transformer's width.
-
-    Example:
-      >>> from gram_jax.tasks import from_groups
-      >>> from gram_jax.testing import tiny_clip
-      >>> features, clip = np.eye(12, 16, dtype=np.float32), tiny_clip()
-      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features)
-      >>> h = dataclasses.replace(h, token_rows=np.zeros((2, clip.config.text.width), np.float32))
-      >>> centroid_clip(clip, h).config.text.vocab_size - clip.config.text.vocab_size
-      2
-
     Reference:
       A centroid instead of a class-name token: "Self-supervised Meta-Prompt Learning with Meta-Gradient
       Regularization for Few-shot Generalization" and its public code.
@@ -253,25 +211,12 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     Args:
       hierarchy: the hierarchy.
       clip: the clip; for a hierarchy with `token_rows`, the result of `centroid_clip`.
-
-    Raises:
-      InputError: a text does not fit the clip, or the clip lacks the classes' tokens.
-
-    Example:
-      >>> from gram_jax.tasks import from_groups
-      >>> from gram_jax.testing import tiny_clip
-      >>> features = np.eye(12, 16, dtype=np.float32)
-      >>> h = from_groups(["pet"] * 12, ["cat", "dog"] * 6, features, features)
-      >>> class_table(h, tiny_clip()).tail_ids.shape
-      (2, 3)
     """
     if clip.tokenizer is None:
         raise InputError("the clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     if hierarchy.token_rows is None:
         classes = class_tokens(clip.tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
-        return Classes(
-            **{field.name: np.asarray(getattr(classes, field.name)) for field in dataclasses.fields(Classes)}
-        )
+        return jax.tree.map(np.asarray, classes)
     count = len(hierarchy.texts)
     first = clip.config.text.vocab_size - count
     rows = np.asarray(clip.params["text"]["token_embedding"][first:], np.float32)

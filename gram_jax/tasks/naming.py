@@ -9,9 +9,9 @@ import numpy as np
 
 from gram_jax.clip import Clip
 from gram_jax.tasks.classes import Grouping
-from gram_jax.tasks.clustering import BLOCK, group_sums, normalize
+from gram_jax.tasks.clustering import BLOCK, group_counts, group_sums, normalize
 from gram_jax.tasks.hierarchy import TEMPLATE
-from gram_jax.tasks.phrases import CaptionWords, Vocabulary, count_terms, group_counts, rank_phrases
+from gram_jax.tasks.phrases import CaptionWords, Vocabulary, count_terms, rank_phrases
 
 _THEME_WORDS = 3  # in the title of a theme
 _ENTRIES = 1 << 27  # entries of a matrix of words by classes, at once

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gram_jax.tasks.clustering import group_counts
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
@@ -38,10 +40,6 @@ class Terms(NamedTuple):
     Attributes:
       matrix: sparse float32 `[captions, terms]`, 1 if a caption contains the term.
       names: the terms in alphabetical order; the words of a phrase are joined by single spaces.
-
-    Example:
-      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), longest=2).names
-      ('a', 'a cat', 'a dog', 'cat', 'dog')
     """
 
     matrix: csr_array
@@ -72,10 +70,7 @@ def words(caption: str) -> list[str]:
 
 
 def number_words(captions: Iterable[Sequence[str]]) -> CaptionWords:
-    """Numbers the words of captions in order of their first occurrence.
-
-    Args:
-      captions: the words of each caption; iterated once, so that they need not be in memory.
+    """Numbers the words of captions, which are iterated once, in order of their first occurrence.
 
     Example:
       >>> number_words([["a", "cat"], [], ["a", "dog"]])
@@ -98,16 +93,11 @@ def find_vocabulary(caption_words: CaptionWords) -> Vocabulary:
 
 
 def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int = 1) -> Terms:
-    """Returns the words and phrases of captions.
-
-    Args:
-      caption_words: the words of the captions.
-      longest: largest number of words in a phrase.
-      min_count: smallest number of captions that contain a term.
+    """Returns the phrases of up to `longest` words that at least `min_count` captions contain.
 
     Example:
-      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), min_count=2).matrix.toarray().tolist()
-      [[1.0], [1.0]]
+      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), longest=2).names
+      ('a', 'a cat', 'a dog', 'cat', 'dog')
     """
     from scipy.sparse import csr_array, hstack
 
@@ -137,37 +127,11 @@ def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int
     return Terms(matrix, tuple(names[number] for number in order))
 
 
-def group_counts(labels: np.ndarray, groups: int, matrix: csr_array | np.ndarray) -> csr_array | np.ndarray:
-    """Sums the rows of each group; rows with a negative label are ignored.
-
-    Args:
-      labels: int `[rows]`.
-      groups: number of groups.
-      matrix: `[rows, columns]`, sparse or dense.
-
-    Returns:
-      `[groups, columns]`, sparse or dense like the matrix.
-
-    Example:
-      >>> group_counts(np.array([1, -1, 1]), 2, np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])).tolist()
-      [[0.0, 0.0], [4.0, 6.0]]
-    """
-    from scipy.sparse import csr_array
-
-    rows = np.flatnonzero(labels >= 0)
-    ones = np.ones(len(rows), matrix.dtype)
-    return csr_array((ones, (labels[rows], rows)), shape=(groups, len(labels))) @ matrix
-
-
 def rarest(terms: Terms) -> np.ndarray:
     """Returns the rarest term of each caption, which usually names its subject.
 
-    Returns:
-      int `[captions]`, columns of `terms`; the first of equally rare ones; -1 for captions without terms.
-
-    Example:
-      >>> rarest(count_terms(number_words([["a", "cat"], ["a", "dog"], ["a"]]))).tolist()
-      [1, 2, 0]
+    The result contains columns of `terms`, int `[captions]`: the first of equally rare ones; -1 for captions without
+    terms.
     """
     matrix = terms.matrix.tocsr()
     counts = np.bincount(matrix.indices, minlength=len(terms.names))
@@ -177,13 +141,8 @@ def rarest(terms: Terms) -> np.ndarray:
 def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Returns the number with the least key in each part of a list; of several, the least number.
 
-    Args:
-      keys: int `[entries]`, >= 0.
-      numbers: int `[entries]`, >= 0.
-      starts: int `[parts + 1]`, the begin of each part, and the end.
-
-    Returns:
-      int64 `[parts]`; -1 for empty parts.
+    The lists `keys` and `numbers` contain integers >= 0; part i goes from `starts[i]` to `starts[i + 1]`. Empty parts
+    give -1.
 
     Example:
       >>> least_of_parts(np.array([3, 1, 1, 5]), np.array([7, 9, 8, 2]), np.array([0, 3, 3, 4])).tolist()
@@ -200,7 +159,7 @@ def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) ->
 def appearance_words(
     terms: Terms, groups: np.ndarray, *, threshold: float = 0.52, min_share: float = 0.001
 ) -> np.ndarray:
-    """Finds the words that describe only the appearance of an image ("a photo", "in bold", "on white"), and articles.
+    """Finds words that describe only the appearance ("a photo", "in bold", "on white"), and articles; bool `[terms]`.
 
         hit(w) / sum_k [ 1 - (1 - p_w)^{n_k} ] >= threshold
 
@@ -213,9 +172,6 @@ def appearance_words(
       groups: int `[captions]`, a fine grouping of the captions by subject, from 0, e.g. by `rarest`.
       threshold: a share, from 0 to 1.
       min_share: smallest share of captions that contain an appearance word.
-
-    Returns:
-      bool `[terms]`.
 
     Example:
       >>> terms = count_terms(number_words([["a", "cat"], ["a", "dog"]] * 20))
@@ -242,7 +198,7 @@ def rank_phrases(
     min_count: int = 3,
     min_share: float = 0.3,
 ) -> list[list[int]]:
-    """Ranks the possible names of each class by class-based TF-IDF within its theme, best first.
+    """Ranks possible names of each class, columns of `terms`, by class-based TF-IDF within its theme, best first.
 
         score(g, c) = n_gc / n_c * log( n_t / n_gt ) - 0.02 (words of g - 1)
 
@@ -256,16 +212,6 @@ def rank_phrases(
       excluded: uninformative words, e.g. `Vocabulary.appearance`.
       min_count: smallest number of captions of the class that contain the phrase.
       min_share: smallest share of captions of the class that contain the phrase.
-
-    Returns:
-      Columns of `terms` for each class.
-
-    Example:
-      >>> captions = [["a", "red", "king"]] * 3 + [["a", "red", "queen"]] * 3
-      >>> terms = count_terms(number_words(captions), longest=2)
-      >>> ranked = rank_phrases(terms, np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0]), {"a"})
-      >>> [terms.names[phrases[0]] for phrases in ranked]
-      ['king', 'queen']
 
     Reference:
       Class-based TF-IDF: Grootendorst, "BERTopic: Neural topic modeling with a class-based TF-IDF procedure" (2022).

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.lazy import LazyRows
-from gram_jax.tasks.clustering import Report, assign, group_sums, kmeans, no_report, normalize
-from gram_jax.tasks.phrases import Vocabulary, group_counts
+from gram_jax.tasks.clustering import Report, assign, group_counts, group_sums, kmeans, no_report, normalize
+from gram_jax.tasks.phrases import Vocabulary
 
 _SHARE, _SPREAD = 0.3, 0.003  # a theme's word: in this share of a cluster's captions, in this share of the clusters
 _NOISE = 0.1  # a word in a smaller share of a cluster's captions is ignored
@@ -53,9 +53,6 @@ def find_themes(
       seed: seed of k-means.
       sample: largest number of pairs for k-means. Default: all.
       report: receives the progress.
-
-    Returns:
-      int `[pairs]`.
     """
     report("centroids of themes", 0, 0)
     informative = vocabulary.informative

@@ -81,21 +81,14 @@ _COMPILED = tuple((re.compile(rule[0]), *rule[1:]) for rule in _RULES)
 
 
 def describe(code: int, name: str) -> Character | None:
-    """Splits a character's official name into its family, its short name and a noun.
+    """Splits a character's official name, in any case, into its family, its short name and a noun.
 
-    Args:
-      code: the code point.
-      name: the official Unicode name, in any case.
-
-    Returns:
-      A `Character`, or None for characters that the benchmark leaves out: marks, spaces, forms of letters, rare signs.
+    Marks, spaces, forms of letters and rare signs give None; the benchmark omits them.
 
     Example:
       >>> alpha = describe(0x3AC, "GREEK SMALL LETTER ALPHA WITH TONOS")
       >>> alpha.family, alpha.short, alpha.noun
       ('greek small letter', 'alpha with tonos', 'greek letter')
-      >>> describe(0x20, "SPACE") is None
-      True
 
     Reference:
       Official names: the Unicode Standard, chapter 4.8.
@@ -119,10 +112,6 @@ def characters() -> dict[int, Character]:
     """Returns all characters by code point, in order.
 
     Names come from the shipped record, because the set of assigned characters grows with the version of Python.
-
-    Example:
-      >>> characters()[0x265B].name
-      'black chess queen'
     """
     entries = faces.record()["characters"].items()
     described = (describe(int(code, 16), name) for code, (name, _) in entries)
@@ -131,15 +120,7 @@ def characters() -> dict[int, Character]:
 
 @functools.cache
 def faces_of(code: int) -> tuple[str, ...]:
-    """Returns the names of the faces that draw a character, corpus faces and unseen ones, in the order of `FACES`.
-
-    Args:
-      code: a code point of `characters`.
-
-    Example:
-      >>> "serif-italic" in faces_of(0x3B1), "modern" in faces_of(0x3B1)
-      (True, False)
-    """
+    """Returns the names of the faces that draw a character, corpus faces and unseen ones, in the order of `FACES`."""
     names, mask = faces.record()["faces"], faces.record()["characters"][f"{code:04X}"][1]
     return tuple(name for bit, name in enumerate(names) if mask >> bit & 1)
 

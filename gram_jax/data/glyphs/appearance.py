@@ -71,15 +71,7 @@ def _near(color: str, rng: random.Random, spread: float) -> tuple[int, int, int]
 def draw_appearance(rng: random.Random, face: str, rendering: str, jitter: float = 1.0) -> Appearance:
     """Draws an appearance with the given face and rendering.
 
-    Args:
-      rng: the source of randomness, advanced in place.
-      face: the name of a face, or the path of a font file.
-      rendering: one of `RENDERINGS`.
-      jitter: variation of size, position and colors, in 0..1; 0: centered, black on white, ordinary size.
-
-    Example:
-      >>> draw_appearance(random.Random(0), "serif", "negative").paper
-      'black'
+    `jitter`, from 0 to 1, is the variation of size, position and colors; 0: centered, ordinary size, exact colors.
     """
     ink, paper = "black", "white"
     if rendering == "negative":

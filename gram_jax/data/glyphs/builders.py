@@ -123,19 +123,7 @@ def _info(builder: Any, features: dict[str, Any], metadata: dict[str, Any]) -> t
 def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: int = 0) -> Sequence[dict[str, Any]]:
     """Builds the corpus as a TFDS dataset unless it exists, and opens it.
 
-    Args:
-      data_dir: the folder of TFDS datasets, local or remote.
-      pairs: the number of image-text pairs, at least 1.
-      seed: the seed of the corpus.
-
-    Returns:
-      A random-access data source; item i holds `image` (uint8 `[32, 32, 3]`), `caption` (bytes) and `truth`.
-
-    Example:
-      >>> import tempfile
-      >>> source = build_corpus(tempfile.mkdtemp(), pairs=3)
-      >>> len(source), source[0]["image"].shape
-      (3, (32, 32, 3))
+    Item i of the random-access data source holds `image` (uint8 `[32, 32, 3]`), `caption` (bytes) and `truth`.
     """
     require_int("pairs", pairs)
     config = CorpusConfig(name=f"pairs_{pairs}_seed_{seed}", pairs=pairs, seed=seed)
@@ -147,23 +135,7 @@ def build_labeled(
 ) -> dict[str, Sequence[dict[str, Any]]]:
     """Builds a labeled dataset as a TFDS dataset unless it exists, and opens it.
 
-    Args:
-      dataset: one of `datasets.NAMES`.
-      data_dir: the folder of TFDS datasets, local or remote.
-      domain: see `examples.split_domain`.
-      seed: the seed of the images.
-
-    Returns:
-      Random-access data sources by split; items hold `image` (uint8 `[32, 32, 3]`) and `label`.
-
-    Raises:
-      InputError: there is no such dataset or domain.
-
-    Example:
-      >>> import tempfile
-      >>> sources = build_labeled("chess", tempfile.mkdtemp())
-      >>> len(sources["train"])
-      384
+    Items of the random-access data source of each split hold `image` (uint8 `[32, 32, 3]`) and `label`.
     """
     labeled(dataset, domain, seed)
     readable = "".join(letter if letter.isalnum() else "-" for letter in domain) or "print"

@@ -64,25 +64,10 @@ def caption(
     rng: random.Random,
     difficulty: float = 1.0,
 ) -> tuple[str, str]:
-    """Writes a caption for a picture of a character.
+    """Returns a caption for a picture of a character, and its sort: "full", "partial", "short", "unnamed" or "wrong".
 
-    At difficulty 0 the caption is the full name; at 1 it follows the rates of this module.
-
-    Args:
-      character: what the picture shows.
-      others: characters of the same family, one of which a wrong caption names.
-      appearance: some captions mention the face, the colors or the rendering.
-      rng: the source of randomness, advanced in place.
-      difficulty: from 0 to 1.
-
-    Returns:
-      The caption and its sort: "full", "partial", "short", "unnamed" or "wrong".
-
-    Example:
-      >>> from gram_jax.data.glyphs.alphabet import characters
-      >>> alpha = characters()[0x3B1]
-      >>> caption(alpha, (alpha,), Appearance("serif", "print"), random.Random(3), difficulty=0.0)
-      ('greek small letter alpha', 'full')
+    At difficulty 0 the caption is the full name; at 1 it follows the rates of this module. A wrong caption names one of
+    the other characters. Some captions mention the face, the colors or the rendering.
     """
     shown = character
     if rng.random() < WRONG_RATE * difficulty:

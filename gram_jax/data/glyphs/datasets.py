@@ -98,10 +98,6 @@ def catalog(name: str) -> GlyphDataset:
 
     Raises:
       InputError: the name is unknown.
-
-    Example:
-      >>> catalog("chess").class_names[:2]
-      ('white king', 'white queen')
     """
     require_known("glyph dataset", name, NAMES)
     select, template = _SELECTORS[name]

@@ -77,7 +77,7 @@ def _shape(mask: Image.Image, appearance: Appearance) -> Image.Image:
 
 
 def render(character: Character, appearance: Appearance) -> np.ndarray:
-    """Draws one character; a pure function of its arguments.
+    """Draws one character; a pure function of the arguments.
 
     Args:
       character: the character.
@@ -85,14 +85,6 @@ def render(character: Character, appearance: Appearance) -> np.ndarray:
 
     Returns:
       uint8 `[32, 32, 3]`, red, green and blue.
-
-    Raises:
-      FontError: the font file is missing, broken or not the recorded one.
-
-    Example:
-      >>> from gram_jax.data.glyphs.alphabet import characters
-      >>> render(characters()[0x3B1], Appearance("serif", "print")).shape
-      (32, 32, 3)
     """
     mask = np.asarray(_shape(_mask(character, appearance), appearance))
     paper = np.asarray(appearance.paper_rgb, np.float32)
@@ -119,11 +111,10 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encodes an image, uint8 `[H, W, 3]`, as a PNG file with fast compression.
+    """Returns an image as a PNG file with fast compression.
 
-    Example:
-      >>> encode_png(np.zeros((32, 32, 3), np.uint8))[1:4]
-      b'PNG'
+    Args:
+      image: uint8 `[H, W, 3]`.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)

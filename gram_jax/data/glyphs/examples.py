@@ -20,17 +20,8 @@ SPLIT_SIZES = {"train": 32, "val": 8, "test": 20}  # images of each class
 def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
     """Splits the name of a domain into a face and a rendering.
 
-    Args:
-      dataset: the dataset; its faces decide which domains it has.
-      domain: "" (corpus faces, print), a face ("serif-italic"), a rendering ("noise"), both ("serif-italic+noise"), or
-        the path of a font file ("/path/to/any.ttf", "/path/to/any.ttf+noise").
-
-    Returns:
-      `(face, rendering)`; the face "" means any corpus face.
-
-    Raises:
-      InputError: the dataset has no such domain; the message lists those it has.
-      FontError: a font file is missing, broken, or lacks a character of the dataset.
+    A domain is "" (corpus faces, print), a face ("serif-italic"), a rendering ("noise"), both ("serif-italic+noise"),
+    or the path of a font file ("/path/to/any.ttf", "/path/to/any.ttf+noise"). The face "" means any corpus face.
 
     Example:
       >>> split_domain(catalog("chess"), "mono+noise")
@@ -64,31 +55,22 @@ def _check_font(dataset: GlyphDataset, path: str) -> None:
 
 
 def domain_name(domain: str) -> str:
-    """Returns the name of a domain in results: a font file is named without its folder.
-
-    Args:
-      domain: see `split_domain`.
-
-    Example:
-      >>> domain_name("/usr/share/fonts/any.ttf+noise"), domain_name("serif-italic")
-      ('any.ttf+noise', 'serif-italic')
-    """
+    """Returns the name of a domain in results: a font file is named without its folder."""
     return "+".join(part.rpartition("/")[2] for part in domain.split("+"))
 
 
 def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
-    """Returns the domains of a dataset that no corpus contains: unseen faces, then unseen renderings.
+    """Returns the domains that no corpus contains: unseen faces, then unseen renderings.
 
-    Example:
-      >>> unseen_domains(catalog("chess"))[:2]
-      ('sans-bold-oblique', 'mono-bold')
+    Args:
+      dataset: the dataset.
     """
     unseen_faces = tuple(name for name in dataset.faces if not faces.FACES[name].in_corpus)
     return unseen_faces + tuple(name for name in RENDERINGS if name not in CORPUS_RENDERINGS)
 
 
 def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: int, seed: int = 0) -> np.ndarray:
-    """Draws one labeled image, a pure function of its arguments.
+    """Returns one labeled image, uint8 `[32, 32, 3]`, a pure function of the arguments.
 
     Args:
       dataset: the dataset.
@@ -97,13 +79,6 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
       label: the class, from 0.
       number: the number of the image within its class, from 0.
       seed: the seed of the dataset.
-
-    Returns:
-      uint8 `[32, 32, 3]`.
-
-    Example:
-      >>> example(catalog("greek_small"), "negative", "test", 3, 0).shape
-      (32, 32, 3)
     """
     face, rendering = split_domain(dataset, domain)
     # Streams keep the name that the rendering "color" first had, so that images stay the same.
@@ -126,13 +101,6 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
       name: one of `datasets.NAMES`.
       domain: see `split_domain`; "": the corpus faces in plain print.
       seed: the seed of the images.
-
-    Returns:
-      A `Dataset`; references are `[split, label, number]`.
-
-    Raises:
-      InputError: there is no such dataset or domain.
-      FontError: a font file cannot be used.
 
     Example:
       >>> chess = labeled("chess", "negative")

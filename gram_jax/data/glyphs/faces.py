@@ -80,30 +80,14 @@ class FontError(InputError):
 def record() -> dict:
     """Returns the shipped record of font files and characters.
 
-    Returns:
-      `{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {hex code: [name, faces]}}`; bit i
-      of a character's integer `faces` represents the i-th name.
-
-    Example:
-      >>> record()["characters"]["03B1"][0]
-      'GREEK SMALL LETTER ALPHA'
+    Its format is `{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {hex code: [name,
+    faces]}}`; bit i of a character's integer `faces` represents the i-th name.
     """
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
 def font_path(face: Face) -> str:
-    """Returns the path of a face's font file.
-
-    Args:
-      face: a face of `FACES`, or the result of `face_from_file`.
-
-    Raises:
-      FontError: the file does not exist.
-
-    Example:
-      >>> font_path(FACES["serif"]).endswith("DejaVuSerif.ttf")
-      True
-    """
+    """Returns the path of a face's font file."""
     if os.path.sep in face.file:
         path = face.file
     else:
@@ -119,11 +103,7 @@ def font_path(face: Face) -> str:
 
 @functools.cache
 def checked_font_path(face: Face) -> str:
-    """Returns `font_path(face)` after comparing the file with the record, so that images are the same everywhere.
-
-    Raises:
-      FontError: the file differs from the recorded one.
-    """
+    """Returns `font_path(face)` after comparing the file with the record, so that images are the same everywhere."""
     path = font_path(face)
     expected = record()["fonts"].get(face.file)
     if expected is not None:
@@ -138,11 +118,7 @@ def checked_font_path(face: Face) -> str:
 
 @functools.cache
 def coverage(path: str) -> frozenset[int]:
-    """Returns the code points in the character map of a TrueType or OpenType file.
-
-    Raises:
-      FontError: the file cannot be read as a font.
-    """
+    """Returns the code points in the character map of a TrueType or OpenType file."""
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
@@ -155,12 +131,8 @@ def coverage(path: str) -> frozenset[int]:
 def face_from_file(path: str) -> Face:
     """Returns the face of any TrueType or OpenType file: another unseen domain, named by its path.
 
-    Raises:
-      FontError: the file does not exist or is not a font.
-
-    Example:
-      >>> face_from_file(font_path(FACES["sans"])).in_corpus
-      False
+    Args:
+      path: the font file.
     """
     path = os.path.abspath(path)
     face = Face(path, path, in_corpus=False)

@@ -79,9 +79,6 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
       difficulty: from 0 to 1.
       page: number of consecutive pairs that share a family, as the pictures of a web page do; 1: independent pairs.
 
-    Returns:
-      The `Pair`.
-
     Example:
       >>> pair(7).image.dtype, pair(7).caption == pair(7).caption
       (dtype('uint8'), True)
@@ -105,7 +102,7 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
 
 
 def true_groups(indices: Iterable[int], seed: int = 0) -> tuple[list[str], list[str]]:
-    """Returns what the images of pairs show: an upper bound for clustering, never a method.
+    """Returns the true themes and classes of pairs: an upper bound for clustering, never a method.
 
     Args:
       indices: numbers of pairs.
@@ -113,11 +110,6 @@ def true_groups(indices: Iterable[int], seed: int = 0) -> tuple[list[str], list[
 
     Returns:
       For each pair its character's family ("greek small letter", a theme) and short name ("alpha", a class).
-
-    Example:
-      >>> themes, classes = true_groups(range(4), seed=0)
-      >>> (themes[0], classes[0]) == (pair(0).character.family, pair(0).character.short)
-      True
     """
     drawn = [pair(index, seed).character for index in indices]
     return [character.family for character in drawn], [character.short for character in drawn]

@@ -5,11 +5,11 @@ import collections
 import numpy as np
 import pytest
 
+from gram_jax.tasks.clustering import group_counts
 from gram_jax.tasks.phrases import (
     appearance_words,
     count_terms,
     find_vocabulary,
-    group_counts,
     number_words,
     rank_phrases,
     rarest,
