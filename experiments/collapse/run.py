@@ -37,7 +37,7 @@ from gram_jax import tuning as tuning_lib
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Encoder, Row
-from gram_jax.evaluation.methods import Task, task_of
+from gram_jax.evaluation.methods import Task, Trial, task_of
 from gram_jax.evaluation.protocols import Part, base_to_new
 from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import absolute
@@ -234,7 +234,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: Sequence[Part]) -> Found:
     """Tunes all seeds of a method, and measures them after every reported step."""
-    tuned = method.learn(setup.encoder, task, method.candidates[0], config.report_steps)
+    tuned = method.learn(Trial(setup.encoder, task, method.candidates[0]), config.report_steps)
     method.require_finite(task, tuned)
     return {
         str(step): measured(setup.encoder, setup.meter, prompts, parts)

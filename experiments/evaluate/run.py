@@ -46,6 +46,7 @@ from gram_jax.evaluation.features import prompted_features
 from gram_jax.evaluation.methods import (
     BaselineMethod,
     PromptMethod,
+    Trial,
     ZeroShot,
     require_readable,
     task_of,
@@ -274,28 +275,27 @@ class Comparison:
         begin, settings, (dataset, targets) = time.monotonic(), self.settings, self.opened[unit[1]]
         parts = protocol.parts(dataset, targets=targets[protocol], limit=settings.max_test_images)
         task = task_of(dataset, protocol, shots, settings.seeds)
+        trial = Trial(self.encoder, task, candidate)
         if group not in learned:  # protocols that tune on the same images share it
             cost = measures.asks_for_cost(settings.metrics)
-            learned[group] = method.learn(self.encoder, task, candidate, settings.report_steps, cost)
+            learned[group] = method.learn(trial, settings.report_steps, cost)
             if isinstance(method, TunedMethod):
                 method.require_finite(task, learned[group])
-        predicted = method.predict(self.encoder, task, candidate, learned[group], parts)
+        predicted = method.predict(trial, learned[group], parts)
         rows = method_rows(method, task, learned[group], predicted, parts, settings.metrics)
         if isinstance(method, TunedMethod):
-            rows += self._further_rows(method, candidate, task, learned[group], parts)
+            rows += self._further_rows(method, trial, learned[group], parts)
         self._save(unit, method, learned[group], predicted[last_step(predicted)], parts)
         self.units.add(unit, [dataclasses.asdict(row) for row in rows])
         if method.has_runs:
             print(_line(unit, rows, time.monotonic() - begin), flush=True)
         self.progress.update()
 
-    def _further_rows(
-        self, method: TunedMethod, candidate: Candidate, task: Any, tuned: Tuned, parts: Sequence[Part]
-    ) -> list[Row]:
+    def _further_rows(self, method: TunedMethod, trial: Trial, tuned: Tuned, parts: Sequence[Part]) -> list[Row]:
         """Returns the rows of prompts that follow class names, and of the regulation."""
-        settings, last, rows = self.settings, max(tuned.prompts), []
+        settings, task, last, rows = self.settings, trial.task, max(tuned.prompts), []
         if settings.follow_classes and method.structured and task.protocol.elsewhere == "datasets":
-            predicted = method.predict_following(self.encoder, task, candidate, tuned.prompts[last], parts)
+            predicted = method.predict_following(trial, tuned.prompts[last], parts)
             following = dataclasses.replace(method, name=f"{method.name}:{FOLLOWING}")
             rows += method_rows(following, task, None, {last: predicted}, parts, settings.metrics)
         first = next(iter(self.opened[task.dataset.name].targets))

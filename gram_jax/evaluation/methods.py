@@ -68,6 +68,20 @@ def task_of(dataset: Dataset, protocol: Protocol, shots: int | None, seeds: Sequ
     return Task(without_test(dataset), protocol, shots, tuple(seeds))
 
 
+class Trial(NamedTuple):
+    """One setting of a method on one task.
+
+    Attributes:
+      encoder: reads and encodes the images.
+      task: the draws.
+      candidate: the setting.
+    """
+
+    encoder: Encoder
+    task: Task
+    candidate: Candidate
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A method by its name in rows; subclasses define `learn` and `predict`.
@@ -85,28 +99,17 @@ class Method:
         """Whether there is one run per seed; otherwise a result depends on no seed and no labeled image."""
         return True
 
-    def learn(
-        self,
-        encoder: Encoder,
-        task: Task,
-        candidate: Candidate,
-        report: Sequence[int] = (),
-        measure_cost: bool = False,
-    ) -> Any:
+    def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> Any:
         """Returns whatever is learned from the labeled images of a task.
 
         Args:
-          encoder: reads and encodes the images.
-          task: the draws.
-          candidate: the setting.
+          trial: the encoder, the draws and the setting.
           report: optimizer steps after which predictions are wanted besides the last one.
           measure_cost: whether time and memory of a step are measured.
         """
         return None
 
-    def predict(
-        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
-    ) -> PredictionsByStep:
+    def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:
         """Returns what every run predicts on each part."""
         raise NotImplementedError
 
@@ -163,14 +166,12 @@ class ZeroShot(Method):
     def has_runs(self) -> bool:
         return False
 
-    def predict(
-        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
-    ) -> PredictionsByStep:
+    def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:
         predictions = []
         for part in parts:
-            texts = encoder.texts(part.dataset.class_names, self.template or part.dataset.template)
-            cosines = (encoder.features(part.dataset) @ texts.T)[None]
-            scaled = summarize_logits(cosines * np.exp(encoder.clip.params["logit_scale"]))
+            texts = trial.encoder.texts(part.dataset.class_names, self.template or part.dataset.template)
+            cosines = (trial.encoder.features(part.dataset) @ texts.T)[None]
+            scaled = summarize_logits(cosines * np.exp(trial.encoder.clip.params["logit_scale"]))
             predictions.append(scaled._replace(labels=cosines.argmax(-1)))  # scaling may round to ties
         return {None: predictions}
 
@@ -192,32 +193,20 @@ class BaselineMethod(Method):
     def has_runs(self) -> bool:
         return self.baseline.needs_labels
 
-    def learn(
-        self,
-        encoder: Encoder,
-        task: Task,
-        candidate: Candidate,
-        report: Sequence[int] = (),
-        measure_cost: bool = False,
-    ) -> Any:
+    def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> Any:
         if not self.has_runs:
             return None
-        states = []
+        (encoder, task, _), states = trial, []
         for seed, support in zip(task.seeds, task.supports(), strict=True):
-            validation = None
+            names, labeled, validation = support.class_names, (encoder.features(support), support.labels), None
             if self.baseline.needs_validation:
                 drawn = task.protocol.validation(task.dataset, task.shots, seed)
                 validation = encoder.features(drawn), drawn.labels
-            names = support.class_names
-            states.append(
-                self.baseline.fit(encoder.clip, names, encoder.features(support), support.labels, validation=validation)
-            )
+            states.append(self.baseline.fit(encoder.clip, names, *labeled, validation=validation))
         return names, states
 
-    def predict(
-        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
-    ) -> PredictionsByStep:
-        return {None: [self._predict_part(encoder, learned, part.dataset) for part in parts]}
+    def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:
+        return {None: [self._predict_part(trial.encoder, learned, part.dataset) for part in parts]}
 
     def _predict_part(self, encoder: Encoder, learned: Any, dataset: Dataset) -> Predictions | None:
         names = dataset.class_names
@@ -248,9 +237,9 @@ def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], l
         parts = task.protocol.parts(task.dataset, "val", limit=limit)
         for group in method.shared_runs():
             steps = {i: method.candidates[i].length(task.dataset.name, task.shots).steps for i in group}
-            candidate = method.candidates[group[0]]
-            learned = method.learn(encoder, task, candidate, [step for step in steps.values() if step is not None])
-            predicted = method.predict(encoder, task, candidate, learned, parts)
+            trial = Trial(encoder, task, method.candidates[group[0]])
+            learned = method.learn(trial, [step for step in steps.values() if step is not None])
+            predicted = method.predict(trial, learned, parts)
             for i, step in steps.items():
                 at_step = predicted[max(predicted, key=lambda each: each or 0) if step not in predicted else step]
                 accuracies = [

@@ -22,6 +22,7 @@ from gram_jax.evaluation.methods import (
     PredictionsByStep,
     PromptMethod,
     Task,
+    Trial,
     task_of,
 )
 from gram_jax.evaluation.plans import TuningPlan
@@ -83,10 +84,11 @@ def evaluate(
     task = task_of(dataset, protocol, shots if protocol.takes_labels else None, seeds)
     parts = protocol.parts(dataset, targets=protocol.targets(others))
     report = method.plan.report_steps if isinstance(method, TunedMethod) else ()
-    learned = method.learn(encoder, task, method.candidates[0], report, measures.asks_for_cost(metrics))
+    trial = Trial(encoder, task, method.candidates[0])
+    learned = method.learn(trial, report, measures.asks_for_cost(metrics))
     if isinstance(method, TunedMethod):
         method.require_finite(task, learned)
-    predicted = method.predict(encoder, task, method.candidates[0], learned, parts)
+    predicted = method.predict(trial, learned, parts)
     return method_rows(method, task, learned, predicted, parts, metrics)
 
 

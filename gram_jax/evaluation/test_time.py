@@ -17,7 +17,7 @@ from gram_jax import meta
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError, require_int, require_number
 from gram_jax.evaluation.encoder import Encoder
-from gram_jax.evaluation.methods import Candidate, PredictionsByStep, PromptMethod, Task
+from gram_jax.evaluation.methods import PredictionsByStep, PromptMethod, Trial
 from gram_jax.evaluation.prediction import Predictions, summarize_logits
 from gram_jax.evaluation.protocols import Part
 from gram_jax.evaluation.references import regulator_contexts
@@ -79,21 +79,18 @@ class TestTimeMethod(PromptMethod):
 
     __test__ = False
 
-    def predict(
-        self, encoder: Encoder, task: Task, candidate: Candidate, learned: Any, parts: Sequence[Part]
-    ) -> PredictionsByStep:
+    def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:
         """Returns the predictions before and after tuning; one run for each seed of the views."""
         by_step: dict[int | None, list[Predictions]] = {0: [], self.plan.steps: []}
         for part in parts:
-            runs = [self._run(encoder, candidate, part.dataset, seed) for seed in task.seeds]
+            runs = [self._run(trial, part.dataset, seed) for seed in trial.task.seeds]
             for step, logits in zip(by_step, zip(*runs, strict=True), strict=True):
                 by_step[step].append(summarize_logits(np.stack(logits)))
         return by_step
 
-    def _run(
-        self, encoder: Encoder, candidate: Candidate, dataset: Dataset, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, trial: Trial, dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the logits of all images before and after tuning, `[images, classes]`, for one seed of the views."""
+        encoder, _, candidate = trial
         classes, valid = encoder.classes(self.tuner, dataset.class_names)
         contexts = None
         if self.needs_context:

@@ -15,7 +15,7 @@ from gram_jax import tuning as tuning_lib
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
 from gram_jax.evaluation.encoder import Encoder, training_images
-from gram_jax.evaluation.methods import Candidate, PredictionsByStep, PromptMethod, Task
+from gram_jax.evaluation.methods import PredictionsByStep, PromptMethod, Task, Trial
 from gram_jax.evaluation.plans import Length, by_part
 from gram_jax.evaluation.prediction import Predictions, predict_labels
 from gram_jax.evaluation.protocols import Part
@@ -27,29 +27,20 @@ FEATURE_BATCH = 4096  # frozen image features that are classified at once
 class TunedMethod(PromptMethod):
     """Prompts that are tuned on labeled images; `plan` is a `TuningPlan`."""
 
-    def learn(
-        self,
-        encoder: Encoder,
-        task: Task,
-        candidate: Candidate,
-        report: Sequence[int] = (),
-        measure_cost: bool = False,
-    ) -> tuning_lib.Tuned:
+    def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> tuning_lib.Tuned:
         """Tunes one prompt for each seed, side by side, on its own draw.
 
         Args:
-          encoder: reads and encodes the images.
-          task: the draws.
-          candidate: the setting.
+          trial: the encoder, the draws and the setting.
           report: steps whose prompts are kept besides the last ones.
           measure_cost: whether time and memory of a step are measured.
 
         Returns:
           The prompts by step, `[runs, ...]` each leaf, and the metrics of every step.
         """
-        supports = task.supports()
+        (encoder, task, candidate), supports = trial, trial.task.supports()
         context = task_contexts(encoder, supports) if self.needs_context else None
-        prompts = self._initial_prompts(encoder, task.seeds, candidate, supports[0].class_names, context)
+        prompts = self._initial_prompts(trial, supports[0].class_names, context)
         length = candidate.length(task.dataset.name, task.shots)
         orders, weights = self._orders(task, length, len(supports[0]))
         recipe = tuning_lib.Recipe(
@@ -59,7 +50,7 @@ class TunedMethod(PromptMethod):
             warmup_epochs=by_part("part_warmup", length.warmup, 1, prompts) if length.warmup else 1,
             epoch_weights=weights,
         )
-        batches = self._batches(encoder, task.seeds, supports, orders, context, recipe.epoch_steps)
+        batches = self._batches(trial, supports, orders, context, recipe.epoch_steps)
         phi = self._initial_phi(task.seeds, prompts)
         # On all devices from the first step on, so that the second one has arguments of the same kind.
         tuning = self.compiled.tuning._replace(init=lambda *begun: encoder.place(self.compiled.tuning.init(*begun)))
@@ -74,10 +65,9 @@ class TunedMethod(PromptMethod):
             tuning, prompts, phi, encoder.clip, batches, recipe, report=report, measure_cost=measure_cost
         )
 
-    def predict(
-        self, encoder: Encoder, task: Task, candidate: Candidate, learned: tuning_lib.Tuned, parts: Sequence[Part]
-    ) -> PredictionsByStep:
-        return {step: self.predict_with(encoder, prompts, parts) for step, prompts in sorted(learned.prompts.items())}
+    def predict(self, trial: Trial, learned: tuning_lib.Tuned, parts: Sequence[Part]) -> PredictionsByStep:
+        by_step = sorted(learned.prompts.items())
+        return {step: self.predict_with(trial.encoder, prompts, parts) for step, prompts in by_step}
 
     def predict_with(self, encoder: Encoder, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
         """Returns what each run predicts on each part; class texts are encoded once for all parts of one class list."""
@@ -97,14 +87,13 @@ class TunedMethod(PromptMethod):
             predictions |= dict(zip(members, map(Predictions, *pieces), strict=True))
         return [predictions[i] for i in range(len(parts))]
 
-    def predict_following(
-        self, encoder: Encoder, task: Task, candidate: Candidate, prompts: Any, parts: Sequence[Part]
-    ) -> list[Predictions]:
+    def predict_following(self, trial: Trial, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
         """Returns the predictions of prompts that follow the class names of each part.
 
         A tuned prompt moves as its structured initialization would move if the text of the task were that of the new
         class names. No image of a part is read for it.
         """
+        encoder, task, candidate = trial
 
         def initial(contexts: np.ndarray) -> Any:
             each = [candidate.initialize(jax.random.key(0), encoder.clip, None, context) for context in contexts]
@@ -144,19 +133,13 @@ class TunedMethod(PromptMethod):
                     f"seed {seed}; lower its learning rate"
                 )
 
-    def _initial_prompts(
-        self,
-        encoder: Encoder,
-        seeds: Sequence[int],
-        candidate: Candidate,
-        names: tuple[str, ...],
-        context: np.ndarray | None,
-    ) -> Any:
+    def _initial_prompts(self, trial: Trial, names: tuple[str, ...], context: np.ndarray | None) -> Any:
+        encoder, task, candidate = trial
         classes, _ = encoder.classes(self.tuner, names)
-        own = context if self.structured else [None] * len(seeds)
+        own = context if self.structured else [None] * len(task.seeds)
         prompts = [
             candidate.initialize(jax.random.key(seed), encoder.clip, classes, each)
-            for seed, each in zip(seeds, own, strict=True)
+            for seed, each in zip(task.seeds, own, strict=True)
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
 
@@ -179,15 +162,14 @@ class TunedMethod(PromptMethod):
 
     def _batches(
         self,
-        encoder: Encoder,
-        seeds: Sequence[int],
+        trial: Trial,
         supports: Sequence[Dataset],
         orders: Sequence[np.ndarray],
         context: np.ndarray | None,
         epoch_steps: int,
     ) -> Iterator[dict[str, Any]]:
         """Yields the batch of every step, all runs together."""
-        plan, loss = self.plan, self.compiled.loss
+        plan, loss, encoder, seeds = self.plan, self.compiled.loss, trial.encoder, trial.task.seeds
         classes, valid = encoder.classes(self.tuner, supports[0].class_names)
         shared = {"classes": classes, "valid": valid}
         shared["context"] = regulator_contexts(self.regulator, self.structure, context)

@@ -19,7 +19,7 @@ from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset, templates
-from gram_jax.evaluation.methods import task_of
+from gram_jax.evaluation.methods import Trial, task_of
 from gram_jax.evaluation.references import templates_of
 from gram_jax.testing import tiny_clip
 from tests.system.watching import forbid
@@ -65,7 +65,7 @@ def tuned(config, protocol="base_to_new", shots=SHOTS, report=()):
     (method,), _ = _methods.build(settings, tuner, clip)
     task = task_of(load_dataset("glyphs:chess"), evaluation.protocols.parse(protocol), shots, config.seeds)
     bench = types.SimpleNamespace(clip=clip, tuner=tuner)
-    return bench, method.learn(evaluation.Encoder(clip), task, method.candidates[0], report)
+    return bench, method.learn(Trial(evaluation.Encoder(clip), task, method.candidates[0]), report)
 
 
 class Task:

@@ -268,12 +268,12 @@ def test_scores_are_validation_accuracy_of_the_candidate_alone(schedule):
     tuned = []
 
     class Counted(TunedMethod):
-        def learn(self, encoder, task, candidate, report=(), measure_cost=False):
-            steps = candidate.described["steps"]
-            tuned.append((steps, task.seeds, task.protocol.name))
+        def learn(self, trial, report=(), measure_cost=False):
+            steps = trial.candidate.described["steps"]
+            tuned.append((steps, trial.task.seeds, trial.task.protocol.name))
             return {*report, steps}
 
-        def predict(self, encoder, task, candidate, learned, parts):
+        def predict(self, trial, learned, parts):
             assert [set(part.dataset.splits) for part in parts] == [{"val"}]
             return {step: [accurate(parts[0].dataset.labels, np.array([0.1, 0.3]) * step)] for step in learned}
 

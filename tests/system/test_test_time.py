@@ -175,9 +175,9 @@ def test_rates_are_selected_on_validation_images():
     """Each candidate by its accuracy after tuning on the images of val, over views of seeds of their own."""
 
     class Planted(TestTimeMethod):
-        def _run(self, encoder, candidate, dataset, seed):
+        def _run(self, trial, dataset, seed):
             assert set(dataset.splits) == {"val"}
-            cut = round(candidate.learning_rate * seed / 4 * len(dataset))
+            cut = round(trial.candidate.learning_rate * seed / 4 * len(dataset))
             shown = np.where(np.arange(len(dataset)) < cut, dataset.labels, (dataset.labels + 1) % 12)
             return np.eye(12)[(dataset.labels + 1) % 12], np.eye(12)[shown]
 

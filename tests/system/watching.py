@@ -18,9 +18,9 @@ def watch(monkeypatch):
     """Returns a list that every later call of `TunedMethod.learn` is added to."""
     calls, learn = [], TunedMethod.learn
 
-    def watched(self, encoder, task, *arguments, **named):
-        tuned = learn(self, encoder, task, *arguments, **named)
-        calls.append(Learned(self, task, tuned))
+    def watched(self, trial, *arguments, **named):
+        tuned = learn(self, trial, *arguments, **named)
+        calls.append(Learned(self, trial.task, tuned))
         return tuned
 
     monkeypatch.setattr(TunedMethod, "learn", watched)
