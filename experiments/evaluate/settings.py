@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from gram_jax.evaluation.plans import Length, StagedLoss
 from gram_jax.evaluation.protocols import TEST_TIME
 from gram_jax.registry import Call, parse_call, split_calls
 from gram_jax.regulators import Regulator
+from gram_jax.tuners import Tuner
 from gram_jax.tuning import select_views
 from gram_jax.tuning.test_time import OPTIMIZERS as TEST_TIME_OPTIMIZERS
 
@@ -122,33 +124,22 @@ def resolve(given: Flags) -> Settings:
         _check_test_time(flags)
     elif flags.optimizer == "adamw":
         raise InputError(f"--optimizer=adamw belongs to --protocol={TEST_TIME}; give sgd or adam")
-    factors, warmup = _by_part(flags, "part_rates"), None
-    if flags.part_warmup is not None:
-        warmup = _by_part(flags, "part_warmup")
+    tails = [protocols.Imbalanced(tau, flags.largest) for tau in flags.tau]
+    each = [tails if name == "imbalanced" else [protocols.parse(name)] for name in flags.protocol]
     settings = Settings(
         **dataclasses.asdict(flags),
-        protocols=tuple(
-            protocol
-            for name in flags.protocol
-            for protocol in (
-                [protocols.Imbalanced(tau, flags.largest) for tau in flags.tau]
-                if name == "imbalanced"
-                else [protocols.parse(name)]
-            )
-        ),
+        protocols=tuple(itertools.chain.from_iterable(each)),
         tuner_call=None if flags.meta and flags.tuner is None else parse_call(flags.tuner or "coop"),
         plan=_plan(flags, terms := _terms(flags.regularizers)),
         fixed_regulator=_regulator(flags),
         baseline_methods=_baselines(flags.baselines),
         terms=terms,
         control_paths=_controls(flags.controls),
-        rate_factors=factors,
-        warmup=warmup,
+        rate_factors=_by_part(flags, "part_rates"),
+        warmup=None if flags.part_warmup is None else _by_part(flags, "part_warmup"),
     )
-    if settings.tuner_call is not None and not flags.meta:
-        tuner = _named("tuner", tuners.make, settings.tuner_call)
-        if not settings.test_time and settings.plan.staged is not None:
-            _check_staged(settings, tuner)
+    if not flags.meta:
+        _check_tuner(settings, _named("tuner", tuners.make, settings.tuner_call))
     _check_composition(settings)
     return settings
 
@@ -243,15 +234,9 @@ def _terms(text: str) -> tuple[objectives.Term, ...]:
 
 def _plan(flags: Flags, terms: tuple[objectives.Term, ...]) -> TuningPlan | TestTimePlan:
     if TEST_TIME in flags.protocol:
-        return TestTimePlan(
-            flags.learning_rate[0],
-            flags.steps[0],
-            flags.test_time_views,
-            flags.test_time_share,
-            flags.optimizer,
-            flags.weight_decay,
-            flags.test_time_batch,
-        )
+        views = flags.test_time_views, flags.test_time_share
+        descent = flags.optimizer, flags.weight_decay
+        return TestTimePlan(flags.learning_rate[0], flags.steps[0], *views, *descent, flags.test_time_batch)
     names = ("batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augmentation", "views")
     return TuningPlan(
         staged=_staged(flags.loss),
@@ -358,14 +343,14 @@ def _by_part(flags: Flags, name: str) -> dict[str, Any]:
     return numbers
 
 
-def _check_staged(settings: Settings, tuner: Any) -> None:
+def _check_tuner(settings: Settings, tuner: Tuner) -> None:
+    if settings.test_time or settings.plan.staged is None:
+        return
     try:
         objectives.dpt_loss(tuner, class_weight=settings.plan.staged.class_weight)
     except InputError as error:
-        hint = ""
-        if tuner.name == "dpt":
-            hint = "; use --tuner=dpt(class_specific=True), or --loss=dpt(class_weight=0)"
-        raise InputError(f"--loss={settings.loss}: {error}{hint}") from error
+        hint = "; use --tuner=dpt(class_specific=True), or --loss=dpt(class_weight=0)"
+        raise InputError(f"--loss={settings.loss}: {error}{hint * (tuner.name == 'dpt')}") from error
 
 
 def _check_composition(settings: Settings) -> None:

@@ -93,16 +93,6 @@ def ensemble(templates: str | Sequence[str] = "clip_7") -> Baseline:
       templates: one of `gram_jax.data.templates.ENSEMBLES`, or texts with one "{}" each. CoOp's comparison is "clip_7"
         and, on datasets other than ImageNet, the dataset's own template as an eighth.
 
-    Returns:
-      The baseline.
-
-    Raises:
-      InputError: there is no such list, no template, or a template does not have one "{}".
-
-    Example:
-      >>> len(ensemble(["a photo of a {}.", "{}"]).settings["templates"])
-      2
-
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
     """
@@ -124,15 +114,7 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
       The baseline. It needs validation features unless C is given.
 
     Raises:
-      InputError: a setting has an impossible value; `fit` raises it if validation features are missing, or a class has
-        no labeled image.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, baseline = tiny_clip(), linear_probe(strength=1.0)
-      >>> state = baseline.fit(clip, ["cat", "dog", "fish"], np.eye(3, 16, dtype=np.float32), np.arange(3))
-      >>> baseline.apply(state, clip, np.eye(3, 16)).argmax(axis=1).tolist()
-      [0, 1, 2]
+      InputError: from `fit`: validation features are missing, or a class has no labeled image.
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", appendix A.3; the search as in the public
@@ -150,7 +132,7 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
             raise InputError(f"class {names[missing[0]]!r} has no labeled image; a linear probe needs one per class")
         if strength is not None:
             return _regression(features, labels, strength, max_iter)
-        queries, answers = _check_labeled(names, *_require(validation, "linear_probe", "strength"))
+        queries, answers = _check_validation(names, validation, "linear_probe: strength")
         return _search_strength(features, labels, queries, answers, max_iter)
 
     def apply(state: State, clip: Clip, features: Array) -> Array:
@@ -192,9 +174,6 @@ def tip_adapter(
     Returns:
       The baseline. It needs validation features unless alpha and beta are given.
 
-    Raises:
-      InputError: a setting has an impossible value; `fit` raises it if validation features are missing.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, baseline = tiny_clip(), tip_adapter(alpha=1000.0, beta=5.5)
@@ -218,7 +197,7 @@ def tip_adapter(
         keys, labels = _check_labeled(names, features, labels)
         queries = None
         if alpha is None or beta is None:
-            queries, answers = _check_labeled(names, *_require(validation, "tip_adapter", "alpha and beta"))
+            queries, answers = _check_validation(names, validation, "tip_adapter: alpha and beta")
         state = {
             "texts": class_features(clip, names, texts),
             "keys": jnp.asarray(keys),
@@ -237,15 +216,8 @@ def tip_adapter(
     def apply(state: State, clip: Clip, features: Array) -> Array:
         return cached_logits(state, clip.params["logit_scale"], jnp.asarray(features, jnp.float32))
 
-    settings = {
-        "alpha": alpha,
-        "beta": beta,
-        "templates": templates if isinstance(templates, str) else texts,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
+    settings = {"alpha": alpha, "beta": beta, "templates": templates if isinstance(templates, str) else texts}
+    settings |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     needs_validation = alpha is None or beta is None
     return Baseline("tip_adapter", FrozenDict(settings), fit, apply, True, needs_validation)
 
@@ -304,13 +276,12 @@ def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_i
     return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
 
 
-def _require(validation: Labeled | None, name: str, settings: str) -> Labeled:
+def _check_validation(names: Sequence[str], validation: Labeled | None, settings: str) -> tuple[np.ndarray, np.ndarray]:
     if validation is None:
         raise InputError(
-            f"{name} chooses {settings} on validation features, and there are none; pass validation=(features, labels) "
-            f"or set {settings}"
+            f"{settings} are chosen on validation features; pass validation=(features, labels) or set them"
         )
-    return validation
+    return _check_labeled(names, *validation)
 
 
 def _check_labeled(names: Sequence[str], features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Which images a learner sees: few-shot draws of a dataset, and the order in which its batches come."""
+"""Draws of labeled images: few shots per class, and long tails."""
 
 from __future__ import annotations
 
@@ -8,29 +8,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from gram_jax.data import Dataset, long_tail
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_int
 
-VAL_SHOTS = 4  # validation images a class, at most
+VAL_SHOTS = 4  # validation images per class, at most
 RULE = "random.Random(seed): classes as they first appear in train, a sample without replacement of each"
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> np.ndarray:
-    """Draws the same number of images of every class.
+    """Draws the same number of images of every class, as CoOp does.
 
-    The draw is CoOp's: one generator, classes in the order in which they first appear in the split, and for each of
-    them a sample without replacement. For base-to-new, draw on all classes first and restrict afterwards.
-
-    Args:
-      dataset: the dataset.
-      shots: images a class, at least 1.
-      seed: seed of the draw.
-      split: what is drawn from.
+    One generator samples without replacement from each class, in the order in which classes first appear in the split.
+    For base-to-new, draw on all classes first and restrict afterwards.
 
     Returns:
       int64 ``[classes * shots]``, positions in the dataset, class after class.
 
     Raises:
-      InputError: if ``shots`` is no positive number, or a class, which the message names, has fewer images.
+      InputError: ``shots`` is below 1, or a class has fewer images.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -47,21 +41,13 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
 
 
 def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws training images, and then, from the same generator, the few validation images that go with them.
-
-    Of val, classes again in the order in which they first appear, min(shots, 4) images of each class are drawn; of a
-    class that has fewer, all are taken.
-
-    Args:
-      dataset: the dataset.
-      shots: training images a class, at least 1.
-      seed: seed of the draw.
+    """Draws training images as `few_shot` does, then min(shots, 4) validation images per class, or all if fewer exist.
 
     Returns:
-      Two int64 arrays of positions in the dataset, class after class; the first is that of ``few_shot``.
+      Two int64 arrays of positions in the dataset, class after class.
 
     Raises:
-      InputError: as ``few_shot``; or if the dataset has no val split.
+      InputError: as in `few_shot`, or the dataset has no val split.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -88,20 +74,17 @@ def long_tail_draw(
     """Draws a long tail of training images: of class k in the given order, the first n_k of its few-shot draw.
 
     n_k = round(largest * ratio^(k / (K - 1))), at least 1. So a long tail is a part of every longer one of the same
-    seed, and ratio 1 is ``few_shot``.
+    seed, and ratio 1 is `few_shot`.
 
     Args:
       dataset: the dataset.
-      ratio: smallest over largest class, in (0, 1].
+      ratio: images of the smallest class over those of the largest, in (0, 1].
       largest: images of the first class; every class must have as many.
-      seed: seed of the draw.
-      labels: the K classes, the largest first; all in label order by default. Others get no image.
+      seed: the seed of the draw.
+      labels: the K classes, the largest first; all in label order by default. Other classes get no image.
 
     Returns:
-      int64 positions in the dataset, class after class, in the order of ``few_shot``.
-
-    Raises:
-      InputError: as ``few_shot`` and ``long_tail``; or for a label that the dataset does not have.
+      int64 positions in the dataset, class after class, in the order of `few_shot`.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -112,36 +95,31 @@ def long_tail_draw(
 
     Reference:
       Imbalanced prompt tuning (CPT, arXiv 2605.11939): exponential down-sampling, ratio in {1, 0.25, 0.06}, at most 16
-      images. Which images and which classes: our own choice.
+      images. The choice of images and classes is ours.
     """
     count = len(dataset.class_names)
     order = list(range(count)) if labels is None else [int(label) for label in labels]
     if len(set(order)) < len(order) or not all(0 <= label < count for label in order):
-        raise InputError(
-            f"labels {order} are no choice of the {count} classes of {dataset.name!r}; give each label once, from 0."
-        )
+        raise InputError(f"labels {order}: give labels of the {count} classes of {dataset.name!r}, each once, from 0")
     sizes = dict(zip(order, long_tail(len(order), ratio, largest).tolist(), strict=True))
     drawn = few_shot(dataset, largest, seed).reshape(count, largest)  # [classes, shots], each row of one class
-    kept = [members[: sizes.get(int(dataset.labels[members[0]]), 0)] for members in drawn]
-    return np.concatenate(kept)
+    return np.concatenate([members[: sizes.get(int(dataset.labels[members[0]]), 0)] for members in drawn])
 
 
 def _few_shot(dataset: Dataset, shots: int, rng: random.Random, split: str) -> np.ndarray:
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise InputError(f"shots is {shots!r}; give a number of images a class, at least 1.")
+    require_int("shots", shots)
     items = _by_class(dataset, split)
     for label, name in enumerate(dataset.class_names):
-        found = len(items.get(label, ()))
-        if found < shots:
+        if (count := len(items.get(label, ()))) < shots:
             raise InputError(
-                f"class {name!r} of {dataset.name!r} has {found} images of split {split!r}, and {shots} shots are "
-                f"asked for; ask for at most {found}, or leave the class out."
+                f"shots={shots}: class {name!r} of {dataset.name!r} has {count} images of split {split!r}; give at "
+                f"most {count}, or leave the class out"
             )
     return np.array([position for members in items.values() for position in rng.sample(members, shots)], np.int64)
 
 
 def _by_class(dataset: Dataset, split: str) -> dict[int, list[int]]:
-    """The positions of a split's images by label, labels in the order in which they first appear."""
+    """Returns the positions of a split's images by label, labels in the order in which they first appear."""
     items: dict[int, list[int]] = {}
     for position in dataset.select(split).tolist():
         items.setdefault(int(dataset.labels[position]), []).append(position)

@@ -52,13 +52,7 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
 def averaged_class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """Returns one feature per class whose templates are averaged before they are normalized, as PromptSRC does.
 
-    Args:
-      clip: the clip, with its tokenizer.
-      names: class names.
-      templates: texts with one "{}" each.
-
-    Returns:
-      float32 ``[classes, embed]``, normalized, on the host.
+    Returns float32 ``[classes, embed]``, normalized, on the host; see `class_features` for the arguments.
     """
     features = _text_features(clip, names, templates, _TEXTS, normalize=False)
     return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))
@@ -74,9 +68,6 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
 
     Returns:
       float32 ``[images, embed]``, normalized, on the host.
-
-    Raises:
-      InputError: there are no images, or the batch size is below 1.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -113,20 +104,6 @@ def prompted_features(
     Returns:
       Image features `[images, embed_dim]` and text features `[valid classes, embed_dim]`, float32, on the host. Text
       features that depend on the image are averaged over the images.
-
-    Raises:
-      InputError: there are no images, or the batch size is below 1.
-
-    Example:
-      >>> from gram_jax import tuners
-      >>> from gram_jax.tuning import pad_classes
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, tuner = tiny_clip(text_layers=1), tuners.coop()
-      >>> classes, valid = pad_classes(clip, clip.class_tokens(["cat", "dog"]))
-      >>> prompt = tuner.init(jax.random.key(0), clip, None)
-      >>> images, texts = prompted_features(tuner, prompt, clip, classes, valid, np.ones((5, 16)) / 4)
-      >>> images.shape, texts.shape
-      ((5, 16), (2, 16))
     """
     require_images(images, batch_size)
     apply = jax.jit(tuner.apply)

@@ -66,9 +66,6 @@ def predict(
     Returns:
       `[runs, images, valid classes]`, on the host.
 
-    Raises:
-      InputError: there are no images, or the batch size is below 1.
-
     Example:
       >>> from gram_jax import regulators, tuners
       >>> from gram_jax.tuning import make_tuning, pad_classes
