@@ -145,12 +145,7 @@ NAMES = tuple(PRESETS)
 
 
 def epochs(name: str, dataset: str, shots: int) -> int:
-    """Returns the number of epochs of a recipe.
-
-    Args:
-      name: a preset.
-      dataset: the dataset's name in results.
-      shots: labeled images per class; between published numbers of shots, the next smaller one counts.
+    """Returns the number of epochs of a recipe; between published numbers of shots, the next smaller one counts.
 
     Example:
       >>> epochs("coop_fs_vitb16", "coop:dtd", 4), epochs("coop_fs_vitb16", "coop:imagenet", 4)

@@ -123,15 +123,9 @@ class Encoder:
         return array
 
     def views(self, dataset: Dataset, shown: Sequence[tuple[int, int, int]], keep: bool = False) -> np.ndarray:
-        """Returns augmented views.
+        """Returns augmented views, normalized, ``[views, height, width, 3]``.
 
-        Args:
-          dataset: the images.
-          shown: the position, the seed and the number of each view.
-          keep: whether the views are kept in memory.
-
-        Returns:
-          Normalized pixels, float32 ``[views, height, width, 3]``.
+        `shown` holds the position of the image, the seed and the number of each view; `keep` keeps them in memory.
         """
 
         def make(item: int, seed: int, number: int) -> np.ndarray:
@@ -173,12 +167,7 @@ class Encoder:
         return self.keep(dataset, position, f"features {seed} {count}", make)
 
     def texts(self, names: Sequence[str], templates: str | Sequence[str] = PHOTO) -> np.ndarray:
-        """Returns frozen text features of classes, `[classes, embed_dim]`.
-
-        Args:
-          names: the class names.
-          templates: a template; or several, averaged before they are normalized.
-        """
+        """Returns frozen text features of classes, `[classes, embed_dim]`; several templates are averaged first."""
         templates = templates if isinstance(templates, str) else tuple(templates)
         key = tuple(names), templates
         if key not in self._texts:
@@ -230,17 +219,16 @@ class Encoder:
 
 
 def view_numbers(seed: int, order: np.ndarray, count: int, stored: int) -> np.ndarray:
-    """Returns the number of the view that each place of each batch shows.
+    """Returns the number of the view that each place of each batch shows, int ``[steps, batch]``.
+
+    A fresh view has the number of times that its item was shown before, so no view comes twice. One of several stored
+    views is random.
 
     Args:
       seed: the seed of the run.
       order: the items of every batch ``[steps, batch]``.
       count: the number of items.
       stored: the number of stored views; 0 for fresh ones.
-
-    Returns:
-      int ``[steps, batch]``. A fresh view has the number of times that its item was shown before, so no view comes
-      twice. A stored view has a random number.
     """
     if stored:
         return np.random.default_rng((seed, stored)).integers(stored, size=order.shape)
@@ -279,27 +267,25 @@ def training_images(
       For each step, images ``[batch, ...]`` as the tuner takes them, and frozen features ``[batch, embed_dim]``; None
       if these are not wanted, or if the images are features already.
     """
-    frozen = frozen and tuner.needs_pixels
+    pixels, features = tuner.needs_pixels, None
+    frozen = frozen and pixels
     if augmentation == "none":
         images, features = encoder.inputs(tuner, support), encoder.features(support) if frozen else None
         for items in order:
-            yield images[items], None if features is None else features[items]
+            yield images[items], features[items] if frozen else None
         return
     keep = augmentation == "stored"
     numbers = view_numbers(seed, order, len(support), stored if keep else 0)
-    features = encoder.view_features(support, stored) if keep and (frozen or not tuner.needs_pixels) else None
+    if keep and (frozen or not pixels):
+        features = encoder.view_features(support, stored)
     for items, views in zip(order, numbers, strict=True):
-        if not tuner.needs_pixels and features is not None:
-            yield features[items, views], None
-            continue
-        shown = [(item, STORED_SEED if keep else seed, number) for item, number in zip(items, views, strict=True)]
-        pixels = encoder.views(support, shown, keep)
-        if not tuner.needs_pixels:
-            yield encode_image(encoder.clip, pixels), None
-        elif features is not None:
-            yield pixels, features[items, views]
-        else:
-            yield pixels, encode_image(encoder.clip, pixels) if frozen else None
+        shown, known = [(item, STORED_SEED if keep else seed, n) for item, n in zip(items, views, strict=True)], None
+        images = encoder.views(support, shown, keep) if pixels or features is None else None
+        if features is not None:
+            known = features[items, views]
+        elif frozen or not pixels:
+            known = encode_image(encoder.clip, images)
+        yield (images, known) if pixels else (known, None)
 
 
 class _Pixels:

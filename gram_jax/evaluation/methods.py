@@ -223,14 +223,7 @@ def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], l
 
     A score is the accuracy, or H of base and new classes, averaged over tasks and seeds.
 
-    Args:
-      method: the method.
-      encoder: reads and encodes the images.
-      tasks: what is learned from, with seeds that are used for nothing else.
-      limit: the most validation images per class; 0 for all.
-
-    Returns:
-      One score for each candidate.
+    `tasks` have seeds that are used for nothing else; `limit` is the most validation images per class, 0 for all.
     """
     scores: list[list[float]] = [[] for _ in method.candidates]
     for task in tasks:

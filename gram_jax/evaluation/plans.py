@@ -129,15 +129,8 @@ class Compiled(NamedTuple):
 def by_part(flag: str, numbers: Mapping[str, float], other: float, prompt: Any, times: float = 1) -> Any:
     """Returns a number for each leaf of a prompt, by the part that it belongs to: the first key of its path.
 
-    Args:
-      flag: the name of the setting, for messages.
-      numbers: a number by part.
-      other: the number of all other parts.
-      prompt: the prompt, or its shapes.
-      times: multiplies all numbers.
-
-    Raises:
-      InputError: the prompt has no such part.
+    `other` is the number of parts that are not in `numbers`; `times` multiplies all. InputError names the flag if the
+    prompt has no such part.
     """
     for part in numbers:
         if part not in prompt:

@@ -73,19 +73,7 @@ class Protocol:
         return tuple(shots)
 
     def support(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
-        """Returns the labeled images of a run, drawn from all classes and then restricted, as CoOp does.
-
-        Args:
-          dataset: the dataset.
-          shots: labeled images per class.
-          seed: the seed of the draw.
-
-        Returns:
-          The images, relabeled from 0.
-
-        Raises:
-          InputError: a class has too few images.
-        """
+        """Returns the labeled images of a run: drawn from all classes, then restricted and relabeled, as CoOp does."""
         return restrict(dataset.take(self.draw(dataset, shots, seed)), self._tuned_labels(dataset))
 
     def validation(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
@@ -103,16 +91,13 @@ class Protocol:
     def parts(
         self, dataset: Dataset, split: str = "test", targets: Mapping[str, Dataset] | None = None, limit: int = 0
     ) -> list[Part]:
-        """Returns the images that prompts are measured on.
+        """Returns the images that prompts are measured on, one part for each class list of each dataset.
 
         Args:
           dataset: the dataset that prompts are tuned on.
           split: "test", or "val" for selecting settings.
           targets: what is measured besides, by domain.
           limit: the most images per class; 0 for all.
-
-        Returns:
-          One part for each class list of each dataset.
         """
         parts = []
         for domain, tested in {None: dataset, **(targets or {})}.items():
@@ -218,16 +203,9 @@ TEST_TIME = test_time.name
 
 
 def parse(name: str | Protocol) -> Protocol:
-    """Returns the protocol that rows name.
+    """Returns the protocol that rows name: one of `PROTOCOLS`, "imbalanced:TAU" for a long tail.
 
-    Args:
-      name: one of `PROTOCOLS`, "imbalanced:TAU" for a long tail; or a protocol, which is returned.
-
-    Returns:
-      The protocol.
-
-    Raises:
-      InputError: there is no such protocol.
+    A protocol is returned as it is.
 
     Example:
       >>> parse("base_to_new").has_new, parse("imbalanced:0.25").tau

@@ -100,18 +100,10 @@ def method_rows(
     parts: Sequence[Part],
     metrics: Sequence[str] = (),
 ) -> list[Row]:
-    """Returns the rows of a method on a task.
+    """Returns the rows of a method on a task, step after step, with those of the cost if it was measured.
 
-    Args:
-      method: the method.
-      task: the draws that it learned from.
-      learned: the result of `method.learn`.
-      predicted: the result of `method.predict` on the parts.
-      parts: the images.
-      metrics: what is measured besides accuracy after the last step.
-
-    Returns:
-      The rows, step after step; then those of the cost, if it was measured.
+    `learned` and `predicted` are the results of the method's `learn` and `predict`. The metrics besides accuracy are
+    measured after the last step.
     """
     shots, seeds = (task.shots, task.seeds) if method.has_runs else (None, (None,))
     name, rows = task.dataset.name, []
