@@ -96,7 +96,7 @@ class Encoder:
         bank, positions = self._bank(dataset, 0)
 
         def encode(positions: np.ndarray) -> Any:
-            pixels = _Pixels(self.clip, bank.dataset, self._transformed)
+            pixels = _Pixels(self.clip, bank.source, self._transformed)
             return encode_image(self.clip, pixels[positions])
 
         return bank.rows(positions, encode, self.batch_size)
@@ -144,7 +144,7 @@ class Encoder:
 
         def encode(positions: np.ndarray) -> np.ndarray:
             shown = [(item, STORED_SEED, number) for item in positions for number in range(count)]
-            return np.reshape(encode_image(self.clip, self.views(bank.dataset, shown)), (len(positions), count, -1))
+            return np.reshape(encode_image(self.clip, self.views(bank.source, shown)), (len(positions), count, -1))
 
         return bank.rows(positions, encode, max(1, self.batch_size // count))
 

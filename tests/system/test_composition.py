@@ -276,7 +276,7 @@ def test_templates_are_those_of_each_methods_code():
         ({"regulator": "identity"}, "--regulator=identity"),
         ({"regulator": "prograd", "meta": "a.safetensors"}, "--regulator=prograd and --meta=a.safetensors"),
         ({"regulator": "prograd(strenth=1)"}, r"--regulator=prograd.* 'strenth' \(did you mean 'strength'"),
-        ({"regulator": "prograd(reference='kgcop')"}, "--regulator=prograd.* 'kgcop'.*'kgcoop'"),
+        ({"regulator": "prograd(reference='kgcop')"}, "--regulator=prograd.*='kgcop'.*'kgcoop'"),
         ({"aggregation": (2.0, 1.0)}, "--aggregation=2.0,1.0 .*--epochs"),
         ({"aggregation": (2.0,), "epochs": (3,)}, "--aggregation=2.0"),
         ({"aggregation": (2.0, 0.0), "epochs": (3,)}, "--aggregation: the width=0.0"),

@@ -176,7 +176,7 @@ def test_defaults_without_a_preset():
     ("changes", "message"),
     [
         ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
-        ({"preset": "coop"}, "--preset=coop .*coop_"),
+        ({"preset": "coop"}, "--preset=coop: .*coop_fs_vitb16"),
         ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "--tuner=vpt: --preset=coop_b2n_vitb16"),
         ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): .*--epochs"),
     ],
