@@ -189,6 +189,7 @@ def open_bank(
     views: int = 0,
     view_seed: int = 0,
     dtype: str = "float32",
+    separate: bool = False,
 ) -> FeatureBank:
     """Opens the features of a corpus or a dataset, or begins to collect them.
 
@@ -200,6 +201,8 @@ def open_bank(
       views: for a dataset, 0 for the images themselves, or the number of augmented views of each image.
       view_seed: the seed of the views.
       dtype: "float16" or "float32", the precision of the files.
+      separate: keep features of other clips and of other images in stores of their own, whose names end in a hash,
+        instead of refusing them.
 
     Returns:
       A `FeatureBank`. The features of an item have the shape `[embed_dim]` for an image, `[views, embed_dim]` for
@@ -227,8 +230,6 @@ def open_bank(
         return FeatureBank(len(source), shape, source=source)
     if is_remote(folder):
         raise InputError(f"the feature store {folder} is mapped into memory and must be in a local or mounted folder")
-    path = Path(folder).expanduser()
-    path = path / store_name(source, views) if isinstance(source, Dataset) else path
     about = {
         "format": FORMAT,
         **feature_key(clip, source),
@@ -237,6 +238,10 @@ def open_bank(
         "dtype": dtype,
         "views": {"count": views, "seed": view_seed, "version": augmentation.VERSION} if views else None,
     }
+    path = Path(folder).expanduser()
+    if isinstance(source, Dataset):
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        path /= store_name(source, views) + (f"-{digest[:12]}" if separate else "")
     if (path / ABOUT).exists():
         _compare(path, _read_about(path), about)
     elif any(path.glob("rows-*.npy")):

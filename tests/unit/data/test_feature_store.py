@@ -145,6 +145,16 @@ def test_a_stale_store_is_refused_by_name(clip, dataset, tmp_path):
             open_bank(other, images, tmp_path)
 
 
+def test_separate_stores_refuse_nothing(clip, dataset, tmp_path):
+    other = tiny_clip(seed=1, text_layers=1, vision_layers=1)
+    for each in (clip, other, clip):
+        bank = open_bank(each, dataset, tmp_path, separate=True)
+        bank.rows([0], lambda items: np.ones((BATCH, DIM)), BATCH)
+    stores = sorted(path.name for path in tmp_path.iterdir())
+    assert len(stores) == 2
+    assert all(name.startswith("glyphs-chess-") for name in stores)
+
+
 def test_a_damaged_store_is_refused_by_file(clip, dataset, tmp_path):
     all_features(tmp_path, clip, dataset, encoder(clip, dataset))
     folder = tmp_path / "glyphs-chess"
