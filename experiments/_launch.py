@@ -24,6 +24,10 @@ from absl import app, flags
 
 from gram_jax.errors import InputError, require_int, require_number
 
+_DEFINE = {
+    bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string
+}  # fmt: skip
+
 
 def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False) -> Any:
     """Returns a field of a config dataclass that becomes a flag.
@@ -132,13 +136,7 @@ def _define(field: dataclasses.Field, annotation: Any) -> None:
     elif field.metadata.get("choices"):
         flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
     else:
-        define = {
-            bool: flags.DEFINE_boolean,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            str: flags.DEFINE_string,
-        }
-        define[annotation](name, default, help)
+        _DEFINE[annotation](name, default, help)
 
 
 def _define_distributed() -> None:

@@ -75,17 +75,11 @@ class Config:
 
 
 class Prediction(NamedTuple):
-    """The prediction of one image.
-
-    Attributes:
-      name: the path below the folder.
-      probabilities: `[classes]`; None for an image that cannot be read.
-      error: the reason why it cannot be read, or "".
-    """
+    """The prediction of one image: its path below the folder, and probabilities `[classes]` or an error."""
 
     name: str
     probabilities: np.ndarray | None
-    error: str
+    error: str = ""
 
 
 def run(config: Config, workdir: Any) -> None:
@@ -114,11 +108,7 @@ def run(config: Config, workdir: Any) -> None:
 
 
 def write_table(
-    path: epath.Path,
-    names: Sequence[str],
-    top: int,
-    predictions: Iterator[Prediction],
-    progress: runtime.Progress,
+    path: epath.Path, names: Sequence[str], top: int, predictions: Iterator[Prediction], progress: runtime.Progress
 ) -> list[Prediction]:
     """Writes one row per image; returns the predictions of images that cannot be read."""
     columns = [column for k in range(1, top + 1) for column in (f"top_{k}", f"probability_{k}")]
@@ -199,9 +189,6 @@ def make_classifier(
       names: the class names.
       path: a prompt file or a meta checkpoint; zero-shot if empty.
       template: the template of class names, for classifiers without a text prompt; None for the default.
-
-    Raises:
-      InputError: the prompt belongs to another clip or class list, or does not fit the names.
     """
     clip.class_tokens(names, "{}")  # raises an error if two names have the same tokens
     tuner, prompt = load_prompt(path, clip, names) if path else (_zero_shot(), {})

@@ -23,18 +23,10 @@ _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"
 
 
 class Member(NamedTuple):
-    """A member of an archive.
+    """A member of an archive: a regular file, a folder, or something else (a link, a device, a sparse file)."""
 
-    Attributes:
-      name: its path; bytes that are not UTF-8 become surrogates.
-      size: bytes of its content.
-      is_file: whether it is a regular file: no link, folder, device or sparse file.
-      is_folder: whether it is a folder.
-      file: the stream, at the begin of the content.
-    """
-
-    name: str
-    size: int
+    name: str  # bytes that are not UTF-8 become surrogates
+    size: int  # bytes
     is_file: bool
     is_folder: bool
     file: BinaryIO
@@ -53,13 +45,7 @@ def open_archive(path: str) -> BinaryIO:
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """Yields the members of an archive in order.
-
-    Args:
-      file: the archive, uncompressed.
-
-    Yields:
-      Members, which must be read before the next one is asked for.
+    """Yields the members of an archive in order; each must be read before the next one is requested.
 
     Raises:
       tarfile.ReadError: the archive is damaged, or a header exceeds a limit.
