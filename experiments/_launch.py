@@ -12,7 +12,6 @@ it joins processes, locks the work directory, writes the results, and turns erro
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 import types
@@ -60,17 +59,6 @@ def positive(config: Any, *names: str) -> None:
     """Raises InputError if a setting, or an element of a tuple setting, is not a positive number; None passes."""
     for name, value in _values(config, names):
         require_number(name, value, above=0)
-
-
-def json_object(name: str, text: str) -> dict[str, Any]:
-    """Returns the JSON object that a flag holds; raises InputError for anything else."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--{name}={text!r} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f'--{name}={text!r}: give a JSON object, such as {{"num_tokens": 4}}')
-    return value
 
 
 def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
