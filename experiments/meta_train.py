@@ -72,10 +72,7 @@ class Config:
     clip: str = setting("mini", 'a folder, a hub name, or "mini"; the clip that the hierarchy was built with')
     tuner: str = setting("coop(init_text='a photo of a')", "the tuner, NAME or NAME(setting=value, ...)")
     regulator: str = setting("gated_low_rank", "the regulator, NAME or NAME(setting=value, ...)")
-    learn: tuple[str, ...] = setting(
-        ("prompt", "phi", "offsets"),
-        "the learned parts: prompt, phi (the regulator), offsets (of each theme), log_rates (the inner step sizes)",
-    )
+    learn: tuple[str, ...] = setting(("prompt", "phi", "offsets"), "learned parts; also log_rates, the inner steps")
     temperature: float = setting(0.05, "temperature of a task's similarity to the themes")
     steps: int = setting(600, "outer steps")
     batch_size: int = setting(8, "tasks per step, a multiple of the number of devices")
@@ -171,36 +168,15 @@ def make_program(config: Config, prototypes: int) -> tuple[Tuner, Regulator, Met
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TaskSource:
-    """Draws this host's rows of each batch of tasks; it can be sent to worker processes.
-
-    `images` maps members of the hierarchy to the input of the tuner.
-    """
-
-    config: Config
-    episodes: tasks.Episodes
-    images: Callable[[np.ndarray], Any]
-    rows: range
-
-    def training(self, index: int) -> meta.Task:
-        """Returns the batch of a training step."""
-        return self.draw(self.config.seed, index, index / self.config.steps)
-
-    def draw(self, seed: int, index: int, progress: float) -> meta.Task:
-        """Returns a batch."""
-        return self.episodes.batch(seed, index, self.config.batch_size, progress, self.images, self.rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """The parts of one run; `frozen` is the clip on the devices of the step."""
+    """The parts of one run: `frozen` is the clip on the devices, `draw(seed, index, progress)` this host's tasks."""
 
     config: Config
     tuner: Tuner
     regulator: Regulator
     step: MetaStep
     frozen: Clip
-    source: TaskSource
+    draw: Callable[[int, int, float], meta.Task]
 
     def place(self, batch: meta.Task) -> meta.Task:
         """Puts the shares of all hosts on the devices."""
@@ -210,7 +186,7 @@ class Training:
         """Returns mean losses on validation tasks."""
         measured = []
         for index in range(self.config.eval_batches):
-            batch = self.place(self.source.draw(self.config.seed + VALIDATION, index, 1.0))
+            batch = self.place(self.draw(self.config.seed + VALIDATION, index, 1.0))
             measured.append(losses(self.step.evaluate(state.meta, self.frozen, batch)))
         return {f"val_{name}": float(np.mean([each[name] for each in measured])) for name in measured[0]}
 
@@ -251,11 +227,14 @@ def prepare(
     if config.structured or offsets:
         learned = meta.with_structure(learned, episodes.prototypes(), config.temperature, offsets=offsets)
     frozen = step.place(task_clip.replace(transform=None))  # tracing reads the tokenizer, but no transform
-    rows = runtime.own_rows(step.sharding, config.batch_size)
-    source = TaskSource(config, episodes, image_reader(hierarchy, tuner, clip, corpus), rows)
+    images, rows = image_reader(hierarchy, tuner, clip, corpus), runtime.own_rows(step.sharding, config.batch_size)
+
+    def draw(seed: int, index: int, progress: float) -> meta.Task:
+        return episodes.batch(seed, index, config.batch_size, progress, images, rows)
+
     classes = sum(map(len, episodes.themes))
     print(f"tasks: {themes} themes, {classes} classes; omitted: {episodes.left_out}", flush=True)
-    return Training(config, tuner, regulator, step, frozen, source), step.init(learned)
+    return Training(config, tuner, regulator, step, frozen, draw), step.init(learned)
 
 
 def image_reader(
@@ -282,13 +261,13 @@ def image_reader(
 
 def optimize(training: Training, state: MetaState, settings: dict[str, Any], workdir: Any) -> MetaState:
     """Runs all steps, or resumes after the last checkpoint; returns the final state."""
-    config, step = training.config, training.step
+    config, step, draw = training.config, training.step, training.draw  # workers receive only config and draw
     workers = {"workers": config.workers, "prefetch": AHEAD, "processes": config.worker_processes}
     with runtime.Checkpoints(workdir / "checkpoints", settings, may_change=MAY_CHANGE) as checkpoints:
         restored = checkpoints.restore(state)
         first, state = (restored.step, restored.state) if restored else (0, state)
         with (
-            ordered(training.source.training, config.steps, start=first, **workers) as batches,
+            ordered(lambda i: draw(config.seed, i, i / config.steps), config.steps, start=first, **workers) as batches,
             runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
             runtime.Progress(config.steps, "meta-train", initial=first) as progress,
         ):

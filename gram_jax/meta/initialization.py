@@ -49,11 +49,6 @@ def init_meta(prompt: PyTree, phi: PyTree, learning_rate: float) -> Meta:
       phi: new parameters, from the regulator's `init` with that prompt.
       learning_rate: inner step size, > 0; stored as a logarithm, so that learning keeps it positive.
 
-    Example:
-      >>> meta = init_meta({"context": jnp.zeros((4, 8))}, {"context": {}}, learning_rate=0.1)
-      >>> round(meta.rates["context"].item(), 6)
-      0.1
-
     Reference:
       Learned step sizes: "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", here one for each leaf.
     """
@@ -73,11 +68,6 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05, *, 
 
     Returns:
       A `Meta` whose `offsets` can be learned: `make_meta_step(..., learn=("prompt", "phi", "offsets"))`.
-
-    Example:
-      >>> meta = init_meta({"x": jnp.zeros(3)}, {"x": {}}, learning_rate=0.1)
-      >>> with_structure(meta, jnp.eye(5)).offsets["x"].shape
-      (5, 3)
     """
     prototypes = jnp.asarray(prototypes, jnp.float32)
     if prototypes.ndim != 2 or not len(prototypes):

@@ -29,10 +29,6 @@ def contact_sheet(
 
     Raises:
       InputError: there are no images, or the numbers of images and labels differ.
-
-    Example:
-      >>> contact_sheet([np.zeros((32, 32, 3), np.uint8)] * 3, ["a", "b", "c"], columns=2).size
-      (208, 252)
     """
     if not len(images) or len(images) != len(labels):
         raise InputError(f"{len(images)} images and {len(labels)} labels; give as many labels as images")

@@ -127,12 +127,6 @@ def from_groups(
       config: only the settings `domains`, `min_members` and `seed` matter.
       about: the origin.
       report: receives the progress.
-
-    Example:
-      >>> features = np.eye(12, dtype=np.float32)
-      >>> h = from_groups(["pet"] * 12, ["cat", "dog"] * 6, features, features)
-      >>> h.texts, np.bincount(h.classes).tolist()
-      (('cat', 'dog'), [6, 6])
     """
     if len(classes) != len(themes):
         raise InputError(f"{len(themes)} themes and {len(classes)} classes; give one of each for every pair")

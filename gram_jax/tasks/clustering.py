@@ -136,12 +136,7 @@ def assign(
 
 
 def group_counts(labels: np.ndarray, groups: int, matrix: Any) -> Any:
-    """Sums the rows of each group of a sparse or dense matrix; rows with a negative label are ignored.
-
-    Example:
-      >>> group_counts(np.array([1, -1, 1]), 2, np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])).tolist()
-      [[0.0, 0.0], [4.0, 6.0]]
-    """
+    """Sums the rows of each group of a sparse or dense matrix; rows with a negative label are ignored."""
     from scipy.sparse import csr_array
 
     rows = np.flatnonzero(labels >= 0)

@@ -148,15 +148,6 @@ def outline(hierarchy: Hierarchy) -> str:
 
     Args:
       hierarchy: the hierarchy; the numbers after a class are the sizes of its visual domains.
-
-    Example:
-      >>> from gram_jax.tasks import ClusteringConfig, from_groups
-      >>> features = np.eye(12, dtype=np.float32)
-      >>> h = from_groups(["letter"] * 12, ["a", "b"] * 6, features, features, ClusteringConfig(domains=1))
-      >>> print(outline(h).partition("\\n\\n")[2])
-      theme 0: letter (2 classes, 12 pairs)
-        a  6
-        b  6
     """
     h = hierarchy
     sizes = np.bincount(h.classes, minlength=len(h.texts))

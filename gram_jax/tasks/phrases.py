@@ -70,12 +70,7 @@ def words(caption: str) -> list[str]:
 
 
 def number_words(captions: Iterable[Sequence[str]]) -> CaptionWords:
-    """Numbers the words of captions, which are iterated once, in order of their first occurrence.
-
-    Example:
-      >>> number_words([["a", "cat"], [], ["a", "dog"]])
-      CaptionWords(ids=array([0, 1, 0, 2], dtype=int32), starts=array([0, 2, 2, 4]), names=('a', 'cat', 'dog'))
-    """
+    """Numbers the words of captions, which are iterated once, in order of their first occurrence."""
     numbers: collections.defaultdict[str, int] = collections.defaultdict()
     numbers.default_factory = numbers.__len__
     ids, starts = array.array("i"), array.array("q", [0])
@@ -143,10 +138,6 @@ def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) ->
 
     The lists `keys` and `numbers` contain integers >= 0; part i goes from `starts[i]` to `starts[i + 1]`. Empty parts
     give -1.
-
-    Example:
-      >>> least_of_parts(np.array([3, 1, 1, 5]), np.array([7, 9, 8, 2]), np.array([0, 3, 3, 4])).tolist()
-      [8, -1, 2]
     """
     least = np.full(len(starts) - 1, -1, np.int64)
     filled = np.flatnonzero(np.diff(starts))

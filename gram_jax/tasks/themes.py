@@ -44,15 +44,7 @@ def find_themes(
 
     A word counts if it occurs in more than 30 % of the captions of at least 0.3 % of the clusters, with the fourth root
     of this share of clusters as its weight: a word for many things names their theme.
-
-    Args:
-      clusters: int `[pairs]`, the small cluster of each pair.
-      vocabulary: words of the captions.
-      text: float `[pairs, embed_dim]`, read block by block.
-      themes: number of themes.
-      seed: seed of k-means.
-      sample: largest number of pairs for k-means. Default: all.
-      report: receives the progress.
+    `clusters` is the small cluster of each pair, int `[pairs]`; `sample` limits the pairs for k-means.
     """
     report("centroids of themes", 0, 0)
     informative = vocabulary.informative

@@ -77,8 +77,8 @@ def test_words_after_a_context_are_meta_trained_with(clip, hierarchy, config, tm
     # As published: two vectors from "a photo", followed by the words "of a".
     settings = {"tuner": "maple(depth=1)", "steps": 1, "inner_steps": 1, "eval_every": 0}
     learned, _ = meta_train.train(dataclasses.replace(config, **settings), epath.Path(tmp_path), clip, hierarchy)
-    start = tuners.maple(depth=1).init(jax.random.key(0), clip, None)
-    for after, before in zip(jax.tree.leaves(learned.prompt), jax.tree.leaves(start), strict=True):
+    initial = tuners.maple(depth=1).init(jax.random.key(0), clip, None)
+    for after, before in zip(jax.tree.leaves(learned.prompt), jax.tree.leaves(initial), strict=True):
         assert after.shape == before.shape
         assert not np.allclose(after, before, atol=1e-4)
 
@@ -86,16 +86,16 @@ def test_words_after_a_context_are_meta_trained_with(clip, hierarchy, config, tm
 def test_learns_prompt_and_regulator_and_keeps_the_rates(clip, hierarchy, trained):
     _, learned, _ = trained
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2, hidden=3)
-    start = tuner.init(jax.random.key(0), clip, None)
-    phi = regulator.init(jax.random.key(1), start)
+    initial = tuner.init(jax.random.key(0), clip, None)
+    phi = regulator.init(jax.random.key(1), initial)
     # Adam's first steps are as long as the learning rate in every entry, and the schedule falls from there.
-    moved = np.abs(learned.prompt["context"] - start["context"])
+    moved = np.abs(learned.prompt["context"] - initial["context"])
     assert 0.01 < moved.max() < 0.04 + 1e-6
     changed = jax.tree.map(lambda new, old: bool(np.any(new != old)), learned.phi, phi)
     assert changed["context"]["up"]
     assert np.allclose(learned.rates["context"], 0.5)
     # An offset for each theme, whose prototype is where the theme's images and texts lie.
-    assert learned.offsets["context"].shape == (2, *start["context"].shape)
+    assert learned.offsets["context"].shape == (2, *initial["context"].shape)
     assert all(0.01 < np.abs(offset).max() < 0.04 + 1e-6 for offset in learned.offsets["context"] * 2)
     images = [hierarchy.image_features[hierarchy.themes[hierarchy.classes] == theme].mean(0) for theme in (0, 1)]
     width = clip.config.embed_dim

@@ -1,4 +1,4 @@
-"""A structured start in experiments.evaluate and experiments.predict: each draw begins where its own context says."""
+"""A structured initialization in experiments.evaluate and predict: each draw has the prompt of its own context."""
 
 import random
 
@@ -58,7 +58,7 @@ def begin(learned, vector):
     return np.asarray(learned.prompt["context"]) + np.tensordot(weights, np.asarray(learned.offsets["context"]), 1)
 
 
-def test_every_draw_starts_at_its_own_prompt(made, tmp_path):
+def test_every_draw_begins_at_its_own_prompt(made, tmp_path):
     folder, clip, dataset, learned = made
     config = evaluate.Config(
         meta=str(folder / "meta.safetensors"),
@@ -82,18 +82,18 @@ def test_every_draw_starts_at_its_own_prompt(made, tmp_path):
         [[p for p in dataset.select("test") if dataset.labels[p] == label][:8] for label in range(29)]
     )
     images = gram.encode_image(clip, clip.preprocess(dataset.images(test)))
-    expected, starts = [], []
+    expected, initial = [], []
     for seed in SEEDS:
-        starts.append(begin(learned, context(clip, dataset, seed)))
-        prompt = TextPrompt(np.float32(starts[-1]))
+        initial.append(begin(learned, context(clip, dataset, seed)))
+        prompt = TextPrompt(np.float32(initial[-1]))
         texts = gram.encode_classes(clip, clip.class_tokens(dataset.class_names), prompt)
         expected.append(float(np.mean(np.argmax(images @ texts.T, -1) == dataset.labels[test])))
-    assert np.abs(starts[0] - starts[1]).max() > 0.01
+    assert np.abs(initial[0] - initial[1]).max() > 0.01
     assert expected[0] != expected[1]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_predict_asks_for_the_kind_that_the_names_tell(made):
+def test_predict_uses_the_class_names_as_context(made):
     folder, clip, dataset, learned = made
     _, prompt = predict.load_prompt(str(folder / "meta.safetensors"), clip, dataset.class_names)
     width = clip.config.embed_dim
@@ -114,7 +114,7 @@ def test_prompts_follow_class_names_to_another_dataset(made, tmp_path):
         shots=(1,),
         seeds=SEEDS,
         steps=(1,),
-        gram_learning_rate=(1e-12,),  # the start is the tuned prompt
+        gram_learning_rate=(1e-12,),  # the tuned prompt is the initial one
         report_steps=(),
         max_test_images=8,
     )

@@ -78,10 +78,6 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
       seed: the seed of the corpus.
       difficulty: from 0 to 1.
       page: number of consecutive pairs that share a family, as the pictures of a web page do; 1: independent pairs.
-
-    Example:
-      >>> pair(7).image.dtype, pair(7).caption == pair(7).caption
-      (dtype('uint8'), True)
     """
     rng = stream("corpus", seed, index)
     names, cumulative = _family_weights()

@@ -128,9 +128,9 @@ def test_adapting_equals_the_regulator_chained_with_sgd(small_clip):
     prompt, state = meta.prompt, optimizer.init(meta.prompt)
     for _ in range(4):
         prompt, state = step(prompt, state)
-    for one, other, start in zip(*map(jax.tree.leaves, (adapted, prompt, meta.prompt)), strict=True):
+    for one, other, initial in zip(*map(jax.tree.leaves, (adapted, prompt, meta.prompt)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-        assert np.abs(one - start).max() > 1e-3
+        assert np.abs(one - initial).max() > 1e-3
 
 
 def test_memory_does_not_grow_with_the_inner_steps():

@@ -21,7 +21,7 @@ class Quadratic:
         rng = np.random.default_rng(seed)
         root = rng.normal(size=(SIZE, SIZE))
         self.matrix = root @ root.T / SIZE
-        self.best, self.start, self.target = rng.normal(size=(3, SIZE))
+        self.best, self.initial, self.target = rng.normal(size=(3, SIZE))
         self.scale = 0.3 * rng.normal(size=SIZE)
         self.contraction = np.eye(SIZE) - RATE * np.diag(1 + self.scale) @ self.matrix
 
@@ -29,22 +29,22 @@ class Quadratic:
         return np.linalg.matrix_power(self.contraction, k)
 
     def at(self, k):
-        return self.best + self.power(k) @ (self.start - self.best)
+        return self.best + self.power(k) @ (self.initial - self.best)
 
     def raw_gradient(self, k):
         return self.matrix @ (self.at(k) - self.best)
 
     def meta_gradients(self, steps, last, first_order):
-        """Of |theta_K - target|^2 / 2 with respect to the start, s and the rate; through the last steps alone."""
+        """Returns the gradients of |theta_K - target|^2 / 2 by theta_0, s and the rate, through the last steps only."""
         residual = self.at(steps) - self.target
-        start = residual if first_order else self.power(last).T @ residual
+        initial = residual if first_order else self.power(last).T @ residual
         scale, rate = np.zeros(SIZE), 0.0
         for k in range(steps - last, steps):
             # What a change of step k becomes by the end.
             pulled = residual if first_order else self.power(steps - 1 - k).T @ residual
             scale -= RATE * pulled * self.raw_gradient(k)
             rate -= pulled @ ((1 + self.scale) * self.raw_gradient(k))
-        return start, scale, rate
+        return initial, scale, rate
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
@@ -58,7 +58,7 @@ def test_meta_gradients_equal_the_closed_form(steps, gradient):
     with jax.enable_x64(True):
 
         @jax.jit
-        def meta_loss(start, scale, rate):
+        def meta_loss(initial, scale, rate):
             def loss(prompt, batch):
                 offset = prompt["x"][0] - batch["best"]
                 return offset @ batch["matrix"] @ offset / 2
@@ -67,7 +67,7 @@ def test_meta_gradients_equal_the_closed_form(steps, gradient):
             phi = {"x": {"scale": scale, "shift": jnp.zeros(SIZE)}}
             end, losses = adapt(
                 loss,
-                {"x": start[None]},
+                {"x": initial[None]},
                 phi,
                 support,
                 regulator=regulators.affine(),
@@ -78,7 +78,7 @@ def test_meta_gradients_equal_the_closed_form(steps, gradient):
             )
             return jnp.sum((end["x"] - problem.target) ** 2) / 2, (end["x"][0], losses)
 
-        arguments = jnp.asarray(problem.start), jnp.asarray(problem.scale), jnp.asarray(RATE)
+        arguments = jnp.asarray(problem.initial), jnp.asarray(problem.scale), jnp.asarray(RATE)
         found, (end, losses) = jax.jit(jax.grad(meta_loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
     np.testing.assert_allclose(end, problem.at(steps), rtol=1e-12)
     offsets = [problem.at(k) - problem.best for k in range(steps)]

@@ -102,7 +102,7 @@ def test_a_step_learns_offsets_and_nothing_else(structured, prototypes):
     )
     state, metrics = step(step.init(structured), jnp.zeros(()), tasks)
     moved = np.abs(np.asarray(state.meta.offsets["x"] - structured.offsets["x"])).sum((1, 2))
-    assert (moved[:4] > 2 * moved[4]).all()  # no task was of the last kind
+    assert (moved[:4] > 2 * moved[4]).all()  # no task was near the last prototype
     np.testing.assert_array_equal(state.meta.prompt["x"], structured.prompt["x"])
     np.testing.assert_array_equal(state.meta.structure.prototypes, structured.structure.prototypes)
     assert metrics["offsets_gradient_norm"] > 0

@@ -39,28 +39,28 @@ def toy_step(regulator=None, optimizer=None, **settings):
     return make_meta_step(toy_loss, regulator or regulators.affine(), optimizer or optax.sgd(0.1), **settings)
 
 
-def toy_meta(start=0.7):
-    prompt = {"x": jnp.full((1, 1), start)}
+def toy_meta(first=0.7):
+    prompt = {"x": jnp.full((1, 1), first)}
     return init_meta(prompt, regulators.affine().init(jax.random.key(0), prompt), learning_rate=RATE)
 
 
 def test_a_step_is_a_gradient_step_on_the_mean_over_tasks():
-    frozen, start, tasks = 1.5, 0.7, toy_tasks()
+    frozen, first, tasks = 1.5, 0.7, toy_tasks()
     step = toy_step()
-    state, metrics = step(step.init(toy_meta(start)), jnp.float32(frozen), tasks)
+    state, metrics = step(step.init(toy_meta(first)), jnp.float32(frozen), tasks)
     # x_K = best + shrink^K (x - best) for each task, with best = mean of the support / frozen.
     support, same, cross = (np.mean(batch, axis=1) for batch in (tasks.support, tasks.same, tasks.cross))
     shrink = 1 - RATE * frozen**2
-    end = support / frozen + shrink**3 * (start - support / frozen)
+    end = support / frozen + shrink**3 * (first - support / frozen)
     np.testing.assert_allclose(metrics["same"], (frozen * end - same) ** 2 / 2, rtol=1e-5)
     np.testing.assert_allclose(metrics["cross"], (frozen * end - cross) ** 2 / 2, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], metrics["same"] + 0.5 * metrics["cross"], rtol=1e-6)
-    np.testing.assert_allclose(metrics["support"][:, 0], (frozen * start - support) ** 2 / 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["support"][:, 0], (frozen * first - support) ** 2 / 2, rtol=1e-5)
     residual = frozen * (frozen * end - same) + 0.5 * frozen * (frozen * end - cross)
     gradient = np.mean(residual * shrink**3)
-    np.testing.assert_allclose(state.meta.prompt["x"], [[start - 0.1 * gradient]], rtol=1e-5)
+    np.testing.assert_allclose(state.meta.prompt["x"], [[first - 0.1 * gradient]], rtol=1e-5)
     np.testing.assert_allclose(metrics["prompt_gradient_norm"], abs(gradient), rtol=1e-4)
-    by_scale = np.mean(residual * -3 * RATE * frozen**2 * shrink**2 * (start - support / frozen))
+    by_scale = np.mean(residual * -3 * RATE * frozen**2 * shrink**2 * (first - support / frozen))
     np.testing.assert_allclose(state.meta.phi["x"]["scale"], [-0.1 * by_scale], rtol=1e-4)
     assert state.step == 1
 
@@ -110,13 +110,13 @@ def test_it_compiles_once_and_uses_up_its_state_alone():
 
     step = make_meta_step(loss, regulators.affine(), optax.adam(0.1), steps=3, devices=jax.devices()[:1])
     meta, frozen = toy_meta(), jnp.float32(1.5)
-    first = step.init(meta)
-    state, _ = step(first, frozen, toy_tasks())
+    before = step.init(meta)
+    state, _ = step(before, frozen, toy_tasks())
     count = len(traces)
     for _ in range(3):
         state, _ = step(state, step.place(frozen), jax.tree.map(jnp.asarray, toy_tasks()))
     assert len(traces) == count
-    assert first.meta.prompt["x"].is_deleted()
+    assert before.meta.prompt["x"].is_deleted()
     assert meta.prompt["x"].item() == pytest.approx(0.7)
     assert frozen.item() == 1.5
 

@@ -30,14 +30,14 @@ def many():
             for member in range(12):
                 themes.append(f"theme {theme}")
                 classes.append(WORDS[(theme * 3 + number) % len(WORDS)])
-                look = np.eye(16)[15] * (3 if member % 2 else -3)
-                features.append(rng.standard_normal(16) * 0.1 + look + np.eye(16)[number])
+                appearance = np.eye(16)[15] * (3 if member % 2 else -3)
+                features.append(rng.standard_normal(16) * 0.1 + appearance + np.eye(16)[number])
     features = np.array(features, np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return from_groups(themes, classes, features, rng.standard_normal(features.shape))
 
 
-def check(h, config, episode, kind):
+def check(h, config, episode, shift):
     ways, cross_ways = config.ways, config.other_ways
     for classes, count in ((episode.classes, ways), (episode.cross_classes, cross_ways)):
         assert len({h.texts[number] for number in classes}) == len(classes) == count
@@ -52,7 +52,7 @@ def check(h, config, episode, kind):
     assert len(set(own)) == len(own)
     assert len(set(episode.cross)) == len(episode.cross)
     first, second = set(h.themes[episode.classes]), set(h.themes[episode.cross_classes])
-    if kind == "domain":
+    if shift == "domain":
         assert len(set(rows)) == len(rows)
         np.testing.assert_array_equal(episode.classes, episode.cross_classes)
         for number in episode.classes:
@@ -60,7 +60,7 @@ def check(h, config, episode, kind):
             outside = set(h.domains[episode.cross[h.classes[episode.cross] == number]])
             assert len(inside) == 1
             assert not inside & outside
-    elif kind == "class":
+    elif shift == "class":
         assert len(set(rows)) == len(rows)
         texts = {h.texts[number] for number in (*episode.classes, *episode.cross_classes)}
         assert len(texts) == ways + cross_ways
@@ -80,10 +80,10 @@ def test_every_episode_is_what_it_must_be(many, small_clip, cross, progress):
     spread = []
     for index in range(60):
         episode = episodes.draw(3, index, progress)
-        kind = cross if cross != "both" else ("domain", "theme")[index % 2]
-        first, second = check(many, episodes.config, episode, kind)
+        shift = cross if cross != "both" else ("domain", "theme")[index % 2]
+        first, second = check(many, episodes.config, episode, shift)
         spread.append(len(first))
-        if progress == 1 and kind == "class":
+        if progress == 1 and shift == "class":
             assert first == second
     # The curriculum begins with as many themes as there is room for, less where texts come again; it ends with one.
     if progress == 0:

@@ -40,8 +40,8 @@ def test_themes_are_those_of_the_rule(corpus):
     weights = spread[kept] ** 0.25
     common = np.where(share[:, kept] > 0.1, share[:, kept], 0)
     means = np.array([text[clusters == cluster].astype(float).sum(0) for cluster in range(36)])
-    said = unit(unit(words[:, kept] * weights) + unit(common * weights)[clusters])
-    rows = np.concatenate([said, 0.3 * unit(means)[clusters]], axis=1)
+    word_rows = unit(unit(words[:, kept] * weights) + unit(common * weights)[clusters])
+    rows = np.concatenate([word_rows, 0.3 * unit(means)[clusters]], axis=1)
     assert 3 < kept.sum() < len(kept) - 20  # neither noise nor appearance
 
     found = find_themes(clusters, vocabulary, text, 3, seed=0)
