@@ -32,9 +32,7 @@ class Flags:
     """The methods, the datasets, and the measurements. None stands for a default that depends on other flags."""
 
     preset: str | None = setting(
-        None,
-        "a published recipe, for every flag that is not given; experiments/evaluate/presets.py names its source",
-        choices=presets.NAMES,
+        None, "a published recipe, for every flag that is not given; see presets.py", choices=presets.NAMES
     )
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     tuner: str | None = setting(
@@ -45,7 +43,7 @@ class Flags:
     regularizers: str | None = _preset(
         "regularizers",
         "added to the loss, such as npt(centered=True):1.0,kgcoop:8; without a weight, the published one; some of "
-        f" {', '.join(objectives.NAMES)}",
+        f"{', '.join(objectives.NAMES)}",
     )
     regulator: str | None = setting(
         None,
@@ -60,9 +58,7 @@ class Flags:
         "loss", "cross_entropy, or DPT's loss in stages for --tuner=dpt: dpt(guided_epochs=30, class_weight=0.3)"
     )
     aggregation: tuple[float, ...] | None = setting(
-        None,
-        "mean and width, in epochs, of the Gaussian weights of the prompts of all epochs; default the last prompts, or "
-        "the preset's",
+        None, "mean and width, in epochs, of the Gaussian weights of the prompts of all epochs; default the preset's"
     )
     meta: str = setting("", "meta checkpoint; empty for none")
     controls: tuple[str, ...] = setting((), "further meta checkpoints, NAME=PATH", repeated=True)
@@ -103,18 +99,14 @@ class Flags:
         "part_rates", "multiples of a given learning rate by part of the prompt, such as visual:5,class_aware:5"
     )
     part_warmup: str | None = setting(
-        None,
-        "epochs at 1e-5 under --schedule=warmup_cosine by part of the prompt, such as visual:10; default 1, or the "
-        "preset's",
+        None, "epochs of warmup_cosine at 1e-5 by part of the prompt, such as visual:10; default 1, or the preset's"
     )
     steps: tuple[int, ...] | None = _preset("steps", "candidate numbers of optimizer steps")
     epochs: tuple[int, ...] | None = setting(
         None, "candidate numbers of epochs, instead of --steps; the rest of an epoch, too small a batch, is dropped"
     )
     init_text: tuple[str, ...] | None = setting(
-        None,
-        'candidate words that the tuner alone is initialized from, empty for random values; default "a photo of a"',
-        repeated=True,
+        None, 'candidate words of the initialization, empty for random values; default "a photo of a"', repeated=True
     )
     batch_size: int | None = _preset("batch_size", "images per step")
     optimizer: str | None = _preset("optimizer", "the optimizer; adamw for test_time", (*step.OPTIMIZERS, "adamw"))
@@ -134,8 +126,7 @@ class Flags:
     test_time_batch: int = setting(16, "test_time: images that are tuned on side by side")
     report_steps: tuple[int, ...] = setting((0, 1, 5), "steps that are measured besides the last one")
     select_seeds: tuple[int, ...] = setting(
-        (101, 102, 103),
-        "seeds of the draws that settings are selected on; as many as --seeds share compiled steps",
+        (101, 102, 103), "seeds of the draws that settings are selected on; as many as --seeds share compiled steps"
     )
     select_shots: tuple[int, ...] | None = setting(None, "shots that settings are selected on; default all of --shots")
     metrics: tuple[str, ...] = setting(
@@ -150,9 +141,7 @@ class Flags:
     shard_classes: bool = setting(False, "spread the classes over the devices of this process, for thousands of them")
     dataset_seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
     feature_store: str | None = setting(
-        None,
-        "local folder of image features that later runs read; default the folder features beside --workdir; empty for "
-        "none",
+        None, "local folder of image features for later runs; default features beside --workdir; empty for none"
     )
     save_prompts: bool = setting(False, "write the tuned prompts of the first seed to WORKDIR/prompts")
     save_confusion: bool = setting(False, "write confusion matrices after the last step to WORKDIR/confusion")

@@ -20,12 +20,7 @@ from .settings import Settings
 
 
 class Opened(NamedTuple):
-    """A dataset that is tuned on.
-
-    Attributes:
-      dataset: the dataset.
-      targets: for each protocol, what is tested besides, by domain.
-    """
+    """A dataset that is tuned on, and for each protocol, what is tested besides, by domain."""
 
     dataset: Dataset
     targets: dict[Protocol, dict[str, Dataset]]

@@ -14,7 +14,7 @@ import jax
 from gram_jax import objectives, regulators, tuners
 from gram_jax.errors import InputError, nearest, require_int, require_known, require_number
 from gram_jax.evaluation import BaselineMethod, Protocol, TestTimePlan, TuningPlan, baselines, measures, protocols
-from gram_jax.evaluation.plans import Length, StagedLoss
+from gram_jax.evaluation.plans import Length, StagedLoss, require_one_gradient
 from gram_jax.evaluation.protocols import TEST_TIME
 from gram_jax.registry import Call, parse_call, split_calls
 from gram_jax.regulators import Regulator
@@ -374,11 +374,7 @@ def _check_composition(settings: Settings) -> None:
     if settings.plan.staged is not None:
         if named:
             raise InputError(f"{text} and --loss=dpt: DPT's loss has no regularizers; drop one of them")
-        if settings.regulator is not None and "reference" in settings.fixed_regulator.settings:
-            raise InputError(
-                f"--regulator={settings.regulator} and --loss=dpt: the regulator compares the gradient with a second "
-                "one of the same forward pass, which DPT's loss does not provide; drop one of them"
-            )
+        require_one_gradient(settings.fixed_regulator)
     if settings.plan.alternating:
         _check_alternating(settings, text if named else "")
 

@@ -69,13 +69,7 @@ def task_of(dataset: Dataset, protocol: Protocol, shots: int | None, seeds: Sequ
 
 
 class Trial(NamedTuple):
-    """One setting of a method on one task.
-
-    Attributes:
-      encoder: reads and encodes the images.
-      task: the draws.
-      candidate: the setting.
-    """
+    """One setting of a method on one task, with the encoder that reads its images."""
 
     encoder: Encoder
     task: Task
@@ -102,10 +96,8 @@ class Method:
     def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> Any:
         """Returns whatever is learned from the labeled images of a task.
 
-        Args:
-          trial: the encoder, the draws and the setting.
-          report: optimizer steps after which predictions are wanted besides the last one.
-          measure_cost: whether time and memory of a step are measured.
+        `report` lists optimizer steps after which predictions are wanted besides the last one; `measure_cost` asks for
+        time and memory of a step.
         """
         return None
 
@@ -154,11 +146,7 @@ class PromptMethod(Method):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Method):
-    """The frozen clip under one template.
-
-    Attributes:
-      template: a text with one "{}"; None for each dataset's own template.
-    """
+    """The frozen clip under one template; None stands for each dataset's own template."""
 
     template: str | None = PHOTO
 
@@ -182,9 +170,6 @@ class BaselineMethod(Method):
 
     Settings are chosen on the validation images of the draw, min(shots, 4) per class. A baseline that reads labels
     classifies the classes that it was fitted to; parts with other classes are left out.
-
-    Attributes:
-      baseline: the baseline.
     """
 
     baseline: Baseline | None = None

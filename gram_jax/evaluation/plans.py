@@ -93,16 +93,11 @@ class TuningPlan:
         return Length(self.steps) if self.epochs is None else Length(epochs=self.epochs)
 
     def compile(self, tuner: Tuner, regulator: Regulator) -> Compiled:
-        """Returns the step of a tuner under a regulator, which is compiled when it is first taken.
-
-        Raises:
-          InputError: the loss and the regulator cannot be combined, or a setting has an impossible value.
-        """
+        """Returns the step of a tuner under a regulator, which is compiled when it is first taken."""
         descent = {"momentum": self.momentum, "weight_decay": self.weight_decay, "schedule": self.schedule}
         held = regulator.settings.get("reference", "")
-        loss = None
-        if self.regularizers or held:
-            loss = objectives.batch_loss(tuner, self.regularizers, reference=held)
+        needed = self.regularizers or held
+        loss = objectives.batch_loss(tuner, self.regularizers, reference=held) if needed else None
         if self.alternating:
             return Compiled(tuning_lib.make_alternating(tuner, regulator, **descent), loss)
         function = None if loss is None else loss.loss
@@ -145,7 +140,4 @@ def by_part(flag: str, numbers: Mapping[str, float], other: float, prompt: Any, 
 def require_one_gradient(regulator: Regulator) -> None:
     """Raises InputError if a regulator compares the gradient with a second one, which DPT's loss does not provide."""
     if "reference" in regulator.settings:
-        raise InputError(
-            f"--regulator={regulator.name} and --loss=dpt: {regulator.name} compares the gradient with a second one of "
-            "the same forward pass, which DPT's loss does not provide; drop one of them"
-        )
+        raise InputError(f"regulator={regulator.name} reads a second gradient, and loss=dpt has none; drop one of them")

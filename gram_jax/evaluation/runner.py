@@ -76,7 +76,10 @@ def evaluate(
     encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
     dataset, *others = (load_dataset(each) if isinstance(each, str) else each for each in (dataset, *targets))
     protocol = parse(protocol)
-    require_targets(protocol, [each.name for each in others])
+    if bool(others) > bool(protocol.elsewhere):
+        raise InputError(f"targets={', '.join(each.name for each in others)}: {protocol.name} tests no other dataset")
+    if protocol.transfer and not others:
+        raise InputError(f"{protocol.name} tests other datasets than it tunes on; give some as targets")
     method = as_method(method, protocol, plan)
     require_compatible(method, protocol)
     if len(method.candidates) > 1:
@@ -208,11 +211,3 @@ def require_compatible(method: Method, protocol: Protocol) -> None:
             f"a class-specific prompt of {method.tuner.name} has no parameters for the new classes of {protocol.name}; "
             "use few_shot"
         )
-
-
-def require_targets(protocol: Protocol, names: Sequence[str]) -> None:
-    """Raises InputError if a protocol has no targets to be tested on, or has some and does not test them."""
-    if names and not protocol.elsewhere:
-        raise InputError(f"targets={', '.join(names)}: {protocol.name} tests no other dataset; leave them out")
-    if protocol.transfer and not names:
-        raise InputError(f"{protocol.name} tests other datasets than it tunes on; give some as targets")

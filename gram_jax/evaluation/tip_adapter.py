@@ -37,16 +37,9 @@ def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
 def search(
     state: State, logit_scale: Array, queries: np.ndarray, answers: np.ndarray, alpha: float | None, beta: float | None
 ) -> tuple[float, float]:
-    """Returns the alpha and beta of the best accuracy on labeled queries; given ones stay.
+    """Returns the alpha and beta of the best accuracy on labeled queries `[images, embed_dim]`; given ones stay.
 
-    Args:
-      state, logit_scale: as in `cached_logits`.
-      queries: `[images, embed_dim]`.
-      answers: int `[images]`.
-      alpha, beta: the given values, or None.
-
-    Returns:
-      Alpha and beta: the first of the best on the published grid, whose inner loop is over alpha.
+    Of equal ones, the first on the published grid counts; its inner loop is over alpha.
     """
     alphas, betas = (
         np.arange(_STEPS[name]) * (_TOPS[name] - 0.1) / _STEPS[name] + 0.1 if given is None else np.array([given])
@@ -73,18 +66,10 @@ def tune_keys(
     batch_size: int,
     seed: int,
 ) -> Array:
-    """Returns the keys after tuning them on the labeled features by AdamW under a cosine schedule.
+    """Returns the keys `[cached, embed_dim]` after tuning them by AdamW under a cosine schedule.
 
-    Args:
-      state, logit_scale: as in `cached_logits`; the keys are the labeled features.
-      labels: int `[cached]`.
-      epochs: passes over the features.
-      learning_rate: the rate of AdamW.
-      batch_size: features per step; the last batch of a pass may be smaller.
-      seed: the seed of their order.
-
-    Returns:
-      `[cached, embed_dim]`, no longer normalized.
+    The keys of the state are the labeled features. The last batch of a pass may be smaller; the seed is that of the
+    order.
     """
     orders = jnp.asarray(_orders(len(labels), batch_size, epochs, seed))
     schedule = optax.cosine_decay_schedule(learning_rate, len(orders))

@@ -28,16 +28,7 @@ class TunedMethod(PromptMethod):
     """Prompts that are tuned on labeled images; `plan` is a `TuningPlan`."""
 
     def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> tuning_lib.Tuned:
-        """Tunes one prompt for each seed, side by side, on its own draw.
-
-        Args:
-          trial: the encoder, the draws and the setting.
-          report: steps whose prompts are kept besides the last ones.
-          measure_cost: whether time and memory of a step are measured.
-
-        Returns:
-          The prompts by step, `[runs, ...]` each leaf, and the metrics of every step.
-        """
+        """Tunes one prompt for each seed, side by side, on its own draw."""
         (encoder, task, candidate), supports = trial, trial.task.supports()
         context = task_contexts(encoder, supports) if self.needs_context else None
         prompts = self._initial_prompts(trial, supports[0].class_names, context)
