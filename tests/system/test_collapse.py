@@ -378,7 +378,7 @@ def test_impossible_settings_are_refused(changes, message):
     ("changes", "message"),
     [
         ({"dataset": ("glyphs:klingon",)}, "there is no glyph dataset 'klingon'"),
-        ({"shots": (4, 64)}, "64 shots are asked for"),
+        ({"shots": (4, 64)}, "shots=64"),
         ({"tuner": "vpt", "regularizers": ("kgcoop",)}, "kgcoop .*'vpt'"),
         ({"tuner": "coop(class_specific=True)"}, "class-specific prompt of coop"),
     ],

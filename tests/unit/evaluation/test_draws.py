@@ -82,10 +82,10 @@ def test_long_tails_are_parts_of_the_few_shot_draw(dataset, ratio):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((0.5, 7, 1), "has 6 images of split 'train', and 7 shots"),
+        ((0.5, 7, 1), "shots=7: .*has 6 images of split 'train'"),
         ((1.5, 4, 1), "is not defined"),
-        ((0.5, 4, 1, [0, 0]), r"labels \[0, 0\] are no choice of the 4 classes of 'toy'"),
-        ((0.5, 4, 1, [0, 4]), "no choice of the 4 classes"),
+        ((0.5, 4, 1, [0, 0]), r"labels \[0, 0\].* 4 classes of 'toy'"),
+        ((0.5, 4, 1, [0, 4]), r"labels \[0, 4\].* 4 classes"),
     ],
 )
 def test_long_tails_refuse(dataset, settings, message):
@@ -109,9 +109,9 @@ def test_few_shot_leaves_the_global_generator_alone(dataset):
 @pytest.mark.parametrize(
     ("shots", "split", "message"),
     [
-        (7, "train", "has 6 images of split 'train', and 7 shots are asked for; ask for at most 6"),
+        (7, "train", "shots=7: .*has 6 images of split 'train'.* 6"),
         (3, "test", "class 'a' of 'toy' has 2 images of split 'test'"),
-        (0, "train", "shots is 0"),
+        (0, "train", "shots=0"),
         (1, "val", "no images of split 'val'"),
     ],
 )
