@@ -279,7 +279,7 @@ def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_i
 def _check_validation(names: Sequence[str], validation: Labeled | None, settings: str) -> tuple[np.ndarray, np.ndarray]:
     if validation is None:
         raise InputError(
-            f"{settings} are chosen on validation features; pass validation=(features, labels) or set them"
+            f"{settings}: chosen on validation features; pass validation=(features, labels), or set a value"
         )
     return _check_labeled(names, *validation)
 

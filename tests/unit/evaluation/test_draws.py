@@ -83,7 +83,7 @@ def test_long_tails_are_parts_of_the_few_shot_draw(dataset, ratio):
     ("settings", "message"),
     [
         ((0.5, 7, 1), "shots=7: .*has 6 images of split 'train'"),
-        ((1.5, 4, 1), "is not defined"),
+        ((1.5, 4, 1), "1.5"),
         ((0.5, 4, 1, [0, 0]), r"labels \[0, 0\].* 4 classes of 'toy'"),
         ((0.5, 4, 1, [0, 4]), r"labels \[0, 4\].* 4 classes"),
     ],
