@@ -54,8 +54,8 @@ def published_datasets() -> list[list[str]]:
 
     lines = [["name", "folder", "classes", "train / val / test", "template"]]
     for each in DATASETS.values():
-        sizes = " / ".join(f"{size:,}" if size else "-" for size in each.sizes)
-        lines.append([each.name, each.folder, f"{each.classes:,}", sizes, each.template])
+        classes, *sizes = (f"{count:,}" if count else "-" for count in each.counts)
+        lines.append([each.name, each.folder, classes, " / ".join(sizes), each.template])
     return lines
 
 

@@ -4,7 +4,7 @@
     python -m experiments.build_tasks --features=runs/embed_corpus/store
     python -m experiments.embed_corpus --corpus=array_record:runs/prepare_corpus/dataset --pairs=0 --clip=CLIP
     python -m experiments.embed_corpus --dataset=glyphs:greek_small,glyphs:arabic --views=8 --workdir=runs/features
-    python -m experiments.evaluate --dataset=glyphs:greek_small,glyphs:arabic --features=runs/features/store
+    python -m experiments.evaluate --dataset=glyphs:greek_small,glyphs:arabic --feature_store=runs/features/store
 
 Writes WORKDIR/store. The store of a corpus holds image features and text features of the captions, for
 experiments.build_tasks. For a dataset, WORKDIR/store/DATASET holds image features, and --views adds augmented views of
