@@ -61,7 +61,7 @@ def test_a_second_run_reads_what_is_there(config, done, monkeypatch):
         raise AssertionError("computed again")
 
     workdir, results = done
-    monkeypatch.setattr("experiments.evaluate.run.tuned_rows", never)
+    monkeypatch.setattr("experiments.evaluate.run.method_rows", never)
     monkeypatch.setattr("experiments.build_tasks.build_hierarchy", never)
     assert quickstart.run(config, workdir).rows == results.rows
 
