@@ -37,7 +37,7 @@ def choose_tuner(settings: Settings) -> Tuner:
     call = settings.tuner_call
     if not settings.meta:
         return tuners.make(call.name, **call.settings)
-    tuner = _described(settings.meta).tuner
+    tuner = artifacts.describe(settings.meta).tuner
     if call is None:
         return tuner
     if call.name != tuner.name:
@@ -88,16 +88,15 @@ def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], L
 
 def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> LoadedMeta:
     """Returns a meta checkpoint of a tuner, which may have been learned from other words."""
-    own = _described(path).tuner
-    if own.name != tuner.name:
-        raise InputError(f"{path} was learned with the tuner {own.name!r}, not with {tuner.name!r}")
-    for name in sorted((own.settings.keys() | tuner.settings.keys()) - set(_INITIAL)):
-        if own.settings.get(name) != tuner.settings.get(name):
+    loaded = artifacts.load_meta(path, clip)
+    own, expected = (dict(each.settings) | {"tuner": each.name} for each in (loaded.tuner, tuner))
+    for name in sorted((own.keys() | expected.keys()) - set(_INITIAL), key=lambda name: (name != "tuner", name)):
+        if own.get(name) != expected.get(name):
             raise InputError(
-                f"{path} was learned with {name}={own.settings.get(name)!r} of the tuner, not with "
-                f"{tuner.settings.get(name)!r}; compare checkpoints of one tuner"
+                f"{path} was learned with {name}={own.get(name)!r}, not {expected.get(name)!r}; compare checkpoints of "
+                "one tuner"
             )
-    return artifacts.load_meta(path, clip)
+    return loaded
 
 
 class _Family:
@@ -224,13 +223,6 @@ def _lengths(settings: Settings) -> list[tuple[dict[str, Any], Callable[[str, in
     if settings.preset is not None:
         return [({"epochs": f"those of {settings.preset}"}, settings.length)]
     return [({"steps": steps}, functools.partial(settings.length, steps=steps)) for steps in settings.steps]
-
-
-def _described(path: str) -> artifacts.Description:
-    described = artifacts.describe(path)
-    if described.kind != artifacts.META:
-        raise InputError(f"{path} holds {described.kind!r}, not a meta checkpoint; give one that meta_train wrote")
-    return described
 
 
 def _shapes(prompt: Any) -> list[tuple[int, ...]]:

@@ -42,9 +42,6 @@ class Encoder:
         other weights, transforms or datasets have folders of their own.
       log: is called with lines of text, such as the memory that a step needs; None drops them.
 
-    Raises:
-      InputError: the devices cannot share class lists evenly.
-
     Example:
       >>> from gram_jax.data import load_dataset
       >>> from gram_jax.testing import tiny_clip
@@ -82,13 +79,15 @@ class Encoder:
         self._announced: dict[str, int] = {}
 
     def add(self, dataset: Dataset) -> None:
-        """Announces a whole dataset, so that the features of its parts can be stored; opens its store.
+        """Announces a whole dataset, so that its parts share features; opens its store.
 
         Raises:
           StoreError: the store has features of other images, or is damaged.
         """
-        if dataset.name not in self._whole:
+        known = self._whole.get(dataset.name)
+        if known is None or (known is not dataset and known.content_hash != dataset.content_hash):
             self._whole[dataset.name] = dataset
+            self._banks = {key: bank for key, bank in self._banks.items() if key[0] != dataset.name}
             self._bank(dataset, 0)
 
     def features(self, dataset: Dataset) -> np.ndarray:
@@ -158,22 +157,18 @@ class Encoder:
 
         def make() -> np.ndarray:
             pixels = self.test_views(dataset, position, seed, count)
-            return map_batches(
-                lambda batch: encode_image(self.clip, self.clip.transform.normalize(batch)),
-                pixels,
-                min(count, self.batch_size),
-            )
+            size = min(count, self.batch_size)
+            return map_batches(lambda each: encode_image(self.clip, self.clip.transform.normalize(each)), pixels, size)
 
         return self.keep(dataset, position, f"features {seed} {count}", make)
 
     def texts(self, names: Sequence[str], templates: str | Sequence[str] = PHOTO) -> np.ndarray:
         """Returns frozen text features of classes, `[classes, embed_dim]`; several templates are averaged first."""
-        templates = templates if isinstance(templates, str) else tuple(templates)
-        key = tuple(names), templates
+        one = isinstance(templates, str)
+        key = tuple(names), templates if one else tuple(templates)
         if key not in self._texts:
-            encode = class_features if isinstance(templates, str) else averaged_class_features
-            given = [templates] if isinstance(templates, str) else templates
-            self._texts[key] = np.asarray(encode(self.clip, names, given))
+            encode = class_features if one else averaged_class_features
+            self._texts[key] = np.asarray(encode(self.clip, names, [templates] if one else templates))
         return self._texts[key]
 
     def classes(self, tuner: Tuner, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
@@ -222,13 +217,7 @@ def view_numbers(seed: int, order: np.ndarray, count: int, stored: int) -> np.nd
     """Returns the number of the view that each place of each batch shows, int ``[steps, batch]``.
 
     A fresh view has the number of times that its item was shown before, so no view comes twice. One of several stored
-    views is random.
-
-    Args:
-      seed: the seed of the run.
-      order: the items of every batch ``[steps, batch]``.
-      count: the number of items.
-      stored: the number of stored views; 0 for fresh ones.
+    views is random; with ``stored=0``, views are fresh. `order` holds the items of every batch, of `count` in all.
     """
     if stored:
         return np.random.default_rng((seed, stored)).integers(stored, size=order.shape)
@@ -298,14 +287,14 @@ class _Pixels:
         return len(self._dataset)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        positions = np.arange(len(self))[index].tolist()
-        pixels = [self._read(self._dataset, position) for position in positions]
+        positions, place = np.unique(np.arange(len(self))[index], return_inverse=True)  # reads repeated images once
+        pixels = [self._read(self._dataset, position) for position in positions.tolist()]
         if len(sizes := sorted({each.shape[:2] for each in pixels})) > 1:
             raise InputError(
                 f"images of {self._dataset.name} have the sizes {sizes[0]} and {sizes[1]} after the transform; set "
                 "ImageTransform.crop"
             )
-        return self._clip.transform.normalize(np.stack(pixels))
+        return self._clip.transform.normalize(np.stack(pixels)[place])
 
 
 def _key(dataset: Dataset, position: int) -> tuple[str, str]:

@@ -75,9 +75,12 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
       3
     """
     require_images(images, batch_size)
-    return map_batches(
-        lambda pixels: encode_image(clip, pixels), _Preprocessed(clip, images), min(batch_size, len(images))
-    )
+
+    def encode(positions: np.ndarray) -> jax.Array:
+        read, place = np.unique(positions, return_inverse=True)  # the last position may be repeated
+        return encode_image(clip, clip.preprocess([images[i] for i in read.tolist()])[place])
+
+    return map_batches(encode, np.arange(len(images)), min(batch_size, len(images)))
 
 
 def prompted_features(
@@ -121,19 +124,6 @@ def require_images(images: Any, batch_size: int) -> None:
     require_int("batch_size", batch_size)
     if not len(images):
         raise InputError("there are no images; give at least one")
-
-
-class _Preprocessed:
-    """Images whose slices are transformed pixels."""
-
-    def __init__(self, clip: Clip, images: Sequence[Any]):
-        self._clip, self._images = clip, images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: slice) -> np.ndarray:
-        return self._clip.preprocess([self._images[i] for i in range(len(self))[index]])
 
 
 def _text_features(

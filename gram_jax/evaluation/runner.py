@@ -84,6 +84,8 @@ def evaluate(
     require_compatible(method, protocol)
     if len(method.candidates) > 1:
         raise InputError(f"{method.name} has {len(method.candidates)} candidate settings; keep one of its candidates")
+    for each in (dataset, *others):
+        encoder.add(each)
     task = task_of(dataset, protocol, shots if protocol.takes_labels else None, seeds)
     parts = protocol.parts(dataset, targets=protocol.targets(others))
     report = method.plan.report_steps if isinstance(method, TunedMethod) else ()

@@ -142,3 +142,15 @@ def test_test_views_are_the_image_and_its_views(clip):
     np.testing.assert_array_equal(pixels[4], augmented_view(clip.transform, image, 3, item, 4))
     expected = gram.encode_image(clip, clip.transform.normalize(pixels))
     np.testing.assert_allclose(encoder.test_view_features(dataset, 1, 3, 10), expected, atol=1e-5)
+
+
+def test_evaluating_twice_encodes_once(clip, encoded):
+    encoder = Encoder(clip, batch_size=64)
+    first = evaluation.evaluate(encoder, coop(), "glyphs:chess", "base_to_new", 1, (1,), steps=1)
+    encoded.clear()
+    assert evaluation.evaluate(encoder, coop(), "glyphs:chess", "base_to_new", 1, (1,), steps=1) == first
+    assert encoded == []
+    other = load_dataset("glyphs:chess", seed=0).take(range(100))  # another dataset of the same name
+    encoder.add(other)
+    expected = gram.encode_image(clip, clip.preprocess(other.images(range(3))))
+    np.testing.assert_allclose(encoder.features(other)[:3], expected, atol=1e-5)
