@@ -114,7 +114,7 @@ def regulation_rows(
                 yield Row(method, "regulation", dataset, metric, float(value), None, shots, seed, split, step)
 
 
-def file_name(unit: Sequence[str | int]) -> str:
+def file_name(unit: Sequence[str | int | None]) -> str:
     """Returns the name of the files of a unit, (method, dataset, protocol, shots).
 
     Example:
@@ -122,7 +122,8 @@ def file_name(unit: Sequence[str | int]) -> str:
       'glyphs_chess-base_to_new-4-coop_gram_init_only'
     """
     method, *rest = unit
-    return re.sub(r"[^\w.=-]", "_", "-".join(map(str, (*rest, method))))
+    parts = [str(each) for each in (*rest, method) if each is not None]
+    return re.sub(r"[^\w.=-]", "_", "-".join(parts))
 
 
 def save_confusion(path: PathLike, measured: Iterable[tuple[Part, Predictions | None]]) -> None:
