@@ -35,12 +35,12 @@ PHOTO_SIZE = (500, 375)  # pixels of the images on disk
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of the workloads."""
+    """Sizes of the workloads; `name_tokens` is the longest class name, `sample` the pairs per centroid for k-means."""
 
     classes: int = 100
     many_classes: int = 1000
     class_chunk: int = 25
-    name_tokens: int = 3  # in the longest class name
+    name_tokens: int = 3
     context: int = 4
     visual: int = 4
     depth: int = 9
@@ -55,7 +55,7 @@ class Sizes:
     pairs: int = 1_000_000
     clusters: int = 1000
     feature_dim: int = 512
-    sample: int = 256  # pairs per centroid that k-means uses
+    sample: int = 256
     photos: int = 160
     product: int = 2048
 
@@ -75,15 +75,10 @@ class Setup(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A step to compute, independent of the way.
+    """A step to compute: a tuner with its initial prompt, and batches {"classes", "images", "labels"} by name.
 
-    Attributes:
-      tuner: the tuner.
-      prompt: its initial prompt.
-      batches: batches {"classes", "images", "labels"} by name. A meta step has "support", "same" and "cross", stacked
-        over tasks; other steps have "support" only. Images are pixels.
-      steps: inner steps of a meta step, or 0.
-      gradient: the gradient of a meta step, "exact" or "first_order".
+    A meta step has the batches "support", "same" and "cross", stacked over tasks, its number of inner `steps`, and a
+    `gradient`, "exact" or "first_order"; other steps have "support" only. Images are pixels.
     """
 
     tuner: tuners.Tuner

@@ -14,11 +14,9 @@ _ANSWER = "measured: "
 
 
 def measure(side: Side) -> dict[str, float | None]:
-    """Runs a side once in this process.
+    """Runs a side once in this process; returns values, or None where the system does not report them.
 
-    Returns:
-      "peak_bytes", the largest memory of the process; "step_bytes", the part of it that the step added; "flops", if the
-      side can count them. None if the system does not report it.
+    "peak_bytes" is the peak memory of the process, "step_bytes" the part that the step added, "flops" its operations.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -40,11 +38,7 @@ def _status(name: str) -> float:
 
 
 def measure_in_child(**settings: Any) -> dict[str, float | None] | str:
-    """Returns the result of `measure` in a new process, or the reason why there is none.
-
-    Args:
-      settings: the arguments of `main`.
-    """
+    """Returns the result of `measure` in a new process, or the reason for none; `settings` are those of `main`."""
     command = [sys.executable, "-m", f"{__package__}.memory", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
     pixels, stored = batch["images"], with_features(setup, problem)["support"]["images"]
 
     def step(features: Features, classes: Classes, images: Array, **settings: Any) -> Callable[[], Side]:
-        """Returns a function that builds a step; `settings` are of `ClipConfig`."""
         clip = setup.clip.replace(config=dataclasses.replace(setup.clip.config, **settings))
 
         def build() -> Side:
@@ -50,14 +50,18 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
 
         return build
 
+    def unshared(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
+        return _unit(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
+
+    unrolled = functools.partial(_full_features, unrolled=True)
     shared = step(encode_classes, short, stored)
     chunks = {"class_chunk": sizes.class_chunk}
     return {
-        f"{length} tokens, images in every step, layers written out": step(_unrolled_features, whole, pixels),
+        f"{length} tokens, images in every step, layers written out": step(unrolled, whole, pixels),
         "text layers in a loop": step(_full_features, whole, pixels),
         "image features stored": step(_full_features, whole, stored),
         "cut to the longest class": step(_full_features, short, stored),
-        "last layer: end token only": step(_unshared_features, short, stored),
+        "last layer: end token only": step(unshared, short, stored),
         "shared prefix": shared,
         "the same, from the compilation cache": lambda: _from_cache(shared, setup.folder / "compilation_cache"),
         f"{sizes.class_chunk} classes at a time, recomputed": step(encode_classes, short, stored, **chunks),
@@ -98,11 +102,6 @@ def _from_cache(build: Callable[[], Side], folder: Path) -> Side:
         compilation_cache.reset_cache()
 
 
-def _unshared_features(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
-    """Returns text features without a shared prefix; the last layer computes the end token only."""
-    return _unit(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
-
-
 def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: bool = False) -> Array:
     """Returns text features without shortcuts: all tokens of every class run through all layers."""
     params, config = clip.params["text"], clip.config.text
@@ -125,10 +124,6 @@ def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: b
     x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
     x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
     return _unit(project(x, params["projection"]))
-
-
-def _unrolled_features(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
-    return _full_features(clip, classes, prompt, unrolled=True)
 
 
 def _unit(features: Array) -> Array:

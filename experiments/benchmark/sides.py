@@ -42,7 +42,7 @@ class Builder(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step and its costs; the attributes are those of `Side`."""
+    """A compiled step and its costs, as in `Side`."""
 
     run: jax.stages.Compiled
     compile_seconds: float
@@ -95,14 +95,10 @@ def square_product(size: int) -> Side:
 
 
 def matmul_flops(jaxpr: core.Jaxpr, live: Sequence[bool] | None = None) -> float:
-    """Counts the operations of the matrix products of a program, two per multiplication and addition.
+    """Counts the operations of the matrix products of a traced program, two per multiplication and addition.
 
     The body of a loop counts once per iteration (XLA's own analysis counts it once). Products whose result is not used
-    do not count, because the compiler removes them.
-
-    Args:
-      jaxpr: the traced program.
-      live: for each result, whether it is used; None: all.
+    do not count, because the compiler removes them; `live` tells which results of the program are used.
     """
     live = [True] * len(jaxpr.outvars) if live is None else live
     used = {id(var) for var, wanted in zip(jaxpr.outvars, live, strict=True) if wanted}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ def side(name: str, setup: Setup, problem: Problem) -> Side:
 
     device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
     model = TorchClip(setup.clip.config, setup.clip.params, device)
-    batches = {key: _batch(model, batch, device) for key, batch in problem.batches.items()}
+    batches = {key: model.batch(batch) for key, batch in problem.batches.items()}
     start = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), device=device), problem.prompt)
 
     def fresh(tree: Tree) -> Tree:
@@ -77,19 +77,15 @@ def side(name: str, setup: Setup, problem: Problem) -> Side:
 
 
 class TorchClip:
-    """OpenAI's CLIP with given weights, frozen.
-
-    Args:
-      config: the sizes.
-      params: the tree of `gram_jax.clip`.
-      device: a `torch.device`.
-    """
+    """OpenAI's CLIP with the weights of a tree of `gram_jax.clip`, frozen, and the logits of prompted classes."""
 
     def __init__(self, config: ClipConfig, params: Mapping[str, Any], device: Any):
         import torch
+        from torch.nn import functional
+        from transformers.activations import ACT2FN
 
         def convert(tree: Mapping[str, Any]) -> dict[str, Any]:
-            """Stacks the kernels of queries, keys and values, and transposes all kernels, as PyTorch does."""
+            """Stacks the kernels of queries, keys and values, as PyTorch does."""
             if "query" in tree:
                 parts = [tree[name] for name in ("query", "key", "value")]
                 stacked = {name: np.concatenate([part[name] for part in parts], -1) for name in ("kernel", "bias")}
@@ -97,16 +93,16 @@ class TorchClip:
             return {key: convert(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
         def tensor(path: Any, leaf: Any) -> Any:
+            """Transposes kernels, as PyTorch does."""
             leaf = np.swapaxes(leaf, -1, -2) if path[-1].key == "kernel" else leaf
             return torch.tensor(np.array(leaf, np.float32, order="C"), device=device)
 
-        self.config = config
+        self.torch, self.functional, self.activations = torch, functional, ACT2FN
+        self.config, self.device = config, device
         self.params = jax.tree_util.tree_map_with_path(tensor, convert(jax.tree.map(np.asarray, dict(params))))
-        for tower, layers in (("text", config.text.layers), ("vision", config.vision.layers)):
-            stacked = self.params[tower]["layers"]
-            self.params[tower]["layers"] = [
-                jax.tree.map(lambda leaf, n=n: leaf[n].contiguous(), stacked) for n in range(layers)
-            ]
+        for name, tower in (("text", config.text), ("vision", config.vision)):
+            stacked = self.params[name]["layers"]
+            self.params[name]["layers"] = [jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(tower.layers)]
         side, channels = config.vision.patch_size, config.vision.channels
         patches = self.params["vision"]["patch_embedding"].reshape(side, side, channels, config.vision.width)
         self.convolution = patches.permute(3, 2, 0, 1).contiguous()
@@ -115,188 +111,149 @@ class TorchClip:
 
     def encode_image(self, images: Any, prompt: Mapping[str, Any] | None = None) -> Any:
         """Returns normalized features `[images, embed_dim]` of `[images, channels, size, size]`."""
-        import torch
-        from torch.nn.functional import conv2d
-
-        config, params = self.config.vision, self.params["vision"]
-        x = conv2d(images, self.convolution, stride=config.patch_size).flatten(2).transpose(1, 2)
-        first = params["class_embedding"].expand(len(x), 1, -1)
-        x = torch.cat([first, x], dim=1) + params["position_embedding"]
-        tokens, deep = (None, ()) if prompt is None else (prompt["tokens"], prompt["deep"])
+        cat, config, params = self.torch.cat, self.config.vision, self.params["vision"]
+        x = self.functional.conv2d(images, self.convolution, stride=config.patch_size).flatten(2).transpose(1, 2)
+        x = cat([params["class_embedding"].expand(len(x), 1, -1), x], dim=1) + params["position_embedding"]
+        tokens, deep = (None, ()) if prompt is None else (prompt["tokens"], prompt.get("deep", ()))
         if tokens is not None:
-            x = torch.cat([x, tokens.expand(len(x), -1, -1)], dim=1)
-
-        def replace(x: Any, tokens: Any) -> Any:
-            return torch.cat([x[: -len(tokens)], tokens], dim=0)
-
-        x = _norm(x, params["pre_norm"], config).transpose(0, 1)
-        x = _layers(x, params["layers"], config, None, deep, replace)
-        return _unit(_norm(x[0], params["post_norm"], config) @ params["projection"])
+            x = cat([x, tokens.expand(len(x), -1, -1)], dim=1)
+        x = self._norm(x, params["pre_norm"], config).transpose(0, 1)
+        x = self._layers(x, params["layers"], config, None, deep, lambda x, new: cat([x[: -len(new)], new]))
+        return _unit(self._norm(x[0], params["post_norm"], config) @ params["projection"])
 
     def encode_text(self, embeddings: Any, end: Any, deep: Any = ()) -> Any:
         """Returns normalized features `[classes, embed_dim]` of embedded prompts `[classes, length, width]`."""
-        import torch
-
-        config, params = self.config.text, self.params["text"]
-
-        def replace(x: Any, tokens: Any) -> Any:
-            return torch.cat([x[:1], tokens, x[1 + len(tokens) :]], dim=0)
-
+        cat, config, params = self.torch.cat, self.config.text, self.params["text"]
         x = (embeddings + params["position_embedding"]).transpose(0, 1)
-        x = _layers(x, params["layers"], config, self.mask, deep, replace)
-        x = _norm(x.transpose(0, 1), params["final_norm"], config)
-        return _unit(x[torch.arange(len(x), device=x.device), end] @ params["projection"])
+        replace = lambda x, new: cat([x[:1], new, x[1 + len(new) :]])  # noqa: E731
+        x = self._layers(x, params["layers"], config, self.mask, deep, replace)
+        x = self._norm(x.transpose(0, 1), params["final_norm"], config)
+        return _unit(x[self.torch.arange(len(x), device=x.device), end] @ params["projection"])
 
+    def _layers(self, x: Any, layers: Any, config: Any, mask: Any, deep: Any, replace: Callable[..., Any]) -> Any:
+        """Runs the layers on `[tokens, batch, width]`; deep prompt i replaces prompt tokens before layer 1 + i."""
+        for number, layer in enumerate(layers):
+            if 0 < number <= len(deep):
+                x = replace(x, deep[number - 1][:, None].expand(-1, x.shape[1], -1))
+            into, out, mlp = layer["attention"]["in"], layer["attention"]["out"], layer["mlp"]
+            y = self._norm(x, layer["norm_1"], config)
+            attended, _ = self.functional.multi_head_attention_forward(
+                *(y, y, y, config.width, config.heads, into["kernel"], into["bias"], None, None, False, 0.0),
+                *(out["kernel"], out["bias"]),
+                training=False,
+                need_weights=False,
+                attn_mask=mask,
+            )
+            x = x + attended
+            hidden = self._dense(self._norm(x, layer["norm_2"], config), mlp["up"])
+            x = x + self._dense(self.activations[config.activation](hidden), mlp["down"])
+        return x
 
-def _layers(x: Any, params: Any, config: Any, mask: Any, deep: Any, replace: Callable[[Any, Any], Any]) -> Any:
-    """Runs the layers on `[tokens, batch, width]`; deep prompt i replaces the prompt tokens before layer 1 + i."""
-    from torch.nn.functional import linear, multi_head_attention_forward
-    from transformers.activations import ACT2FN
+    def _dense(self, x: Any, params: Mapping[str, Any]) -> Any:
+        return self.functional.linear(x, params["kernel"], params["bias"])
 
-    activation = ACT2FN[config.activation]
-    for number, layer in enumerate(params):
-        if 0 < number <= len(deep):
-            x = replace(x, deep[number - 1][:, None].expand(-1, x.shape[1], -1))
-        into, out = layer["attention"]["in"], layer["attention"]["out"]
-        y = _norm(x, layer["norm_1"], config)
-        attended, _ = multi_head_attention_forward(
-            *(y, y, y, config.width, config.heads, into["kernel"], into["bias"], None, None, False, 0.0),
-            *(out["kernel"], out["bias"]),
-            training=False,
-            need_weights=False,
-            attn_mask=mask,
-        )
-        x = x + attended
-        up, down = layer["mlp"]["up"], layer["mlp"]["down"]
-        hidden = activation(linear(_norm(x, layer["norm_2"], config), up["kernel"], up["bias"]))
-        x = x + linear(hidden, down["kernel"], down["bias"])
-    return x
+    def _norm(self, x: Any, params: Mapping[str, Any], config: Any) -> Any:
+        return self.functional.layer_norm(x, x.shape[-1:], params["scale"], params["bias"], config.norm_eps)
 
+    def batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a batch in PyTorch's layout; texts are stored as the embeddings before and after the context."""
+        classes = jax.tree.map(np.asarray, batch["classes"])
+        images = np.ascontiguousarray(np.moveaxis(np.asarray(batch["images"]), -1, -3))
+        embedding = self.params["text"]["token_embedding"]
 
-def _norm(x: Any, params: Mapping[str, Any], config: Any) -> Any:
-    from torch.nn.functional import layer_norm
+        def integers(values: Any) -> Any:
+            return self.torch.tensor(np.asarray(values), dtype=self.torch.long, device=self.device)
 
-    return layer_norm(x, x.shape[-1:], params["scale"], params["bias"], config.norm_eps)
+        return {
+            "prefix": embedding[integers(classes.token_ids[..., :1])],
+            "suffix": embedding[integers(classes.tail_ids)],
+            "end": integers(classes.tail_eot),
+            "images": self.torch.tensor(images, device=self.device),
+            "labels": integers(batch["labels"]),
+        }
+
+    def _texts(self, context: Any, batch: Mapping[str, Any], deep: Any = ()) -> Any:
+        """Returns the features of classes under a context; texts are padded to the full length."""
+        prefix, suffix = batch["prefix"], batch["suffix"]
+        rest = self.config.text.context_length - prefix.shape[1] - len(context) - suffix.shape[1]
+        parts = [prefix, context.expand(len(prefix), -1, -1), suffix, suffix[:, -1:].expand(-1, rest, -1)]
+        return self.encode_text(self.torch.cat(parts, dim=1), 1 + len(context) + batch["end"], deep)
+
+    def logits(self, tuner: str, prompt: Tree, batch: Mapping[str, Any]) -> Any:
+        """Returns logits `[images, classes]` under a prompt of CoOp, CoCoOp or IVLP."""
+        scale, images = self.params["logit_scale"].exp(), batch["images"]
+        if tuner == "ivlp":
+            texts = self._texts(prompt["text"]["context"], batch, prompt["text"].get("deep", ()))
+            return scale * self.encode_image(images, prompt["visual"]) @ texts.t()
+        features = self.encode_image(images)
+        if tuner == "coop":
+            return scale * features @ self._texts(prompt["context"], batch).t()
+        hidden, out = prompt["network"]["hidden"], prompt["network"]["out"]
+        shifts = (features @ hidden["kernel"] + hidden["bias"]).relu() @ out["kernel"] + out["bias"]
+        pairs = zip(features, shifts, strict=True)
+        return self.torch.stack([scale * f @ self._texts(prompt["context"] + own, batch).t() for f, own in pairs])
+
+    def loss(self, tuner: str, prompt: Tree, batch: Mapping[str, Any]) -> Any:
+        """Returns the cross-entropy of a batch."""
+        return self.functional.cross_entropy(self.logits(tuner, prompt, batch), batch["labels"])
 
 
 def _unit(x: Any) -> Any:
     return x / x.norm(dim=-1, keepdim=True)
 
 
-def _batch(model: Any, batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """Returns a batch in PyTorch's layout; texts are stored as the embeddings before and after the context."""
-    import torch
-
-    classes = jax.tree.map(np.asarray, batch["classes"])
-    images = np.ascontiguousarray(np.moveaxis(np.asarray(batch["images"]), -1, -3))
-    embedding = model.params["text"]["token_embedding"]
-
-    def integers(values: Any) -> Any:
-        return torch.tensor(np.asarray(values), dtype=torch.long, device=device)
-
-    return {
-        "prefix": embedding[integers(classes.token_ids[..., :1])],
-        "suffix": embedding[integers(classes.tail_ids)],
-        "end": integers(classes.tail_eot),
-        "images": torch.tensor(images, device=device),
-        "labels": integers(batch["labels"]),
-    }
-
-
-def _texts(model: Any, context: Any, batch: Mapping[str, Any], deep: Any = ()) -> Any:
-    """Returns the features of classes under a context; texts are padded to the full length."""
-    import torch
-
-    prefix, suffix = batch["prefix"], batch["suffix"]
-    parts = [prefix, context.expand(len(prefix), -1, -1), suffix]
-    parts.append(suffix[:, -1:].expand(-1, model.config.text.context_length - sum(part.shape[1] for part in parts), -1))
-    return model.encode_text(torch.cat(parts, dim=1), 1 + len(context) + batch["end"], deep)
-
-
-def _logits(model: Any, problem: Problem, prompt: Tree, batch: Mapping[str, Any]) -> Any:
-    """Returns logits `[images, classes]` under a prompt of CoOp, CoCoOp or IVLP."""
-    import torch
-
-    scale, images = model.params["logit_scale"].exp(), batch["images"]
-    if problem.tuner.name == "ivlp":
-        features = model.encode_image(images, {"deep": ()} | prompt["visual"])
-        texts = _texts(model, prompt["text"]["context"], batch, prompt["text"].get("deep", ()))
-        return scale * features @ texts.t()
-    features = model.encode_image(images)
-    if problem.tuner.name == "coop":
-        return scale * features @ _texts(model, prompt["context"], batch).t()
-    hidden, out = prompt["network"]["hidden"], prompt["network"]["out"]
-    shift = torch.relu(features @ hidden["kernel"] + hidden["bias"]) @ out["kernel"] + out["bias"]
-    scores = []
-    for feature, own in zip(features, shift, strict=True):
-        scores.append(scale * feature @ _texts(model, prompt["context"] + own, batch).t())
-    return torch.stack(scores)
-
-
-def _loss(model: Any, problem: Problem, prompt: Tree, batch: Mapping[str, Any]) -> Any:
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(_logits(model, problem, prompt, batch), batch["labels"])
-
-
 def _gradient_norm(tree: Tree) -> float:
     return float(sum((leaf.grad**2).sum() for leaf in jax.tree.leaves(tree)) ** 0.5)
 
 
-def _tune(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
+def _tune(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
     """Computes loss, gradient and a step of SGD."""
-    import torch
-
-    optimizer = torch.optim.SGD(jax.tree.leaves(prompt), RATE)
-    loss = _loss(model, problem, prompt, batches["support"])
+    optimizer = model.torch.optim.SGD(jax.tree.leaves(prompt), RATE)
+    loss = model.loss(problem.tuner.name, prompt, batches["support"])
     loss.backward()
     optimizer.step()
     return loss.item(), _gradient_norm(prompt)
 
 
-def _classify(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
-    import torch
-
-    with torch.no_grad():
-        return (float(_loss(model, problem, prompt, batches["support"])),)
+def _classify(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
+    with model.torch.no_grad():
+        return (float(model.loss(problem.tuner.name, prompt, batches["support"])),)
 
 
-def _test_time(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
+def _test_time(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
     """Computes TPT: the entropy of the mean over confident views, a step of AdamW, the first view again."""
-    import torch
-
-    batch = batches["support"]
+    torch, batch, tuner = model.torch, batches["support"], problem.tuner.name
     optimizer = torch.optim.AdamW(jax.tree.leaves(prompt), TEST_TIME_RATE, weight_decay=DECAY)
-    logs = _logits(model, problem, prompt, batch).log_softmax(dim=1)
+    logs = model.logits(tuner, prompt, batch).log_softmax(dim=1)
     confident = torch.argsort(-(logs * logs.exp()).sum(1))[: max(1, int(CONFIDENT * len(logs)))]
     mean = logs[confident].logsumexp(dim=0) - np.log(len(confident))
     loss = -(mean.exp() * mean).sum()
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        scores = _logits(model, problem, prompt, batch | {"images": batch["images"][:1]})
+        scores = model.logits(tuner, prompt, batch | {"images": batch["images"][:1]})
     return loss.item(), float(scores.softmax(dim=1).max())
 
 
-def _meta(model: Any, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
+def _meta(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str, Any]) -> Values:
     """Computes a meta step of MAML with the affine regulator, task by task."""
-    import torch
-
-    exact, losses = problem.gradient == "exact", []
+    torch, tuner = model.torch, problem.tuner.name
+    exact, losses, tasks = problem.gradient == "exact", [], len(batches["support"]["labels"])
     phi = jax.tree.map(lambda leaf: [leaf.new_zeros(leaf.shape[-1], requires_grad=True) for _ in range(2)], prompt)
-    tasks = len(batches["support"]["labels"])
-    with _twice_differentiable() if exact else nullcontext():
+    # PyTorch's fused attention has no second derivative.
+    attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) if exact else nullcontext()
+    with attention:
         for task in range(tasks):
             support, same, cross = ({k: v[task] for k, v in batches[name].items()} for name in batches)
             theta = prompt
             for _ in range(problem.steps):
                 at = theta if exact else jax.tree.map(lambda leaf: leaf.detach().requires_grad_(), theta)
-                loss = _loss(model, problem, at, support)
+                loss = model.loss(tuner, at, support)
                 grads = torch.autograd.grad(loss, jax.tree.leaves(at), create_graph=exact)
                 grads = jax.tree.unflatten(jax.tree.structure(at), grads)
                 grads = jax.tree.map(lambda grad, own: _regulate(own, grad), grads, phi)
                 theta = jax.tree.map(lambda leaf, grad: leaf - INNER_RATE * grad, theta, grads)
-            loss = _loss(model, problem, theta, same) + _loss(model, problem, theta, cross)
+            loss = model.loss(tuner, theta, same) + model.loss(tuner, theta, cross)
             (loss / tasks).backward()
             losses.append(loss.item())
     values = float(np.mean(losses)), _gradient_norm(prompt), _gradient_norm(phi)
@@ -310,33 +267,23 @@ def _regulate(phi: list[Any], grad: Any) -> Any:
     return (1 + scale) * grad + (grad**2).mean(dim=(-2, -1), keepdim=True).sqrt() * shift
 
 
-def _twice_differentiable() -> AbstractContextManager:
-    """Disables PyTorch's fused attention, which has no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.MATH)
-
-
 def _count(run: Callable[[], Any]) -> float:
     """Counts the operations of the matrix products of a run."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    # PyTorch's own table lacks the fused attention of CPUs.
+    # PyTorch's own table lacks the fused attention of CPUs: two products forward, five backward.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     own = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-            lambda query, key, value, *_, **__: _attention(query, key, value, 1)
-        ),
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-            lambda _, query, key, value, *__, **___: _attention(query, key, value, 2.5)
-        ),
+        attention: lambda query, key, value, *_, **__: _attention_flops(query, key, value, 1),
+        backward: lambda _, query, key, value, *__, **___: _attention_flops(query, key, value, 2.5),
     }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         run()
     return float(counter.get_total_flops())
 
 
-def _attention(query: Any, key: Any, value: Any, times: float) -> int:
-    """Returns the operations of an attention's two products, times a factor; its backward pass has five products."""
+def _attention_flops(query: Any, key: Any, value: Any, times: float) -> int:
     batch, heads, queries, width = query
     return int(times * 2 * batch * heads * queries * key[2] * (width + value[-1]))

@@ -30,8 +30,8 @@ class Workload(NamedTuple):
     Attributes:
       title: its title in tables.
       side: builds this library's side from the setup and the problem; None if `shortcuts` gives the sides.
-      problem: makes its inputs; None if PyTorch has no part in it.
-      shortcuts: by name, functions that build this library's sides, each with one more shortcut than the one before.
+      problem: makes its inputs; None if PyTorch does not compute it.
+      shortcuts: returns builders of this library's sides by name, each with one more shortcut than the one before.
       estimate: bytes that this library's side needs, if the compiler does not report them.
     """
 
