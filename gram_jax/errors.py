@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -20,6 +21,23 @@ class InputError(ValueError):
         ...
       gram_jax.errors.InputError: --shots=0: it must be at least 1
     """
+
+
+@contextlib.contextmanager
+def explain(before: str = "", after: str = "") -> Iterator[None]:
+    """Adds text to the message of a ValueError that the block raises, and makes it an InputError.
+
+    Example:
+      >>> with explain("--shots=0: "):
+      ...     require_int("shots", 0)
+      Traceback (most recent call last):
+        ...
+      gram_jax.errors.InputError: --shots=0: shots=0: it must be an integer of at least 1
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{before}{error}{after}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset
-from gram_jax.errors import InputError
+from gram_jax.errors import explain
 from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
 from gram_jax.evaluation.encoder import PHOTO
 from gram_jax.evaluation.features import prompted_features
@@ -48,7 +48,6 @@ from gram_jax.evaluation.methods import (
     PromptMethod,
     Trial,
     ZeroShot,
-    require_readable,
     task_of,
     validation_scores,
 )
@@ -140,8 +139,8 @@ def check(settings: Settings, encoder: Encoder, methods: Sequence[Method], opene
     """Raises InputError, before anything is measured, if a dataset does not fit a method or a number of shots."""
     for dataset, targets in opened.values():
         if any(len(method.candidates) > 1 for method in methods):
-            remedy = "add it for selecting settings, or give one value of each, such as --learning_rate=1"
-            _require_validation(dataset, remedy)
+            with explain(after="; add it for selecting settings, or give one value of each, such as --learning_rate=1"):
+                dataset.select("val")
         for protocol in targets:
             for method in methods:
                 require_compatible(method, protocol)
@@ -158,33 +157,30 @@ def check(settings: Settings, encoder: Encoder, methods: Sequence[Method], opene
 def _check_learning(encoder: Encoder, method: Method, dataset: Dataset, protocol: Protocol) -> None:
     """Raises InputError if a method cannot learn from the classes that a protocol tunes on."""
     if isinstance(method, BaselineMethod) and method.baseline.needs_validation:
-        _require_validation(dataset, f"add it, or give the settings of {method.name}")
+        with explain(after=f"; add it, or give the settings of {method.name}"):
+            dataset.select("val")
     if isinstance(method, TunedMethod) and method.compiled.loss is not None:
         names = [dataset.class_names[label] for label in next(iter(protocol.splits(dataset).values()))]
         for name in method.compiled.loss.texts:
             for template in templates_of(name, dataset):
-                require_readable(encoder, name, dataset, names, template)
+                _read(encoder, name, dataset, names, template)
 
 
 def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
     """Raises InputError if a method cannot read the class names of a dataset."""
     if isinstance(method, ZeroShot):
-        template = method.template or dataset.template
-        require_readable(encoder, "zero-shot", dataset, dataset.class_names, template)
+        _read(encoder, "zero-shot", dataset, dataset.class_names, method.template or dataset.template)
     if isinstance(method, PromptMethod):
-        try:
+        with explain(f"{method.tuner.name} on {dataset.name}: "):
             classes, _ = encoder.classes(method.tuner, dataset.class_names)
             for initialize in {candidate.initialize for candidate in method.candidates}:
                 initialize(jax.random.key(0), encoder.clip, classes, None)
-        except ValueError as error:
-            raise InputError(f"{method.tuner.name} on {dataset.name}: {error}") from error
 
 
-def _require_validation(dataset: Dataset, remedy: str) -> None:
-    try:
-        dataset.select("val")
-    except InputError as error:
-        raise InputError(f"{error}; {remedy}") from error
+def _read(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str], template: str) -> None:
+    """Raises InputError if the clip cannot read class names under a template; the message names the reader."""
+    with explain(f"{reader} on {dataset.name}, template {template!r}: "):
+        encoder.clip.class_tokens(list(names), template, allow_duplicates=True)
 
 
 @dataclasses.dataclass

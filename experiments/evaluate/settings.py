@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from gram_jax import objectives, regulators, tuners
-from gram_jax.errors import InputError, nearest, require_int, require_known, require_number
+from gram_jax.errors import InputError, explain, nearest, require_int, require_known, require_number
 from gram_jax.evaluation import BaselineMethod, Protocol, TestTimePlan, TuningPlan, baselines, measures, protocols
 from gram_jax.evaluation.plans import Length, StagedLoss, require_one_gradient
 from gram_jax.evaluation.protocols import TEST_TIME
@@ -224,12 +224,10 @@ def _check_test_time(flags: Flags) -> None:
 
 
 def _terms(text: str) -> tuple[objectives.Term, ...]:
-    try:
+    with explain(f"--regularizers={text}: "):
         terms = objectives.positive_terms(text)
         objectives.parse(terms)
-    except InputError as error:
-        raise InputError(f"--regularizers={text}: {error}") from error
-    return terms
+        return terms
 
 
 def _plan(flags: Flags, terms: tuple[objectives.Term, ...]) -> TuningPlan | TestTimePlan:
@@ -279,10 +277,8 @@ def _regulator(flags: Flags) -> Regulator:
     if regulator.name == "identity":
         raise InputError("--regulator=identity changes nothing; leave it out")
     if "reference" in regulator.settings:
-        try:
+        with explain(f"{text}: reference: "):
             objectives.parse(regulator.settings["reference"])
-        except InputError as error:
-            raise InputError(f"{text}: reference: {error}") from error
     prompt = {"context": jax.ShapeDtypeStruct((1, 8), jax.numpy.float32)}
     learned = jax.tree.leaves(jax.eval_shape(lambda: regulator.init(jax.random.key(0), prompt)))
     alternating = flags.regulation == "alternating" and regulator.name != "structured"
@@ -297,10 +293,8 @@ def _regulator(flags: Flags) -> Regulator:
 
 
 def _named(flag: str, make: Callable[..., Any], call: Call) -> Any:
-    try:
+    with explain(f"--{flag}={call}: "):
         return make(call.name, **call.settings)
-    except ValueError as error:
-        raise InputError(f"--{flag}={call}: {error}") from error
 
 
 def _baselines(text: str) -> tuple[BaselineMethod, ...]:
@@ -346,11 +340,9 @@ def _by_part(flags: Flags, name: str) -> dict[str, Any]:
 def _check_tuner(settings: Settings, tuner: Tuner) -> None:
     if settings.test_time or settings.plan.staged is None:
         return
-    try:
+    hint = "; use --tuner=dpt(class_specific=True), or --loss=dpt(class_weight=0)" * (tuner.name == "dpt")
+    with explain(f"--loss={settings.loss}: ", hint):
         objectives.dpt_loss(tuner, class_weight=settings.plan.staged.class_weight)
-    except InputError as error:
-        hint = "; use --tuner=dpt(class_specific=True), or --loss=dpt(class_weight=0)"
-        raise InputError(f"--loss={settings.loss}: {error}{hint * (tuner.name == 'dpt')}") from error
 
 
 def _check_composition(settings: Settings) -> None:

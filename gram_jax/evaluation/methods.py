@@ -11,7 +11,6 @@ import numpy as np
 
 from gram_jax import meta
 from gram_jax.data import Dataset
-from gram_jax.errors import InputError
 from gram_jax.evaluation.baselines import Baseline
 from gram_jax.evaluation.encoder import PHOTO, Encoder
 from gram_jax.evaluation.plans import Length
@@ -236,11 +235,3 @@ def _columns(fitted: Sequence[str], names: Sequence[str]) -> list[int] | None:
     if len(places) < len(fitted) or not set(names) <= set(fitted):
         return None
     return [places[name] for name in names]
-
-
-def require_readable(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str], template: str) -> None:
-    """Raises InputError if the clip cannot read class names under a template; the message names the reader."""
-    try:
-        encoder.clip.class_tokens(list(names), template, allow_duplicates=True)
-    except ValueError as error:
-        raise InputError(f"{reader} on {dataset.name}, template {template!r}: {error}") from error
