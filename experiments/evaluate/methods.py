@@ -63,27 +63,25 @@ def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], L
     """
     checkpoint = load_checkpoint(settings.meta, tuner, clip) if settings.meta else None
     wanted = _wanted(settings, checkpoint)
-    learned = {} if checkpoint is None else {"gram": (settings.meta, checkpoint)}
+    controls = {}
     if "controls" in wanted:
-        for name, path in settings.control_paths.items():
-            learned[f"gram:{name}"] = path, load_checkpoint(path, tuner, clip)
+        controls = {name: load_checkpoint(path, tuner, clip) for name, path in settings.control_paths.items()}
     family = _Family(settings, tuner, clip, checkpoint)
-    for path, control in learned.values():
-        family.require_shapes(path, control)
-    methods: list[Method] = []
-    if "zero_shot" in wanted:
-        methods += [ZeroShot("zero_shot"), ZeroShot("zero_shot:own", template=None)]
-    methods += [method for method in settings.baseline_methods if not method.has_runs]
-    if "tuner" in wanted:
-        methods.append(family.method(""))
-    for role, (_, found) in learned.items():
-        if role != "gram" or "gram" in wanted:
-            methods.append(family.method(f"+{role}", initial=found, regulated=found))
-        if role == "gram" and "init_only" in wanted:
-            methods.append(family.method("+gram:init_only", initial=found))
-        if role == "gram" and "regulator_only" in wanted:
-            methods.append(family.method("+gram:regulator_only", regulated=found))
-    return methods + [method for method in settings.baseline_methods if method.has_runs], checkpoint
+    for name, found in controls.items():
+        family.require_shapes(settings.control_paths[name], found)
+    # For each part, its methods: the end of the name, the learned initialization and the learned regulator.
+    parts: dict[str, list[tuple[str, LoadedMeta | None, LoadedMeta | None]]] = {
+        "tuner": [("", None, None)],
+        "gram": [("+gram", checkpoint, checkpoint)],
+        "init_only": [("+gram:init_only", checkpoint, None)],
+        "regulator_only": [("+gram:regulator_only", None, checkpoint)],
+        "controls": [(f"+gram:{name}", found, found) for name, found in controls.items()],
+    }
+    tuned = [family.method(*method) for part, methods in parts.items() if part in wanted for method in methods]
+    fixed = [ZeroShot("zero_shot"), ZeroShot("zero_shot:own", template=None)] if "zero_shot" in wanted else []
+    baselines = settings.baseline_methods
+    without, with_labels = ([each for each in baselines if each.has_runs is labeled] for labeled in (False, True))
+    return [*fixed, *without, *tuned, *with_labels], checkpoint
 
 
 def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> LoadedMeta:
@@ -116,6 +114,8 @@ class _Family:
             for text, own in self.words.items()
         }
         self.shape = next(reversed(self.shapes.values()))
+        if checkpoint is not None:
+            self.require_shapes(settings.meta, checkpoint)
         if not settings.test_time:  # refuses parts that the prompt does not have
             by_part("part_warmup", settings.length("", 1, steps=1).warmup, 1, self.shape)
         self._made: dict[Any, Any] = {}

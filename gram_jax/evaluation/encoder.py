@@ -132,7 +132,7 @@ class Encoder:
             return augmented_view(self.clip.transform, image, seed, dataset.item_number(item), number, name)
 
         pixels = []
-        for item, seed, number in ((int(item), seed, int(number)) for item, seed, number in shown):
+        for item, seed, number in shown:
             draw = functools.partial(make, item, seed, number)
             pixels.append(self.keep(dataset, item, f"view {seed} {number}", draw) if keep else draw())
         return self.clip.transform.normalize(np.stack(pixels))
@@ -142,7 +142,7 @@ class Encoder:
         bank, positions = self._bank(dataset, count)
 
         def encode(positions: np.ndarray) -> np.ndarray:
-            shown = [(item, STORED_SEED, number) for item in positions for number in range(count)]
+            shown = [(item, STORED_SEED, number) for item in positions.tolist() for number in range(count)]
             return np.reshape(encode_image(self.clip, self.views(bank.source, shown)), (len(positions), count, -1))
 
         return bank.rows(positions, encode, max(1, self.batch_size // count))
@@ -256,23 +256,21 @@ def training_images(
       For each step, images ``[batch, ...]`` as the tuner takes them, and frozen features ``[batch, embed_dim]``; None
       if these are not wanted, or if the images are features already.
     """
-    pixels, features = tuner.needs_pixels, None
-    frozen = frozen and pixels
+    pixels, keep = tuner.needs_pixels, augmentation == "stored"
+    encoded = frozen or not pixels  # whether features are needed
     if augmentation == "none":
-        images, features = encoder.inputs(tuner, support), encoder.features(support) if frozen else None
+        images, features = encoder.inputs(tuner, support), encoder.features(support) if encoded else None
         for items in order:
-            yield images[items], features[items] if frozen else None
+            yield images[items], features[items] if encoded and pixels else None
         return
-    keep = augmentation == "stored"
     numbers = view_numbers(seed, order, len(support), stored if keep else 0)
-    if keep and (frozen or not pixels):
-        features = encoder.view_features(support, stored)
+    features = encoder.view_features(support, stored) if keep and encoded else None
     for items, views in zip(order, numbers, strict=True):
-        shown, known = [(item, STORED_SEED if keep else seed, n) for item, n in zip(items, views, strict=True)], None
-        images = encoder.views(support, shown, keep) if pixels or features is None else None
-        if features is not None:
-            known = features[items, views]
-        elif frozen or not pixels:
+        known = None if features is None else features[items, views]
+        if pixels or known is None:
+            seeds = np.full(len(items), STORED_SEED if keep else seed)
+            images = encoder.views(support, np.stack([items, seeds, views], axis=1).tolist(), keep)
+        if encoded and known is None:
             known = encode_image(encoder.clip, images)
         yield (images, known) if pixels else (known, None)
 
