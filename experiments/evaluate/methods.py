@@ -56,11 +56,7 @@ def choose_tuner(settings: Settings) -> Tuner:
 
 
 def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], LoadedMeta | None]:
-    """Returns the methods in the order in which they are measured, and the meta checkpoint.
-
-    Raises:
-      InputError: a checkpoint does not fit the tuner or the initialization, or a method is impossible.
-    """
+    """Returns the methods in the order in which they are measured, and the meta checkpoint."""
     checkpoint = load_checkpoint(settings.meta, tuner, clip) if settings.meta else None
     wanted = _wanted(settings, checkpoint)
     controls = {}

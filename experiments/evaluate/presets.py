@@ -181,11 +181,7 @@ def warmup(name: str, dataset: str) -> Mapping[str, int]:
 
 
 def flags_of(name: str) -> dict[str, Any]:
-    """Returns the flags that a recipe stands for, without the number of epochs.
-
-    Raises:
-      InputError: there is no such recipe, or it requires what `experiments.evaluate` does not provide.
-    """
+    """Returns the flags that a recipe stands for, without the number of epochs; refuses a recipe that cannot be run."""
     if name not in PRESETS:
         raise InputError(f"--preset={name}{nearest(name, NAMES)}: choose from {', '.join(NAMES)}")
     preset = PRESETS[name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from gram_jax.data import Dataset, base_and_new, restrict
 from gram_jax.errors import InputError, nearest, require_int
-from gram_jax.evaluation.draws import few_shot, few_shot_and_val, long_tail_draw
+from gram_jax.evaluation import draws
 
 THIRDS = ("head", "middle", "tail")
 
@@ -66,7 +66,7 @@ class Protocol:
 
     def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
         """Returns the positions of the labeled images; images of classes that are not tuned on are dropped later."""
-        return few_shot(dataset, shots, seed)
+        return draws.few_shot(dataset, shots, seed)
 
     def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
         """Returns the numbers of labeled images per class that the protocol runs with, of those asked for."""
@@ -78,7 +78,7 @@ class Protocol:
 
     def validation(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
         """Returns the validation images that belong to a draw: min(shots, 4) per class, see `few_shot_and_val`."""
-        return restrict(dataset.take(few_shot_and_val(dataset, shots, seed)[1]), self._tuned_labels(dataset))
+        return restrict(dataset.take(draws.few_shot_and_val(dataset, shots, seed)[1]), self._tuned_labels(dataset))
 
     def targets(self, datasets: Iterable[Dataset]) -> dict[str, Dataset]:
         """Returns datasets by the domain that rows name: the visual domain, or the name of the dataset."""
@@ -178,7 +178,7 @@ class Imbalanced(BaseToNew):
         return (self.largest,)
 
     def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
-        return long_tail_draw(dataset, self.tau, shots, seed, self._tuned_labels(dataset))
+        return draws.long_tail_draw(dataset, self.tau, shots, seed, self._tuned_labels(dataset))
 
     def groups(self, part: Part) -> dict[str, np.ndarray]:
         return thirds(len(part.dataset.class_names)) if part.split == "base" else {}
@@ -188,13 +188,13 @@ class Imbalanced(BaseToNew):
         return images, count if self.tau == 1 else f"{count} {self.name}"
 
 
-few_shot_all = FewShot()
+few_shot = FewShot()
 base_to_new = BaseToNew()
 cross_dataset = CrossDataset()
 domain_generalization = DomainGeneralization()
 test_time = TestTime()
 _PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (few_shot_all, base_to_new, cross_dataset, domain_generalization, test_time)
+    protocol.name: protocol for protocol in (few_shot, base_to_new, cross_dataset, domain_generalization, test_time)
 }
 LABELED = (*(name for name in _PROTOCOLS if name != test_time.name), "imbalanced")
 PROTOCOLS = (*LABELED, test_time.name)
@@ -258,4 +258,4 @@ def selecting(protocols: Sequence[Protocol]) -> tuple[Any, ...]:
         return (base_to_new,)
     if test_time in protocols or all(isinstance(protocol, Imbalanced) for protocol in protocols):
         return tuple(protocols)
-    return (few_shot_all,)
+    return (few_shot,)

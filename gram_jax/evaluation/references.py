@@ -49,15 +49,9 @@ def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
 
 
 def class_reference(encoder: Encoder, dataset: Dataset, loss: objectives.BatchLoss) -> dict[str, Any]:
-    """Returns what a loss reads about the classes of a dataset, padded to the shape that other class lists share.
+    """Returns what a loss reads about the classes of a dataset: "text_features" by regularizer, and "clusters".
 
-    Args:
-      encoder: encodes the texts.
-      dataset: the labeled images of the classes that are tuned on.
-      loss: the loss.
-
-    Returns:
-      "text_features" by regularizer and "clusters", if they are read.
+    All of it is padded to the shape that other class lists share.
     """
     names, texts = dataset.class_names, {}
     for name in loss.texts:
