@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.system.processes import finish, start
-from tests.unit.runtime.test_devices import python
+from tests.system.test_device_processes import python
 
 FLAGS = (
     "--dataset=glyphs:chess", "--protocol=base_to_new", "--shots=2", "--seeds=1,2", "--steps=3", "--learning_rate=0.3",
