@@ -80,6 +80,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         settings.image_batch,
         shard_classes=settings.shard_classes,
         store=store_of(settings, workdir),
+        separate=settings.feature_store is None,
         log=lambda line: print(line, flush=True),
     )
     check(settings, encoder, methods, opened)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gram_jax import runtime
 from gram_jax.batching import map_batches
-from gram_jax.clip import Clip, encode_image, weights_hash
+from gram_jax.clip import Clip, encode_image
 from gram_jax.data import Dataset, FeatureBank, augmented_view, augmented_views, open_bank
 from gram_jax.errors import InputError, require_int
 from gram_jax.evaluation.features import averaged_class_features, class_features
-from gram_jax.io import PathLike, absolute
+from gram_jax.io import PathLike
 from gram_jax.tuners import Tuner
 from gram_jax.tuning import pad_classes
 from gram_jax.tuning.batches import CLASS_MULTIPLE
@@ -38,8 +37,8 @@ class Encoder:
       clip: the frozen clip.
       batch_size: images that the image transformer sees at once.
       shard_classes: whether class lists are spread over the devices of this process.
-      store: a local folder that keeps image features for later runs; None keeps them in memory only. Features of
-        other weights, transforms or datasets have folders of their own.
+      store: a local folder that keeps image features for later runs; None keeps them in memory only.
+      separate: keep features of other weights, transforms or images in stores of their own, instead of refusing them.
       log: is called with lines of text, such as the memory that a step needs; None drops them.
 
     Example:
@@ -57,6 +56,7 @@ class Encoder:
         *,
         shard_classes: bool = False,
         store: PathLike | None = None,
+        separate: bool = False,
         log: Callable[[str], None] | None = None,
     ):
         require_int("batch_size", batch_size)
@@ -69,7 +69,7 @@ class Encoder:
         self._mesh = runtime.make_mesh("classes", devices) if shard_classes else None
         self.clip, self.batch_size, self.devices = self.place(clip), batch_size, len(devices)
         self.log = log or (lambda line: None)
-        self._store = store
+        self._store, self._separate = store, separate
         self._whole: dict[str, Dataset] = {}
         self._banks: dict[tuple[str, int], FeatureBank] = {}
         self._kept: dict[tuple[str, str, str], np.ndarray] = {}
@@ -200,12 +200,14 @@ class Encoder:
         """Returns the features of the dataset that a part belongs to, and the positions of the part."""
         key = part.name, views
         if part.name in self._whole and key not in self._banks:
-            whole, folder = self._whole[part.name], None
-            if self._store is not None:
-                parts = weights_hash(self.clip.params), self.clip.config.compute_dtype, self.clip.transform.version
-                digest = hashlib.sha256(json.dumps([*parts, whole.content_hash]).encode()).hexdigest()
-                folder = absolute(self._store) / digest[:16]
-            self._banks[key] = open_bank(self.clip, whole, folder, views=views, view_seed=STORED_SEED)
+            self._banks[key] = open_bank(
+                self.clip,
+                self._whole[part.name],
+                self._store,
+                views=views,
+                view_seed=STORED_SEED,
+                separate=self._separate,
+            )
         try:
             return self._banks[key], self._banks[key].positions(part)
         except KeyError:  # a dataset that was not added, or another part of it

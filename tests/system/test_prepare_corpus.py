@@ -262,7 +262,7 @@ def test_nothing_at_all_is_an_error(tmp_path):
 def test_a_dataset_that_is_incomplete_or_damaged_is_no_corpus(dataset, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no prepared corpus"):
         load_corpus(f"array_record:{tmp_path}")
-    with pytest.raises(ValueError, match="pairs=20000: .*11"):
+    with pytest.raises(ValueError, match=r"pairs=20000: .*11"):
         load_corpus(f"array_record:{dataset}")
     copy = tmp_path / "copy"
     for remove, message in (

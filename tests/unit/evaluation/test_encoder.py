@@ -68,15 +68,18 @@ def test_a_stale_store_is_an_error(clip, tmp_path):
         Encoder(clip, store=tmp_path).add(changed)
 
 
-def test_features_of_another_clip_have_a_folder_of_their_own(clip, tmp_path):
+def test_a_store_of_another_clip_is_refused_or_kept_apart(clip, tmp_path):
     dataset = load_dataset("glyphs:chess").take(range(4))
     other = tiny_clip(seed=2, text_layers=1, vision_layers=1)
     found = []
     for each in (clip, other):
-        encoder = Encoder(each, batch_size=4, store=tmp_path)
+        encoder = Encoder(each, batch_size=4, store=tmp_path / "apart", separate=True)
         encoder.add(dataset)
         found.append(encoder.features(dataset))
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list((tmp_path / "apart").iterdir())) == 2
+    Encoder(clip, store=tmp_path / "one").add(dataset)
+    with pytest.raises(StoreError, match="glyphs-chess does not fit: clip is"):
+        Encoder(other, store=tmp_path / "one").add(dataset)
     assert np.abs(found[0] - found[1]).max() > 0.1
 
 
