@@ -1,4 +1,14 @@
-"""Measures of neural collapse of text features, of class means of image features, and of their alignment."""
+"""Measures of neural collapse of text features, of class means of image features, and of their alignment.
+
+All are pure functions. Shapes: N images, K classes, D features. A mask, bool or float [N], excludes images with 0; None
+includes all. `valid`, bool [K], is False for classes that do not count; None includes all. `centered` removes the mean
+of a set of vectors first, because CLIP's features lie in a narrow cone and frames are about directions from its axis.
+Shapes that do not fit raise InputError.
+
+Reference: Papyan, Han and Donoho, "Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training"
+(2020), for NC1 to NC4; the relation to generalization of prompts: "Neural Collapse Anchored Prompt Tuning for
+Generalizable Vision-Language Models".
+"""
 
 from __future__ import annotations
 
@@ -13,66 +23,54 @@ Array = jax.Array
 
 
 def class_means(features: Array, labels: Array, num_classes: int, mask: Array | None = None) -> tuple[Array, Array]:
-    """The mean feature of each class's images.
+    """Returns the mean feature of the images of each class, and which classes have images.
 
     m_k = sum_{i : y_i = k} w_i f_i / sum_{i : y_i = k} w_i
 
     Args:
       features: float [N, D].
-      labels: int [N], in 0..K-1; an image with another label counts nowhere.
+      labels: int [N]; an image with a label outside 0..K-1 is ignored.
       num_classes: K.
-      mask: bool or float [N]; 0 leaves an image out. None keeps all.
+      mask: see the module.
 
     Returns:
-      float [K, D], 0 for a class without images, and bool [K], which classes have images.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float [K, D], 0 for a class without images, and bool [K].
 
     Example:
       >>> means, present = class_means(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([0, 0, 2]), 3)
       >>> means[:, 0].tolist(), present.tolist()
       ([2.0, 0.0, 5.0], [True, False, True])
-
-    Reference:
-      Standard.
     """
     _check(features, labels, mask)
     return by_class(at_least_float32(features), labels, num_classes, mask)
 
 
 def within_class_variability(features: Array, labels: Array, num_classes: int, mask: Array | None = None) -> Array:
-    """NC1: how far images scatter around the mean of their class, measured by how far the means lie apart.
+    """Returns NC1: the scatter of images around the mean of their class, relative to the scatter of the means.
 
         NC1 = tr(S_W S_B^+) / K
         S_W = mean_k mean_{i in k} (f_i - m_k)(f_i - m_k)^T,    S_B = mean_k (m_k - m)(m_k - m)^T
 
-    with m = mean_k m_k over the K classes that have images: every class weighs the same, however many images it has.
+    with m = mean_k m_k over the K classes with images; every class has the same weight, whatever its number of images.
 
     Args:
       features: float [N, D].
       labels: int [N], in 0..num_classes-1.
       num_classes: the number of classes.
-      mask: bool or float [N]; 0 leaves an image out. None keeps all.
+      mask: see the module.
 
     Returns:
-      float []; 0 where every image is at its class mean, NaN for fewer than two classes with images.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float []; 0 if every image is at its class mean, NaN for fewer than two classes with images.
 
     Example:
       >>> features, labels = jnp.array([[0.0], [2.0], [4.0], [6.0]]), jnp.array([0, 0, 1, 1])
       >>> round(float(within_class_variability(features, labels, 2)), 4)
       0.125
-
-    Reference:
-      Papyan, Han and Donoho, "Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training".
     """
     means, present = class_means(features, labels, num_classes, mask)
     features, count = at_least_float32(features), jnp.sum(present)
-    # The directions and variances of S_B from the means themselves: their squares would lose half of the digits.
-    _, sizes, directions = jnp.linalg.svd(_centre(means, present), full_matrices=False)
+    # Directions and variances of S_B come from the means themselves: their squares would lose half of the digits.
+    _, sizes, directions = jnp.linalg.svd(_center(means, present), full_matrices=False)
     kept = sizes > sizes[0] * max(means.shape) * jnp.finfo(sizes.dtype).eps
     own = means[jnp.clip(labels, 0, num_classes - 1)]
     along = jnp.matmul(features - own, directions.T, precision="highest")
@@ -81,61 +79,49 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
 
 
 def equiangularity(vectors: Array, valid: Array | None = None, *, centered: bool = True) -> tuple[Array, Array]:
-    """NC2: how much larger the cosines of different classes are than a simplex frame's, and how unequal they are.
+    """Returns NC2: mean and standard deviation of  cos(v_i, v_j) + 1 / (K - 1)  over i != j.
 
-    The mean and the standard deviation of  cos(v_i, v_j) + 1 / (K - 1)  over i != j.
+    The mean is the excess of the cosines over those of a simplex equiangular tight frame.
 
     Args:
       vectors: text features or class means, float [K, D].
-      valid: bool [K], False for classes that do not count. None: all do.
-      centered: remove the mean of the vectors first. CLIP's features lie in a narrow cone; a statement about frames is
-        one about directions from its axis.
+      valid: see the module.
+      centered: see the module.
 
     Returns:
-      float [] twice; both 0 for a simplex equiangular tight frame, NaN for fewer than two classes.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float [] twice; both 0 for a simplex frame, NaN for fewer than two classes.
 
     Example:
       >>> [round(float(value), 4) for value in equiangularity(jnp.eye(3), centered=False)]
       [0.5, 0.0]
-
-    Reference:
-      Papyan, Han and Donoho (2020), the maximal-angle and equiangularity measures.
     """
     vectors, valid = _prepare(vectors, valid, centered)
     vectors = normalize(vectors)
     cosines = jnp.matmul(vectors, vectors.T, precision="highest")
     pairs = valid[:, None] & valid[None] & ~jnp.eye(len(vectors), dtype=bool)
-    count = jnp.sum(valid)
-    excess = cosines + 1.0 / jnp.maximum(count - 1, 1)
-    mean = jnp.mean(excess, where=pairs)
-    return mean, jnp.std(excess, where=pairs)
+    excess = cosines + 1.0 / jnp.maximum(jnp.sum(valid) - 1, 1)
+    return jnp.mean(excess, where=pairs), jnp.std(excess, where=pairs)
 
 
 def simplex_distance(
     vectors: Array, others: Array | None = None, valid: Array | None = None, *, centered: bool = True
 ) -> Array:
-    """How far products of vectors, at any scale, are from those of a simplex equiangular tight frame.
+    """Returns the distance of products of vectors, at any scale, from those of a simplex equiangular tight frame.
 
     || G / |G|_F - (I - 1 1^T / K) / sqrt(K - 1) ||_F,    G_ij = <v_i, u_j>
 
-    With one set of vectors (u = v) it says how near these are to a frame; with two, text features and class means of
-    images, whether both are near one and the same frame.
+    For one set of vectors (u = v) this is their distance from a frame; for two, text features and class means of
+    images, it is small if both are near the same frame.
 
     Args:
       vectors: v, float [K, D].
       others: u, float [K, D]. None: the vectors themselves.
-      valid: bool [K], False for classes that do not count. None: all do.
-      centered: remove the mean of each set first.
+      valid: see the module.
+      centered: see the module.
 
     Returns:
-      float [], from 0 to 2; NaN for fewer than two classes. With K > D + 1, where no frame exists, it is at least
+      float [], from 0 to 2; NaN for fewer than two classes. For K > D + 1, where no frame exists, it is at least
       sqrt(2 - 2 sqrt(D / (K - 1))).
-
-    Raises:
-      InputError: the shapes do not fit.
 
     Example:
       >>> round(float(simplex_distance(jnp.eye(4))), 4), round(float(simplex_distance(jnp.eye(4), -jnp.eye(4))), 4)
@@ -146,86 +132,68 @@ def simplex_distance(
     """
     others = vectors if others is None else others
     _check_alike(vectors, others)
-    (vectors, valid), (others, _) = (_prepare(part, valid, centered) for part in (vectors, others))
+    (vectors, valid), (others, _) = (_prepare(each, valid, centered) for each in (vectors, others))
     count = jnp.sum(valid)
-    both = valid[:, None] & valid[None]
-    frame = jnp.where(both, jnp.eye(len(vectors)) - 1.0 / count, 0.0) / jnp.sqrt(count - 1.0)
-    products = jnp.matmul(vectors, others.T, precision="highest")
-    distance = jnp.linalg.norm(_of_length_1(jnp.where(both, products, 0.0)) - frame)
-    return jnp.where(count > 1, distance, jnp.nan)
+    frame = jnp.where(valid[:, None] & valid[None], jnp.eye(len(vectors)) - 1.0 / count, 0.0) / jnp.sqrt(count - 1.0)
+    return jnp.where(count > 1, jnp.linalg.norm(_gram(vectors, others, valid) - frame), jnp.nan)
 
 
 def duality(
     text_features: Array, image_means: Array, valid: Array | None = None, *, centered: bool = True
 ) -> tuple[Array, Array]:
-    """NC3: whether text features and class means of images are the same, up to a rotation and exactly.
+    """Returns NC3: whether text features and class means of images are equal, up to a rotation and exactly.
 
     || G_t / |G_t|_F - G_m / |G_m|_F ||_F  of the two Gram matrices, and  mean_k cos(t_k, m_k).
 
     Args:
       text_features: t, float [K, D].
       image_means: m, float [K, D].
-      valid: bool [K], False for classes that do not count, e.g. without images. None: all do.
-      centered: remove the mean of each set first.
+      valid: see the module.
+      centered: see the module.
 
     Returns:
-      float [] twice: 0 and 1 where the two are the same; NaN for no class.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float [] twice: 0 and 1 if the two are equal; NaN without a class.
 
     Example:
       >>> turned = jnp.array([[0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
       >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
       >>> [round(float(value), 4) for value in duality(text, turned, centered=False)]
       [0.0, 0.0]
-
-    Reference:
-      Papyan, Han and Donoho (2020), convergence to self-duality; the comparison of Gram matrices is our own choice.
     """
     _check_alike(text_features, image_means)
-    (texts, valid), (means, _) = (_prepare(part, valid, centered) for part in (text_features, image_means))
-    both = valid[:, None] & valid[None]
-    grams = [
-        _of_length_1(jnp.where(both, jnp.matmul(part, part.T, precision="highest"), 0.0)) for part in (texts, means)
-    ]
+    (texts, valid), (means, _) = (_prepare(each, valid, centered) for each in (text_features, image_means))
+    distance = jnp.linalg.norm(_gram(texts, texts, valid) - _gram(means, means, valid))
     cosine = jnp.mean(jnp.sum(normalize(texts) * normalize(means), axis=-1), where=valid)
-    return jnp.where(jnp.any(valid), jnp.linalg.norm(grams[0] - grams[1]), jnp.nan), cosine
+    return jnp.where(jnp.any(valid), distance, jnp.nan), cosine
 
 
 def nearest_mean_agreement(
     logits: Array, features: Array, means: Array, present: Array | None = None, mask: Array | None = None
 ) -> Array:
-    """NC4: how often the classifier says what the nearest class mean says.
+    """Returns NC4: the share of images for which the classifier agrees with the nearest class mean.
 
     mean_i [ argmax_k logits_ik = argmin_k |f_i - m_k| ]
 
     Args:
       logits: float [N, K].
       features: float [N, D].
-      means: float [K, D], as `class_means` makes them.
-      present: bool [K], which classes have a mean; others are nobody's nearest. None: all do.
-      mask: bool or float [N]; 0 leaves an image out. None keeps all.
+      means: float [K, D], from `class_means`.
+      present: bool [K], which classes have a mean; None: all do.
+      mask: see the module.
 
     Returns:
-      float32 [], from 0 to 1; NaN if nothing is left.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float32 [], from 0 to 1; NaN if no image is included.
 
     Example:
       >>> float(nearest_mean_agreement(jnp.eye(2), jnp.array([[1.0], [0.8]]), jnp.array([[1.0], [0.0]])))
       0.5
-
-    Reference:
-      Papyan, Han and Donoho (2020), simplification to the nearest class center.
     """
-    shapes = [jnp.shape(part) for part in (logits, features, means)]
+    shapes = [jnp.shape(each) for each in (logits, features, means)]
     if [len(shape) for shape in shapes] != [2, 2, 2] or shapes[0] != (shapes[1][0], shapes[2][0]):
         raise InputError(f"expected logits [N, K], features [N, D] and means [K, D]; found {shapes}")
     _check(features, jnp.argmax(logits, axis=-1), mask)
     features, means = at_least_float32(features), at_least_float32(means)
-    # |f - m|^2 = |f|^2 - 2 <f, m> + |m|^2, of which the first is the same for all classes.
+    # |f - m|^2 = |f|^2 - 2 <f, m> + |m|^2; the first term is the same for all classes.
     distance = jnp.sum(means**2, axis=-1) - 2.0 * jnp.matmul(features, means.T, precision="highest")
     if present is not None:
         distance = jnp.where(present, distance, jnp.inf)
@@ -243,26 +211,23 @@ def neural_collapse(
     *,
     centered: bool = True,
 ) -> dict[str, Array]:
-    """All measures of this module of a prompted clip on labeled images, for logs.
+    """Returns all measures of this module for a prompted clip on labeled images.
 
-    Those of text features take all classes, those of image means and of both the classes that have images.
+    Measures of text features include all classes; those of image means, and of both, the classes with images.
 
     Args:
       logits: float [N, K].
       image_features: normalized, float [N, D].
-      text_features: normalized, float [K, D], or [N, K, D] where they depend on the image: then the normalized mean of
+      text_features: normalized, float [K, D], or [N, K, D] if they depend on the image: then the normalized mean of
         each class over the images counts.
       labels: int [N], in 0..K-1.
-      mask: bool or float [N]; 0 leaves an image out. None keeps all.
-      centered: remove the mean of the text features, and of the image means, in NC2, NC3 and the distances.
+      mask: see the module.
+      centered: see the module.
 
     Returns:
       float [] each: "nc1"; "nc2_text_mean", "nc2_text_std", "nc2_image_mean", "nc2_image_std" of `equiangularity`;
       "nc3_gram", "nc3_cosine" of `duality`; "nc4"; "simplex_text", "simplex_image", "simplex_both" of
       `simplex_distance`.
-
-    Raises:
-      InputError: the shapes do not fit.
 
     Example:
       >>> from gram_jax.objectives import simplex_etf
@@ -270,10 +235,6 @@ def neural_collapse(
       >>> measures = neural_collapse(text[labels] @ text.T, text[labels], text, labels)
       >>> bool(measures["simplex_both"] < 1e-5), float(measures["nc4"])
       (True, 1.0)
-
-    Reference:
-      Papyan, Han and Donoho (2020); the relation to generalization of prompts: "Neural Collapse Anchored Prompt Tuning
-      for Generalizable Vision-Language Models".
     """
     if jnp.ndim(text_features) == 3:
         _check(image_features, labels, mask)
@@ -293,33 +254,34 @@ def neural_collapse(
 
 
 def _prepare(vectors: Array, valid: Array | None, centered: bool) -> tuple[Array, Array]:
-    """The vectors, 0 where they do not count, and which count."""
+    """Returns the vectors, 0 if they do not count, and which count."""
     if jnp.ndim(vectors) != 2 or (valid is not None and jnp.shape(valid) != jnp.shape(vectors)[:1]):
-        raise InputError(
-            f"expected vectors [K, D] and valid [K] or None; found {jnp.shape(vectors)} and "
-            f"{None if valid is None else jnp.shape(valid)}"
-        )
+        found = jnp.shape(vectors), None if valid is None else jnp.shape(valid)
+        raise InputError(f"expected vectors [K, D] and valid [K] or None; found {found[0]} and {found[1]}")
     vectors = at_least_float32(jnp.asarray(vectors))
     valid = jnp.ones(len(vectors), bool) if valid is None else jnp.asarray(valid, bool)
-    return (_centre(vectors, valid) if centered else jnp.where(valid[:, None], vectors, 0.0)), valid
+    return (_center(vectors, valid) if centered else jnp.where(valid[:, None], vectors, 0.0)), valid
 
 
-def _centre(vectors: Array, valid: Array) -> Array:
+def _center(vectors: Array, valid: Array) -> Array:
     middle = weighted_mean(vectors, valid[:, None], axis=0)
     return jnp.where(valid[:, None], vectors - middle, 0.0)
 
 
-def _of_length_1(matrix: Array) -> Array:
-    length = jnp.linalg.norm(matrix)
-    return matrix / jnp.where(length > 0, length, 1.0)
+def _gram(vectors: Array, others: Array, valid: Array) -> Array:
+    """Returns the products of valid vectors as a matrix of Frobenius norm 1."""
+    products = jnp.matmul(vectors, others.T, precision="highest")
+    products = jnp.where(valid[:, None] & valid[None], products, 0.0)
+    length = jnp.linalg.norm(products)
+    return products / jnp.where(length > 0, length, 1.0)
 
 
 def _check(features: Array, labels: Array, mask: Array | None) -> None:
     shape, count = jnp.shape(features), jnp.shape(labels)
     if len(shape) != 2 or count != shape[:1] or (mask is not None and jnp.shape(mask) != count):
+        found = None if mask is None else jnp.shape(mask)
         raise InputError(
-            f"expected features [N, D], labels [N] and a mask [N] or None; found {shape}, {count} and "
-            f"{None if mask is None else jnp.shape(mask)}"
+            f"expected features [N, D], labels [N] and a mask [N] or None; found {shape}, {count} and {found}"
         )
 
 
