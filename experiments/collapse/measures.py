@@ -2,128 +2,107 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax import evaluation
+from gram_jax.batching import padded_batches, round_up
 from gram_jax.errors import InputError
-from gram_jax.evaluation import Row
-from gram_jax.evaluation.encoder import Encoder
-from gram_jax.evaluation.protocols import Part
+from gram_jax.evaluation import Encoder, Part, Row, harmonic_mean, neural_collapse
 from gram_jax.evaluation.tuned import FEATURE_BATCH
 from gram_jax.tuners import Tuner
 
 H, ALL_CLASSES = "harmonic_mean", "all"  # a metric, and the split of its rows
-_IMAGES = 256  # sets of image features are filled up to a multiple of this
+_IMAGES = 256  # sets of image features are padded to a multiple of this
 
-# By step and split, the values of every metric, one for each run.
-Found = dict[str, dict[str, dict[str, list[float]]]]
-
-
-class Meter(NamedTuple):
-    """The compiled parts of a measurement, shared by all prompts of a tuner.
-
-    Attributes:
-      tuner: the tuner.
-      outputs: `outputs(prompts, clip, classes, images, there) -> (logits, image features, sum of text features)`, each
-        with a leading axis of runs; the sum is over the images that are `there`, bool `[images]`.
-      collapse: `neural_collapse` of every run.
-      by_image: whether text features are each image's own.
-    """
-
-    tuner: Tuner
-    outputs: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-    collapse: Callable[..., dict[str, jax.Array]]
-    by_image: Callable[..., bool]
+Values = dict[str, dict[str, list[float]]]  # by split and metric, a value for each run
 
 
-def meter(encoder: Encoder, tuner: Tuner) -> Meter:
-    """Returns the measurement of a tuner's prompts."""
-
-    @jax.jit
-    def outputs(prompts: Any, clip: Any, classes: Any, images: Any, there: Any) -> tuple[jax.Array, ...]:
-        def one(prompt: Any) -> tuple[jax.Array, ...]:
-            found = tuner.apply(prompt, clip, classes, images)
-            texts = found.text_features
-            if texts.ndim == 3:
-                texts = jnp.sum(jnp.where(there[:, None, None], texts, 0.0), axis=0)
-            return found.logits, found.image_features, texts
-
-        return jax.vmap(one)(prompts)
-
-    def by_image(prompts: Any, classes: Any, images: Any) -> bool:
-        prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
-        return jax.eval_shape(tuner.apply, prompt, encoder.clip, classes, images).text_features.ndim == 3
-
-    collapse = jax.jit(jax.vmap(evaluation.neural_collapse, in_axes=(0, 0, 0, None)))
-    return Meter(tuner, outputs, collapse, by_image)
-
-
-def measured(encoder: Encoder, meter: Meter, prompts: Any, parts: Sequence[Part]) -> dict[str, dict[str, list[float]]]:
-    """Accuracy and every measure of collapse on each part, and H of the accuracies, one value for each run.
+class Meter:
+    """Measures the prompts of one tuner with shared compiled programs.
 
     Args:
       encoder: reads and encodes the images.
-      meter: from `meter`.
-      prompts: `[runs, ...]`.
-      parts: test images of base and of new classes.
-
-    Returns:
-      By split and metric, the values of the runs.
-
-    Raises:
-      InputError: a measure is not finite; the message names it.
+      tuner: the tuner.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for part in parts:
-        labels = part.dataset.labels
-        logits, images, texts = _features(encoder, meter, prompts, part)
-        values = {"accuracy": np.mean(logits.argmax(-1) == labels, axis=1)}
-        values |= meter.collapse(logits, images, texts, labels)
-        found[part.split] = {name: np.asarray(runs, np.float64).tolist() for name, runs in values.items()}
-        for name, runs in found[part.split].items():
-            if not all(map(math.isfinite, runs)):
-                raise InputError(
-                    f"{name} of {meter.tuner.name} on the {part.split} classes of {part.dataset.name} is not finite: "
-                    f"{runs}; lower the learning rate"
-                )
-    accuracies = [found[part.split]["accuracy"] for part in parts]
-    return found | {ALL_CLASSES: {H: evaluation.harmonic_mean(*accuracies).tolist()}}
+
+    def __init__(self, encoder: Encoder, tuner: Tuner):
+        self._encoder, self._tuner = encoder, tuner
+        self._collapse = jax.jit(jax.vmap(neural_collapse, in_axes=(0, 0, 0, None)))
+
+        @jax.jit
+        def outputs(prompts: Any, clip: Any, classes: Any, images: Any, real: Any) -> tuple[jax.Array, ...]:
+            def one(prompt: Any) -> tuple[jax.Array, ...]:
+                logits, features, texts = tuner.apply(prompt, clip, classes, images)
+                if texts.ndim == 3:  # the sum over images
+                    texts = jnp.sum(jnp.where(real[:, None, None], texts, 0.0), axis=0)
+                return logits, features, texts
+
+            return jax.vmap(one)(prompts)
+
+        self._outputs = outputs
+
+    def measure(self, prompts: Any, parts: Sequence[Part]) -> Values:
+        """Returns accuracy and every measure of collapse on each part, and H of the accuracies.
+
+        Args:
+          prompts: the stacked prompts, each leaf `[runs, ...]`.
+          parts: test images of base and of new classes.
+
+        Raises:
+          InputError: a measure is not finite; the message names it.
+        """
+        values: Values = {}
+        for part in parts:
+            labels = part.dataset.labels
+            logits, features, texts = self.features(prompts, part)
+            measures = {"accuracy": np.mean(logits.argmax(-1) == labels, axis=1)}
+            measures |= self._collapse(logits, features, texts, labels)
+            values[part.split] = {name: np.asarray(runs, np.float64).tolist() for name, runs in measures.items()}
+            for name, runs in values[part.split].items():
+                if not np.isfinite(runs).all():
+                    raise InputError(
+                        f"{name} of {self._tuner.name} on the {part.split} classes of {part.dataset.name} is not "
+                        f"finite: {runs}; lower the learning rate"
+                    )
+        return values | {ALL_CLASSES: {H: harmonic_mean(*(values[part.split]["accuracy"] for part in parts)).tolist()}}
+
+    def features(self, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns logits, image features and text features of every run.
+
+        Text features that depend on the image are replaced by their normalized mean.
+        """
+        encoder, tuner = self._encoder, self._tuner
+        classes, valid = encoder.classes(tuner, part.dataset.class_names)
+        images = encoder.inputs(tuner, part.dataset)
+        prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
+        by_image = jax.eval_shape(tuner.apply, prompt, encoder.clip, classes, images[:1]).text_features.ndim == 3
+        most = encoder.batch_size if tuner.needs_pixels or by_image else FEATURE_BATCH
+        size = min(most, round_up(len(images), _IMAGES))
+        logits, features, texts = [], [], []
+        for batch, count in padded_batches(images, size):
+            batch = batch.astype(np.float32)
+            outputs = self._outputs(prompts, encoder.clip, classes, batch, np.arange(size) < count)
+            own, seen, text = map(np.asarray, outputs)
+            logits.append(own[:, :count, valid])
+            features.append(seen[:, :count])
+            texts.append(text[:, valid])
+        text = texts[-1]
+        if by_image:
+            text = sum(texts)
+            text = text / np.linalg.norm(text, axis=-1, keepdims=True)
+        return np.concatenate(logits, axis=1), np.concatenate(features, axis=1), text
 
 
-def _features(encoder: Encoder, meter: Meter, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, image features and text features of every run; text features of each image as their normalized mean."""
-    classes, valid = encoder.classes(meter.tuner, part.dataset.class_names)
-    images = encoder.inputs(meter.tuner, part.dataset)
-    count = len(images)
-    by_image = meter.by_image(prompts, classes, images[:1])
-    most = encoder.batch_size if meter.tuner.needs_pixels or by_image else FEATURE_BATCH
-    size = min(most, -(-count // _IMAGES) * _IMAGES)
-    logits, features, total = [], [], 0.0
-    for start in range(0, count, size):
-        chunk = np.asarray(images[start : start + size], np.float32)
-        here = len(chunk)
-        filled = np.pad(chunk, ((0, size - here), *((0, 0),) * (chunk.ndim - 1)), mode="edge")
-        there = np.arange(size) < here
-        own, seen, texts = map(np.asarray, meter.outputs(prompts, encoder.clip, classes, filled, there))
-        logits.append(own[:, :here, valid])
-        features.append(seen[:, :here])
-        total = total + texts if by_image else texts
-    texts = total[:, valid]
-    if by_image:
-        texts = texts / np.linalg.norm(texts, axis=-1, keepdims=True)
-    return np.concatenate(logits, axis=1), np.concatenate(features, axis=1), texts
-
-
-def rows(found: Found, method: str, dataset: str, protocol: str, shots: int, seeds: Sequence[int]) -> Iterator[Row]:
-    """The rows of a unit: one for each step, split, metric and seed."""
-    for step, splits in found.items():
-        for split, metrics in splits.items():
-            for metric, values in metrics.items():
-                for seed, value in zip(seeds, values, strict=True):
+def rows(
+    by_step: dict[str, Values], method: str, dataset: str, protocol: str, shots: int, seeds: Sequence[int]
+) -> Iterator[Row]:
+    """Yields a row for each step, split, metric and seed."""
+    for step, values in by_step.items():
+        for split, metrics in values.items():
+            for metric, runs in metrics.items():
+                for seed, value in zip(seeds, runs, strict=True):
                     yield Row(method, protocol, dataset, metric, value, None, shots, seed, split, int(step))

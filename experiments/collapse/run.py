@@ -1,24 +1,24 @@
-"""Does neural collapse of tuned prompts go with generalization? Many prompts, measured along tuning, and correlations.
+"""Neural collapse of tuned prompts and its correlation with generalization.
 
     python -m experiments.collapse
-    python -m experiments.collapse --tuner=coop,ivlp --regularizers="" --regularizers=npt:0.3 --dataset=glyphs:hebrew
+    python -m experiments.collapse --tuner="coop,ivlp(depth=2)" --regularizers="" --regularizers=npt:0.3
     python -m experiments.collapse --tuner=coop --learning_rate=0.03,0.1,0.3,1,3 --seeds=1,2,3,4,5,6,7,8,9,10
 
-Tunes prompts on the base classes of every dataset, balanced (tau = 1) and from long tails, every tuner under every set
-of regularizers and at every learning rate, all seeds side by side. After some steps along every run, it measures on
-test images of base and of new classes: accuracy and its harmonic mean H, and the measures of
-`gram_jax.evaluation.neural_collapse`, NC1 to NC4, distances to the simplex frame, alignment of text and images. Then it
-correlates each measure with the accuracy on new classes and with H, balanced and imbalanced apart; docs/collapse.md
-says how. Nothing is selected, so no validation split is read.
+Tunes prompts on the base classes of every dataset, balanced (tau = 1) and from long tails, with every tuner, set of
+regularizers and learning rate, all seeds side by side. After some steps of every run, it measures accuracy, its
+harmonic mean H and the measures of `gram_jax.evaluation.neural_collapse` (NC1 to NC4, distances to the simplex frame,
+alignment of text and images) on test images of base and of new classes. Then it correlates each measure with the
+accuracy on new classes and with H, separately for balanced and imbalanced runs; docs/collapse.md explains how. Nothing
+is selected, so the validation split is not read.
 
-A tuner of text only leaves the image features frozen: NC1 and the measures of image means alone are then those of the
-clip, the same for all prompts, and only those of text and of both vary.
+A text-only tuner does not change image features. NC1 and the measures of image means are then those of the clip, the
+same for all prompts; only the measures of text, and of text with images, vary.
 
-Writes WORKDIR/results.json, correlations.json, table.md and plots. Every finished unit, all seeds of a method on a
-dataset, is kept in WORKDIR/rows.jsonl: the same command goes on where it was stopped.
+Writes WORKDIR/results.json, correlations.json, table.md and plots. Finished units (all seeds of a method on a dataset)
+are kept in WORKDIR/rows.jsonl: rerun the command to resume.
 
-With no flags: 1,350 prompts, CoOp alone, with NPT and with KgCoOp, at two rates on three datasets; six
-minutes of processor time, compilation included, and 2 GiB.
+The defaults measure 1,350 prompts: CoOp alone, with NPT and with KgCoOp, at two rates on three datasets. They take six
+minutes of processor time, including compilation, and 2 GiB.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ from ..evaluate import run as evaluate
 from ..evaluate.datasets import Opened, about, all_datasets, draw_hashes, open_datasets
 from ..evaluate.methods import build, choose_tuner
 from ..evaluate.settings import Settings
-from . import plots as _collapse_plots
-from . import tables as _collapse_tables
-from .measures import Found, Meter, measured, meter
+from . import plots, tables
+from .measures import Meter, Values
 from .measures import rows as measure_rows
 
 BALANCED = base_to_new
@@ -59,7 +58,7 @@ BALANCED = base_to_new
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which prompts are tuned, on what, and when they are measured."""
+    """The tuned prompts, and the steps at which they are measured."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     tuner: str = setting(
@@ -67,35 +66,35 @@ class Config:
     )
     regularizers: tuple[str, ...] = setting(
         ("", "npt", "kgcoop"),
-        "a set of regularizers that every tuner is tuned under, as experiments.evaluate takes them (npt:1.0,kgcoop:8), "
-        "empty for none; repeat the flag for more sets",
+        "a set of regularizers for every tuner, such as npt(centered=True):1.0,kgcoop:8, or empty for none; repeat the "
+        "flag for more sets",
         repeated=True,
     )
     dataset: tuple[str, ...] = setting(
         ("glyphs:arabic", "glyphs:georgian", "glyphs:playing_cards"), f"datasets: {forms()}"
     )
     tau: tuple[float, ...] = setting(
-        (1.0, 0.25, 0.06), "labeled images of the smallest base class over the largest's; 1 is balanced"
+        (1.0, 0.25, 0.06), "images of the smallest base class divided by those of the largest; 1 is balanced"
     )
     shots: tuple[int, ...] = setting((16,), "labeled images of the largest class")
     seeds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "seeds of the draws")
-    learning_rate: tuple[float, ...] = setting((0.3, 1.0), "learning rates, every one of which is measured")
+    learning_rate: tuple[float, ...] = setting((0.3, 1.0), "learning rates, each of which is measured")
     steps: int = setting(50, "optimizer steps of a run")
-    report_steps: tuple[int, ...] = setting((0, 1, 5, 20), "steps that are measured beside the last one")
-    batch_size: int = setting(32, "images a step")
+    report_steps: tuple[int, ...] = setting((0, 1, 5, 20), "measured steps besides the last one")
+    batch_size: int = setting(32, "images per step")
     optimizer: str = setting("sgd", "the optimizer", choices=tuning_lib.step.OPTIMIZERS)
     momentum: float = setting(0.0, "momentum of sgd")
-    weight_decay: float = setting(0.0, "decay of the prompts, added to their gradients before momentum")
+    weight_decay: float = setting(0.0, "weight decay of the prompts, added to their gradients before momentum")
     schedule: str = setting(
         "constant",
-        "the learning rate along a run; under a constant one, every measured step is the end of a shorter run",
+        "the learning-rate schedule; with a constant rate, every measured step is the end of a shorter run",
         choices=tuning_lib.schedules.SCHEDULES,
     )
-    max_test_images: int = setting(10, "test images a class; 0 for all")
-    image_batch: int = setting(64, "images that the image transformer sees at once")
+    max_test_images: int = setting(10, "test images per class; 0 for all")
+    image_batch: int = setting(64, "images that the image transformer encodes at once")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
-    dataset_seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
-    resamples: int = setting(2000, "bootstrap samples behind each interval of a correlation")
+    dataset_seed: int = setting(0, "seed of generated datasets and splits")
+    resamples: int = setting(2000, "bootstrap samples for the interval of a correlation")
 
     def __post_init__(self) -> None:
         for name in ("regularizers", "dataset", "tau", "shots", "seeds", "learning_rate", "report_steps"):
@@ -109,7 +108,7 @@ class Config:
         if self.steps < 1 or any(not 0 <= step <= self.steps for step in self.report_steps):
             raise InputError(
                 f"--steps={self.steps} and --report_steps={','.join(map(str, self.report_steps))}: take at least 1 "
-                "step, and measure from 0 to the last"
+                "step, and report steps from 0 to the last"
             )
         at_least(self, 1, "resamples")
         settings = [flags.settings for _, flags in of_methods(self)]
@@ -155,13 +154,13 @@ class Setup(NamedTuple):
 
 
 def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
-    """What is tuned, each tuner with the features and compiled measurements that its methods share."""
+    """Returns the methods, those of one tuner with a shared meter."""
     encoder = Encoder(clip, config.image_batch, log=lambda line: print(line, flush=True))
     meters: dict[str, Meter] = {}
     setups = []
     for name, flags in of_methods(config):
         tuner = choose_tuner(flags.settings)
-        meters[name] = meters.get(name) or meter(encoder, tuner)
+        meters[name] = meters.get(name) or Meter(encoder, tuner)
         (method,), _ = build(flags.settings, tuner, clip)
         several = len(method.candidates) > 1
         methods = tuple(
@@ -177,7 +176,7 @@ def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
 
 
 def check(config: Config, setups: Sequence[Setup], opened: Mapping[str, Opened]) -> None:
-    """Raises InputError, before anything is tuned, where a dataset does not fit."""
+    """Raises InputError if a dataset does not fit, before anything is tuned."""
     for setup in setups:
         evaluate.check(setup.settings, setup.encoder, setup.methods, opened)
     for name, (dataset, targets) in opened.items():
@@ -188,12 +187,12 @@ def check(config: Config, setups: Sequence[Setup], opened: Mapping[str, Opened])
             if len(labels) < 2:
                 raise InputError(
                     f"dataset {name!r} has {len(dataset.class_names)} classes, {len(labels)} of them {split}: collapse "
-                    "is of two or more; give a dataset of 4 classes at least"
+                    "is defined for at least two; give a dataset of at least 4 classes"
                 )
 
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
-    """Tunes, measures and correlates."""
+    """Tunes prompts, measures them, and correlates the measures."""
     workdir = absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
@@ -213,9 +212,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
                 unit = (method.name, name, protocol.name, shots)
                 if unit not in units:
                     start = time.monotonic()
-                    found = _unit(setup, method, task_of(dataset, protocol, shots, config.seeds), config, parts)
-                    units.add(unit, found)
-                    print(_line(unit, found, time.monotonic() - start), flush=True)
+                    by_step = _unit(setup, method, task_of(dataset, protocol, shots, config.seeds), config, parts)
+                    units.add(unit, by_step)
+                    print(_line(unit, by_step, time.monotonic() - start), flush=True)
                     progress.update()
                 rows += measure_rows(units[unit], *unit, config.seeds)
     settings = dataclasses.asdict(config) | {"datasets": about(opened)}
@@ -223,29 +222,26 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     for shots in config.shots:
         draws |= draw_hashes(opened, config.seeds, lambda protocol, shots=shots: (shots,))
     environment = evaluation.environment(weights=weights, splits=hashes, draws=draws)
-    correlations = _collapse_tables.correlations(rows, config.resamples)
-    _collapse_tables.write(rows, correlations, workdir, show=print)
-    _collapse_plots.along_tuning(rows, workdir / "collapse.png")
-    for target in _collapse_tables.TARGETS:
-        _collapse_plots.against(rows, correlations, target, workdir / f"correlation_{target.name}.png")
+    correlations = tables.correlations(rows, config.resamples)
+    tables.write(rows, correlations, workdir, show=print)
+    plots.along_tuning(rows, workdir / "collapse.png")
+    for target in tables.TARGETS:
+        plots.against(rows, correlations, target, workdir / f"correlation_{target.name}.png")
     print(f"tables, correlations and plots in {workdir}", flush=True)
-    return evaluation.Results(settings, environment, tuple(rows), _collapse_tables.comparisons(rows))
+    return evaluation.Results(settings, environment, tuple(rows), tables.comparisons(rows))
 
 
-def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: Sequence[Part]) -> Found:
-    """Tunes all seeds of a method, and measures them after every reported step."""
+def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: Sequence[Part]) -> dict[str, Values]:
+    """Tunes all seeds of a method and measures them after every reported step."""
     tuned = method.learn(Trial(setup.encoder, task, method.candidates[0]), config.report_steps)
     method.require_finite(task, tuned)
-    return {
-        str(step): measured(setup.encoder, setup.meter, prompts, parts)
-        for step, prompts in sorted(tuned.prompts.items())
-    }
+    return {str(step): setup.meter.measure(prompts, parts) for step, prompts in sorted(tuned.prompts.items())}
 
 
-def _line(unit: tuple, found: Found, seconds: float) -> str:
-    """What a unit found, for the terminal."""
+def _line(unit: tuple, by_step: dict[str, Values], seconds: float) -> str:
+    """Returns the result of a unit as a line of text."""
     method, dataset, protocol, shots = unit
-    last = found[max(found, key=int)]
+    last = by_step[max(by_step, key=int)]
     base, new = (100 * np.mean(last[split]["accuracy"]) for split in ("base", "new"))
     distance = np.mean(last["base"]["simplex_text"])
     return (
