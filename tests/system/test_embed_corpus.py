@@ -14,6 +14,7 @@ from etils import epath
 
 import gram_jax as gram
 from experiments import build_tasks, embed_corpus
+from experiments.evaluate import run as evaluate
 from gram_jax.clip.images import ImageError
 from gram_jax.data import (
     FeatureBank,
@@ -25,6 +26,7 @@ from gram_jax.data import (
     open_bank,
     open_store,
 )
+from gram_jax.evaluation import encoder
 from gram_jax.testing import tiny_clip
 
 Config = embed_corpus.Config
@@ -238,3 +240,26 @@ def test_a_run_that_was_killed_continues_to_the_same_bytes(folder, clip, tmp_pat
     kept = open_store(tmp_path / "killed/store", feature_key(clip, corpus))
     alone = gram.evaluation.image_features(clip, corpus.images([0, 377, 599]))
     np.testing.assert_allclose(kept.images[[0, 377, 599]], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "stored"])
+def test_evaluate_encodes_no_stored_image_again(datasets, tmp_path, monkeypatch, augmentation):
+    config, workdir = datasets
+    settings = evaluate.Config(
+        clip=config.clip,
+        dataset=("glyphs:digits",),
+        feature_store=str(workdir / "store"),
+        protocol=("few_shot",),
+        shots=(2,),
+        seeds=(1,),
+        learning_rate=(0.1,),
+        steps=(2,),
+        report_steps=(),
+        batch_size=4,
+        augmentation=augmentation,
+        views=2,
+    )
+    monkeypatch.setattr(encoder, "encode_image", lambda *_: pytest.fail("encoded again"))
+    (tmp_path / "run").mkdir()
+    results = evaluate.run(settings, epath.Path(tmp_path / "run"))
+    assert {row.method for row in results.rows} >= {"zero_shot", "coop"}
