@@ -17,7 +17,8 @@ FLAGS = (
 STEPS = """
     import json, re
     import jax, jax.numpy as jnp, numpy as np
-        from gram_jax import evaluation, regulators, tuners
+    from gram_jax import evaluation, regulators, tuners
+    from gram_jax import tuning as tuning_lib
     from gram_jax.testing import tiny_clip
 
     words = ("small", "red", "green", "large")
