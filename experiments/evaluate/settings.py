@@ -101,11 +101,7 @@ class Settings(Flags):
 
 @dataclasses.dataclass(frozen=True)
 class Config(Flags):
-    """The flags of `experiments.evaluate`; making one checks them.
-
-    Raises:
-      InputError: a flag has an impossible value, or flags cannot be combined.
-    """
+    """The flags of `experiments.evaluate`; making one raises InputError if flags are impossible or do not fit."""
 
     def __post_init__(self) -> None:
         _ = self.settings

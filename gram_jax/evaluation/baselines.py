@@ -36,20 +36,13 @@ class Baseline(NamedTuple):
 
     Attributes:
       name: the method's name; `make(name, **settings)` makes it again.
-      settings: the settings of the factory, defaults filled in; JSON values.
+      settings: its settings, JSON values.
       fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labeled frozen image features
         `[images, embed_dim]`, int labels `[images]`, and a pair of such features and labels to choose settings with.
         Methods that read no labels take None for them. It cannot be traced.
       apply: `apply(state, clip, features) -> logits`, float32 `[images, classes]`; pure.
       needs_labels: whether `fit` reads labeled features.
       needs_validation: whether `fit` chooses settings on validation features.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, baseline = tiny_clip(), hand_crafted()
-      >>> state = baseline.fit(clip, ["cat", "dog", "bird"], None, None)
-      >>> baseline.apply(state, clip, jnp.ones((5, 16)) / 4).shape
-      (5, 3)
     """
 
     name: str

@@ -32,9 +32,6 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
     Returns:
       float32 ``[classes, embed]``, normalized.
 
-    Raises:
-      InputError: there is no template, or the tokenizer refuses a name.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> class_features(tiny_clip(), ["cat", "dog"], ["a photo of a {}.", "{}"]).shape[0]

@@ -68,15 +68,8 @@ def rows(
 ) -> Iterator[Row]:
     """Yields the rows of a method on the parts of a dataset, one for each metric, part and seed.
 
-    Args:
-      method: the name of the method.
-      protocol: the protocol; it may add the accuracy of groups of classes, each image classified among all of them.
-      dataset: the name of the dataset.
-      measured: parts with their predictions; None for a part that the method cannot classify.
-      metrics: keys of ``METRICS``.
-      shots: labeled images per class; None if nothing was tuned.
-      seeds: one for each run.
-      step: the step of the tuning.
+    A part that the method cannot classify, without predictions, is left out. The protocol may add the accuracy of
+    groups of classes, each image classified among all classes. `shots` and `step` are None if nothing was tuned.
     """
     for part, predictions in measured:
         if predictions is None:
