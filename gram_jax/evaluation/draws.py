@@ -20,6 +20,12 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
     One generator samples without replacement from each class, in the order in which classes first appear in the split.
     For base-to-new, draw on all classes first and restrict afterwards.
 
+    Args:
+      dataset: the dataset.
+      shots: images per class, at least 1.
+      seed: the seed of the draw.
+      split: the split that is drawn from.
+
     Returns:
       int64 ``[classes * shots]``, positions in the dataset, class after class.
 
@@ -42,6 +48,11 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
 
 def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws training images as `few_shot` does, then min(shots, 4) validation images per class, or all if fewer exist.
+
+    Args:
+      dataset: the dataset.
+      shots: training images per class, at least 1.
+      seed: the seed of the draw.
 
     Returns:
       Two int64 arrays of positions in the dataset, class after class.

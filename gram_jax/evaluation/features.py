@@ -49,7 +49,11 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
 def averaged_class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """Returns one feature per class whose templates are averaged before they are normalized, as PromptSRC does.
 
-    Returns float32 ``[classes, embed]``, normalized, on the host; see `class_features` for the arguments.
+    Args:
+      clip, names, templates: as in `class_features`.
+
+    Returns:
+      float32 ``[classes, embed]``, normalized, on the host.
     """
     features = _text_features(clip, names, templates, _TEXTS, normalize=False)
     return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))

@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a method learns from: the draws of all seeds from one dataset under one protocol.
+    """The draws of all seeds from one dataset under one protocol, which a method learns from.
 
     Attributes:
       dataset: the images; make a task with `task_of`, which leaves out the test images.
@@ -207,7 +207,14 @@ def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], l
 
     A score is the accuracy, or H of base and new classes, averaged over tasks and seeds.
 
-    `tasks` have seeds that are used for nothing else; `limit` is the most validation images per class, 0 for all.
+    Args:
+      method: the method.
+      encoder: reads and encodes the images.
+      tasks: what is learned from, with seeds that are used for nothing else.
+      limit: the most validation images per class; 0 for all.
+
+    Returns:
+      One score for each candidate.
     """
     scores: list[list[float]] = [[] for _ in method.candidates]
     for task in tasks:

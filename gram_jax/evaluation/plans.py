@@ -1,4 +1,4 @@
-"""How prompts are tuned: settings that are checked once, and the compiled step that they stand for."""
+"""Tuning plans: settings that are checked once, and the compiled step that they stand for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gram_jax.tuners import Tuner
 
 
 class Length(NamedTuple):
-    """How long prompts are tuned on one dataset.
+    """The length of a run on one dataset.
 
     Attributes:
       steps: the number of optimizer steps; None if epochs are counted.
@@ -46,7 +46,7 @@ class StagedLoss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TuningPlan:
-    """How prompts are tuned on labeled images.
+    """The settings of tuning prompts on labeled images.
 
     Attributes:
       learning_rate: the learning rate.

@@ -84,7 +84,11 @@ def predict(
 def predict_labels(
     tuning: Tuning, prompts: Any, clip: Clip, classes: Any, valid: np.ndarray, images: Any, *, batch_size: int = 4096
 ) -> Predictions:
-    """Returns the labels that every run predicts, with their probabilities; see `predict` for the arguments."""
+    """Returns the labels that every run predicts, with their probabilities.
+
+    Args:
+      tuning, prompts, clip, classes, valid, images, batch_size: as in `predict`.
+    """
     parts = map(summarize_logits, _batches(tuning, prompts, clip, classes, valid, images, batch_size))
     return Predictions(*(np.concatenate(field, axis=1) for field in zip(*parts, strict=True)))
 

@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Protocol:
-    """What prompts are tuned on and tested on.
+    """Defines the classes and images that prompts are tuned on and tested on.
 
     Subclass it for a protocol of your own: give it a `name`, and override `splits` (the class lists), `draw` (the
     labeled images) or both. An instance can be passed to `gram_jax.evaluation.evaluate`.

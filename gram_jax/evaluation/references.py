@@ -1,4 +1,4 @@
-"""What losses and regulators read about a task besides its images: frozen texts, class clusters and contexts."""
+"""Frozen texts, class clusters and contexts: everything besides images that losses and regulators read."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from gram_jax.tuning import make_test_time_tuning, predict_test_time, select_vie
 
 @dataclasses.dataclass(frozen=True)
 class TestTimePlan:
-    """How a prompt is tuned on one test image.
+    """The settings of tuning a prompt on one test image.
 
     Attributes:
       learning_rate: the learning rate.
