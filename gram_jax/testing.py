@@ -56,7 +56,6 @@ def tiny_config(**overrides: Any) -> ClipConfig:
             raise InputError(
                 f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD"
             )
-    # Replaced together, because width and heads must fit each other.
     towers = {tower: dataclasses.replace(config, **changes[tower]) for tower, config in towers.items()}
     return ClipConfig(**towers, **settings)
 

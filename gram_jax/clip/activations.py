@@ -9,11 +9,7 @@ import jax
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """Returns OpenAI's approximation of GELU, `x * sigmoid(1.702 x)`.
-
-    Reference:
-      github.com/openai/CLIP, clip/model.py, `QuickGELU`.
-    """
+    """Returns OpenAI's approximation of GELU, `x * sigmoid(1.702 x)` (github.com/openai/CLIP, clip/model.py)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 

@@ -48,12 +48,8 @@ class ImageTransform:
       max_pixels: images with more pixels are refused before decoding.
 
     Example:
-      >>> transform = ImageTransform(size=32, crop=(32, 32))
-      >>> transform([np.zeros((40, 51, 3), np.uint8)]).shape
+      >>> ImageTransform(size=32, crop=(32, 32))([np.zeros((40, 51, 3), np.uint8)]).shape
       (1, 32, 32, 3)
-
-    Reference:
-      Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
     """
 
     size: int | tuple[int, int] | None = 224

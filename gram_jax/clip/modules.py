@@ -39,9 +39,7 @@ def take_token(x: Array, position: int | Array) -> Array:
 class Attention(nn.Module):
     """Multi-head attention written as explicit products, so that derivatives of every order exist.
 
-    Attributes:
-      heads: number of heads.
-      dtype: dtype of the matrix products; None for the promoted dtype of inputs and parameters.
+    `dtype` is that of the matrix products; None for the promoted dtype of inputs and parameters.
     """
 
     heads: int
@@ -85,12 +83,8 @@ class Attention(nn.Module):
         return dense(name="out")(mixed.reshape(*mixed.shape[:-2], width)), (key, value)
 
 
-def _scores(query: Array, key: Array) -> Array:
-    return jnp.einsum("...hqd,...hkd->...hqk", query, key)
-
-
-def _mix(weights: Array, value: Array) -> Array:
-    return jnp.einsum("...hqk,...hkd->...hqd", weights, value)
+_scores = functools.partial(jnp.einsum, "...hqd,...hkd->...hqk")  # of queries and keys
+_mix = functools.partial(jnp.einsum, "...hqk,...hkd->...hqd")  # of weights and values
 
 
 class Mlp(nn.Module):
@@ -102,7 +96,6 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns `[..., width]` for `[..., width]`."""
         hidden = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(ACTIVATIONS[self.activation](hidden))
 

@@ -48,7 +48,7 @@ class TextPrompt:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers before which deep prompts are inserted."""
-        return _layers(self.deep, self.deep_layers)
+        return _layers(self)
 
 
 @flax.struct.dataclass
@@ -88,7 +88,7 @@ class VisualPrompt:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers before which deep prompts are inserted."""
-        return _layers(self.deep, self.deep_layers)
+        return _layers(self)
 
 
 class MaskedTokens(NamedTuple):
@@ -103,7 +103,7 @@ class MaskedTokens(NamedTuple):
     keep: jax.Array
 
 
-def _layers(deep: jax.Array | None, deep_layers: tuple[int, ...] | None) -> tuple[int, ...]:
-    if deep is None:
+def _layers(prompt: TextPrompt | VisualPrompt) -> tuple[int, ...]:
+    if prompt.deep is None:
         return ()
-    return tuple(range(1, 1 + deep.shape[0])) if deep_layers is None else tuple(deep_layers)
+    return tuple(range(1, 1 + prompt.deep.shape[0])) if prompt.deep_layers is None else tuple(prompt.deep_layers)

@@ -48,15 +48,14 @@ def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ..
             f"name and its end), the context length is {config.context_length}; shorten the context or the class names"
         )
     if prompt.deep is None:
-        _check_layers(prompt, range(0))
-        return
+        return _check_layers(prompt, range(0))
     deep = _check_tokens("deep", prompt.deep, config.width, (3, 5))
+    _check_layers(prompt, range(1, config.layers))
     _check_axis("deep", "classes", deep[1:-2][-1:], classes)
     if deep[-2] > shape[-2]:
         raise InputError(f"deep has {deep[-2]} tokens per layer, but context has {shape[-2]}; use at most as many")
     if len(shape) == 4 and len(deep) == 5 and 1 not in (shape[0], deep[1]) and shape[0] != deep[1]:
         raise InputError(f"context is for {shape[0]} images, but deep is for {deep[1]}")
-    _check_layers(prompt, range(1, config.layers))
 
 
 def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_prompts: Mapping[int, Any]) -> None:
@@ -78,13 +77,12 @@ def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_pr
         shape = _check_tokens("tokens", prompt.tokens, config.width, (2, 3))
         _check_axis("tokens", "images", shape[:-2], images)
     if prompt.deep is None:
-        _check_layers(prompt, range(0))
-        return
+        return _check_layers(prompt, range(0))
     deep = _check_tokens("deep", prompt.deep, config.width, (3, 4))
+    _check_layers(prompt, range(0 if shape is None else 1, config.layers))
     _check_axis("deep", "images", deep[1:-2], images)
     if shape is not None and deep[-2] != shape[-2]:
         raise InputError(f"deep has {deep[-2]} tokens per layer, but tokens has {shape[-2]}; they must agree")
-    _check_layers(prompt, range(0 if shape is None else 1, config.layers))
     both = sorted(set(prompt.layers) & set(layer_prompts))
     if both:
         raise InputError(f"layers {both} have both a deep prompt and a function in layer_prompts; keep one of them")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Params, init_params
@@ -30,13 +31,11 @@ class WeightsError(InputError):
 
 
 class Row(NamedTuple):
-    """One leaf of the parameter tree and its tensors in the file.
+    """One leaf of the parameter tree, by its keys, and its tensors in the file.
 
-    Attributes:
-      hf: the tensor's name in the file; with `{}` for the layer, one tensor per index of the leaf's first axis.
-      path: the keys of the leaf.
-      layout: "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
-        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
+    `hf` is the tensor's name; with `{}` for the layer, there is one tensor per index of the leaf's first axis. `layout`
+    is "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
+    [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
     """
 
     hf: str
@@ -101,33 +100,17 @@ def _from_hf(array: np.ndarray, layout: str) -> np.ndarray:
     return array
 
 
-def _leaf(params: Mapping[str, Any], path: Sequence[str]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
-
-
-def _tensors(row: Row, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the names, and views in the file's layout, of the tensors of a leaf."""
-    if "{}" in row.hf:
-        for index, part in enumerate(leaf):
+def _tensors(params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the names, and views in the file's layout, of the tensors of parameters."""
+    leaves = flatten_dict(params)
+    for row in TABLE:
+        leaf = np.asarray(leaves[row.path])
+        for index, part in enumerate(leaf) if "{}" in row.hf else [(0, leaf)]:
             yield row.hf.format(index), _to_hf(part, row.layout)
-    else:
-        yield row.hf, _to_hf(leaf, row.layout)
 
 
 def _shapes(config: ClipConfig) -> Params:
     return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
-
-
-def _expected(shapes: Params) -> dict[str, tuple[int, ...]]:
-    """Returns the name and shape of every tensor that the file must contain."""
-    expected = {}
-    for row in TABLE:
-        # A broadcast scalar has a shape but needs no memory.
-        leaf = np.broadcast_to(np.float32(0), _leaf(shapes, row.path).shape)
-        expected |= {name: tensor.shape for name, tensor in _tensors(row, leaf)}
-    return expected
 
 
 @contextlib.contextmanager
@@ -195,13 +178,13 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
       WeightsError: a file is damaged, or tensors are missing, unexpected, or have another shape or type (all listed).
     """
     require_known("dtype", dtype, DTYPES)
-    files = [Path(file) for file in files]
-    shapes = _shapes(config)
-    where = _locate(files, _expected(shapes))
-    params: Params = {}
+    files, shapes = [Path(file) for file in files], _shapes(config)
+    # A broadcast scalar has a shape but needs no memory.
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    where = _locate(files, {name: tensor.shape for name, tensor in _tensors(views)})
+    leaves, shapes = {}, flatten_dict(shapes)
     for row in TABLE:
-        shape = _leaf(shapes, row.path).shape
-        stacked = "{}" in row.hf
+        shape, stacked = shapes[row.path].shape, "{}" in row.hf
         names = [row.hf.format(index) for index in range(shape[0])] if stacked else [row.hf]
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
         # Opened again for each leaf: the pages of a mapped file count as memory of the process until it is closed.
@@ -209,11 +192,8 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
             opened = {file: stack.enter_context(_open(file)) for file in {where[name] for name in names}}
             for index, name in enumerate(names):
                 leaf[index] = _from_hf(opened[where[name]].get_tensor(name), row.layout)
-        branch = params
-        for key in row.path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[row.path[-1]] = jnp.asarray(leaf if stacked else leaf[0])
-    return params
+        leaves[row.path] = jnp.asarray(leaf if stacked else leaf[0])
+    return unflatten_dict(leaves)
 
 
 def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: str | None = None) -> None:
@@ -230,10 +210,7 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
     if dtype is not None:
         require_known("dtype", dtype, DTYPES)
     _check_params(params, config)
-    tensors = {}
-    for row in TABLE:
-        for name, tensor in _tensors(row, np.asarray(_leaf(params, row.path))):
-            tensors[name] = np.array(tensor, DTYPES.get(dtype), order="C")
+    tensors = {name: np.array(tensor, DTYPES.get(dtype), order="C") for name, tensor in _tensors(params)}
     with atomic_path(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})  # transformers refuses the file without it
         # safetensors makes the file readable by its owner only; the other files of the folder follow the user's mask.
@@ -252,19 +229,17 @@ def weights_hash(params: Params) -> str:
       params: the parameters.
     """
     digests = []
-    for row in TABLE:
-        for name, tensor in _tensors(row, np.asarray(_leaf(params, row.path))):
-            values = np.array(tensor, "<f4", order="C")
-            digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values).hexdigest()}")
+    for name, tensor in _tensors(params):
+        values = np.array(tensor, "<f4", order="C")
+        digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def _check_params(params: Params, config: ClipConfig) -> None:
-    def shapes(tree: Params) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
-
-    given, expected = shapes(params), shapes(_shapes(config))
+    given, expected = (
+        {name: np.shape(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (params, _shapes(config))
+    )
     misshaped = [
         f"{name} {list(given[name])} instead of {list(expected[name])}"
         for name in sorted(expected.keys() & given.keys())
