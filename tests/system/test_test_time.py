@@ -156,7 +156,7 @@ def test_rows_tables_and_files(finished, tmp_path):
     text = reporting.write_report([results], tmp_path)
     for title in ("Accuracy: test-time", "Accuracy: test-time, shifted domains", "Accuracy by dataset: test-time"):
         assert f"## {title}" in text
-    assert "| CoOp + TPT + GRAM, regulator only |" in text
+    assert "| CoOp + TPT + GRAM, regulator only " in text
 
 
 def test_goes_on_where_it_was_stopped(made, finished, tmp_path, monkeypatch):
