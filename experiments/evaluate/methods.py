@@ -63,15 +63,15 @@ def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], L
     if "controls" in wanted:
         controls = {name: load_checkpoint(path, tuner, clip) for name, path in settings.control_paths.items()}
     family = _Family(settings, tuner, clip, checkpoint)
-    for name, found in controls.items():
-        family.require_shapes(settings.control_paths[name], found)
+    for name, control in controls.items():
+        family.require_shapes(settings.control_paths[name], control)
     # For each part, its methods: the end of the name, the learned initialization and the learned regulator.
     parts: dict[str, list[tuple[str, LoadedMeta | None, LoadedMeta | None]]] = {
         "tuner": [("", None, None)],
         "gram": [("+gram", checkpoint, checkpoint)],
         "init_only": [("+gram:init_only", checkpoint, None)],
         "regulator_only": [("+gram:regulator_only", None, checkpoint)],
-        "controls": [(f"+gram:{name}", found, found) for name, found in controls.items()],
+        "controls": [(f"+gram:{name}", control, control) for name, control in controls.items()],
     }
     tuned = [family.method(*method) for part, methods in parts.items() if part in wanted for method in methods]
     fixed = [ZeroShot("zero_shot"), ZeroShot("zero_shot:own", template=None)] if "zero_shot" in wanted else []
@@ -118,11 +118,11 @@ class _Family:
 
     def require_shapes(self, path: str, control: LoadedMeta) -> None:
         """Raises InputError unless the prompt of a checkpoint has the shapes of every initialization from words."""
-        found = _shapes(control.meta.prompt)
+        shapes = _shapes(control.meta.prompt)
         for text, shape in self.shapes.items():
-            if found != _shapes(shape):
+            if shapes != _shapes(shape):
                 raise InputError(
-                    f"{path} holds a prompt of shapes {found}, but init_text {text!r} makes one of {_shapes(shape)}; "
+                    f"{path} holds a prompt of shapes {shapes}, but init_text {text!r} makes one of {_shapes(shape)}; "
                     "give words of as many tokens, or --init_text= for random values"
                 )
 

@@ -23,7 +23,7 @@ class Preset(NamedTuple):
     """A published recipe.
 
     Attributes:
-      tuner: the tuner with its settings, as `--tuner` takes it.
+      tuner: the tuner with its settings, in the form of `--tuner`.
       learning_rate: the rate of SGD.
       epochs: the number of epochs; by shots if it depends on them.
       batch_size: images per step.

@@ -101,7 +101,7 @@ class Encoder:
         return bank.rows(positions, encode, self.batch_size)
 
     def inputs(self, tuner: Tuner, dataset: Dataset) -> Any:
-        """Returns the images of a dataset as the tuner takes them: features, or a lazy sequence of pixels."""
+        """Returns the images in the form that the tuner requires: features, or a lazy sequence of pixels."""
         if not tuner.needs_pixels:
             return self.features(dataset)
 
@@ -172,7 +172,7 @@ class Encoder:
         return self._texts[key]
 
     def classes(self, tuner: Tuner, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
-        """Returns classes as the tuner takes them, padded to a shape that others share; see `pad_classes`."""
+        """Returns classes in the form that the tuner requires, padded to a shared shape; see `pad_classes`."""
         key = tuner.init, tuple(names)
         if key not in self._classes:
             classes: Any = self.texts(names)
@@ -255,7 +255,7 @@ def training_images(
       frozen: whether frozen features of the same images are wanted as well.
 
     Yields:
-      For each step, images ``[batch, ...]`` as the tuner takes them, and frozen features ``[batch, embed_dim]``; None
+      For each step, images ``[batch, ...]`` as the tuner requires, and frozen features ``[batch, embed_dim]``; None
       if these are not wanted, or if the images are features already.
     """
     pixels, keep = tuner.needs_pixels, augmentation == "stored"

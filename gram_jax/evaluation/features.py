@@ -64,7 +64,7 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
 
     Args:
       clip: the clip, with its image transform.
-      images: whatever ``Clip.preprocess`` takes; may be a lazy sequence.
+      images: whatever ``Clip.preprocess`` accepts; may be a lazy sequence.
       batch_size: images per step.
 
     Returns:
@@ -102,7 +102,7 @@ def prompted_features(
       clip: the frozen clip.
       classes: the class list from `pad_classes`.
       valid: bool `[classes]`, from `pad_classes`.
-      images: images as the tuner takes them; any object with a length whose slices are arrays.
+      images: images in the form that the tuner requires; any object with a length whose slices are arrays.
       batch_size: images per step, at least 1.
 
     Returns:

@@ -54,7 +54,7 @@ class TuningPlan:
       epochs: the number of epochs; the rest of an epoch, too small a batch, is dropped.
       report_steps: steps whose prompts are measured besides the last ones.
       batch_size: images per step.
-      optimizer, momentum, weight_decay, schedule: as `tuning.make_tuning` takes them.
+      optimizer, momentum, weight_decay, schedule: as in `tuning.make_tuning`.
       regularizers: added to the loss, as `objectives.parse` reads them, such as "kgcoop:8,npt(centered=True):1".
       staged: DPT's loss instead of the cross-entropy.
       alternating: whether the regulator is learned along with the prompt, by ProMetaR's two steps on every batch.

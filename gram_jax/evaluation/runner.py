@@ -51,7 +51,7 @@ def evaluate(
     Args:
       clip: the clip; or a `Encoder` of it, so that several calls share encoded images.
       method: a tuner of the library or of your own; a baseline; or a method, e.g. from `prompt_method`.
-      dataset: the dataset, or a text that `gram_jax.data.load_dataset` takes.
+      dataset: the dataset, or a text for `gram_jax.data.load_dataset`.
       protocol: one of `protocols.PROTOCOLS`, "imbalanced:0.25" for a long tail, or a protocol of your own.
       shots: labeled images per class; of the largest class, for a long tail.
       seeds: the seeds of the draws; each is a run.
@@ -191,7 +191,7 @@ def as_method(method: Tuner | Baseline | Method, protocol: Protocol, plan: Mappi
     """Returns a tuner or a baseline as a method; `plan` holds the fields of the plan of a tuner."""
     if not isinstance(method, Tuner):
         if plan:
-            raise InputError(f"{', '.join(plan)}: only a tuner takes these settings; put them into the method")
+            raise InputError(f"{', '.join(plan)}: only tuners have these settings; put them into the method")
         return BaselineMethod(method.name, baseline=method) if isinstance(method, Baseline) else method
     kind = TuningPlan if protocol.takes_labels else TestTimePlan
     known = [field.name for field in dataclasses.fields(kind)]

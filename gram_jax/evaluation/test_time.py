@@ -35,7 +35,7 @@ class TestTimePlan:
       steps: the number of optimizer steps.
       views: views of an image, the unaugmented image included.
       share: the share of the views that is tuned on: the most confident ones.
-      optimizer, weight_decay: as `tuning.make_test_time_tuning` takes them.
+      optimizer, weight_decay: as in `tuning.make_test_time_tuning`.
       batch_size: images that are tuned on side by side.
 
     Raises:
@@ -130,7 +130,7 @@ class TestTimeMethod(PromptMethod):
 
 
 class _Views:
-    """The views of every image of a dataset as the tuner takes them, made when they are sliced."""
+    """The views of every image of a dataset in the form that the tuner requires, made when they are sliced."""
 
     def __init__(self, encoder: Encoder, tuner: Tuner, dataset: Dataset, seed: int, count: int):
         self._bank, self._tuner, self._dataset, self._drawn = encoder, tuner, dataset, (seed, count)

@@ -43,7 +43,7 @@ class TunedMethod(PromptMethod):
         )
         batches = self._batches(trial, supports, orders, context, recipe.epoch_steps)
         phi = self._initial_phi(task.seeds, prompts)
-        # On all devices from the first step on, so that the second one has arguments of the same kind.
+        # On all devices from the first step on, so that the second step has arguments of the same layout.
         tuning = self.compiled.tuning._replace(init=lambda *begun: encoder.place(self.compiled.tuning.init(*begun)))
         if (first := next(batches, None)) is not None:
             lowered = tuning.lower(tuning.init(prompts, phi), phi, encoder.clip, first, *recipe[:4])
