@@ -63,14 +63,13 @@ def along_tuning(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
             for method, style in _styles(rows).items():
                 own = [row for row in chosen if without_rate(row.method) == method]
                 _curve(axis, own, steps, style, label(method), 100 if metric == "accuracy" else 1)
-            if place[1] == 0:
-                axis.set_ylabel(_NAMES[metric])
-            if place[0] == 0:
-                tau = imbalance(protocol)
-                axis.set_title("balanced" if tau is None else f"imbalanced, tau {tau:g}")
-            if place[0] == len(quantities) - 1:
-                axis.set_xticks(np.log1p(steps), [str(step) for step in steps])
-                axis.set_xlabel("gradient steps, log scale")
+            axis.set_xticks(np.log1p(steps), map(str, steps))
+            axis.label_outer()
+        for axis, (_, metric) in zip(axes[:, 0], quantities, strict=True):
+            axis.set_ylabel(_NAMES[metric])
+        for top, bottom, tau in zip(axes[0], axes[-1], map(imbalance, protocols), strict=True):
+            top.set_title("balanced" if tau is None else f"imbalanced, tau {tau:g}")
+            bottom.set_xlabel("gradient steps, log scale")
         legend(figure, axes)
         save(figure, path)
 

@@ -57,6 +57,9 @@ class Row:
     step: int | None = None
 
 
+_DRAW = tuple(field.name for field in dataclasses.fields(Row) if field.name not in ("method", "metric", "value"))
+
+
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -185,28 +188,29 @@ def compare(
       >>> round(comparison.mean_difference, 3), comparison.n, comparison.over
       (0.1, 2, 'seed')
     """
-    draws: dict[str, dict[tuple, float]] = {a: {}, b: {}}
-    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("method", "metric", "value")]
-    for row in rows:
-        if row.metric != metric or row.method not in draws:
-            continue
-        draw = tuple(getattr(row, name) for name in names)
-        if draw in draws[row.method]:
-            raise InputError(f"{row.method!r} has two rows of {metric!r} for {_describe(names, draw)}; keep one")
-        draws[row.method][draw] = row.value
-    for method, values in draws.items():
-        if not values:
-            raise InputError(f"no rows of {metric!r} for method {method!r}")
-    for draw in draws[a].keys() ^ draws[b].keys():
-        missing = b if draw in draws[a] else a
-        raise InputError(f"{missing!r} was not measured on {_describe(names, draw)}; compare methods on the same draws")
-    pairs = list(draws[a])
-    varying = [name for i, name in enumerate(names) if len({draw[i] for draw in pairs}) > 1]
-    if not set(varying) <= set(over):
-        extra = sorted(set(varying) - set(over))
+    rows = [row for row in rows if row.metric == metric]
+    of_a, of_b = _by_draw(rows, a, metric), _by_draw(rows, b, metric)
+    for draw in of_a.keys() ^ of_b.keys():
+        missing = b if draw in of_a else a
+        raise InputError(f"{missing!r} was not measured on {_describe(draw)}; compare methods on the same draws")
+    varying = [name for name, *values in zip(_DRAW, *of_a, strict=True) if len(set(values)) > 1]
+    if extra := sorted(set(varying) - set(over)):
         raise InputError(f"the rows also vary in {', '.join(extra)}; filter them, or name these fields in `over`")
-    difference = paired_difference([draws[a][draw] for draw in pairs], [draws[b][draw] for draw in pairs])
+    difference = paired_difference(list(of_a.values()), [of_b[draw] for draw in of_a])
     return comparison(a, b, metric, ", ".join(varying), difference)
+
+
+def _by_draw(rows: Iterable[Row], method: str, metric: str) -> dict[tuple, float]:
+    values: dict[tuple, float] = {}
+    for row in rows:
+        if row.method == method:
+            draw = tuple(getattr(row, name) for name in _DRAW)
+            if draw in values:
+                raise InputError(f"{method!r} has two rows of {metric!r} for {_describe(draw)}; keep one")
+            values[draw] = row.value
+    if not values:
+        raise InputError(f"no rows of {metric!r} for method {method!r}")
+    return values
 
 
 def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> Comparison:
@@ -315,8 +319,8 @@ def _first_error(error: pydantic.ValidationError) -> str:
     return message + (f" (and {len(others)} more errors)" if others else "")
 
 
-def _describe(names: Sequence[str], values: Sequence[Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True) if value is not None)
+def _describe(draw: tuple) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in zip(_DRAW, draw, strict=True) if value is not None)
 
 
 def _git_revision() -> str | None:

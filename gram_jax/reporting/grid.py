@@ -167,19 +167,14 @@ def measure(
     Returns:
       The grid, without items if the methods share no draw.
     """
-    rows = [row for row in rows if scope.includes(row, metric) and row.shots in (None, shots)]
-    last: dict[str, int | None] = {}
-    for row in rows:
-        last[row.method] = max((s for s in (last.get(row.method), row.step) if s is not None), default=None)
-    methods = ordered(last)
-    steps = {method: step if step is not None and last[method] is not None else last[method] for method in methods}
-    chosen = [row for row in rows if row.step == steps[row.method] and row.split in scope.splits]
+    steps, chosen = _at_step([row for row in rows if scope.includes(row, metric) and row.shots in (None, shots)], step)
+    methods, chosen = list(steps), [row for row in chosen if row.split in scope.splits]
     seeded = {row.method for row in chosen if row.seed is not None}
-    constant = frozenset(method for method in methods if last[method] is None and method not in seeded)
+    constant = frozenset(method for method in methods if steps[method] is None and method not in seeded)
     seeds = sorted({row.seed for row in chosen if row.method not in constant}, key=lambda s: (s is not None, s))
     seeds = seeds or [None]
-    by_method = sorted(chosen, key=lambda row: methods.index(row.method))
-    items = list(dict.fromkeys((row.dataset, row.domain) for row in by_method))
+    chosen.sort(key=lambda row: methods.index(row.method))
+    items = list(dict.fromkeys((row.dataset, row.domain) for row in chosen))
     values = np.full((len(methods), len(scope.splits), len(items), len(seeds)), np.nan)
     for row in chosen:
         place = methods.index(row.method), scope.splits.index(row.split), items.index((row.dataset, row.domain))
@@ -188,18 +183,28 @@ def measure(
     complete, any_draw = present.all(axis=1), present.any(axis=(0, 1))
     kept = rectangle(complete.all(axis=0) if methods else np.zeros((0, 0), bool))
     values = values[:, :, *np.ix_(*kept)]
-    lacking = {method: int(any_draw.sum() - own.sum()) for method, own in zip(methods, complete, strict=True)}
+    lacking = dict(zip(methods, (any_draw.sum() - complete.sum(axis=(1, 2))).tolist(), strict=True))
     return Grid(
         scope,
         shots,
-        tuple(items[i] for i in kept[0]),
-        tuple(seeds[i] for i in kept[1]),
+        tuple(map(items.__getitem__, kept[0])),
+        tuple(map(seeds.__getitem__, kept[1])),
         {method: dict(zip(scope.splits, own, strict=True)) for method, own in zip(methods, values, strict=True)},
         constant,
         steps,
         {method: count for method, count in lacking.items() if count},
         int(any_draw.sum()) - len(kept[0]) * len(kept[1]),
     )
+
+
+def _at_step(rows: Sequence[Row], step: int | None) -> tuple[dict[str, int | None], list[Row]]:
+    """Returns the step of each method, in the order of methods, and its rows; None for the last step."""
+    last: dict[str, int | None] = {}
+    for row in rows:
+        known = [s for s in (last.get(row.method), row.step) if s is not None]
+        last[row.method] = max(known, default=None)
+    steps = {name: last[name] if step is None or last[name] is None else step for name in ordered(last)}
+    return steps, [row for row in rows if row.step == steps[row.method]]
 
 
 def rectangle(present: np.ndarray) -> tuple[list[int], list[int]]:

@@ -155,13 +155,20 @@ def _along(rows: Sequence[Row], method: str) -> dict[str, tuple[list[int], np.nd
         draws = {(dataset, seed) for dataset, seed, _ in values}
         measured = sorted({step for _, _, step in values})
         steps = [step for step in measured if all((*draw, step) in values for draw in draws)]
-        datasets, seeds = sorted({d for d, _ in draws}), sorted({s for _, s in draws}, key=repr)
-        kept = rectangle(np.array([[(d, s) in draws for s in seeds] for d in datasets]))
-        if not steps or not kept[0]:
+        grid = _complete(draws)
+        if not steps or not grid:
             return {}
-        datasets, seeds = [datasets[i] for i in kept[0]], [seeds[i] for i in kept[1]]
-        panels[metric] = steps, np.array([[[values[d, s, step] for step in steps] for s in seeds] for d in datasets])
+        panels[metric] = steps, np.array([[[values[*draw, step] for step in steps] for draw in line] for line in grid])
     return panels
+
+
+def _complete(draws: set[tuple]) -> list[list[tuple]]:
+    """Returns (dataset, seed) draws as a complete grid of datasets x seeds; [] if there is none."""
+    if not draws:
+        return []
+    datasets, seeds = (sorted(set(axis), key=repr) for axis in zip(*draws, strict=True))
+    rows, columns = rectangle(np.array([[(d, s) in draws for s in seeds] for d in datasets]))
+    return [[(datasets[d], seeds[s]) for s in columns] for d in rows]
 
 
 def _regulation_panel(axis: Any, steps: Sequence[int], values: np.ndarray, color: str) -> None:
@@ -203,7 +210,7 @@ def _curves(
                     _curve(axis, at + shift, grids, method, _name(method, several))
                 axis.set_title(f"{scope.title}\n{scope.quantity}, %")
                 _ticks(axis, places[scope], at)
-            line[0].set_ylabel(base_label(base) if several else "")
+            line[0].set_ylabel(base_label(base) * several)
         for axis in axes[-1]:
             axis.set_xlabel(name)
         legend(figure, axes)

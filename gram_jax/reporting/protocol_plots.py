@@ -33,7 +33,7 @@ def transfer(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | 
         for axis, (title, grid, source) in zip(axes[:, 0], panels, strict=True):
             places = [i for i, (dataset, _) in enumerate(grid.items) if dataset == source]
             shown = places[:_TARGETS]
-            left_out = f", {len(places) - len(shown)} more targets in the mean" if len(places) > len(shown) else ""
+            left_out = f", {len(places) - len(shown)} more targets in the mean" * (len(places) > len(shown))
             names = [str(grid.items[i][1]).rpartition(":")[2] for i in shown] + ["mean"]
             for index, method in enumerate(grid.values):
                 summaries = [grid.summary(method, items=items) for items in (*([i] for i in shown), places)]

@@ -61,13 +61,7 @@ def write_report(
     """
     names = list(names or (f"results {i + 1}" for i in range(len(results))))
     rows = merge(results, names)
-    measured = [n for scope in scopes(rows) for n in shots_of(rows, scope)]
-    if not measured:
-        protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
-        raise InputError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
-    if shots is not None and shots not in measured:
-        known = ", ".join(map(str, sorted({*measured} - {None}))) or "none"
-        raise InputError(f"--shots={shots} was not measured; the files have {known}")
+    _require_measured(rows, names, shots)
     shots = default_shots(rows) if shots is None else shots
     against = against or default_reference(row.method for row in rows)
     unlike = {dataset: reason for each in results for dataset, reason in published.unlike(each).items()}
@@ -83,11 +77,19 @@ def write_report(
         if not plot(rows, path, shots=shots):
             path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
     if show is not None:
-        for sheet in tables:
-            show(f"\n{sheet.title}\n\n{to_text(sheet.table())}")
-        show("\n" + "".join(f"* {line}\n" for line in footer))
-        show(f"tables and plots in {workdir}")
+        show("".join(f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables))
+        show("\n".join([*(f"* {line}" for line in footer), f"\ntables and plots in {workdir}"]))
     return markdown
+
+
+def _require_measured(rows: Sequence[Row], names: Sequence[str], shots: int | None) -> None:
+    measured = {n for scope in scopes(rows) for n in shots_of(rows, scope)}
+    if not measured:
+        protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
+        raise InputError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
+    if shots is not None and shots not in measured:
+        known = ", ".join(str(n) for n in sorted(n for n in measured if n is not None)) or "none"
+        raise InputError(f"--shots={shots} was not measured; the files have {known}")
 
 
 def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:

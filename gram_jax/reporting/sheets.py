@@ -152,30 +152,24 @@ def _few_shot(scope: Scope, grids: Sequence[Grid], unlike: Collection[str]) -> S
 def _transfer(here: Grid, elsewhere: Grid, unlike: Collection[str]) -> Iterator[Sheet]:
     """Yields a table for each source: its own accuracy, that of every target, and the mean over targets."""
     crossing = elsewhere.scope.protocol == "cross_dataset"
-    mean = "mean of targets" if crossing else "mean of shifted domains"
+    mean, prefix = ("mean of targets", "") if crossing else ("mean of shifted domains", published_rows.PREFIX)
     methods = ordered((*here.values, *elsewhere.values))
     for source in dict.fromkeys(dataset for dataset, _ in (*here.items, *elsewhere.items)):
         own = [i for i, (dataset, _) in enumerate(here.items) if dataset == source]
-        targets = {domain: i for i, (dataset, domain) in enumerate(elsewhere.items) if dataset == source}
-        columns = [*([i] for i in targets.values()), list(targets.values())]
-        body = [
-            (
-                Cell(here.summary(method, items=own)),
-                *(Cell(elsewhere.summary(method, items=items)) for items in columns),
-                _to_tuner(elsewhere, method, columns[-1]),
-            )
-            for method in methods
-        ]
-        short = _without_prefix((source, *targets) if crossing else tuple(targets))
-        header = ("method", short.get(source, source), *(short[each] for each in targets), mean, f"{mean}, {TO_TUNER}")
-        sheet = _sheet(f"{here.scope.title} from {source}, {in_shots(elsewhere.shots)}", header, methods, body)
-        names = {source, *(each if crossing else f"{published_rows.PREFIX}{each}" for each in targets)}
-        published = []
-        if elsewhere.shots == published_rows.SHOTS and names.isdisjoint(unlike):
-            published = published_rows.transfer(elsewhere.scope.protocol, source, list(targets))
-        yield _with_published(
-            sheet, published, {short.get(each, each): each for each in (source, *targets)} | {mean: "mean"}
-        )
+        places = [i for i, (dataset, _) in enumerate(elsewhere.items) if dataset == source]
+        targets = [str(elsewhere.items[i][1]) for i in places]
+        body = []
+        for method in methods:
+            levels = [Cell(elsewhere.summary(method, items=items)) for items in (*([i] for i in places), places)]
+            body.append((Cell(here.summary(method, items=own)), *levels, _to_tuner(elsewhere, method, places)))
+        short = _without_prefix([source, *targets][not crossing :])
+        columns = {short.get(each, each): each for each in (source, *targets)} | {mean: "mean"}
+        title = f"{here.scope.title} from {source}, {in_shots(elsewhere.shots)}"
+        sheet = _sheet(title, ("method", *columns, f"{mean}, {TO_TUNER}"), methods, body)
+        names = {source, *(f"{prefix}{target}" for target in targets)}
+        same = elsewhere.shots == published_rows.SHOTS and names.isdisjoint(unlike)
+        published = published_rows.transfer(elsewhere.scope.protocol, source, targets) if same else []
+        yield _with_published(sheet, published, columns)
 
 
 def _without_prefix(names: Sequence[str]) -> dict[str, str]:
@@ -216,17 +210,19 @@ def _by_dataset(rows: Sequence[Row], shots: int | None) -> Iterator[Sheet]:
     if unlabeled not in measured and shots_of(rows, unlabeled):
         grids.append(measure(rows, unlabeled, None))
     for grid in grids:
-        names = [dataset if domain is None else f"{dataset}/{domain}" for dataset, domain in grid.items] + ["mean"]
-        quantity = "H" if len(grid.scope.splits) == 2 else "Accuracy"
-        title = f"{quantity} by dataset: {grid.scope.title.lower()}, {in_shots(grid.shots)}"
         bases = dict.fromkeys(base for base, _ in map(split_method, grid.values) if base)
-        for base in bases or [""]:
-            methods = [method for method in grid.values if split_method(method)[0] in ("", base)]
-            body = tuple(
-                tuple(Cell(grid.summary(method, items=items)) for method in methods)
-                for items in (*([i] for i in range(len(grid.items))), None)
-            )
-            yield Sheet(title, ("dataset", *map(label, methods)), tuple(names), tuple(names), body)
+        yield from (_of_base(grid, base) for base in bases or [""])
+
+
+def _of_base(grid: Grid, base: str) -> Sheet:
+    """Returns the scores of a tuner with its additions on each dataset."""
+    methods = [method for method in grid.values if split_method(method)[0] in ("", base)]
+    names = [dataset if domain is None else f"{dataset}/{domain}" for dataset, domain in grid.items] + ["mean"]
+    lines = [*([i] for i in range(len(grid.items))), None]
+    body = tuple(tuple(Cell(grid.summary(method, items=items)) for method in methods) for items in lines)
+    quantity = "H" if len(grid.scope.splits) == 2 else "Accuracy"
+    title = f"{quantity} by dataset: {grid.scope.title.lower()}, {in_shots(grid.shots)}"
+    return Sheet(title, ("dataset", *map(label, methods)), tuple(names), tuple(names), body)
 
 
 def _other_metrics(rows: Sequence[Row], scope: Scope, shots: int | None) -> Iterator[Sheet]:

@@ -129,25 +129,18 @@ def make_alternating(
       public code.
     """
     require_known("schedule", schedule, SCHEDULES)
-    direction = descent("sgd", momentum, weight_decay)
     for name, value in (("adapt_rate", adapt_rate), ("query_weight", query_weight), ("phi_rate", phi_rate)):
         require_number(name, value, above=0)
     if "prototypes" in regulator.settings:
-        raise InputError(
-            f"{regulator.name} reads a task's relation to the prototypes of a hierarchy, which meta-training learns; "
-            "use another regulator"
-        )
-    reference = regulator.settings.get("reference", "")
-    method = _Method(
-        tuner, regulator, reference, _losses(tuner, reference), direction, float(adapt_rate), float(query_weight)
-    )
+        raise InputError(f"{regulator.name} reads prototypes, which meta-training learns; use another regulator")
+    direction, reference = descent("sgd", momentum, weight_decay), regulator.settings.get("reference", "")
+    method = _Method(tuner, regulator, reference, _losses(tuner, reference), direction, adapt_rate, query_weight)
 
     def init(prompts: PyTree, phi: PyTree = None) -> AlternatingState:
         prompts, phi = jax.tree.map(jnp.asarray, (prompts, phi))
         if not jax.tree.leaves(phi):
             raise InputError(
-                f"{regulator.name} has no parameters to learn: call init(prompts, phi) with the stacked results of its "
-                "init, or use make_tuning"
+                f"{regulator.name}: phi has no parameters to learn; pass its stacked init, or use make_tuning"
             )
         states = jax.vmap(direction.init)(prompts), jax.vmap(direction.init)(phi)
         return AlternatingState(prompts, states[0], phi, states[1], jnp.zeros((), jnp.int32))
@@ -164,37 +157,37 @@ def make_alternating(
         def scheduled(rate: Array, epochs: Array, **of_warmup: float) -> Array:
             return scheduled_rate(schedule, rate, state.step, *lengths, epochs, **of_warmup)
 
-        phi_rates = jax.tree.map(
-            lambda rate, epochs: scheduled(phi_rate * rate, epochs, warmup_rate=PHI_WARMUP_RATE), rates, warmup
-        )
-        rates = jax.tree.map(scheduled, rates, warmup)
+        def scheduled_phi(rate: Array, epochs: Array) -> Array:
+            return scheduled(phi_rate * rate, epochs, warmup_rate=PHI_WARMUP_RATE)
+
+        both = jax.tree.map(scheduled, rates, warmup), jax.tree.map(scheduled_phi, rates, warmup)
+        own = {name: batch[name] for name in _PER_RUN if name in batch}
         shared = {name: value for name, value in batch.items() if name not in _PER_RUN}
 
         def one(*run: Any) -> tuple:
-            *learned, own = run
-            return _two_steps(method, learned, clip, shared | own, state.step, (rates, phi_rates))
+            return _two_steps(method, run[:-1], clip, shared | run[-1], state.step, both)
 
-        own = {name: batch[name] for name in _PER_RUN if name in batch}
         *learned, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, state.phi, state.phi_state, own)
         return AlternatingState(*learned, state.step + 1), metrics
 
-    def arguments(*given: Any, **named: Any) -> tuple[Any, ...]:
-        state, _, *rest = step_arguments(*given, **named)
-        if "seed" not in rest[1]:
-            raise InputError('a batch has no "seed"; give one number for each run, int [runs]')
-        return state, *rest
+    return Tuning(
+        init,
+        lambda *given, **named: update(*_arguments(*given, **named)),
+        run_logits(tuner),
+        lambda *given, **named: update.lower(*_arguments(*given, **named)),
+    )
 
-    def step(*given: Any, **named: Any) -> tuple[AlternatingState, dict[str, Array]]:
-        return update(*arguments(*given, **named))
 
-    def lower(*given: Any, **named: Any) -> jax.stages.Lowered:
-        return update.lower(*arguments(*given, **named))
-
-    return Tuning(init, step, run_logits(tuner), lower)
+def _arguments(*given: Any, **named: Any) -> tuple[Any, ...]:
+    """Returns the arguments of a compiled step, without phi."""
+    state, _, *rest = step_arguments(*given, **named)
+    if "seed" not in rest[1]:
+        raise InputError('a batch has no "seed"; give one number for each run, int [runs]')
+    return state, *rest
 
 
 def _two_steps(
-    method: _Method, learned: list[PyTree], clip: Clip, batch: dict[str, Any], number: Array, rates: tuple
+    method: _Method, learned: tuple, clip: Clip, batch: dict[str, Any], number: Array, rates: tuple
 ) -> tuple:
     """Takes both steps of one run; returns prompt, its SGD, phi, its SGD, and the metrics."""
     prompt, prompt_state, phi, phi_state = learned

@@ -202,13 +202,12 @@ def make_tuning(
         prompts, optimizer_state, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, own)
         return TuningState(prompts, optimizer_state, state.step + 1), metrics
 
-    def step(*given: Any, **named: Any) -> tuple[TuningState, dict[str, Array]]:
-        return update(*step_arguments(*given, **named))
-
-    def lower(*given: Any, **named: Any) -> jax.stages.Lowered:
-        return update.lower(*step_arguments(*given, **named))
-
-    return Tuning(init, step, run_logits(tuner), lower)
+    return Tuning(
+        init,
+        lambda *given, **named: update(*step_arguments(*given, **named)),
+        run_logits(tuner),
+        lambda *given, **named: update.lower(*step_arguments(*given, **named)),
+    )
 
 
 def descent(optimizer: str, momentum: float, weight_decay: float) -> optax.GradientTransformation:
