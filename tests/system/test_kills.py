@@ -98,10 +98,10 @@ PROGRAMS = {
     ),
     "embed_corpus": Program(
         (
-            *("--clip=clip", "--corpus=glyphs", "--pairs=400", "--views=1", "--batch_size=5", "--shard_rows=10"),
+            *("--clip=clip", "--corpus=glyphs", "--pairs=400", "--batch_size=5", "--shard_rows=10"),
             "--workers=1",
         ),
-        matching("store/texts-*.npy"),
+        matching("store/rows-*.npy"),
         40,
         ("store/*",),
     ),
@@ -204,8 +204,9 @@ def whole(inputs: Path, name: str) -> dict[str, bytes]:
 
 
 def is_over(name: str, workdir: Path) -> bool:
-    last = {"prepare_corpus": "dataset/manifest.json", "embed_corpus": "store/texts-00039-of-00040.npy"}
-    return (workdir / last.get(name, "results.json")).exists()
+    if name == "embed_corpus":
+        return PROGRAMS[name].pieces(workdir) == PROGRAMS[name].total
+    return (workdir / ("dataset/manifest.json" if name == "prepare_corpus" else "results.json")).exists()
 
 
 @pytest.mark.parametrize("name", ["meta_train", "evaluate", "pretrain_clip"])
@@ -290,6 +291,7 @@ def test_a_run_in_a_folder_where_another_is_at_work_changes_nothing(inputs):
     first = start(inputs, name, workdir)
     deadline = time.monotonic() + WAIT
     while not PROGRAMS[name].pieces(workdir) and time.monotonic() < deadline:
+        assert first.poll() is None, log_of(workdir)
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second one comes
     try:
