@@ -64,22 +64,12 @@ def write_arrays(path: PathLike, tree: Mapping[str, Any], header: Mapping[str, A
 def read_arrays(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a file that `write_arrays` wrote.
 
-    Args:
-      path: the file.
-
     Returns:
       The tree, with NumPy arrays as leaves, and the header.
 
     Raises:
       FileNotFoundError: there is no such file.
       ArrayFileError: the file is damaged, or `write_arrays` did not write it.
-
-    Example:
-      >>> import tempfile
-      >>> path = f"{tempfile.mkdtemp()}/arrays.safetensors"
-      >>> write_arrays(path, {"rate": np.float32(0.5)}, {})
-      >>> float(read_arrays(path)[0]["rate"])
-      0.5
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -40,14 +40,7 @@ class LoadedMeta(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The header of a file, without its arrays.
-
-    Attributes:
-      kind: "prompt" or "meta".
-      tuner: the tuner, with the settings of the file.
-      regulator: the regulator of a meta checkpoint, with the settings of the file; None for a prompt.
-      notes: the notes of a meta checkpoint; empty for a prompt.
-    """
+    """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of a meta checkpoint."""
 
     kind: str
     tuner: Tuner
@@ -84,14 +77,14 @@ def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> Non
 
 
 def load_prompt(path: PathLike, clip: Clip) -> LoadedPrompt:
-    """Loads a tuned prompt together with its tuner.
+    """Loads a tuned prompt, bit for bit as it was saved, together with its tuner.
 
     Args:
       path: a file that `save_prompt` wrote.
       clip: the clip that the prompt was tuned on.
 
     Returns:
-      The prompt, bit for bit as it was saved, and its tuner.
+      The prompt and its tuner.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -166,14 +159,14 @@ def save_meta(
 
 
 def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
-    """Loads a meta checkpoint together with its tuner and regulator.
+    """Loads a meta checkpoint, bit for bit as it was saved, together with its tuner and regulator.
 
     Args:
       path: a file that `save_meta` wrote, as `experiments.meta_train` does.
       clip: the clip that it was learned on.
 
     Returns:
-      The `Meta`, bit for bit as it was saved, its tuner, its regulator and its notes.
+      The `Meta`, its tuner, its regulator and its notes.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -195,10 +188,7 @@ def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
 
 
 def describe(path: PathLike) -> Description:
-    """Returns what a file holds, without the clip that it belongs to.
-
-    Args:
-      path: a file that `save_prompt` or `save_meta` wrote.
+    """Returns the header of a file that `save_prompt` or `save_meta` wrote, without the clip that it belongs to.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -214,13 +204,7 @@ def check_prompt(what: str, prompt: Any, tuner: Tuner, clip: Clip) -> None:
     """
     if tuner.settings.get("class_specific"):
         return
-    try:
-        expected = jax.eval_shape(lambda key: tuner.init(key, clip, None), jax.random.key(0))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArrayFileError(
-            f"{what}: the tuner {tuner.name} with its settings does not fit this clip: {error}"
-        ) from error
-    _check_shapes(what, prompt, expected)
+    _check_shapes(what, prompt, _initial_shapes(what, lambda key: tuner.init(key, clip, None)))
 
 
 def _header(tuner: Tuner, clip: Clip) -> dict[str, Any]:
@@ -298,12 +282,8 @@ def _clip_sizes(clip: Clip) -> dict[str, int]:
 def _check_meta(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip: Clip) -> None:
     """Raises ArrayFileError unless every part of a `Meta` has the shapes of this tuner and regulator."""
     check_prompt(f"the prompt of {what}", meta.prompt, tuner, clip)
-    try:
-        phi = jax.eval_shape(regulator.init, jax.random.key(0), meta.prompt)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArrayFileError(f"{what}: the regulator {regulator.name} does not fit its prompt: {error}") from error
     expected = {
-        "phi": phi,
+        "phi": _initial_shapes(what, lambda key: regulator.init(key, meta.prompt)),
         "log_rates": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), meta.prompt),
     }
     prototypes = regulator.settings.get("prototypes")
@@ -321,6 +301,13 @@ def _check_meta(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip:
         expected["structure"] = Structure(**{k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in sizes.items()})
     for part, shapes in expected.items():
         _check_shapes(f"{part} of {what}", getattr(meta, part), shapes)
+
+
+def _initial_shapes(what: str, init: Callable[[jax.Array], Any]) -> Any:
+    try:
+        return jax.eval_shape(init, jax.random.key(0))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArrayFileError(f"{what} does not fit its tuner, regulator or clip: {error}") from error
 
 
 def _check_shapes(what: str, found: Any, expected: Any) -> None:

@@ -20,9 +20,6 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> np.ndarray:
     Returns:
       float64 `[epochs]`, of sum 1; `gram_jax.tuning.tune` takes them as `epoch_weights`.
 
-    Raises:
-      InputError: a setting is out of range.
-
     Example:
       >>> gaussian_weights(20, mean=15, std=1).round(3)[12:17].tolist()
       [0.054, 0.242, 0.399, 0.242, 0.054]

@@ -40,10 +40,6 @@ class Reference(NamedTuple):
       weights: non-negative float `[images]`, 0 for images that only pad a batch. None: equal weights.
       counts: training images per class, `[classes]`.
       clusters: the cluster of each class, int `[classes]`, see `class_clusters`.
-
-    Example:
-      >>> Reference(text_features=jnp.eye(3), counts=jnp.array([16, 8, 4])).logits is None
-      True
     """
 
     logits: Array | None = None
@@ -64,11 +60,6 @@ class Regularizer(NamedTuple):
         clip, the labels int `[images]`, and a `Reference`. A pure function.
       reads: the fields of the `Reference` that it reads.
       sides: the features that it acts on, "text", "image" or both.
-
-    Example:
-      >>> norm = Regularizer(0.1, lambda prompt, outputs, labels, reference: jnp.sum(prompt["context"] ** 2))
-      >>> norm.reads, norm.sides
-      ((), ('text', 'image'))
     """
 
     weight: float
@@ -161,16 +152,10 @@ def text_of_images(text_features: Array, labels: Array) -> Array:
 
 
 def by_class(values: Array, labels: Array, num_classes: int, weights: Array | None) -> tuple[Array, Array]:
-    """Averages the images of each class.
+    """Averages values `[images, ...]` over the images of each class, with non-negative weights `[images]` or None.
 
-    Args:
-      values: `[images, ...]`.
-      labels: int `[images]`; an image whose label is no class is ignored.
-      num_classes: the number of classes.
-      weights: non-negative `[images]`, or None.
-
-    Returns:
-      The means `[classes, ...]`, 0 for a class without images, and which classes have images, bool `[classes]`.
+    Returns the means `[classes, ...]`, 0 for a class without images, and which classes have images, bool `[classes]`.
+    An image whose label is no class is ignored.
     """
     member = jax.nn.one_hot(labels, num_classes, dtype=values.dtype)
     if weights is not None:

@@ -93,14 +93,6 @@ def weighted_sum(regularizers: Mapping[str, Regularizer | tuple]) -> Objective:
     Returns:
       `penalty(prompt, outputs, labels, reference=None) -> (sum, parts)`. The labels may be None if no regularizer
       reads them.
-
-    Raises:
-      InputError: as in `regularized`.
-
-    Example:
-      >>> penalty = weighted_sum({"norm": (0.5, lambda prompt, *_: jnp.sum(prompt["context"] ** 2))})
-      >>> float(penalty({"context": jnp.ones(4)}, None, None)[0])
-      2.0
     """
     terms = {}
     for name, given in regularizers.items():
@@ -194,12 +186,6 @@ class Combined(NamedTuple):
       penalty: the same without the classification loss; see `weighted_sum`.
       weights: the weight of every regularizer, named as in `parts`.
       reads: the fields of the `Reference` that must not be None.
-
-    Example:
-      >>> from gram_jax import objectives
-      >>> objective = objectives.parse("promptsrc:2,kgcoop")
-      >>> dict(objective.weights)["promptsrc_text"], sorted(objective.reads)
-      (50.0, ['image_features', 'logits', 'text_features'])
     """
 
     loss: Objective
@@ -225,8 +211,9 @@ def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
       InputError: as in `terms`; or a regularizer acts only on features that no prompt of the tuner changes.
 
     Example:
-      >>> dict(parse("npt(image=0.0):2,kgcoop").weights)
-      {'npt_text': 2.0, 'kgcoop': 8.0}
+      >>> objective = parse("npt(image=0.0):2,kgcoop")
+      >>> dict(objective.weights), sorted(objective.reads)
+      ({'npt_text': 2.0, 'kgcoop': 8.0}, ['text_features'])
     """
     regularizers: Regularizers = {}
     tail: dict[str, float] = {}
@@ -273,11 +260,6 @@ class BatchLoss(NamedTuple):
       weights: the weight of each regularizer.
       texts: the regularizers whose frozen text features the batch must hold.
       reads: the fields of a `Reference` that are read.
-
-    Example:
-      >>> from gram_jax import tuners
-      >>> batch_loss(tuners.coop(), "kgcoop:8,promptsrc").texts
-      ('kgcoop', 'promptsrc')
     """
 
     loss: Callable[[PyTree, Clip, dict[str, Any]], Any]

@@ -22,9 +22,6 @@ def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_
     Returns:
       The loss, a scalar, in nats.
 
-    Raises:
-      InputError: the features differ in shape.
-
     Example:
       >>> features = jnp.eye(2)
       >>> round(float(contrastive_loss(features, features, jnp.log(2.0))), 4)

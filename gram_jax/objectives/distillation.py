@@ -29,9 +29,6 @@ def distillation(weight: float = 1.0, *, temperature: float = 1.0) -> Regularize
     Returns:
       `{"distillation": R}`; it reads `reference.logits`.
 
-    Raises:
-      InputError: the temperature is not a positive number.
-
     Example:
       >>> from gram_jax.tuners import Outputs
       >>> regularizer = distillation()["distillation"].function

@@ -80,9 +80,6 @@ def long_tailed(adjustment: float = 0.0, exponent: float = 0.0) -> Classificatio
       `classification(outputs, labels, reference)` for `regularized`; it reads `reference.counts`. Predictions use the
       plain logits.
 
-    Raises:
-      InputError: a setting is negative or not finite.
-
     Example:
       >>> outputs, reference = Outputs(jnp.zeros((1, 2)), None, None), Reference(counts=jnp.array([3, 1]))
       >>> loss = long_tailed(adjustment=1.0)(outputs, jnp.array([0]), reference)

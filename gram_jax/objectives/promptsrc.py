@@ -100,9 +100,6 @@ def textual_diversity(features: Array) -> Array:
     Returns:
       Normalized, at least float32 `[classes, embed]`.
 
-    Raises:
-      InputError: the features have another number of axes, or there is no template.
-
     Example:
       >>> mean = textual_diversity(jnp.array([[[3.0, 0.0]], [[0.0, 4.0]]]))
       >>> bool(jnp.allclose(mean, jnp.array([[0.6, 0.8]])))

@@ -38,9 +38,6 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(), adaptive(width=8)

@@ -37,6 +37,9 @@ class Outputs(NamedTuple):
 class Tuner(NamedTuple):
     """A prompt-tuning method: two pure functions, and the settings that they were made with.
 
+    A factory raises InputError for an invalid setting. `init` raises it if the prompt does not fit the clip: more
+    layers than a transformer has, words with another number of tokens, or context and class names that are too long.
+
     Attributes:
       name: the method's name; `make(name, **settings)` makes the tuner again.
       settings: all settings of the factory, defaults included; JSON values.
@@ -163,15 +166,8 @@ def words_setting(setting: str, count: int | None, text: str | None) -> Words:
 def context_vectors(words: Words, key: Array, clip: Clip, *axes: int, spare: bool = False) -> Array:
     """Returns the initial vectors of a context, float32 `[*axes, tokens, width]`.
 
-    Args:
-      words: the initialization.
-      key: draws random vectors.
-      clip: the clip, with its tokenizer.
-      axes: leading axes, over which words are repeated and random vectors are drawn.
-      spare: return all tokens of the words, even if they are more than `words.count`.
-
-    Raises:
-      InputError: the words have no tokens, or another number of tokens than `words.count`.
+    Words are repeated over the leading axes, random vectors are drawn for each. `spare` returns all tokens of the words
+    even if they are more than `words.count`; otherwise another number of tokens is an InputError.
     """
     if words.text is None:
         return random_vectors(key, *axes, words.count, clip.config.text.width)

@@ -52,10 +52,6 @@ def cocoop(
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if the words do not have `num_tokens` tokens, or context and
-        class names do not fit the clip's context length.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(), cocoop(hidden=8)

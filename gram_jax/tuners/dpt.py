@@ -96,10 +96,6 @@ def dpt(
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `class_layers`, the
-        words have fewer than `num_text` tokens, or context and class names do not fit the context length.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(vision_layers=3), dpt(num_visual=2)

@@ -42,10 +42,6 @@ def ivlp(
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if a transformer of the clip has fewer layers than `depth`, the
-        words have fewer than `num_text` tokens, or context and class names do not fit the context length.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(), ivlp(num_visual=2, depth=3)

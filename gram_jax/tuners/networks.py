@@ -15,14 +15,7 @@ NORM_EPS = 1e-5  # that of PyTorch, which the published codes use
 def dense_init(key: Array, fan_in: int, fan_out: int, *stack: int) -> Params:
     """Draws a dense layer, or a stack of them, from U(-b, b), b = fan_in^-1/2, as PyTorch does.
 
-    Args:
-      key: a PRNG key.
-      fan_in: input width.
-      fan_out: output width.
-      stack: leading axes.
-
-    Returns:
-      `{"kernel": [*stack, fan_in, fan_out], "bias": [*stack, fan_out]}`, float32.
+    Returns `{"kernel": [*stack, fan_in, fan_out], "bias": [*stack, fan_out]}`, float32.
     """
     kernel_key, bias_key = jax.random.split(key)
     return {

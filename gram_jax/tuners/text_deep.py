@@ -51,10 +51,6 @@ def text_deep(
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if the clip has fewer text layers than `depth`, the words have
-        fewer than `num_tokens` tokens, or context and class names do not fit the context length.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(text_layers=3), text_deep(depth=3)

@@ -62,10 +62,6 @@ def upt(
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `depth`, or context
-        and class names do not fit the context length.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(vision_layers=3), upt(num_visual=2, depth=3, width=8)

@@ -37,9 +37,6 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
     Returns:
       The tuner.
 
-    Raises:
-      InputError: a setting is invalid. `init` raises it if the clip has fewer vision layers than `depth`.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(vision_layers=3), vpt(num_tokens=8, depth=3)
