@@ -40,7 +40,7 @@ class LoadedMeta(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of a meta checkpoint."""
+    """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of "meta"."""
 
     kind: str
     tuner: Tuner

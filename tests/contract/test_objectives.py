@@ -1,4 +1,4 @@
-"""What every objective promises. A new one joins by adding a row."""
+"""The contract of every objective: a new one enters by adding a row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def made(row):
 
 
 def outputs_of(prompt):
-    """A stand-in for a prompted clip: features that depend on a prompt, smoothly, and are normalized."""
+    """Returns the outputs of a substitute for a prompted clip: normalized, smooth functions of a prompt."""
     features = {}
     for name, leaf in prompt.items():
         features[name] = leaf / jnp.linalg.norm(leaf, axis=-1, keepdims=True)
@@ -126,7 +126,7 @@ def test_derivatives_equal_finite_differences_and_second_ones_are_finite(row):
         assert np.isfinite(second).all()
 
 
-def test_fillings_of_classes_and_images_change_nothing(row):
+def test_padded_classes_and_images_change_nothing(row):
     prompt, reference = setup()
     expected = compiled(row)(prompt, reference, LABELS)
     rng = np.random.default_rng(4)
@@ -153,7 +153,7 @@ def test_fillings_of_classes_and_images_change_nothing(row):
         assert not np.any(gradient[name][rows:])
 
 
-def test_text_features_of_an_image_that_are_all_the_same_are_shared_ones(row):
+def test_equal_text_features_per_image_equal_shared_ones(row):
     prompt, reference = setup()
     repeated = prompt | {"text": jnp.broadcast_to(prompt["text"], (IMAGES, CLASSES, EMBED))}
     value, gradient = compiled(row)(prompt, reference, LABELS)
@@ -162,7 +162,7 @@ def test_text_features_of_an_image_that_are_all_the_same_are_shared_ones(row):
     np.testing.assert_allclose(by_image["text"].sum(axis=0), gradient["text"], rtol=1e-4, atol=1e-6)
 
 
-def test_reads_is_what_it_reads(row):
+def test_reads_lists_the_fields_that_are_read(row):
     prompt, reference = setup()
     needed = made(row).reads
     only = Reference(**{field: getattr(reference, field) for field in needed})

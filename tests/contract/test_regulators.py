@@ -49,7 +49,7 @@ def learned_row(request):
 
 
 def prompt(num_classes=3, dtype=np.float32, seed=0):
-    """The kinds of leaves that a tuner may have, at sizes of very different magnitude."""
+    """Returns leaves of all forms that a tuner may have, with values of very different magnitude."""
     rng = np.random.default_rng(seed)
     shapes = {
         "context": (4, 6),
@@ -67,13 +67,13 @@ def context(seed=0):
 
 
 def moved(phi, seed=1):
-    """Parameters away from the identity."""
+    """Returns parameters away from the identity."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.5 * rng.normal(size=leaf.shape), leaf.dtype), phi)
 
 
 def make(name, settings):
-    """The regulator; one that reads a reference gradient is given a linear function of the context in place of it."""
+    """Makes a regulator; its reference gradient, if it reads one, is a linear function of the context."""
     regulator = regulators.make(name, **settings)
     if "reference" not in regulator.settings:
         return regulator
@@ -112,7 +112,7 @@ def assert_finite(tree):
 
 def test_is_the_identity_at_initialization_to_the_last_bit(row):
     regulator, phi, grads = setup(row)
-    # Where a gradient is compared with a reference gradient: when that is 0.
+    # With a reference gradient, it is the identity if that gradient is 0.
     vector = 0 * context() if "reference" in regulator.settings else context()
     jax.tree.map(np.testing.assert_array_equal, regulator.apply(phi, grads, vector), grads)
     with jax.disable_jit():
@@ -207,19 +207,19 @@ def test_derivatives_equal_finite_differences(row):
         np.testing.assert_allclose(exact, (at[0] - at[1]) / 2e-5, rtol=1e-6)
 
 
-def test_phi_does_not_know_the_number_of_classes(row):
+def test_phi_does_not_depend_on_the_number_of_classes(row):
     regulator, few, _ = setup(row)
     many = jax.jit(regulator.init)(jax.random.key(0), prompt(7))
     jax.tree.map(np.testing.assert_array_equal, few, many)
     grads = prompt(7)
     regulated = regulator.apply(moved(few), grads, context())
-    # Each class is regulated by itself, whatever stands beside it.
+    # Each class is regulated separately.
     first = regulator.apply(moved(few), grads | {"per_class": grads["per_class"][:3]}, context())
     first = first["per_class"]
     np.testing.assert_allclose(regulated["per_class"][:3], first, rtol=1e-5, atol=1e-7 * np.abs(first).max())
 
 
-def test_the_scale_of_the_gradient_goes_through(row):
+def test_regulators_are_positively_homogeneous(row):
     # 2 is a power of two: exact in floating point.
     regulator, phi, grads = setup(row)
     phi = moved(phi)

@@ -1,4 +1,4 @@
-"""One contract over every tuner: a new one enters by adding a row."""
+"""The contract of every tuner: a new one enters by adding a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gram_jax.objectives import cross_entropy
 from gram_jax.testing import tiny_clip
 from tests.conftest import NAMES
 
-# id: (name, settings); of each tuner the defaults, where the clip allows, and what makes its prompt another tree.
+# id: (name, settings). Each tuner with its defaults, if the clip allows, and with settings that change its prompt tree.
 ROWS = {
     "coop": ("coop", {}),
     "coop-per-class": ("coop", {"init_text": "a drawing of", "position": "middle", "class_specific": True}),
@@ -31,20 +31,20 @@ ROWS = {
     "cocoop": ("cocoop", {"hidden": 8, "chunk": 1}),
 }
 PER_CLASS = {"coop-per-class"}
-# A bias of keys adds the same to all of a query's scores: it cannot matter.
+# A bias of keys adds the same number to all scores of a query, so its gradient is 0.
 FLAT = {"block/attention/key/bias"}
-# Parts whose gradient is not the slope, because the published rule lets nothing flow back on one of their ways.
+# Parts whose gradient is not the slope, because the published method stops it on one path.
 HELD = {"dpt": {"visual"}}
 LABELS = jnp.array([2, 0])
 
 
 def wave(tree):
-    """A direction that no layer norm takes away, as it would a constant."""
+    """Returns a direction that a layer norm does not remove, unlike a constant."""
     return jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), tree)
 
 
 class Case:
-    """A row, its prompts, and its compiled functions: they are what the tests spend their time on."""
+    """A row with its prompts and compiled functions; compilation takes most of the tests' time."""
 
     def __init__(self, row, clip, classes):
         self.per_class = row in PER_CLASS
@@ -52,7 +52,7 @@ class Case:
         self.tuner = tuners.make(self.name, **self.settings)
         self.prompt = self.tuner.init(jax.random.key(0), clip, classes)
         self.traces = 0
-        # Not where it starts, so that no test leans on that place.
+        # Away from the initialization, which may be a special case.
         self.other = jax.tree.map(lambda leaf, step: leaf + 0.1 * step, self.prompt, wave(self.prompt))
 
         @jax.jit
@@ -75,7 +75,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def clip():
-    """As shallow as a deep prompt allows: what is compiled here is most of the tests' time."""
+    """Returns a clip as shallow as a deep prompt allows."""
     return tiny_clip(text_layers=2, text_heads=3, vision_layers=2, vision_width=30, vision_heads=5)
 
 
@@ -145,7 +145,7 @@ def test_every_vector_has_a_gradient_and_it_is_the_slope(case, clip, classes, im
         if "/".join(key.key for key in path) in FLAT:
             assert jnp.abs(leaf).max() < 1e-5
             continue
-        # Of a network, a hidden unit may sleep.
+        # A hidden unit of a network may be inactive.
         vectors = leaf.reshape(1, -1) if path[-1].key == "kernel" else leaf
         assert jnp.linalg.norm(vectors, axis=-1).min() > 1e-6, path
         assert jnp.abs(bent).max() > 1e-6, path
@@ -182,7 +182,7 @@ def test_only_a_class_specific_prompt_depends_on_the_classes(case, clip):
             chex.assert_trees_all_equal(prompt, case.prompt)
 
 
-def test_the_key_decides_and_only_the_key(case, clip, classes):
+def test_init_depends_on_the_key_alone(case, clip, classes):
     again, another = (case.tuner.init(jax.random.key(seed), clip, classes) for seed in (0, 1))
     chex.assert_trees_all_equal(again, case.prompt)
     worded = bool(case.tuner.settings.get("init_text"))
@@ -194,7 +194,7 @@ def test_the_key_decides_and_only_the_key(case, clip, classes):
             assert jnp.abs(old - new).max() > 1e-3 or jnp.ptp(old) == 0, path
 
 
-def test_frozen_features_stand_for_a_side_that_runs_without_a_prompt(case, clip, classes, images):
+def test_frozen_features_replace_a_side_without_a_prompt(case, clip, classes, images):
     frozen = tuners.frozen_outputs(clip, classes, images)
     full = case.apply(case.other, clip, classes, images)
     assert case.tuner.needs_pixels or case.tuner.needs_names
@@ -212,7 +212,7 @@ def test_frozen_features_stand_for_a_side_that_runs_without_a_prompt(case, clip,
             case.tuner.apply(case.other, clip, frozen.text_features, images)
 
 
-def test_only_the_features_that_a_tuner_names_are_not_the_frozen_ones(case, clip, classes, images):
+def test_only_the_sides_that_a_tuner_changes_differ_from_the_frozen_ones(case, clip, classes, images):
     frozen = tuners.frozen_outputs(clip, classes, images)
     full = case.apply(case.other, clip, classes, images)
     for side, found, plain in (
@@ -238,3 +238,7 @@ def test_saving_and_loading_is_exact(case, clip, tmp_path):
     chex.assert_trees_all_equal(loaded.prompt, case.other)
     chex.assert_trees_all_equal_shapes_and_dtypes(loaded.prompt, case.other)
     assert (loaded.tuner.name, loaded.tuner.settings) == (case.name, case.tuner.settings)
+
+
+def test_every_tuner_has_a_row():
+    assert {name for name, _ in ROWS.values()} == set(tuners.NAMES)

@@ -19,7 +19,7 @@ def outputs(logits=LOGITS):
 
 
 def losses(logits=LOGITS, labels=LABELS):
-    """One row at a time."""
+    """Returns the losses, one row at a time."""
     return [np.log(sum(np.exp(row))) - row[label] for row, label in zip(logits, labels, strict=True)]
 
 
@@ -34,7 +34,7 @@ def test_weights_average_and_mask():
     weights = np.array([0.5, 2.0, 0.0, 1.5])
     expected = np.dot(weights, losses()) / 4.0
     assert float(cross_entropy(outputs(), LABELS, weights=weights)) == pytest.approx(expected, rel=1e-5)
-    # What is masked may hold any label, and has no gradient.
+    # A masked image may have any label, and has no gradient.
     padded = np.where(weights > 0, LABELS, [-1, -1, 99, -1])
 
     def loss(logits, weights):

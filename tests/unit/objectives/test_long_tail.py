@@ -51,7 +51,7 @@ def test_the_mean_weight_of_the_training_images_is_1(exponent):
 
 
 def test_adjusted_logits_of_no_knowledge_are_the_prior():
-    # Where all logits are equal, the adjusted classifier says the prior, and the gradient to favor a class vanishes.
+    # If all logits are equal, the adjusted classifier predicts the prior, and the gradient that favors a class is 0.
     shares = np.float64(jax.nn.softmax(logit_adjustment(COUNTS)))
     np.testing.assert_allclose(shares, COUNTS / COUNTS.sum(), rtol=1e-5)
     labels = np.repeat(np.arange(4), COUNTS)

@@ -37,7 +37,7 @@ def unit(rng, *shape):
 
 
 def draw(seed=0):
-    """Features of the prompted clip before they are normalized, those of the frozen clip, and labels."""
+    """Returns unnormalized features of the prompted and of the frozen clip, and labels."""
     rng = np.random.default_rng(seed)
     own = rng.normal(size=(IMAGES, EMBED)), rng.normal(size=(CLASSES, EMBED))
     frozen = unit(rng, IMAGES, EMBED), unit(rng, CLASSES, EMBED)

@@ -1,4 +1,4 @@
-"""Every learned regulator against its formula in NumPy, and inside Optax; bad settings."""
+"""Every learned regulator against its formula in NumPy, and in an optax chain; invalid settings."""
 
 from __future__ import annotations
 

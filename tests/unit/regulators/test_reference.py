@@ -20,14 +20,14 @@ CLASSES, TOKENS, WIDTH = 3, 4, 6
 
 
 def draw(seed=0):
-    """A gradient and its reference: one layer's prompt, two layers' prompts, a bias."""
+    """Returns a gradient and its reference: the prompt of one layer, prompts of two layers, a bias."""
     rng = np.random.default_rng(seed)
     shapes = {"context": (TOKENS, WIDTH), "deep": (2, TOKENS, WIDTH), "bias": (WIDTH,)}
     return tuple({name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(2))
 
 
 def blocks(array):
-    """What has a parameter of its own in the published codes: the prompt of one layer."""
+    """Returns the parts that are separate parameters in the published codes: the prompt of each layer."""
     return array.reshape(-1, *array.shape[-2:])
 
 
@@ -118,7 +118,7 @@ def test_the_setting_names_what_the_reference_is_the_gradient_of(clip, classes):
     prompt = tuner.init(jax.random.key(0), clip, classes)
     features = jax.random.normal(jax.random.key(1), (3, clip.config.embed_dim))
     features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
-    # The labels are what the frozen clip holds for least likely: the two gradients point apart.
+    # The labels are the least likely classes of the frozen clip, so the two gradients conflict.
     frozen = tuners.frozen_outputs(clip, classes, features)
     labels = jnp.argmin(frozen.logits, axis=-1)
     objective = objectives.parse(regulator.settings["reference"], tuner=tuner)
@@ -134,7 +134,9 @@ def test_the_setting_names_what_the_reference_is_the_gradient_of(clip, classes):
     assert float(jnp.vdot(grads["context"], reference["context"])) < 0
     found = regulator.apply(regulator.init(jax.random.key(2), prompt), grads, reference)["context"]
     lengths = jnp.linalg.norm(found) * jnp.linalg.norm(reference["context"])
-    assert abs(float(jnp.vdot(found, reference["context"]) / lengths)) < 1e-4  # what the clip knows stays as it is
+    assert (
+        abs(float(jnp.vdot(found, reference["context"]) / lengths)) < 1e-4
+    )  # no step against the knowledge of the clip
 
 
 @pytest.mark.parametrize("name", ["prograd", "prometar"])

@@ -1,4 +1,4 @@
-"""Features under prompts by NumPy, one class and one image at a time, and the published backbone in shapes only."""
+"""Reference features under prompts in NumPy, one class and one image at a time; shapes of the published backbone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.unit.clip import reference
 
 
 def class_features(clip, classes, contexts, position, deep=None):
-    """Normalized features of all classes by NumPy; `contexts[c]` is `[n, width]`."""
+    """Returns normalized features of all classes, with contexts `[n, width]` per class."""
     return reference.unit(raw_class_features(clip, classes, contexts, position, deep))
 
 
 def raw_class_features(clip, classes, contexts, position, deep=None):
-    """Features of all classes by NumPy, one class at a time."""
+    """Returns features of all classes, one class at a time."""
     params, features = reference.to_numpy(clip.params["text"]), []
     for c, context in enumerate(contexts):
         tail = np.asarray(classes.tail_ids[c])[: int(classes.tail_eot[c]) + 1]
@@ -29,7 +29,7 @@ def raw_class_features(clip, classes, contexts, position, deep=None):
 
 
 def plain_features(clip, classes):
-    """Features of classes under their template, by NumPy."""
+    """Returns features of classes under their template."""
     params = reference.to_numpy(clip.params["text"])
     texts = [reference.plain_text_feature(params, clip.config.text, row) for row in classes.token_ids]
     return reference.unit(np.stack(texts))
@@ -42,12 +42,12 @@ def image_features(clip, images, **prompt):
 
 
 def words(clip, text):
-    """Token embeddings of a text by NumPy, `[tokens, width]`."""
+    """Returns token embeddings of a text, `[tokens, width]`."""
     return np.float64(clip.params["text"]["token_embedding"])[clip.tokenizer.pieces([text])[0]]
 
 
 def check(outputs, clip, images, texts):
-    """Outputs against image features `[images, embed]` and text features `[(images,) classes, embed]`."""
+    """Compares outputs with image features `[images, embed]` and text features `[(images,) classes, embed]`."""
     np.testing.assert_allclose(outputs.text_features, texts, atol=3e-6)
     np.testing.assert_allclose(outputs.image_features, images, atol=3e-6)
     shape = (len(images), *np.shape(texts)[-2:])
@@ -57,7 +57,7 @@ def check(outputs, clip, images, texts):
 
 
 def full_size_clip():
-    """ViT-B/16 in shapes only, with a tokenizer of few words."""
+    """Returns a ViT-B/16 of shapes without values, with a tokenizer of few words."""
     tokenizer = tiny_tokenizer(77)
     text = TextConfig(
         vocab_size=49408,

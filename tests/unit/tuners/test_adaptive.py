@@ -1,4 +1,4 @@
-"""The adaptive tuner against NumPy: attention from classes to patches, its dropout, predictions over many of them."""
+"""The adaptive tuner against NumPy: attention from classes to patches, and its dropout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def numpy_patches(clip, image):
-    """Every patch of one image, read as the class token is, `[patches, embed_dim]`."""
+    """Returns the patches of one image, projected like the class token, `[patches, embed_dim]`."""
     params, config = reference.to_numpy(clip.params["vision"]), clip.config.vision
     side = config.patch_size
     rows = [params["class_embedding"]]
@@ -32,7 +32,7 @@ def numpy_patches(clip, image):
 
 
 def refined(prompt, words, patches, weigh=lambda weights: weights):
-    """The text features of one image, one class at a time; `weigh` changes the attention weights `[patches]`."""
+    """Returns the text features of one image, one class at a time; `weigh` changes the attention weights `[patches]`."""
     rows = []
     for word in words:
         scores = np.array([(word @ prompt["query"]) @ (patch @ prompt["key"]) for patch in patches])
@@ -77,7 +77,7 @@ def test_the_start_is_zero_shot(clip, classes, images):
 
 
 def test_dropout_drops_attention_weights_and_keeps_their_mean(clip, classes, images):
-    # With as many inner units as features and projections that change nothing, what is added is the mixture of patches.
+    # With as many inner units as features and projections that change nothing, the change is the mixture of patches.
     tuner = tuners.adaptive(dropout=0.25)
     zero = jnp.zeros((16, 16))
     prompt = {"query": zero, "key": zero, "value": jnp.eye(16), "out": 0.1 * jnp.eye(16)}

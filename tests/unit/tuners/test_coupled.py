@@ -1,4 +1,4 @@
-"""Tuners of both sides against NumPy: prompts that stand alone, and visual prompts made from those of the text."""
+"""Tuners of both sides against NumPy: independent prompts, and visual prompts computed from text prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def text_features(clip, classes, text, frozen=()):
-    """Under deep text prompts, with words behind them that no layer replaces."""
+    """Returns features under deep text prompts, followed by frozen words."""
     context = np.concatenate([text["context"], *([frozen] if len(frozen) else [])])
     deep = dict(enumerate(text.get("deep", ()), start=1))
     return class_features(clip, classes, [context] * len(classes.tail_ids), "end", deep)
@@ -65,7 +65,7 @@ def test_maple_starts_as_published(clip):
 
 
 def test_ivlp_keeps_words_that_are_not_learned(clip, classes, images):
-    # MaPLe's settings of independent prompts, as deep as this clip is.
+    # MaPLe's settings of independent prompts, as deep as this clip.
     tuner = tuners.ivlp(num_text=2, num_visual=2, depth=4)
     prompt = tuner.init(KEY, clip, classes)
     np.testing.assert_array_equal(prompt["text"]["context"], np.float32(words(clip, "a photo")))
@@ -81,7 +81,7 @@ def test_fewer_words_than_vectors_are_refused(clip, classes):
     for tuner in (tuners.maple(5, depth=1), tuners.text_deep(5, depth=1)):
         with pytest.raises(ValueError, match=r"'a photo of a' .*4 tokens.*num_tokens=5"):
             tuner.init(KEY, clip, classes)
-    # Words that stay take room, too.
+    # Frozen words need room too.
     long = tuners.maple(1, depth=1, init_text="a photo " * 10)
     with pytest.raises(ValueError, match="20 context tokens"):
         long.init(KEY, clip, classes)

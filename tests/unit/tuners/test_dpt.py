@@ -1,4 +1,4 @@
-"""DPT against NumPy: which classes an image asks for, the prompts they make, and the loss in its two stages."""
+"""DPT against NumPy: the selected classes of an image, their prompts, and the loss in its two stages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cross_entropy(scores, label):
 
 
 class Restated:
-    """The forward pass from the formula, one image, layer and class at a time."""
+    """Runs the forward pass of the formula, one image, layer and class at a time."""
 
     def __init__(self, clip, classes, images, prompt, likely, class_layers):
         drawn = reference.to_numpy(prompt)
@@ -120,13 +120,13 @@ def test_the_loss_equals_numpy_in_both_stages(clip, classes, images):
     tuner, prompt = make(clip, classes, num_classes=2, class_layers=2, class_specific=True)
     assert prompt["classifier"]["kernel"].shape == (2, 30, 4)
     expected = Restated(clip, classes, images, prompt, 2, 2)
-    # The first image asks for its own class, the second one does not.
+    # The first image selects its own class, the second one does not.
     labels = np.array([expected.selected[0][1], min({0, 1, 2, 3} - set(expected.selected[1]))])
     loss = jax.jit(objectives.dpt_loss(tuner, class_weight=0.5))
     for guided in (True, False):
         batch = {"classes": classes, "images": images, "labels": jnp.array(labels), "guided": guided}
         assert float(loss(prompt, clip, batch)) == pytest.approx(expected.loss(labels, guided, 0.5), rel=2e-5)
-    # Classes that only fill up the list count nowhere.
+    # Classes that only pad the list do not count.
     filled, valid = pad_classes(clip, classes)
     rest = 12 * [prompt["classifier"]["kernel"][..., -1:]]
     wide = prompt["classifier"] | {"kernel": jnp.concatenate([prompt["classifier"]["kernel"], *rest], axis=-1)}
@@ -149,7 +149,7 @@ def test_a_filled_up_class_list_changes_nothing(clip, images):
 
 
 def test_no_gradient_flows_into_the_tokens_that_class_prompts_see(clip, classes, images):
-    # What the classes of one layer see hangs on the visual prompts through these tokens alone.
+    # The attention of one layer depends on the visual prompts through these tokens alone.
     tuner, prompt = make(clip, classes, num_classes=2)
 
     @jax.jit

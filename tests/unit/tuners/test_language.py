@@ -24,7 +24,7 @@ def test_text_deep_equals_numpy(clip, classes, images, n, position):
     np.testing.assert_array_equal(prompt["context"], np.float32(words(clip, "a photo of a"))[:n])
     prompt = jax.tree.map(lambda leaf: 20 * leaf, prompt)
     drawn = reference.to_numpy(prompt)
-    # Words that are not learned stand behind those that are, and no deep prompt takes their place.
+    # Frozen words follow the learned ones, and no deep prompt replaces them.
     context = np.concatenate([drawn["context"], words(clip, "a photo of a")[n:]])
     deep = dict(enumerate(drawn["deep"], start=1))
     assert drawn["deep"].shape == (2, n, clip.config.text.width)
@@ -42,7 +42,7 @@ def test_text_deep_of_depth_1_is_coop(clip, classes, images):
 
 
 def shifted(prompt, feature):
-    """One image's context, by the published rule: every vector moves by the network of the image's feature."""
+    """Returns the context of one image: the network of the image feature shifts every vector."""
     first, second = prompt["network"]["hidden"], prompt["network"]["out"]
     columns = zip(first["kernel"].T, first["bias"], strict=True)
     hidden = [max(0.0, float(feature @ column + bias)) for column, bias in columns]
@@ -89,5 +89,5 @@ def test_memory_of_cocoop_grows_with_the_chunk_and_not_with_the_images():
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many, wide = temporary_bytes(2, 1), temporary_bytes(16, 1), temporary_bytes(16, 8)
-    assert many < 2 * few  # what is left to grow are the features themselves
+    assert many < 2 * few  # only the features themselves grow
     assert wide > 3 * many

@@ -18,7 +18,7 @@ SMALL = types.SimpleNamespace(heads=1, norm_eps=1e-5, activation="quick_gelu")
 
 
 def wander(tree, seed=0):
-    """Away from where norms and biases start."""
+    """Returns parameters away from the initial norms and biases."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: leaf + jnp.float32(0.1 * rng.normal(size=leaf.shape)), tree)
 
