@@ -32,7 +32,7 @@ def numpy_patches(clip, image):
 
 
 def refined(prompt, words, patches, weigh=lambda weights: weights):
-    """Returns the text features of one image, one class at a time; `weigh` changes the attention weights `[patches]`."""
+    """Returns the text features of one image, class by class; `weigh` changes the attention weights `[patches]`."""
     rows = []
     for word in words:
         scores = np.array([(word @ prompt["query"]) @ (patch @ prompt["key"]) for patch in patches])
