@@ -238,6 +238,9 @@ def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
 def positive_terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
     """Returns the terms of a text, sorted by name.
 
+    Args:
+      spec: the text, or terms; see `terms`.
+
     Raises:
       InputError: as in `terms`; or a weight is not a positive number.
 
