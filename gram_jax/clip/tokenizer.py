@@ -144,21 +144,26 @@ class Tokenizer:
         limit = self.context_length if length is None else length
         require_int("length", limit, least=2, most=self.context_length)
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts)]
-        bad = [index for index, row in enumerate(rows) if len(row) > limit]
-        if bad and not truncate:
-            text = texts[bad[0]]
-            shown = text if len(text) <= 60 else text[:57] + "..."
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise InputError(
-                f"text {bad[0]}, {shown!r}, has {len(rows[bad[0]])} tokens, the limit is {limit}{more}; shorten it or "
-                "pass truncate=True"
-            )
+        if not truncate:
+            _check_lengths(texts, rows, limit)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         ids = np.full((len(rows), int(lengths.max()) if length is None else length), self.pad_token_id, np.int32)
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
         return ids
+
+
+def _check_lengths(texts: Sequence[str], rows: Sequence[Sequence[int]], limit: int) -> None:
+    bad = [index for index, row in enumerate(rows) if len(row) > limit]
+    if bad:
+        text = texts[bad[0]]
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(
+            f"text {bad[0]}, {shown!r}, has {len(rows[bad[0]])} tokens, the limit is {limit}{more}; shorten it or "
+            "pass truncate=True"
+        )
 
 
 def class_tokens(

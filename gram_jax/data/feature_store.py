@@ -254,6 +254,10 @@ def open_bank(
 def store_name(dataset: Dataset, views: int = 0) -> str:
     """Returns the name of a dataset's store in a folder of stores.
 
+    Args:
+      dataset: the dataset.
+      views: the number of augmented views of each image; 0 for the images themselves.
+
     Example:
       >>> from gram_jax.data import load_dataset
       >>> store_name(load_dataset("glyphs:chess/noise"), views=8)

@@ -264,7 +264,7 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """Reads and checks a result file.
+    """Returns the results of a file after checking every field.
 
     Args:
       path: a file that `write_results` wrote.
@@ -286,7 +286,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
 
 
 def validate(document: Any) -> Results:
-    """Turns the JSON value of a result file into `Results` and checks every field.
+    """Returns the results in the JSON value of a result file after checking every field.
 
     Args:
       document: a value as `json.loads` returns it.

@@ -116,6 +116,10 @@ def compared_pairs(methods: Sequence[str], against: str | None = None) -> list[t
 
 
 def default_reference(methods: Iterable[str]) -> str | None:
-    """Returns zero-shot, if it is among the methods and none of them is a variant of GRAM; otherwise None."""
+    """Returns zero-shot, if it is among the methods and none of them is a variant of GRAM; otherwise None.
+
+    Args:
+      methods: the names of the methods of a table.
+    """
     methods = set(methods)
     return ZERO_SHOT if ZERO_SHOT in methods and not any(map(tuner_of, methods)) else None

@@ -95,6 +95,10 @@ def _require_measured(rows: Sequence[Row], names: Sequence[str], shots: int | No
 def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
     """Returns the rows of all results, each draw once; of costs, which vary between runs, the first.
 
+    Args:
+      results: the results of several runs.
+      names: their files, for messages.
+
     Raises:
       InputError: two results have different values of the same draw; the message names the files.
     """

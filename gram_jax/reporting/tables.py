@@ -113,7 +113,10 @@ def half_interval(summary: Summary) -> float:
 
 
 def transpose(table: Table) -> Table:
-    """Exchanges rows and columns; the corner keeps its title.
+    """Returns a table with rows and columns exchanged; the corner keeps its title.
+
+    Args:
+      table: a table.
 
     Example:
       >>> transpose(Table(("method", "digits", "mean"), (("coop", "50.0", "60.0"),)))
@@ -126,6 +129,9 @@ def transpose(table: Table) -> Table:
 def to_text(table: Table) -> str:
     """Returns a table as aligned text without a final newline; names are left-aligned, numbers right-aligned.
 
+    Args:
+      table: a table.
+
     Example:
       >>> print(to_text(Table(("method", "a"), (("coop", "1.0"),))))
       method      a
@@ -136,6 +142,9 @@ def to_text(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Returns a table as Markdown without a final newline; "|" in cells is escaped.
+
+    Args:
+      table: a table.
 
     Example:
       >>> print(to_markdown(Table(("method", "a"), (("coop", "1.0"),))))

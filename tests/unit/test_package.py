@@ -107,6 +107,5 @@ def large_functions(path: Path) -> Iterator[str]:
                 yield f"{place}: {size} lines, {branches} branches, {arguments} arguments"
 
 
-@pytest.mark.skip(reason="until every package is within the limits")
 def test_functions_are_small():
     assert [function for path in SOURCES for function in large_functions(path)] == []
