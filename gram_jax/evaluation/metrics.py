@@ -1,4 +1,8 @@
-"""Classification metrics as pure functions that work under jit and accept masks; fractions are in [0, 1]."""
+"""Classification metrics as pure functions that work under jit; fractions are in [0, 1].
+
+Shapes: N samples, C classes. A mask, bool or float [N], excludes samples with 0, such as the padding of a last batch;
+None includes all. Without any sample a result is NaN. Shapes that do not fit raise InputError.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,10 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     Args:
       logits: float [N, C].
       labels: int [N], in 0..C-1.
-      mask: bool or float [N]; 0 excludes a sample (the padding of a last batch). None includes all.
+      mask: see the module.
 
     Returns:
-      float32 []; NaN if no sample is included.
-
-    Raises:
-      InputError: the shapes do not fit.
+      float32 [].
 
     Example:
       >>> float(accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]]), jnp.array([0, 1, 1]), jnp.array([1, 1, 0])))
@@ -47,14 +48,11 @@ def confusion_matrix(
       predicted: int [N], in 0..num_classes-1, e.g. the argmax of the logits.
       labels: int [N], in 0..num_classes-1.
       num_classes: the number of classes C.
-      mask: bool or float [N]; 0 excludes a sample. None includes all.
+      mask: see the module.
 
     Returns:
       [C, C]; rows are true classes, columns predicted ones. NumPy arrays give a NumPy array; JAX arrays and tracers
       give a JAX array. Counts are integers without a mask, floats with one.
-
-    Raises:
-      InputError: the shapes do not fit.
 
     Example:
       >>> confusion_matrix(np.array([0, 1, 0]), np.array([0, 1, 1]), 2).tolist()
@@ -95,7 +93,7 @@ def macro_f1(confusion: jax.Array) -> jax.Array:
       confusion: [C, C], rows true, columns predicted.
 
     Returns:
-      float32 []; NaN if there are no samples.
+      float32 [].
 
     Example:
       >>> round(float(macro_f1(jnp.array([[3.0, 1.0], [0.0, 2.0]]))), 4)
@@ -120,14 +118,14 @@ def expected_calibration_error(
     Args:
       probabilities: float [N, C], rows summing to one.
       labels: int [N], in 0..C-1.
-      mask: bool or float [N]; 0 excludes a sample. None includes all.
+      mask: see the module.
       bins: the number of bins of equal width, >= 1.
 
     Returns:
-      float32 []; NaN if no sample is included.
+      float32 [].
 
     Raises:
-      InputError: the shapes do not fit, or `bins` < 1.
+      InputError: `bins` < 1.
 
     Example:
       >>> probabilities = jnp.array([[0.75, 0.25]] * 4)
@@ -150,14 +148,14 @@ def calibration_error(
     Args:
       confidence: float [N], the probability of the predicted class.
       correct: bool [N], whether the prediction is right.
-      mask: bool or float [N]; 0 excludes a sample. None includes all.
+      mask: see the module.
       bins: the number of bins of equal width, >= 1.
 
     Returns:
-      float32 [], as in `expected_calibration_error`; NaN if no sample is included.
+      float32 [], as in `expected_calibration_error`.
 
     Raises:
-      InputError: the shapes do not fit, or `bins` < 1.
+      InputError: `bins` < 1.
 
     Example:
       >>> float(calibration_error(jnp.array([0.75, 0.75, 0.75, 0.75]), jnp.array([True, True, False, False])))

@@ -217,15 +217,8 @@ def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> C
     """Returns a `Comparison` from a paired difference.
 
     Args:
-      a: a method.
-      b: the method it is compared with.
-      metric: the compared quantity.
-      over: the fields whose values vary between the pairs.
+      a, b, metric, over: the fields of the comparison.
       difference: that of a - b, from `paired_difference`.
-
-    Example:
-      >>> comparison("gram", "coop", "accuracy", "seed", paired_difference([0.6], [0.5])).p_value is None
-      True
     """
     ci95 = difference.ci95 if difference.n > 1 else None
     p = None if math.isnan(difference.p_value) else difference.p_value
@@ -239,11 +232,8 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
     """Writes a result file atomically.
 
     Args:
-      path: the file, local or remote, e.g. `WORKDIR/results.json`; missing folders are created.
-      results: the results.
-
-    Raises:
-      InputError: the results do not follow the schema.
+      path: the file, local or remote; missing folders are created.
+      results: the results; InputError names what does not follow the schema.
 
     Example:
       >>> import tempfile, pathlib
@@ -270,13 +260,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
       path: a file that `write_results` wrote.
 
     Raises:
-      FileNotFoundError: there is no such file.
       InputError: the file is not JSON or does not follow the schema; the message names file and field.
-
-    Example:
-      >>> read_results("nowhere/results.json")
-      Traceback (most recent call last):
-      FileNotFoundError: ...
     """
     document = read_json(path)
     try:

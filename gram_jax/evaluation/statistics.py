@@ -40,9 +40,6 @@ def summarize(values: ArrayLike) -> Summary:
     Args:
       values: [n], n >= 1, finite.
 
-    Raises:
-      InputError: there are no values, there is more than one axis, or some values are not finite.
-
     Example:
       >>> summary = summarize([0.6, 0.7, 0.8])
       >>> round(summary.mean, 4), round(summary.std, 4), [round(bound, 3) for bound in summary.ci95], summary.n
@@ -74,9 +71,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Summary:
       The summary of a - b. Its p-value is below 0.05 exactly if the interval excludes zero, and NaN for one draw and
       for differences that are equal up to rounding.
 
-    Raises:
-      InputError: the lengths differ, or `summarize` raises it.
-
     Example:
       >>> difference = paired_difference([0.6, 0.7, 0.8], [0.5, 0.62, 0.69])
       >>> round(difference.mean, 4), difference.ci95[0] > 0, round(difference.p_value, 4)
@@ -105,9 +99,6 @@ def harmonic_mean(base: ArrayLike, new: ArrayLike) -> np.ndarray:
     Returns:
       float64, the broadcast shape, in the unit of the arguments.
 
-    Raises:
-      InputError: an accuracy is negative.
-
     Example:
       >>> float(harmonic_mean(75.0, 50.0))
       60.0
@@ -126,8 +117,7 @@ def harmonic_of_means(base: Sequence[float] | np.ndarray, new: Sequence[float] |
     """Returns H(mean base, mean new), the average in the published tables.
 
     Args:
-      base: [n] accuracies over datasets or seeds.
-      new: [n] accuracies in the same order.
+      base, new: [n] accuracies over datasets or seeds, in one order.
 
     Example:
       >>> round(harmonic_of_means([90.0, 60.0], [30.0, 60.0]), 4)
@@ -143,8 +133,7 @@ def mean_of_harmonics(base: Sequence[float] | np.ndarray, new: Sequence[float] |
     """Returns the mean of H over datasets or seeds, which is never above `harmonic_of_means`.
 
     Args:
-      base: [n] accuracies over datasets or seeds.
-      new: [n] accuracies in the same order.
+      base, new: [n] accuracies over datasets or seeds, in one order.
 
     Example:
       >>> round(mean_of_harmonics([90.0, 60.0], [30.0, 60.0]), 4)

@@ -1,8 +1,8 @@
-"""Published accuracies, to stand beside measured ones: CLIP ViT-B/16, in %, as printed by the source that is named.
+"""Published accuracies of CLIP ViT-B/16 in %, as printed in the named source, for comparison with measured ones.
 
-What is not listed was not read by us, such as UNIGRAM's and the larger few-shot tables, or is of another protocol: TPT
-adapts to test images; PromptKD learns from a larger teacher on unlabeled images of all classes.
-Base-to-new, cross-dataset, domain generalization and long tails are of 16 shots (16 images in the largest class).
+Missing numbers were not available, such as UNIGRAM's and the larger few-shot tables, or belong to other protocols:
+TPT adapts to test images; PromptKD learns from a larger teacher on unlabeled images of all classes. Base-to-new,
+cross-dataset, domain generalization and long tails use 16 shots (16 images of the largest class).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ dtd            53.24/59.90 79.44/41.18 77.01/56.00 80.36/59.18 83.37/62.97
 eurosat        56.48/64.05 92.19/54.74 87.49/60.04 94.07/73.23 92.90/73.90
 ucf101         70.53/77.50 84.69/56.05 82.33/73.45 83.00/78.66 87.10/78.80
 """
-# Averages over the eleven: base, new, H of means. CoOp and ProGrad came out differently elsewhere.
+# Averages over the eleven: base, new, H of means. Other sources report other numbers for CoOp and ProGrad.
 _AVERAGES = {
     "CoOp, in KgCoOp's table": (82.63, 67.99, 74.60, KGCOOP),
     "ProDA": (81.56, 72.30, 76.65, LIST),
@@ -86,7 +86,7 @@ _DOMAINS = {
     "VPT": ("70.72 58.22 44.67 43.00 71.86", LOGOPROMPT),
     "DPT": ("69.95 15.93 13.41 9.10 32.34", LOGOPROMPT),
 }
-# H of base-to-new, by all signs the mean over datasets of H, for tau of 1, 0.25 and 0.06.
+# H of base-to-new, apparently the mean of H over datasets, for tau = 1, 0.25 and 0.06.
 _TAUS = (1.0, 0.25, 0.06)
 _IMBALANCED = {
     "MaPLe": (78.25, 71.38, 69.12),
@@ -104,7 +104,7 @@ _FEW_SHOT = {  # averages over the eleven, by the number of shots
 
 
 class Published(NamedTuple):
-    """A row of a published table: fractions by column, and where it was read."""
+    """A row of a published table: fractions by column, and the source."""
 
     method: str
     values: dict[str, float]
@@ -112,41 +112,34 @@ class Published(NamedTuple):
 
 
 def unlike(results: Results) -> dict[str, str]:
-    """Why datasets of a result file that are called as published ones are not the same, by name.
+    """Returns datasets with the name of a published one that differ from it, and the first reason for each.
 
-    Args:
-      results: what an experiment found; its settings tell of every dataset how it was read.
-
-    Returns:
-      The first reason: a part of the test images alone, a split that was made for want of the published one, other
-      numbers of classes or images than are published.
+    Reasons are a limited number of test images, a split that replaces the published one, and other numbers of classes
+    or images than published. The config of the results describes how each dataset was read.
     """
-    told = results.config.get("datasets")
-    told = told if isinstance(told, Mapping) else {}
-    found = {}
-    for name in sorted({*told, *(row.dataset for row in results.rows)}):
-        if name.startswith(PREFIX) and (reasons := _reasons(told.get(name, {}), results.config)):
-            found[name] = reasons[0] + f", and {len(reasons) - 1} more" * (len(reasons) > 1)
-    return found
+    about = results.config.get("datasets")
+    about = about if isinstance(about, Mapping) else {}
+    differing = {}
+    for name in sorted({*about, *(row.dataset for row in results.rows)}):
+        if name.startswith(PREFIX) and (reasons := _reasons(about.get(name, {}), results.config)):
+            differing[name] = reasons[0] + f", and {len(reasons) - 1} more" * (len(reasons) > 1)
+    return differing
 
 
 def _reasons(about: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     reasons = []
     if config.get("max_test_images"):
-        reasons.append(f"{config['max_test_images']} test images a class")
+        reasons.append(f"{config['max_test_images']} test images per class")
     if str(about.get("split", "")).startswith("made"):
         reasons.append("its split was made")
     return reasons + [note for note in about.get("notes", ()) if note.endswith("are published")]
 
 
 def base_to_new(datasets: Collection[str]) -> list[Published]:
-    """Rows "base", "new", "H of means" and, where datasets are known one by one, "mean of H", over some datasets.
+    """Returns rows with "base", "new", "H of means" and, if numbers of each dataset are known, "mean of H".
 
-    Args:
-      datasets: names as in results.
-
-    Returns:
-      Nothing unless all datasets are among the eleven; methods of which only averages are known, for all eleven alone.
+    There are rows only if all datasets are among the eleven; if only the averages of a method are known, only for all
+    eleven datasets.
 
     Example:
       >>> {row.method: round(100 * row.values["new"], 2) for row in base_to_new(["coop:dtd", "coop:eurosat"])}["CoOp"]
@@ -155,7 +148,7 @@ def base_to_new(datasets: Collection[str]) -> list[Published]:
     table = {f"{PREFIX}{name}": cells for name, *cells in map(str.split, _BASE_TO_NEW.strip().splitlines())}
     if not datasets or not set(datasets) <= table.keys():
         return []
-    found = []
+    rows = []
     for place, method in enumerate(_FIVE):
         base, new = np.array([list(map(float, table[name][place].split("/"))) for name in datasets]).T / 100
         values = {
@@ -164,24 +157,18 @@ def base_to_new(datasets: Collection[str]) -> list[Published]:
             "H of means": harmonic_of_means(base, new),
             "mean of H": mean_of_harmonics(base, new),
         }
-        found.append(Published(method, values, ONPOKD))
+        rows.append(Published(method, values, ONPOKD))
     if set(datasets) == set(ELEVEN):
         for method, (*numbers, source) in _AVERAGES.items():
             values = dict(zip(("base", "new", "H of means"), (number / 100 for number in numbers), strict=True))
-            found.append(Published(method, values, source))
-    return found
+            rows.append(Published(method, values, source))
+    return rows
 
 
 def transfer(protocol: str, source: str, others: Sequence[str]) -> list[Published]:
-    """Rows of cross-dataset transfer or domain generalization: the source, others by name, and their "mean".
+    """Returns rows of cross-dataset transfer or domain generalization: source, targets by name, and their "mean".
 
-    Args:
-      protocol: "cross_dataset" or "domain_generalization".
-      source: what is tuned on, as in results.
-      others: what is tested on beside it, as rows name it.
-
-    Returns:
-      Nothing unless the source is ImageNet and all others are in the published table.
+    There are rows only if the source is ImageNet and all targets (`others`, as in rows) are in the published table.
 
     Example:
       >>> rows = transfer("domain_generalization", "coop:imagenet", ["imagenet_a", "imagenet_r"])
@@ -192,19 +179,19 @@ def transfer(protocol: str, source: str, others: Sequence[str]) -> list[Publishe
     names = [f"{PREFIX}{name}" for name in _TARGETS] if crossing else list(VARIANTS)
     if source != SOURCE or not others or not set(others) <= set(names):
         return []
-    found = []
+    rows = []
     for method, (text, where) in (_CROSS_DATASET if crossing else _DOMAINS).items():
         values = dict(zip((source, *names), (float(number) / 100 for number in text.split()), strict=True))
         values = {name: values[name] for name in (source, *others)}
         values["mean"] = float(np.mean([values[name] for name in others]))
-        found.append(Published(method, values, where))
+        rows.append(Published(method, values, where))
     if crossing and set(others) == set(names):
-        found += [Published(method, {"mean": mean / 100}, where) for method, (mean, where) in _CROSS_AVERAGES.items()]
-    return found
+        rows += [Published(method, {"mean": mean / 100}, where) for method, (mean, where) in _CROSS_AVERAGES.items()]
+    return rows
 
 
 def imbalanced(tau: float, datasets: Collection[str]) -> list[Published]:
-    """Rows "mean of H" of base-to-new under a long tail; nothing unless exactly the eleven datasets are there."""
+    """Returns rows with "mean of H" of base-to-new with a long tail; only for exactly the eleven datasets."""
     if set(datasets) != set(ELEVEN) or tau not in _TAUS:
         return []
     place = _TAUS.index(tau)
@@ -212,11 +199,11 @@ def imbalanced(tau: float, datasets: Collection[str]) -> list[Published]:
 
 
 def few_shot(datasets: Mapping[int | None, Collection[str]]) -> list[Published]:
-    """Rows of accuracy by numbers of shots, as text, where exactly the eleven datasets were measured with them."""
+    """Returns rows of accuracy by the number of shots, as text, if exactly the eleven datasets were measured."""
     complete = [shots for shots, names in datasets.items() if set(names) == set(ELEVEN)]
-    found = []
+    rows = []
     for method, numbers in _FEW_SHOT.items():
         values = {str(shots): numbers[shots] / 100 for shots in complete if shots in numbers}
         if values:
-            found.append(Published(method, values, PROTEXT))
-    return found
+            rows.append(Published(method, values, PROTEXT))
+    return rows

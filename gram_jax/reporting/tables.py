@@ -113,10 +113,10 @@ def half_interval(summary: Summary) -> float:
 
 
 def transpose(table: Table) -> Table:
-    """Returns a table with rows and columns exchanged; the corner keeps its title.
+    """Returns a table with rows and columns exchanged.
 
     Args:
-      table: a table.
+      table: the table; its corner keeps the title.
 
     Example:
       >>> transpose(Table(("method", "digits", "mean"), (("coop", "50.0", "60.0"),)))
@@ -130,7 +130,7 @@ def to_text(table: Table) -> str:
     """Returns a table as aligned text without a final newline; names are left-aligned, numbers right-aligned.
 
     Args:
-      table: a table.
+      table: the table.
 
     Example:
       >>> print(to_text(Table(("method", "a"), (("coop", "1.0"),))))
@@ -141,10 +141,10 @@ def to_text(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Returns a table as Markdown without a final newline; "|" in cells is escaped.
+    """Returns a table as Markdown without a final newline.
 
     Args:
-      table: a table.
+      table: the table; "|" in its cells is escaped.
 
     Example:
       >>> print(to_markdown(Table(("method", "a"), (("coop", "1.0"),))))

@@ -40,10 +40,6 @@ class AlternatingState:
       phi: the regulators, each leaf `[runs, ...]`.
       phi_state: the state of the regulators' SGD, each leaf `[runs, ...]`.
       step: int32, the number of completed batches.
-
-    Example:
-      >>> AlternatingState({"context": jnp.zeros((3, 4, 8))}, (), {"context": {}}, (), jnp.int32(0)).step.item()
-      0
     """
 
     prompts: PyTree

@@ -34,9 +34,6 @@ def shuffled_batches(seed: int, count: int, batch_size: int, steps: int) -> np.n
     Returns:
       int64 `[steps, batch_size]`, from 0 to `count - 1`.
 
-    Raises:
-      InputError: a number is out of range.
-
     Example:
       >>> drawn = shuffled_batches(seed=0, count=4, batch_size=6, steps=2)
       >>> sorted(drawn.ravel().tolist())
@@ -55,16 +52,11 @@ def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.nda
     If there are fewer items than fit in a batch, an epoch is one batch of all items.
 
     Args:
-      seed: the seed of the order.
-      count: the number of items, at least 1.
-      batch_size: the number of items in a batch, at least 1.
+      seed, count, batch_size: as in `shuffled_batches`.
       epochs: the number of epochs, at least 0.
 
     Returns:
       int64 `[epochs * max(1, count // batch_size), min(batch_size, count)]`, from 0 to `count - 1`.
-
-    Raises:
-      InputError: a number is out of range.
 
     Example:
       >>> epoch_batches(seed=0, count=7, batch_size=3, epochs=4).shape
@@ -122,7 +114,5 @@ def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> 
 
 
 def _require_counts(count: int, batch_size: int, **length: int) -> None:
-    require_int("count", count)
-    require_int("batch_size", batch_size)
-    for name, value in length.items():
-        require_int(name, value, least=0)
+    for name, value in {"count": count, "batch_size": batch_size, **length}.items():
+        require_int(name, value, least=int(name not in length))

@@ -28,10 +28,6 @@ class Recipe(NamedTuple):
       warmup_epochs: the number of epochs of the warm-up, one number, or a number for each leaf of a prompt.
       epoch_weights: a weight for the prompts after each epoch, `[epochs]`, e.g. `objectives.gaussian_weights(20, 15,
         1)`; the result of the last step is then their weighted sum. None: the last prompts.
-
-    Example:
-      >>> Recipe(0.1, total_steps=100).epoch_steps
-      1
     """
 
     learning_rate: PyTree
@@ -47,10 +43,6 @@ class Cost(NamedTuple):
     Attributes:
       seconds: the mean time of a step, including its input, without the first step, which compiles.
       bytes: the device memory: arguments, results and temporary buffers.
-
-    Example:
-      >>> Cost(0.01, 2**20).bytes
-      1048576
     """
 
     seconds: float
@@ -64,10 +56,6 @@ class Tuned(NamedTuple):
       prompts: the prompts `[runs, ...]`, by the number of completed steps.
       metrics: the metrics of `make_tuning` by name, each `[steps, runs]`.
       cost: the cost of a step; None if it was not measured.
-
-    Example:
-      >>> Tuned({0: {"context": jnp.zeros((3, 4, 8))}}, {}).prompts[0]["context"].shape
-      (3, 4, 8)
     """
 
     prompts: dict[int, PyTree]

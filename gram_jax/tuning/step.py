@@ -34,10 +34,6 @@ class TuningState:
       prompts: each leaf `[runs, ...]`.
       optimizer_state: the state of the optimizer, each leaf `[runs, ...]`.
       step: int32, the number of completed steps.
-
-    Example:
-      >>> TuningState({"context": jnp.zeros((3, 4, 8))}, (), jnp.int32(0)).step.item()
-      0
     """
 
     prompts: PyTree
@@ -55,11 +51,6 @@ class Tuning(NamedTuple):
         metrics)`, one step of every run.
       logits: `logits(prompts, clip, classes, images) -> [runs, images, classes]`, all runs on the same images.
       lower: takes the arguments of `step`, returns its `jax.stages.Lowered`, to analyze memory and operations.
-
-    Example:
-      >>> from gram_jax import regulators, tuners
-      >>> make_tuning(tuners.coop(), regulators.identity())._fields
-      ('init', 'step', 'logits', 'lower')
     """
 
     init: Callable[..., TuningState]
@@ -152,9 +143,8 @@ def make_tuning(
       >>> clip, tuner = tiny_clip(), tuners.coop()
       >>> tuning = make_tuning(tuner, regulators.identity(), optimizer="adam", schedule="cosine")
       >>> keys = jax.random.split(jax.random.key(0), 3)
-      >>> state = tuning.init(jax.vmap(lambda key: tuner.init(key, clip, None))(keys))
-      >>> state.prompts["context"].shape == (3, 4, clip.config.text.width)
-      True
+      >>> tuning.init(jax.vmap(lambda key: tuner.init(key, clip, None))(keys)).prompts["context"].shape[:2]
+      (3, 4)
 
     Reference:
       "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models": the regulating function stays

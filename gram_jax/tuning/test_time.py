@@ -36,10 +36,6 @@ class TestTimeTuning(NamedTuple):
       initial_logits: the same before tuning.
       losses: `[images, steps]`, the loss before each step.
       kept: int `[images, kept]`, the views that were tuned on, the most confident first.
-
-    Example:
-      >>> TestTimeTuning(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.ones((5, 1)), jnp.zeros((5, 6), int)).logits.shape
-      (5, 3)
     """
 
     logits: Array

@@ -265,7 +265,7 @@ def test_copies_and_parts_of_published_datasets_are_told_from_them(tmp_path):
     assert published(written(rows, tmp_path, {"datasets": real}), "Base-to-new, 16 shots")
     text = written(rows, tmp_path, {"datasets": real, "max_test_images": 5})
     assert not published(text, "Base-to-new, 16 shots")
-    assert "coop:dtd (5 test images a class), coop:eurosat (5 test images a class)." in text
+    assert "coop:dtd (5 test images per class), coop:eurosat (5 test images per class)." in text
     shifted = measured("domain_generalization", {"all": 0.5}, datasets=["coop:imagenet"], domains=("imagenet_a",))
     told = {"coop:imagenet_a": {"split": "as published", "notes": ["2 classes, 200 are published"]}}
     assert "(published" not in written(shifted, tmp_path, {"datasets": told})
