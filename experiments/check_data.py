@@ -125,14 +125,9 @@ def describe(dataset: Dataset) -> None:
 
 
 def spread(labels: np.ndarray, count: int) -> list[int]:
-    """Chooses images of as many classes as possible: the first of every class, then the second of every class, ...
+    """Returns the positions of `count` images: the first of every class, then the second of every class, and so on.
 
-    Args:
-      labels: int ``[images]``.
-      count: the largest number of images.
-
-    Returns:
-      Positions. If not all classes fit, those of classes that are evenly spread in label order.
+    If not all classes fit, the classes are evenly spread in label order.
     """
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))

@@ -98,12 +98,8 @@ def augmented_views(
     """Returns an unchanged image and augmented views of it, as test-time tuning needs them; decodes the image once.
 
     Args:
-      transform: the clip's image transform, with an output size.
-      image: any image that the transform accepts.
-      seed: the seed of the views.
-      item: the number of the image in its dataset.
+      transform, image, seed, item, name: as in `augmented_view`.
       count: the number of views, at least 1. View 0 is the transformed image; view n is `augmented_view` number n.
-      name: the name of the image in errors.
 
     Returns:
       uint8 `[count, height, width, 3]`, for `transform.normalize`.

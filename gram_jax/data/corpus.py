@@ -72,10 +72,6 @@ def load_corpus(spec: str = "glyphs", *, pairs: int = 20000, seed: int = 0) -> C
       A ``Corpus``; images are drawn or decoded when they are read. References to a prepared corpus are the numbers of
       its records; its location does not change the content hash.
 
-    Raises:
-      InputError: the specification is unknown, or the number of pairs is out of range.
-      FileNotFoundError: there is no prepared corpus.
-
     Example:
       >>> corpus = load_corpus("glyphs", pairs=3)
       >>> len(corpus), corpus[2].shape

@@ -80,10 +80,7 @@ class Dataset(Images):
             )
 
     def select(self, split: str) -> np.ndarray:
-        """Returns the positions of a split's images in order, int64 ``[images of the split]``.
-
-        Raises:
-          InputError: the dataset has no images of the split.
+        """Returns the positions of a split's images in order, int64; raises InputError if there are none.
 
         Example:
           >>> toy = Dataset("toy", (0, 1), np.array([0, 1]), np.array(["train", "test"]), ("a", "b"), "{}", str)

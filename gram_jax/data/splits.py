@@ -29,13 +29,7 @@ class Item(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The use of given splits.
-
-    Attributes:
-      of: the role of each given split.
-      divided: whether only training images are given, which are to be divided.
-      remark: one phrase for reports.
-    """
+    """The role of each given split, whether only training images are given (and divided), and a phrase for reports."""
 
     of: dict[str, str]
     divided: bool

@@ -59,8 +59,7 @@ def _rows(file: Path, what: str) -> list[Row]:
     """Returns the checked lines of the table."""
     reader = csv.DictReader(io.StringIO(read_text(file, what), newline=""), strict=True)
     try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
+        columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
         if not set(REQUIRED) <= set(columns):
             raise InputError(
                 f"{what}: the first line has the columns {', '.join(columns) or 'none'}; it must name the columns "
@@ -70,7 +69,7 @@ def _rows(file: Path, what: str) -> list[Row]:
             raise InputError(f"{what}: the first line names a column twice: {', '.join(columns)}")
         rows = [_row(fields, reader.line_num, what) for fields in reader]
     except csv.Error as error:
-        line = reader.line_num + 1  # of the line after the last one that was read
+        line = reader.line_num + 1  # the line after the last one that was read
         raise InputError(f"{what}, line {line} is no CSV ({error}); check for an open quote") from error
     if not rows:
         raise InputError(f"{what} has a header and no images; add a line for each image")
@@ -81,14 +80,12 @@ def _row(fields: Mapping[str | None, str | list[str] | None], line: int, what: s
     if None in fields or None in fields.values():
         count = "more" if None in fields else "fewer"
         raise InputError(f"{what}, line {line} has {count} fields than the header; put names with commas in quotes")
-    image, label = (fields[column].strip() for column in REQUIRED)
-    for column, value in zip(REQUIRED, (image, label), strict=True):
-        if not value:
-            raise InputError(f"{what}, line {line} has no {column}")
-    split = fields.get(OPTIONAL, "train").strip()
-    if split not in ROLES:
-        raise InputError(f"{what}, line {line} has the split {split!r}; it must be one of {', '.join(ROLES)}")
-    return Row(line, image, label, split)
+    row = Row(line, *(fields[column].strip() for column in REQUIRED), fields.get(OPTIONAL, "train").strip())
+    if not row.image or not row.label:
+        raise InputError(f"{what}, line {line} has no {'label' if row.image else 'image'}")
+    if row.split not in ROLES:
+        raise InputError(f"{what}, line {line} has the split {row.split!r}; it must be one of {', '.join(ROLES)}")
+    return row
 
 
 def _check(file: Path, rows: list[Row], what: str) -> None:
