@@ -142,5 +142,5 @@ def test_prompts_follow_class_names_to_another_dataset(made, tmp_path):
     assert found("coop+gram:following", "glyphs:syllabics") == pytest.approx(expected, abs=1e-6)
     assert found("coop+gram", "glyphs:syllabics") != found("coop+gram:following", "glyphs:syllabics")
     assert found("coop+gram", None) == found("coop+gram:following", None)
-    with pytest.raises(ValueError, match="--follow_classes needs --protocol=cross_dataset"):
+    with pytest.raises(ValueError, match="--follow_classes"):
         evaluate.Config(follow_classes=True)
