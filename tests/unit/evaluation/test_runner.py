@@ -145,7 +145,7 @@ def test_targets_are_tested_and_not_learned(encoder):
         (tuners.coop(), {"protocol": "cross_dataset"}, "cross_dataset .*targets"),
         (tuners.coop(), {"protocol": "base_to_new", "targets": ["glyphs:digits"]}, "targets=glyphs:digits"),
         (tuners.coop(class_specific=True), {"protocol": "base_to_new"}, "class-specific prompt of coop .*base_to_new"),
-        (evaluation.baselines.linear_probe(), {"steps": 3}, "steps: only a tuner"),
+        (evaluation.baselines.linear_probe(), {"steps": 3}, "steps: only tuners"),
         (evaluation.baselines.linear_probe(), {"protocol": "test_time"}, "linear_probe .*test_time"),
         (prompt_method(tuners.coop(), TestTimePlan()), {}, r"coop\+tpt .*few_shot"),
         (tuners.coop(), {"protocol": "test_time", "views": 5}, "share=0.1 of views=5"),
