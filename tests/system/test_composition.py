@@ -14,7 +14,6 @@ from etils import epath
 
 import gram_jax as gram
 from experiments.evaluate import methods as _methods
-from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, meta, objectives, regulators, tuners
 from gram_jax.clip import TextPrompt
@@ -218,36 +217,6 @@ def test_rows_and_results_tell_what_was_composed_and_steps_compile_once(config, 
     assert "mean of H, difference to the tuner" in table
 
 
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ({}, "coop"),
-        ({"regularizers": "npt:1,kgcoop:8.0"}, "coop+kgcoop+npt"),
-        ({"regularizers": "kgcoop:2"}, "coop+kgcoop:2"),
-        ({"regulator": "prograd", "regularizers": "kgcoop"}, "coop+kgcoop+prograd"),
-        ({"preset": "kgcoop_b2n_vitb16"}, "coop+kgcoop"),
-        ({"preset": "kgcoop_b2n_vitb16", "regularizers": ""}, "coop"),
-        ({"preset": "promptsrc_b2n_vitb16"}, "ivlp+promptsrc+gpa"),
-        ({"preset": "promptsrc_b2n_vitb16", "aggregation": ()}, "ivlp+promptsrc"),
-    ],
-)
-def test_names(given, name):
-    settings = evaluate.Config(**given).settings
-    assert settings.family(_methods.choose_tuner(settings).name) == name
-
-
-def test_recipes_bring_their_regularizers():
-    kgcoop = evaluate.Config(preset="kgcoop_b2n_vitb16").settings
-    assert (kgcoop.regularizers, kgcoop.batch_size, kgcoop.learning_rate) == ("kgcoop:8", 128, (0.002,))
-    own = evaluate.Config(preset="promptsrc_fs_vitb16").settings
-    assert dict(objectives.parse(own.regularizers).weights) == {
-        "promptsrc_text": 25.0, "promptsrc_image": 10.0, "promptsrc_logits": 1.0
-    }  # fmt: skip
-    assert [own.gaussian(f"coop:{name}") for name in ("eurosat", "imagenet")] == [(45, 5), (30, 30)]
-    bells = {"promptsrc_b2n_vitb16": (15, 1), "promptsrc_xd_vitb16": (6, 10), "coop_b2n_vitb16": None}
-    assert {name: _presets.aggregation(name, "coop:dtd") for name in bells} == bells
-
-
 def test_templates_are_those_of_each_methods_code():
     dtd, food, chess = (
         types.SimpleNamespace(name=name, template=f"{name} {{}}.") for name in ("coop:dtd", "coop:food101", "chess")
@@ -258,37 +227,6 @@ def test_templates_are_those_of_each_methods_code():
     assert templates_of("kgcoop", food) == ("coop:food101 {}.",)
     assert templates_of("distillation", chess) == ("chess {}.",)
     assert templates_of("prometar", chess) == templates.ensemble("promptsrc_60")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"regularizers": "kgcop:8"}, "--regularizers=kgcop:8: .*'kgcop'.*'kgcoop'"),
-        ({"regularizers": "kgcoop:-1"}, "kgcoop: weight=-1.0"),
-        ({"regularizers": "kgcoop:inf"}, "kgcoop: weight=inf"),
-        ({"regularizers": "kgcoop:much"}, "'much' of 'kgcoop'"),
-        ({"regularizers": "kgcoop:1,kgcoop:2"}, "--regularizers=kgcoop:1,kgcoop:2: .*twice"),
-        ({"regularizers": "npt(centred=True)"}, r"--regularizers=npt.* 'centred' \(did you mean 'centered'"),
-        ({"regularizers": "class_weights"}, "--regularizers=class_weights: .*--protocol=imbalanced"),
-        ({"regulator": "affine"}, "--regulator=affine .*experiments.meta_train"),
-        ({"regulator": "structured"}, "--regulator=structured .*experiments.meta_train"),
-        ({"regulator": "prometar"}, "--regulator=prometar .*--regulation=alternating"),
-        ({"regulator": "identity"}, "--regulator=identity"),
-        ({"regulator": "prograd", "meta": "a.safetensors"}, "--regulator=prograd and --meta=a.safetensors"),
-        ({"regulator": "prograd(strenth=1)"}, r"--regulator=prograd.* 'strenth' \(did you mean 'strength'"),
-        ({"regulator": "prograd(reference='kgcop')"}, "--regulator=prograd.*='kgcop'.*'kgcoop'"),
-        ({"aggregation": (2.0, 1.0)}, "--aggregation=2.0,1.0 .*--epochs"),
-        ({"aggregation": (2.0,), "epochs": (3,)}, "--aggregation=2.0"),
-        ({"aggregation": (2.0, 0.0), "epochs": (3,)}, "--aggregation: the width=0.0"),
-        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
-        ({"baselines": "linear_prob"}, "--baselines=linear_prob: .*'linear_probe'"),
-        ({"baselines": "tip_adapter(epoch=3)"}, "--baselines=tip_adapter.* 'epoch'.*'epochs'"),
-        ({"baselines": "ensemble,ensemble"}, "--baselines=ensemble,ensemble"),
-    ],
-)
-def test_what_cannot_be_composed_is_refused_with_the_remedy(given, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate.Config(**given)
 
 
 @pytest.mark.parametrize(

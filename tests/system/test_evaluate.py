@@ -319,25 +319,6 @@ def _at(value, folder):
     return value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seeds": (1, 101)}, r"--seeds and --select_seeds share \[101\]"),
-        ({"protocol": ("cross",)}, "--protocol='cross'"),
-        (
-            {"protocol": ("base_to_new",), "domains": ("noise",)},
-            "--domains needs --protocol=few_shot or domain_generalization or test_time",
-        ),
-        ({"learning_rate": (0.1, -1.0)}, "--learning_rate=-1.0"),
-        ({"shots": ()}, "--shots"),
-        ({"controls": ("gram=x",)}, "--controls=gram=x: give NAME=PATH"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate.Config(**changes)
-
-
 def test_loss_that_is_not_finite_stops(config, tmp_path, monkeypatch):
     losses = np.array([[1.0, 2.0], [1.0, np.nan]])
     monkeypatch.setattr(TunedMethod, "learn", lambda *arguments: tuning_lib.Tuned({}, {"loss": losses}))

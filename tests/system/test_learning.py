@@ -10,18 +10,14 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import methods as _methods
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, objectives, regulators, tuners
 from gram_jax import tuning as tuning_lib
 from gram_jax.data import load_dataset, templates
-from gram_jax.errors import InputError
-from gram_jax.evaluation.plans import by_part
 from gram_jax.testing import tiny_clip
 from tests.system.watching import forbid, watch
 
 SEEDS = (1, 2)
-SPECIFIC = "dpt(class_specific=True)"
 
 
 @pytest.fixture
@@ -147,73 +143,6 @@ def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypa
     norm, after = (np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree))) for tree in (task, kept))
     np.testing.assert_allclose(tuned.metrics["gradient_norm"][0, 0], norm, rtol=1e-3)
     np.testing.assert_allclose(tuned.metrics["gradient_norm_ratio"][0, 0], after / norm, rtol=1e-3)
-
-
-def test_the_published_numbers():
-    dpt = evaluate.Config(preset="dpt_fs_vitb32").settings
-    tuner = _methods.choose_tuner(dpt)
-    assert {name: tuner.settings[name] for name in ("num_text", "num_visual", "num_classes", "class_layers")} == {
-        "num_text": 16, "num_visual": 10, "num_classes": 10, "class_layers": 1
-    }  # fmt: skip
-    prompt = {"text": {"context": 0}, "visual": {"tokens": 0, "deep": 0}, "class_aware": {"query": 0}, "classifier": 0}
-    assert by_part("part_rates", dpt.rate_factors, 1, prompt, dpt.learning_rate[0]) == {
-        "text": {"context": 0.002}, "visual": {"tokens": 0.01, "deep": 0.01}, "class_aware": {"query": 0.01},
-        "classifier": 0.01,
-    }  # fmt: skip
-    assert by_part("part_warmup", dpt.length("coop:dtd", 1).warmup, 1, prompt) == {
-        "text": {"context": 1}, "visual": {"tokens": 10, "deep": 10}, "class_aware": {"query": 10}, "classifier": 10
-    }  # fmt: skip
-    assert dpt.length("coop:imagenet", 1).warmup == {}
-    assert [dpt.length("coop:dtd", shots).epochs for shots in (1, 2, 16)] == [60, 100, 100]
-    assert dpt.plan.staged == (30, 0.3)
-    assert (dpt.init_text, dpt.batch_size, dpt.protocol) == (("",), 32, ("few_shot",))
-    own = evaluate.Config(preset="prometar_b2n_vitb16").settings
-    assert (own.regulator, own.regulation, own.regularizers) == ("prometar", "alternating", "")
-    assert (own.batch_size, own.learning_rate, own.shots) == (4, (0.0025,), (16,))
-    plain = evaluate.Config().settings
-    assert (plain.loss, plain.regulation, plain.plan.staged, plain.plan.alternating) == (
-        "cross_entropy", "frozen", None, False
-    )  # fmt: skip
-    assert (plain.rate_factors, plain.length("coop:dtd", 1, steps=3).warmup) == ({}, {})
-    alone = evaluate.Config(preset="prometar_b2n_vitb16", meta="meta.safetensors").settings
-    assert (alone.regulator, alone.regulation) == (None, "frozen")  # the checkpoint's
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"loss": "dpt"}, "--loss=dpt: .*'coop'"),
-        ({"loss": "dpt", "tuner": "vpt"}, "--loss=dpt: .*'vpt'"),
-        ({"loss": "dpt", "tuner": "dpt"}, "--loss=dpt: .*--tuner=dpt.class_specific=True.*--loss=dpt.class_weight=0"),
-        ({"loss": "dpt", "tuner": SPECIFIC, "regularizers": "kgcoop"}, "--regularizers=kgcoop and --loss=dpt"),
-        ({"loss": "dpt", "tuner": SPECIFIC, "regulator": "prograd"}, "regulator=prograd .*loss=dpt"),
-        ({"loss": "cross_entropy(guided_epochs=3)"}, "--loss=cross_entropy.guided_epochs=3.: .*'guided_epochs'"),
-        ({"loss": "dpt(guided_epoch=3)", "tuner": SPECIFIC}, r"'guided_epoch' \(did you mean 'guided_epochs'\?\)"),
-        ({"loss": "dpt(guided_epochs=1.5)", "tuner": SPECIFIC}, "--loss: guided_epochs=1.5"),
-        ({"loss": "dpt(class_weight=-1)", "tuner": SPECIFIC}, "--loss: class_weight=-1"),
-        ({"loss": "hinge"}, "--loss='hinge'"),
-        ({"part_rates": "visual:0"}, "--part_rates=visual:0"),
-        ({"part_rates": "visual"}, "--part_rates=visual"),
-        ({"part_warmup": "visual:3"}, "--part_warmup=visual:3: --schedule=cosine .*warmup_cosine"),
-        ({"part_warmup": "visual:-3", "schedule": "warmup_cosine"}, "--part_warmup=visual:-3"),
-        ({"regulation": "alternating"}, "--regulation=alternating .*--regulator=prometar"),
-        ({"regulation": "alternating", "regulator": "prograd"}, "--regulation=alternating: --regulator=prograd"),
-        ({"regulation": "alternating", "regulator": "structured"}, "--regulator=structured has parameters"),
-        ({"regulation": "alternating", "regulator": "prometar", "meta": "a.safetensors"},
-         "--regulator=prometar and --meta=a.safetensors"),
-        ({"regulation": "alternating", "regulator": "prometar", "regularizers": "kgcoop"},
-         "--regularizers=kgcoop and --regulation=alternating"),
-        ({"regulation": "alternating", "regulator": "prometar", "optimizer": "adam"},
-         "--optimizer=adam: --regulation=alternating"),
-        ({"regulation": "alternating", "regulator": "prometar", "batch_size": 1},
-         "--batch_size=1: --regulation=alternating"),
-        ({"protocol": ("test_time",), "part_rates": "text:2"}, "--part_rates=text:2: test_time"),
-        ({"protocol": ("test_time",), "loss": "dpt", "tuner": "dpt"}, "--loss=dpt: test_time"),
-    ],
-)  # fmt: skip
-def test_what_does_not_go_together_is_refused_with_the_reason(given, message):
-    with pytest.raises(InputError, match=message):
-        evaluate.Config(**given)
 
 
 def test_what_only_the_prompt_tells_is_refused_before_any_work(folder, tmp_path, monkeypatch):

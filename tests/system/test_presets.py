@@ -1,6 +1,5 @@
 """Published recipes: what they set, and one of them run end to end against NumPy, step by step."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -12,12 +11,10 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments.evaluate import presets as _presets
 from experiments.evaluate import run as evaluate
-from gram_jax import evaluation, tuners
+from gram_jax import evaluation
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
-from gram_jax.registry import parse_call
 from gram_jax.testing import tiny_clip
 from tests.system.watching import watch
 
@@ -123,64 +120,3 @@ def test_a_recipe_at_full_size_on_the_embedded_world(tmp_path, monkeypatch):
         moved = tuned.prompts[600]["context"][run] - np.float32(contexts[0])
         expected = contexts[-1] - contexts[0]
         assert np.linalg.norm(moved - expected) < 0.01 * np.linalg.norm(expected)
-
-
-def test_rows_of_the_table():
-    """Read off the published configurations: learning rate, epochs on 16 shots, batch, context."""
-    expected = {
-        "coop_fs_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 16})),
-        "coop_b2n_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 4, "init_text": "a photo of a"})),
-        "cocoop_b2n_vitb16": (0.002, 10, 1, ("cocoop", {"num_tokens": 4, "init_text": "a photo of a"})),
-        "vpt_b2n_vitb16": (0.0025, 5, 4, ("vpt", {"num_tokens": 8, "depth": 12})),
-        "maple_b2n_vitb16": (0.0035, 5, 4, ("maple", {"num_tokens": 2, "depth": 9, "init_text": "a photo of a"})),
-        "maple_xd_vitb16": (0.0026, 2, 4, ("maple", {"num_tokens": 2, "depth": 3, "init_text": "a photo of a"})),
-    }
-    for name, (rate, epochs, batch, tuner) in expected.items():
-        preset = _presets.PRESETS[name]
-        assert (preset.learning_rate, _presets.epochs(name, "coop:dtd", 16), preset.batch_size) == (rate, epochs, batch)
-        assert parse_call(preset.tuner) == tuner
-    by_shots = [_presets.epochs("coop_fs_vitb16", "coop:dtd", shots) for shots in (1, 2, 3, 4, 8, 16, 32)]
-    assert by_shots == [50, 100, 100, 100, 200, 200, 200]
-    assert _presets.epochs("coop_fs_vitb16", "coop:imagenet", 16) == 50
-    for name, preset in _presets.PRESETS.items():
-        assert name.split("_")[-2] == preset.use
-        assert preset.provenance
-        tuners.parse(preset.tuner)
-
-
-def test_what_is_given_wins_over_a_preset():
-    config = evaluate.Config(
-        preset="vpt_b2n_vitb16", shots=(2,), momentum=0.0, augmentation="none", tuner="vpt(depth=2)"
-    )
-    found = config.settings
-    assert (found.shots, found.momentum, found.augmentation) == ((2,), 0.0, "none")
-    assert found.tuner_call == ("vpt", {"num_tokens": 8, "depth": 2})
-    assert (found.weight_decay, found.batch_size, found.learning_rate, found.epochs) == (5e-4, 4, (0.0025,), None)
-    assert (found.protocol, found.schedule) == (("base_to_new",), "warmup_cosine")
-    assert dataclasses.replace(config, batch_size=8).settings.momentum == 0.0
-    targets = evaluate.Config(preset="coop_xd_vitb16", targets=("glyphs:digits",)).settings
-    assert targets.protocol == ("cross_dataset", "domain_generalization")
-    alone = evaluate.Config(preset="coop_b2n_vitb16", meta="meta.safetensors").settings
-    assert (alone.tuner, alone.tuner_call) == (None, None)  # the checkpoint's
-
-
-def test_defaults_without_a_preset():
-    plain = evaluate.Config().settings
-    assert (plain.protocol, plain.shots, plain.seeds) == (("few_shot", "base_to_new"), (1, 4, 16), (1, 2, 3))
-    assert (plain.learning_rate, plain.batch_size, plain.optimizer) == ((0.3, 1.0, 3.0), 32, "sgd")
-    assert (plain.momentum, plain.weight_decay, plain.schedule, plain.augmentation) == (0.0, 0.0, "cosine", "none")
-    assert (plain.tuner, plain.tuner_call, plain.init_text, plain.steps) == (None, ("coop", {}), None, (50,))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
-        ({"preset": "coop"}, "--preset=coop: .*coop_fs_vitb16"),
-        ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "--tuner=vpt: --preset=coop_b2n_vitb16"),
-        ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): .*--epochs"),
-    ],
-)
-def test_presets_that_cannot_be_run_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate.Config(**changes)

@@ -188,43 +188,6 @@ def test_rates_are_selected_on_validation_images():
     assert found == pytest.approx([0.1 * 7.5 / 4, 0.2 * 7.5 / 4], abs=0.03)
 
 
-def test_settings_have_defaults_of_their_own():
-    given = {"protocol": ("test_time",)}
-    plain = evaluate.Config(**given).settings
-    assert (plain.learning_rate, plain.gram_learning_rate, plain.steps) == ((0.005,), (0.005,), (1,))
-    assert (plain.optimizer, plain.weight_decay) == ("adamw", 0.01)
-    several = evaluate.Config(**given, learning_rate=(0.1, 0.2), steps=(3,)).settings
-    assert (several.learning_rate, several.gram_learning_rate, several.steps) == ((0.1, 0.2), (0.1, 0.2), (3,))
-    sgd = evaluate.Config(**given, optimizer="sgd").settings
-    assert (sgd.weight_decay, sgd.gram_learning_rate) == (0.0, None)
-    assert evaluate.Config().settings.steps == (50,)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"protocol": ("few_shot", "test_time")}, "--protocol=few_shot,test_time"),
-        ({"protocol": ("few_shot",), "optimizer": "adamw"}, "--optimizer=adamw .*--protocol=test_time"),
-        ({"preset": "coop_b2n_vitb16"}, "--preset=coop_b2n_vitb16 .*test_time"),
-        ({"regularizers": "kgcoop:8,npt"}, "--regularizers=kgcoop:8,npt: test_time"),
-        ({"regulator": "prograd"}, "--regulator=prograd: test_time"),
-        ({"shots": (4,)}, r"--shots=\(4,\): test_time"),
-        ({"epochs": (3,)}, r"--epochs=\(3,\): test_time"),
-        ({"augmentation": "fresh"}, "--augmentation=fresh: test_time"),
-        ({"save_prompts": True}, "--save_prompts: test_time"),
-        ({"optimizer": "adam"}, "--optimizer='adam'"),
-        ({"steps": (1, 2)}, "--steps=1,2: test_time"),
-        ({"test_time_views": 9}, "--test_time_share=0.1 of --test_time_views=9"),
-        ({"test_time_share": 2.0}, "--test_time_share=2 of --test_time_views=64"),
-        ({"test_time_batch": 0}, "--test_time_batch=0"),
-        ({"targets": ("glyphs:chess",)}, "--targets needs --protocol=cross_dataset"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        evaluate.Config(**{"protocol": ("test_time",), **changes})
-
-
 def test_a_regulator_of_second_gradients_is_refused(made, tmp_path):
     clip, _, config = made
     tuner, regulator = tuners.coop(init_text=WORDS), regulators.prometar(per="all")
