@@ -33,7 +33,6 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import evaluation, runtime, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Encoder, Row
@@ -43,6 +42,8 @@ from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import absolute
 from gram_jax.registry import split_calls
 from gram_jax.runtime.units import Units
+from gram_jax.tuning.schedules import SCHEDULES
+from gram_jax.tuning.step import OPTIMIZERS
 
 from .._launch import at_least, setting
 from ..evaluate import run as evaluate
@@ -82,13 +83,13 @@ class Config:
     steps: int = setting(50, "optimizer steps of a run")
     report_steps: tuple[int, ...] = setting((0, 1, 5, 20), "measured steps besides the last one")
     batch_size: int = setting(32, "images per step")
-    optimizer: str = setting("sgd", "the optimizer", choices=tuning_lib.step.OPTIMIZERS)
+    optimizer: str = setting("sgd", "the optimizer", choices=OPTIMIZERS)
     momentum: float = setting(0.0, "momentum of sgd")
     weight_decay: float = setting(0.0, "weight decay of the prompts, added to their gradients before momentum")
     schedule: str = setting(
         "constant",
         "the learning-rate schedule; with a constant rate, every measured step is the end of a shorter run",
-        choices=tuning_lib.schedules.SCHEDULES,
+        choices=SCHEDULES,
     )
     max_test_images: int = setting(10, "test images per class; 0 for all")
     image_batch: int = setting(64, "images that the image transformer encodes at once")
@@ -124,17 +125,11 @@ def of_methods(config: Config) -> Iterator[tuple[str, evaluate.Config]]:
       InputError: a setting has an impossible value.
     """
     tails = tuple(tau for tau in config.tau if tau != 1.0)
-    shared = {
-        name: getattr(config, name)
-        for name in (
-            "clip", "dataset", "shots", "seeds", "learning_rate", "report_steps", "batch_size", "optimizer", "momentum",
-            "weight_decay", "schedule", "max_test_images", "image_batch", "compute_dtype", "dataset_seed",
-        )
-    }  # fmt: skip
-    shared |= {
+    known = {field.name for field in dataclasses.fields(evaluate.Config)} - {"tuner", "regularizers"}
+    shared = {name: value for name, value in vars(config).items() if name in known} | {
         "methods": ("tuner",),
         "protocol": (BALANCED.name,) * (1.0 in config.tau) + ("imbalanced",) * bool(tails),
-        **({"tau": tails} if tails else {}),
+        "tau": tails or (1.0,),
         "largest": max(config.shots),
         "steps": (config.steps,),
         "select_seeds": (max(config.seeds) + 1,),  # nothing is selected
