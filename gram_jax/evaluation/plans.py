@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gram_jax import objectives
-from gram_jax import tuning as tuning_lib
+from gram_jax import objectives, tuning
 from gram_jax.errors import InputError, nearest, require_int, require_known, require_number
 from gram_jax.evaluation.encoder import AUGMENTATIONS
 from gram_jax.regulators import Regulator
@@ -85,7 +84,7 @@ class TuningPlan:
         for name in ("steps", "batch_size", "views"):
             require_int(name, getattr(self, name))
         require_known("augmentation", self.augmentation, AUGMENTATIONS)
-        require_known("schedule", self.schedule, tuning_lib.schedules.SCHEDULES)
+        require_known("schedule", self.schedule, tuning.schedules.SCHEDULES)
 
     @property
     def length(self) -> Length:
@@ -99,14 +98,12 @@ class TuningPlan:
         needed = self.regularizers or held
         loss = objectives.batch_loss(tuner, self.regularizers, reference=held) if needed else None
         if self.alternating:
-            return Compiled(tuning_lib.make_alternating(tuner, regulator, **descent), loss)
+            return Compiled(tuning.make_alternating(tuner, regulator, **descent), loss)
         function = None if loss is None else loss.loss
         if self.staged is not None:
             require_one_gradient(regulator)
             function = objectives.dpt_loss(tuner, class_weight=self.staged.class_weight)
-        return Compiled(
-            tuning_lib.make_tuning(tuner, regulator, loss=function, optimizer=self.optimizer, **descent), loss
-        )
+        return Compiled(tuning.make_tuning(tuner, regulator, loss=function, optimizer=self.optimizer, **descent), loss)
 
 
 class Compiled(NamedTuple):
@@ -117,7 +114,7 @@ class Compiled(NamedTuple):
       loss: the loss; None if it reads images and labels only.
     """
 
-    tuning: tuning_lib.Tuning
+    tuning: tuning.Tuning
     loss: objectives.BatchLoss | None
 
 

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax import objectives
-from gram_jax import tuning as tuning_lib
+from gram_jax import objectives, tuning
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
 from gram_jax.evaluation.encoder import Encoder, training_images
@@ -27,14 +26,14 @@ FEATURE_BATCH = 4096  # frozen image features that are classified at once
 class TunedMethod(PromptMethod):
     """Prompts that are tuned on labeled images; `plan` is a `TuningPlan`."""
 
-    def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> tuning_lib.Tuned:
+    def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> tuning.Tuned:
         """Tunes one prompt for each seed, side by side, on its own draw."""
         (encoder, task, candidate), supports = trial, trial.task.supports()
         context = task_contexts(encoder, supports) if self.needs_context else None
         prompts = self._initial_prompts(trial, supports[0].class_names, context)
         length = candidate.length(task.dataset.name, task.shots)
         orders, weights = self._orders(task, length, len(supports[0]))
-        recipe = tuning_lib.Recipe(
+        recipe = tuning.Recipe(
             candidate.learning_rate,
             total_steps=len(orders[0]),
             epoch_steps=max(1, len(supports[0]) // self.plan.batch_size),
@@ -44,19 +43,19 @@ class TunedMethod(PromptMethod):
         batches = self._batches(trial, supports, orders, context, recipe.epoch_steps)
         phi = self._initial_phi(task.seeds, prompts)
         # On all devices from the first step on, so that the second step has arguments of the same layout.
-        tuning = self.compiled.tuning._replace(init=lambda *begun: encoder.place(self.compiled.tuning.init(*begun)))
+        placed = self.compiled.tuning._replace(init=lambda *begun: encoder.place(self.compiled.tuning.init(*begun)))
         if (first := next(batches, None)) is not None:
-            lowered = tuning.lower(tuning.init(prompts, phi), phi, encoder.clip, first, *recipe[:4])
+            lowered = placed.lower(placed.init(prompts, phi), phi, encoder.clip, first, *recipe[:4])
             where = f"{task.dataset.name}, {len(supports[0].class_names)} classes"
             # Compiled here, and not again when the step is taken.
-            encoder.announce(self.name, where, tuning_lib.memory_bytes(lowered.compile()))
+            encoder.announce(self.name, where, tuning.memory_bytes(lowered.compile()))
             batches = itertools.chain([first], batches)
         report = [step for step in report if step <= len(orders[0])]
-        return tuning_lib.tune(
-            tuning, prompts, phi, encoder.clip, batches, recipe, report=report, measure_cost=measure_cost
+        return tuning.tune(
+            placed, prompts, phi, encoder.clip, batches, recipe, report=report, measure_cost=measure_cost
         )
 
-    def predict(self, trial: Trial, learned: tuning_lib.Tuned, parts: Sequence[Part]) -> PredictionsByStep:
+    def predict(self, trial: Trial, learned: tuning.Tuned, parts: Sequence[Part]) -> PredictionsByStep:
         by_step = sorted(learned.prompts.items())
         return {step: self.predict_with(trial.encoder, prompts, parts) for step, prompts in by_step}
 
@@ -114,7 +113,7 @@ class TunedMethod(PromptMethod):
             for group in groups.values()
         ]
 
-    def require_finite(self, task: Task, tuned: tuning_lib.Tuned) -> None:
+    def require_finite(self, task: Task, tuned: tuning.Tuned) -> None:
         """Raises InputError if a loss is not finite."""
         for step, losses in enumerate(tuned.metrics.get("loss", ())):
             if not np.all(np.isfinite(losses)):
@@ -146,8 +145,8 @@ class TunedMethod(PromptMethod):
         """Returns the items of every batch of each run, and the weights of the prompts of all epochs."""
         size = self.plan.batch_size
         if length.epochs is None:
-            return [tuning_lib.shuffled_batches(seed, count, size, length.steps) for seed in task.seeds], None
-        orders = [tuning_lib.epoch_batches(seed, count, size, length.epochs) for seed in task.seeds]
+            return [tuning.shuffled_batches(seed, count, size, length.steps) for seed in task.seeds], None
+        orders = [tuning.epoch_batches(seed, count, size, length.epochs) for seed in task.seeds]
         weights = objectives.gaussian_weights(length.epochs, *length.aggregation) if length.aggregation else None
         return orders, weights
 

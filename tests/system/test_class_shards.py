@@ -18,7 +18,7 @@ STEPS = """
     import json, re
     import jax, jax.numpy as jnp, numpy as np
     from gram_jax import evaluation, regulators, tuners
-    from gram_jax import tuning as tuning_lib
+    import gram_jax as gram
     from gram_jax.testing import tiny_clip
 
     words = ("small", "red", "green", "large")
@@ -26,7 +26,7 @@ STEPS = """
     images = 0.5 * jax.random.normal(jax.random.key(1), (2, 8, 16))
     labels = np.arange(16).reshape(2, 8) * 4
     tuner = tuners.coop(num_tokens=4, init_text=None)
-    tuning = tuning_lib.make_tuning(tuner, regulators.identity(), momentum=0.9)
+    tuning = gram.tuning.make_tuning(tuner, regulators.identity(), momentum=0.9)
     keys = jax.random.split(jax.random.key(0), 2)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

@@ -16,7 +16,6 @@ import gram_jax as gram
 from experiments.evaluate import run as evaluate
 from experiments.evaluate.datasets import open_datasets
 from gram_jax import evaluation, meta, regulators, runtime, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.array_file import read_arrays
 from gram_jax.clip import TextPrompt
 from gram_jax.data import load_dataset
@@ -321,7 +320,7 @@ def _at(value, folder):
 
 def test_loss_that_is_not_finite_stops(config, tmp_path, monkeypatch):
     losses = np.array([[1.0, 2.0], [1.0, np.nan]])
-    monkeypatch.setattr(TunedMethod, "learn", lambda *arguments: tuning_lib.Tuned({}, {"loss": losses}))
+    monkeypatch.setattr(TunedMethod, "learn", lambda *arguments: gram.tuning.Tuned({}, {"loss": losses}))
     config = dataclasses.replace(config, methods=("tuner",), **ALONE)
     with pytest.raises(ValueError, match=r"coop on glyphs:chess .* step 1, 2 shots, seed 2"):
         evaluate.run(config, epath.Path(tmp_path))

@@ -12,7 +12,6 @@ from etils import epath
 import gram_jax as gram
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, objectives, regulators, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.data import load_dataset, templates
 from gram_jax.testing import tiny_clip
 from tests.system.watching import forbid, watch
@@ -56,14 +55,14 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     tuned, results = tuned_by(config, tmp_path, monkeypatch)
     clip, chess = gram.load_clip(folder), load_dataset("glyphs:chess")
     tuner = tuners.dpt(num_text=2, num_visual=2, num_classes=3, class_specific=True)
-    classes, valid = tuning_lib.pad_classes(clip, clip.class_tokens(list(chess.class_names)))
+    classes, valid = gram.tuning.pad_classes(clip, clip.class_tokens(list(chess.class_names)))
     gradient = jax.jit(jax.value_and_grad(objectives.dpt_loss(tuner, class_weight=0.7)))
     losses = np.empty((8, 2))
     for run, seed in enumerate(SEEDS):
         support = chess.take(evaluation.few_shot(chess, 1, seed))
         prompt = tuner.init(jax.random.key(seed), clip, classes)
         begun, velocity = prompt, jax.tree.map(np.zeros_like, prompt)
-        order = tuning_lib.epoch_batches(seed, 12, 5, 4)
+        order = gram.tuning.epoch_batches(seed, 12, 5, 4)
         for step, items in enumerate(order):
             epoch = step // 2
             batch = {
@@ -95,7 +94,7 @@ def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypa
         methods=("tuner",), max_test_images=1, tuner="ivlp(depth=1, num_visual=2)", report_steps=(),
         learning_rate=(0.1,), augmentation="none",
     )  # fmt: skip
-    states, make = [], tuning_lib.make_alternating
+    states, make = [], gram.tuning.make_alternating
 
     def watched(*given, **named):
         tuning = make(*given, **named)
@@ -107,7 +106,7 @@ def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypa
 
         return tuning._replace(step=step)
 
-    monkeypatch.setattr(tuning_lib, "make_alternating", watched)
+    monkeypatch.setattr(gram.tuning, "make_alternating", watched)
     tuned, results = tuned_by(config, tmp_path, monkeypatch)
     assert {row.method for row in results.rows} == {"ivlp+prometar"}
     assert (results.config["regulator_settings"]["reference"], len(states)) == ("prometar", 6)
@@ -127,7 +126,7 @@ def test_prometar_learns_its_regulator_along_the_way(shallow, tmp_path, monkeypa
         jax.random.fold_in(jax.random.key(1), 1), prompt := tuner.init(jax.random.key(1), clip, None)
     )
     drawn = [p for p in evaluation.few_shot(chess, 2, 1).tolist() if chess.labels[p] < 6]
-    items = [drawn[item] for item in tuning_lib.epoch_batches(1, 12, 4, 2)[0]]
+    items = [drawn[item] for item in gram.tuning.epoch_batches(1, 12, 4, 2)[0]]
     images, labels = clip.preprocess(chess.images(items)), chess.labels[items]
 
     @jax.jit

@@ -11,7 +11,6 @@ from etils import epath
 import gram_jax as gram
 from experiments.evaluate import run as evaluate
 from gram_jax import evaluation, meta, regulators, reporting, tuners
-from gram_jax import tuning as tuning_lib
 from gram_jax.clip import TextPrompt
 from gram_jax.data import augmented_view, load_dataset
 from gram_jax.errors import InputError
@@ -200,7 +199,7 @@ def test_a_regulator_of_second_gradients_is_refused(made, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops(monkeypatch):
     nothing = np.full((2, 12), np.nan)
-    tuned = tuning_lib.TestTimeTuning(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
+    tuned = gram.tuning.TestTimeTuning(nothing, nothing, nothing[:, :1], np.zeros((2, 3), int))
     monkeypatch.setattr(test_time, "predict_test_time", lambda *arguments, **named: tuned)
     with pytest.raises(InputError, match=r"coop\+tpt on glyphs:chess .*seed 1"):
         evaluation.evaluate(spread_clip(), tuners.coop(init_text=WORDS), "glyphs:chess", "test_time", seeds=(1,))
