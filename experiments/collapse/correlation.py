@@ -51,18 +51,12 @@ def correlate(
     stratum as many as it has. The interval is between percentiles.
 
     Args:
-      x: float [n].
-      y: float [n].
+      x, y: float [n].
       draws: [n], labels; values with the same label are resampled together.
-      groups: [n], labels; None for one group.
-      strata: [n], labels, one for each draw; None for one stratum.
+      groups, strata: [n], labels; None for one. A draw belongs to one stratum.
       ranks: Spearman's coefficient: values are replaced by their ranks within the group, divided by its size. Ranks
         are not recomputed in each sample.
-      samples: the number of bootstrap samples, at least 1.
-      seed: the seed of the bootstrap.
-
-    Raises:
-      InputError: the lengths differ or are 0, a value is not finite, or a draw has two strata.
+      samples, seed: the number of bootstrap samples, and their seed.
 
     Example:
       >>> x, draws = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0], [0, 1, 2, 3, 4, 5]

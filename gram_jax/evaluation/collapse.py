@@ -85,8 +85,7 @@ def equiangularity(vectors: Array, valid: Array | None = None, *, centered: bool
 
     Args:
       vectors: text features or class means, float [K, D].
-      valid: see the module.
-      centered: see the module.
+      valid, centered: see the module.
 
     Returns:
       float [] twice; both 0 for a simplex frame, NaN for fewer than two classes.
@@ -116,8 +115,7 @@ def simplex_distance(
     Args:
       vectors: v, float [K, D].
       others: u, float [K, D]. None: the vectors themselves.
-      valid: see the module.
-      centered: see the module.
+      valid, centered: see the module.
 
     Returns:
       float [], from 0 to 2; NaN for fewer than two classes. For K > D + 1, where no frame exists, it is at least
@@ -146,10 +144,8 @@ def duality(
     || G_t / |G_t|_F - G_m / |G_m|_F ||_F  of the two Gram matrices, and  mean_k cos(t_k, m_k).
 
     Args:
-      text_features: t, float [K, D].
-      image_means: m, float [K, D].
-      valid: see the module.
-      centered: see the module.
+      text_features, image_means: t and m, float [K, D].
+      valid, centered: see the module.
 
     Returns:
       float [] twice: 0 and 1 if the two are equal; NaN without a class.
@@ -221,8 +217,7 @@ def neural_collapse(
       text_features: normalized, float [K, D], or [N, K, D] if they depend on the image: then the normalized mean of
         each class over the images counts.
       labels: int [N], in 0..K-1.
-      mask: see the module.
-      centered: see the module.
+      mask, centered: see the module.
 
     Returns:
       float [] each: "nc1"; "nc2_text_mean", "nc2_text_std", "nc2_image_mean", "nc2_image_std" of `equiangularity`;

@@ -64,8 +64,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Summary:
     """Returns the mean of a - b over the same draws, so that their common variation cancels, and the paired t-test.
 
     Args:
-      a: [n], one value for each draw (seed, dataset, task).
-      b: [n], the other method on the same draws in the same order.
+      a, b: [n], one value for each draw (seed, dataset, task), in one order.
 
     Returns:
       The summary of a - b. Its p-value is below 0.05 exactly if the interval excludes zero, and NaN for one draw and
@@ -93,8 +92,7 @@ def harmonic_mean(base: ArrayLike, new: ArrayLike) -> np.ndarray:
     H = 2 b n / (b + n), and 0 if both are 0.
 
     Args:
-      base: accuracies >= 0, any shape, as fractions or percentages.
-      new: accuracies in the same unit, of a shape that broadcasts.
+      base, new: accuracies >= 0 in one unit, of shapes that broadcast.
 
     Returns:
       float64, the broadcast shape, in the unit of the arguments.

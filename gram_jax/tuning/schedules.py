@@ -49,9 +49,6 @@ def scheduled_rate(
     Returns:
       A scalar.
 
-    Raises:
-      InputError: the schedule is unknown.
-
     Example:
       >>> [round(float(scheduled_rate("warmup_cosine", 0.0035, e, 5, 1)), 6) for e in range(5)]
       [1e-05, 0.0035, 0.003166, 0.002291, 0.001209]
@@ -78,9 +75,6 @@ def per_leaf(value: PyTree, prompt: PyTree, name: str = "learning_rate", dtype: 
       prompt: the prompt.
       name: the name of the setting, for messages.
       dtype: the dtype of the arrays; None keeps that of the numbers.
-
-    Raises:
-      InputError: the value is neither.
 
     Example:
       >>> {name: float(rate) for name, rate in per_leaf(0.5, {"bias": 0, "kernel": 0}).items()}

@@ -207,20 +207,13 @@ def predict_test_time(
 
     Args:
       tune: the result of `make_test_time_tuning`.
-      prompt: the initialization of all images; if `own` is true, of each image, each leaf `[images, ...]`.
-      phi: the regulator's parameters, frozen; None without a regulator.
-      clip: the frozen clip.
-      batch: a dictionary as in `make_test_time_tuning`, for all images: "views" `[images, views, ...]`, an array or a
-        lazy sequence whose slices are arrays; "classes" and "valid" from `pad_classes`; optionally "context".
-      learning_rate: one number, or a number for each leaf of a prompt.
-      own: whether each image has its own initialization.
+      prompt, phi, clip, learning_rate, own: the arguments of `tune`.
+      batch: that of `tune`, for all images. "views" may be a lazy sequence whose slices are arrays; "classes" and
+        "valid" come from `pad_classes`.
       batch_size: the number of images at once, at least 1.
 
     Returns:
       The results on the host; logits `[images, number of valid classes]`.
-
-    Raises:
-      InputError: there are no images, the batch size is below 1, or `tune` raises it.
 
     Example:
       >>> from gram_jax import tuners
