@@ -93,13 +93,11 @@ class Dataset(Images):
             raise InputError(f"dataset {self.name!r} has no images of split {split!r}; its splits are: {existing}")
         return positions
 
-    def take(self, positions: Sequence[int]) -> Dataset:
+    def take(self, positions: Sequence[int] | np.ndarray) -> Dataset:
         """Returns the dataset of the images at the given positions, in that order; all classes remain."""
-        positions = np.asarray(positions, np.int64)
-        references = tuple(self.references[position] for position in positions)
-        return dataclasses.replace(
-            self, references=references, labels=self.labels[positions], splits=self.splits[positions]
-        )
+        chosen = np.asarray(positions, np.int64)
+        references = tuple(self.references[position] for position in chosen)
+        return dataclasses.replace(self, references=references, labels=self.labels[chosen], splits=self.splits[chosen])
 
     def item_number(self, position: int) -> int:
         """Returns the number that seeds an image's views: the same in every part of a dataset."""
@@ -144,7 +142,7 @@ def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     return labels[:middle], labels[middle:]
 
 
-def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
+def restrict(dataset: Dataset, labels: Sequence[int] | np.ndarray) -> Dataset:
     """Returns the images of some classes, relabeled from 0 in the given order.
 
     Args:
@@ -163,16 +161,15 @@ def restrict(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     Reference:
       CoOp's ``subsample_classes``.
     """
-    labels = np.asarray(labels, np.int64)
-    classes = len(dataset.class_names)
-    if not len(labels) or len(np.unique(labels)) < len(labels) or labels.min() < 0 or labels.max() >= classes:
+    chosen, classes = np.asarray(labels, np.int64), len(dataset.class_names)
+    if not len(chosen) or len(np.unique(chosen)) < len(chosen) or chosen.min() < 0 or chosen.max() >= classes:
         raise InputError(
-            f"labels={labels.tolist()}: give some of the labels 0 to {classes - 1} of {dataset.name!r}, each once"
+            f"labels={chosen.tolist()}: give some of the labels 0 to {classes - 1} of {dataset.name!r}, each once"
         )
-    kept = dataset.take(np.flatnonzero(np.isin(dataset.labels, labels)))
+    kept = dataset.take(np.flatnonzero(np.isin(dataset.labels, chosen)))
     relabeled = np.zeros(classes, np.int32)
-    relabeled[labels] = np.arange(len(labels))
-    names = tuple(dataset.class_names[label] for label in labels)
+    relabeled[chosen] = np.arange(len(chosen))
+    names = tuple(dataset.class_names[label] for label in chosen)
     return dataclasses.replace(kept, labels=relabeled[kept.labels], class_names=names)
 
 

@@ -96,7 +96,7 @@ class FeatureBank:
         shape: tuple[int, ...],
         folder: Path | None = None,
         dtype: str = "float32",
-        source: Corpus | Dataset | None = None,
+        source: Any = None,
     ):
         self.shape, self.folder, self.source = shape, folder, source
         self._dtype = np.dtype([("item", "<i8"), ("features", np.dtype(dtype).newbyteorder("<"), shape)])
@@ -118,7 +118,7 @@ class FeatureBank:
         return np.array([self._positions[json.dumps(each)] for each in part.references], np.int64)
 
     def rows(
-        self, items: np.ndarray, encode: Callable[[np.ndarray], np.ndarray] | None = None, batch_size: int = 256
+        self, items: np.ndarray, encode: Callable[[np.ndarray], Any] | None = None, batch_size: int = 256
     ) -> np.ndarray:
         """Returns the features of some items, float32 `[items, *shape]`; computes and keeps those that are missing.
 
@@ -130,6 +130,10 @@ class FeatureBank:
         """
         items = np.asarray(items, np.int64)
         missing = np.unique(items[self._block[items] < 0])
+        if not len(missing):
+            return self.stored(items)
+        if encode is None:
+            raise StoreError(f"the feature store {self.folder} lacks {len(missing)} of the items")
         count = round_up(_FILE_ROWS, batch_size)
         for chunk in (missing[begin : begin + count] for begin in range(0, len(missing), count)):
             self.keep(chunk, map_batches(encode, chunk, batch_size))
@@ -307,8 +311,8 @@ def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
             f"the feature store {folder} lacks {missing} of {items} items; run experiments.embed_corpus again with the "
             "same flags to complete it"
         )
-    images, texts = (LazyRows((items, shape[1]), lambda rows, part=part: bank.stored(rows, part)) for part in (0, 1))
-    return Store(about, images, texts)
+    images = LazyRows((items, shape[1]), lambda rows: bank.stored(rows, 0))
+    return Store(about, images, LazyRows(images.shape, lambda rows: bank.stored(rows, 1)))
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -125,8 +125,9 @@ def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
             listing = list_folder(folder / images)
             remark = f"{len(listing.folders)} folders, {len(listing.images)} images"
         parts.append(Part(f"{images}/", exists, True, remark))
-    made = bool(entry.split_file) and not (folder / entry.split_file).is_file()
+    made = False
     if entry.split_file:
+        made = not (folder / entry.split_file).is_file()
         remark = "the published split" + ("; without it, another split is made" if made else "")
         parts.append(Part(entry.split_file, not made, False, remark))
     for file in entry.needed:

@@ -8,15 +8,13 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers.files import local_folder, missing, read_text
 from gram_jax.data.splits import ROLES, Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
-
-REQUIRED, OPTIONAL = ("image", "label"), "split"
 
 
 class Row(NamedTuple):
@@ -60,7 +58,7 @@ def _rows(file: Path, what: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(read_text(file, what), newline=""), strict=True)
     try:
         columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
-        if not set(REQUIRED) <= set(columns):
+        if not {"image", "label"} <= set(columns):
             raise InputError(
                 f"{what}: the first line has the columns {', '.join(columns) or 'none'}; it must name the columns "
                 "image and label, and may name split, separated by commas"
@@ -76,11 +74,11 @@ def _rows(file: Path, what: str) -> list[Row]:
     return rows
 
 
-def _row(fields: Mapping[str | None, str | list[str] | None], line: int, what: str) -> Row:
+def _row(fields: Mapping[Any, Any], line: int, what: str) -> Row:
     if None in fields or None in fields.values():
         count = "more" if None in fields else "fewer"
         raise InputError(f"{what}, line {line} has {count} fields than the header; put names with commas in quotes")
-    row = Row(line, *(fields[column].strip() for column in REQUIRED), fields.get(OPTIONAL, "train").strip())
+    row = Row(line, fields["image"].strip(), fields["label"].strip(), fields.get("split", "train").strip())
     if not row.image or not row.label:
         raise InputError(f"{what}, line {line} has no {'label' if row.image else 'image'}")
     if row.split not in ROLES:
