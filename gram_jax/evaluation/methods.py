@@ -109,7 +109,7 @@ class Method:
         return [[index] for index in range(len(self.candidates))]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptMethod(Method):
     """A method that tunes prompts; see `prompt_method`.
 
@@ -123,10 +123,10 @@ class PromptMethod(Method):
       structured: whether the initialization depends on the task.
     """
 
-    tuner: Tuner | None = None
-    plan: Any = None
-    compiled: Any = None
-    regulator: Regulator | None = None
+    tuner: Tuner
+    plan: Any
+    compiled: Any
+    regulator: Regulator
     phi: Any = None
     structure: meta.Structure | None = None
     structured: bool = False
@@ -163,7 +163,7 @@ class ZeroShot(Method):
         return {None: predictions}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineMethod(Method):
     """A baseline, fitted to the draw of each seed.
 
@@ -171,7 +171,7 @@ class BaselineMethod(Method):
     classifies the classes that it was fitted to; parts with other classes are left out.
     """
 
-    baseline: Baseline | None = None
+    baseline: Baseline
 
     @property
     def has_runs(self) -> bool:

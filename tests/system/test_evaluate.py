@@ -280,7 +280,8 @@ def test_scores_are_validation_accuracy_of_the_candidate_alone(schedule):
         right = np.arange(len(labels)) < shares[:, None] * len(labels)
         return evaluation.Predictions(np.where(right, labels, -1), None)
 
-    method = Counted("coop", candidates, plan=evaluation.TuningPlan(schedule=schedule))
+    plan = evaluation.TuningPlan(schedule=schedule)
+    method = Counted("coop", candidates, tuner=None, compiled=None, regulator=None, plan=plan)
     task = task_of(load_dataset("glyphs:chess"), evaluation.protocols.parse("few_shot"), 2, (101, 102))
     assert evaluation.validation_scores(method, None, [task]) == pytest.approx([0.2, 0.6], abs=0.01)
     steps = [3] if schedule == "constant" else [1, 3]
@@ -296,7 +297,7 @@ def test_scores_are_validation_accuracy_of_the_candidate_alone(schedule):
         ({"meta": "", "methods": ("gram",)}, "--methods=gram: it needs --meta"),
         ({"meta": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
         ({"meta": "FOLDER/vpt.safetensors", "tuner": "coop"}, "--tuner=coop: .*vpt.safetensors.* 'vpt'"),
-        ({"controls": ("a=FOLDER/vpt.safetensors",)}, "was learned with the tuner 'vpt', not with 'coop'"),
+        ({"controls": ("a=FOLDER/vpt.safetensors",)}, "vpt.safetensors .*tuner='vpt', not 'coop'"),
         ({"tuner": "coop(position='front')"}, "--tuner=coop.position='front'.: .* position='end'"),
         ({"tuner": "coop num_tokens=4"}, "'coop num_tokens=4'"),
         ({"init_text": ("a photo of a cat",)}, r"\[\(3, 24\)\].* init_text 'a photo of a cat'"),

@@ -181,7 +181,8 @@ def test_rates_are_selected_on_validation_images():
             return np.eye(12)[(dataset.labels + 1) % 12], np.eye(12)[shown]
 
     candidates = tuple(evaluation.Candidate({"learning_rate": rate}, None, rate) for rate in (0.1, 0.2))
-    method = Planted("coop+tpt", candidates, plan=evaluation.TestTimePlan())
+    plan = evaluation.TestTimePlan()
+    method = Planted("coop+tpt", candidates, tuner=None, compiled=None, regulator=None, plan=plan)
     task = task_of(load_dataset("glyphs:chess"), evaluation.protocols.test_time, None, (7, 8))
     found = evaluation.validation_scores(method, None, [task])
     assert found == pytest.approx([0.1 * 7.5 / 4, 0.2 * 7.5 / 4], abs=0.03)
