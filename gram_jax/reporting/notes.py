@@ -89,8 +89,8 @@ def _draws(rows: Sequence[Row]) -> Iterator[str]:
         shots_by_note: dict[str, list[str]] = {}
         for shots in shots_of(rows, scope):
             shots_by_note.setdefault(_draw_note(measure(rows, scope, shots)), []).append(in_shots(shots))
-        for text, shots in shots_by_note.items():
-            yield f"{scope.title}, {', '.join(shots)}: {text}."
+        for text, counts in shots_by_note.items():
+            yield f"{scope.title}, {', '.join(counts)}: {text}."
     # For other metrics and thirds, only missing draws; everything else is as for accuracy.
     others = [(f"{scope.title}, {name.replace('_', ' ')}", scope, name) for scope in scopes(rows) for name in BESIDE]
     tails = [with_thirds(rows, scope) for scope in scopes(rows) if imbalance(scope.protocol) is not None]

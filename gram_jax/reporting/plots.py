@@ -52,7 +52,7 @@ STYLES = {
     "zero_shot": Style(GRAY, "", "--"),
 }
 _OTHER = Style("#56B4E9", "P")
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -269,7 +269,7 @@ def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
 
 def legend(figure: Any, axes: Any) -> None:
     """Adds one legend for all panels."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)

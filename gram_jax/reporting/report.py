@@ -69,11 +69,11 @@ def write_report(
     footer = notes(rows, tables, unlike, results, names)
     markdown = "\n".join(f"## {sheet.title}\n\n{to_markdown(sheet.table())}\n" for sheet in tables)
     markdown += "\n" + "".join(f"- {line}\n" for line in footer)
-    workdir = epath.Path(workdir)
-    write_file(workdir / "table.md", markdown)
-    write_file(workdir / "table.csv", _to_csv(tables))
+    folder = epath.Path(workdir)
+    write_file(folder / "table.md", markdown)
+    write_file(folder / "table.csv", _to_csv(tables))
     for name, plot in PLOTS.items():
-        path = workdir / f"{name}.png"
+        path = folder / f"{name}.png"
         if not plot(rows, path, shots=shots):
             path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
     if show is not None:
@@ -111,8 +111,8 @@ def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
                 fields = {field: value for field, value in dataclasses.asdict(row).items() if value is not None}
                 del fields["value"]
                 where = f"{where} and {name} have different values of the same draw, {first.value!r} and {row.value!r}"
-                draw = ", ".join(f"{field}={value!r}" for field, value in fields.items())
-                raise InputError(f"{where}, for {draw}; report files of different clips or settings separately")
+                text = ", ".join(f"{field}={value!r}" for field, value in fields.items())
+                raise InputError(f"{where}, for {text}; report files of different clips or settings separately")
     return [row for row, _ in merged.values()]
 
 

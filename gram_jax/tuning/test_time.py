@@ -44,7 +44,7 @@ class TestTimeTuning(NamedTuple):
     kept: Array
 
 
-TestTimeTuning.__test__ = False  # pytest collects classes of this name otherwise
+TestTimeTuning.__test__ = False  # type: ignore[attr-defined]  # pytest collects classes of this name otherwise
 
 
 class _Method(NamedTuple):
