@@ -116,11 +116,7 @@ class Step(NamedTuple):
 
 
 def parse(method: str) -> Parts:
-    """Returns the parts of a method's name.
-
-    Raises:
-      InputError: a part is unknown, two parts are regulators, or the regularizers are malformed.
-    """
+    """Returns the parts of a method's name; raises InputError if it is malformed."""
     tuner, *rest = method.split("+")
     require_known(f"--methods={method}: tuner", tuner, tuners.NAMES)
     chosen = [part for part in rest if part in regulators.NAMES and part not in objectives.NAMES]
@@ -156,11 +152,7 @@ def class_names(count: int) -> list[str]:
 
 
 def build(config: Config, clip: Clip, method: str) -> Step:
-    """Returns the step of a method on random images and labels.
-
-    Raises:
-      InputError: the parts of the method do not fit each other or the clip.
-    """
+    """Returns the step of a method on random images and labels; raises InputError if its parts do not fit together."""
     parts = parse(method)
     tuner, regulator = make_tuner(parts.tuner, clip), regulators.make(parts.regulator)
     loss = objectives.batch_loss(tuner, parts.regularizers, reference=regulator.settings.get("reference", ""))
@@ -243,10 +235,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 def cells(config: Config, method: str, costs: Mapping[str, float]) -> dict[str, str]:
     """Returns a line of the table."""
-    if "step_seconds" in costs:
-        seconds = f"{costs['step_seconds']:.3g}"
-    else:
-        seconds = f"needs {_size(costs['step_bytes'])} of {config.memory_limit:g} GiB"
+    too_large = f"needs {_size(costs.get('step_bytes'))} of {config.memory_limit:g} GiB"
     return {
         "method": method,
         "batch": f"{costs['batch_size']:.0f}",
@@ -256,7 +245,7 @@ def cells(config: Config, method: str, costs: Mapping[str, float]) -> dict[str, 
         "arguments": _size(costs.get("argument_bytes")),
         "temporary": _size(costs.get("temp_bytes")),
         "GFLOP per step": f"{costs['matmul_flops'] / 1e9:.3g}",
-        "s per step": seconds,
+        "s per step": f"{costs['step_seconds']:.3g}" if "step_seconds" in costs else too_large,
     }
 
 

@@ -79,14 +79,7 @@ class Config:
 
 
 def measure(config: Config, name: str, setup: Setup, compare: bool, update: Callable[[], None]) -> Entry:
-    """Measures one workload.
-
-    Args:
-      config: the settings.
-      name: the workload.
-      setup: the clip and the sizes.
-      compare: include PyTorch.
-      update: called after each turn of all sides.
+    """Measures one workload, with PyTorch if `compare`; `update` is called after each turn of all sides.
 
     Returns:
       JSON values: "workload", "title", "sides" (by name, each with "seconds" and its other quantities), "ceiling"

@@ -57,10 +57,7 @@ class Config:
 
 
 def all_reduce_bytes(program: str) -> int:
-    """Returns the bytes that a device passes to the all-reduces of a compiled program.
-
-    Args:
-      program: the text of the program, `compiled.as_text()`.
+    """Returns the bytes that a device passes to the all-reduces of a compiled program, given as text.
 
     Example:
       >>> all_reduce_bytes("%a = (f32[4,16]{1,0}, f32[]) all-reduce(%b, %c), channel_id=1")

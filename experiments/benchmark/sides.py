@@ -140,10 +140,7 @@ def run_in_turns(
 
     The first step of a turn does not count if others follow: it allocates memory that the previous side released,
     which no step of a continuous loop does. After `max_seconds` no further turn begins; `update` is called after each
-    turn of all sides.
-
-    Returns:
-      The seconds of all timed steps, and the values of the first step, by side.
+    turn of all sides. Returns the seconds of all timed steps, and the values of the first step, by side.
     """
     began = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in sides}

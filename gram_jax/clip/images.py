@@ -87,10 +87,8 @@ class ImageTransform:
     def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
         """Reads the content of a Hugging Face `preprocessor_config.json` of any version.
 
-        Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`.
-
-        Raises:
-          InputError: the file belongs to another model family, or sets a size or step that CLIP's transform lacks.
+        Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`. Files of other model
+        families, and sizes or steps that CLIP's transform lacks, raise InputError.
 
         Example:
           >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
@@ -155,11 +153,8 @@ class ImageTransform:
     def __call__(self, images: Iterable[Any]) -> np.ndarray:
         """Returns the input of `encode_image`, float32 `[B, H, W, 3]`.
 
-        Args:
-          images: PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; a single one is a batch of one.
-
-        Raises:
-          ImageError: an image cannot be read or used, there are none, or the results differ in size.
+        `images` are PIL images, paths, encoded images (bytes) or uint8 arrays [H, W, 3]; one alone is a batch of one.
+        An image that cannot be read or used, no image, or results of different sizes raise ImageError.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim == 3
         if is_array or isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands"):
@@ -191,12 +186,8 @@ class ImageTransform:
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
         """Returns one image, resized and cropped, as uint8 `[H, W, 3]` before normalization.
 
-        Args:
-          image: a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3].
-          name: name of the image in errors, unless it is a path.
-
-        Raises:
-          ImageError: the image cannot be read, has too many pixels, or a depth without a known range.
+        `image` is a PIL image, a path, an encoded image (bytes), or a uint8 array [H, W, 3]; errors call it `name`,
+        unless it is a path. An image that cannot be read, is too large or has an unknown range raises ImageError.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:

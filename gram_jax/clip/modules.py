@@ -51,14 +51,9 @@ class Attention(nn.Module):
     ) -> tuple[Array, Memory]:
         """Lets `queries` attend to all of `memory` and to the `tokens` that `mask` allows.
 
-        Args:
-          queries: `[..., queries, width]`.
-          tokens: `[..., tokens, width]`.
-          mask: bool, broadcast to `[..., queries, tokens]`; None allows all.
-          memory: earlier keys and values, `[..., heads, m, head width]`; leading axes broadcast.
-
-        Returns:
-          The output `[..., queries, width]`, and the keys and values of `tokens`.
+        Queries are `[..., queries, width]`, tokens `[..., tokens, width]`; the mask is bool and broadcasts to
+        `[..., queries, tokens]` (None allows all); memory holds earlier keys and values, whose leading axes broadcast.
+        Returns the output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
@@ -115,10 +110,8 @@ class Block(nn.Module):
     ) -> tuple[Array, Memory]:
         """Returns the tokens after the layer, and the layer's keys and values.
 
-        Args:
-          x: `[..., tokens, width]`.
-          mask, memory: as in `Attention`.
-          read: position of the only token whose output is needed (see `take_token`); None for all tokens.
+        `mask` and `memory` are as in `Attention`; `read` is the position of the only token whose output is needed (see
+        `take_token`), None for all tokens of `x`, `[..., tokens, width]`.
         """
         normed = layer_norm(self.norm_eps, name="norm_1")(x)
         queries = normed

@@ -49,15 +49,9 @@ def class_features(
 ) -> Array:
     """Returns the features of classes under a text prompt, computed `config.class_chunk` classes at a time.
 
-    Args:
-      params: the `text` branch of the parameters.
-      config: the clip's configuration.
-      classes: the class names.
-      prompt: the context and its position.
-      share_prefix: run a prefix that all classes share only once (see the module's docstring).
-
-    Returns:
-      `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the prompt is per image; not normalized.
+    `params` is the `text` branch of the parameters. With `share_prefix`, a prefix that all classes share runs only once
+    (see the module's docstring). The features are `[classes, embed_dim]`, or `[images, classes, embed_dim]` if the
+    prompt is per image; they are not normalized.
     """
 
     def run(classes: Classes, prompt: TextPrompt) -> Array:

@@ -43,13 +43,8 @@ def image_features(
 ) -> tuple[Array, dict[int, Any]]:
     """Returns image features `[images, embed_dim]`, not normalized, and auxiliary outputs of `layer_prompts` by layer.
 
-    Args:
-      params: the `vision` branch of the parameters.
-      config: the clip's configuration.
-      images: `[images, size, size, channels]`.
-      prompt: visual prompt or None.
-      layer_prompts: by layer, a function that maps the layer's tokens to (prompt tokens, auxiliary output); the prompt
-        tokens may be `MaskedTokens`.
+    `params` is the `vision` branch of the parameters. Each function in `layer_prompts` maps the tokens of its layer to
+    (prompt tokens or `MaskedTokens`, auxiliary output).
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
