@@ -138,8 +138,6 @@ class Tokenizer:
         if not texts:
             raise InputError("texts=[]: there is nothing to encode")
         for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {index} is {text!r}; it must be a string")
             _check_unicode(text, f"text {index}")
         limit = self.context_length if length is None else length
         require_int("length", limit, least=2, most=self.context_length)
@@ -234,8 +232,6 @@ def _clean_names(names: Sequence[str]) -> list[str]:
         raise InputError("names=[]: a classifier needs at least one class")
     cleaned = []
     for index, name in enumerate(names):
-        if not isinstance(name, str):
-            raise InputError(f"class {index} is {name!r}; a class name must be a string")
         _check_unicode(name, f"class {index}")
         cleaned.append(" ".join(name.replace("_", " ").split()))
         if not cleaned[-1]:
@@ -243,8 +239,10 @@ def _clean_names(names: Sequence[str]) -> list[str]:
     return cleaned
 
 
-def _check_unicode(text: str, name: str) -> None:
-    """Raises InputError for half a surrogate pair, which is possible in Python strings but not in UTF-8."""
+def _check_unicode(text: Any, name: str) -> None:
+    """Raises InputError unless a text is a string without half a surrogate pair, which UTF-8 does not allow."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is {text!r}; it must be a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
