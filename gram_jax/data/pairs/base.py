@@ -84,13 +84,13 @@ def choose_columns(where: str, names: Sequence[str], reading: Reading, image_nam
     columns = []
     for flag, common in (("image_column", image_names), ("caption_column", CAPTION_KEYS)):
         given = getattr(reading, flag)
-        found = [name for name in ([given] if given else common) if name in names]
-        if not found:
+        matches = [name for name in ([given] if given else common) if name in names]
+        if not matches:
             wanted = repr(given) if given else f"any of {', '.join(common)}"
             raise InputError(
                 f"{where} has the columns {', '.join(map(repr, names))}, not {wanted}; name one with {flag}"
             )
-        columns.append(found[0])
+        columns.append(matches[0])
     return columns
 
 
