@@ -94,3 +94,17 @@ def test_worked_examples_run(path, tmp_path, monkeypatch):
     assert blocks
     for block in blocks:  # empty lines before a block, so that a traceback shows the lines of the page
         exec(compile("\n" * page.count("\n", 0, block.start(1)) + block[1], str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=name_of)
+def test_api_pages_show_functions_that_share_the_name_of_their_module(page):
+    """The page of a package leaves out a name that is also the name of a submodule."""
+    listed = re.findall(r"^::: (gram_jax[\w.]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for package in [name for name in listed if name.count(".") < 2]:
+        module = importlib.import_module(package)
+        names = [name for name in module.__all__ if callable(getattr(module, name))]
+        homes = {
+            name: getattr(module, name).__module__ for name in names if hasattr(getattr(module, name), "__module__")
+        }
+        hidden = {f"{home}.{name}" for name, home in homes.items() if home == f"{package}.{name}"}
+        assert hidden <= set(listed)
