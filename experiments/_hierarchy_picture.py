@@ -15,17 +15,10 @@ _THEMES, _CLASSES, _IMAGES = 12, 7, 4
 _SIDE, _GAP = 40, 3  # pixels of an image, and between images
 # Colors of visual domains, safe for color-blind readers.
 _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-_PAPER = (255, 255, 255)
 
 
 def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
-    """Draws the largest themes of a hierarchy, one per row, and writes a PNG file.
-
-    Args:
-      hierarchy: the hierarchy.
-      corpus: its corpus.
-      path: the file.
-    """
+    """Draws the largest themes of a hierarchy, one per row, and writes a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,7 +62,7 @@ def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray
     from PIL import Image
 
     step = _SIDE + _GAP
-    canvas = np.full((domains * step, 2 * _GAP + _IMAGES * step, 3), _PAPER, np.uint8)
+    canvas = np.full((domains * step, 2 * _GAP + _IMAGES * step, 3), 255, np.uint8)
     for domain in range(domains):
         members = h.members[(h.classes == number) & (h.domains == domain)][:_IMAGES]
         top = domain * step
@@ -77,7 +70,6 @@ def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray
             canvas[top : top + _SIDE, :_GAP] = np.round(255 * np.array(to_rgb(_COLORS[domain])))
         for place, image in enumerate(corpus.images(members.tolist())):
             picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-            pixels = np.asarray(picture.convert("RGB").resize((_SIDE, _SIDE)))
             left = 2 * _GAP + place * step
-            canvas[top : top + _SIDE, left : left + _SIDE] = pixels
+            canvas[top : top + _SIDE, left : left + _SIDE] = picture.convert("RGB").resize((_SIDE, _SIDE))
     return canvas

@@ -104,14 +104,12 @@ def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray
 
 def describe(config: Config, clip: Clip, corpus: Corpus) -> dict[str, Any]:
     """Returns `Hierarchy.about` of a hierarchy with this configuration."""
-    origin = {
-        "corpus": corpus.name,
-        "content_hash": corpus.content_hash,
-        "pairs": len(corpus),
-        "seed": config.seed,
-        "clip": gram.weights_hash(clip.params),
-    }
-    return origin | config.clustering.about(len(corpus), groups=config.method == TRUE_GROUPS)
+    origin = {"corpus": corpus.name, "content_hash": corpus.content_hash, "pairs": len(corpus), "seed": config.seed}
+    return (
+        origin
+        | {"clip": gram.weights_hash(clip.params)}
+        | config.clustering.about(len(corpus), groups=config.method == TRUE_GROUPS)
+    )
 
 
 def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierarchy | None:
@@ -125,8 +123,7 @@ def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierar
         print(f"building again: {error}")
         return None
     about, expected = hierarchy.about, describe(config, clip, corpus)
-    differing = sorted(key for key in expected.keys() | about.keys() if about.get(key) != expected.get(key))
-    if differing:
+    if differing := sorted(key for key in expected.keys() | about.keys() if about.get(key) != expected.get(key)):
         print(f"building again: {path} has another {', '.join(differing)}")
         return None
     return hierarchy

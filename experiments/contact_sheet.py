@@ -42,8 +42,8 @@ def run(config: Config, workdir: Any) -> None:
         sheet = contact_sheet(images, labels, config.columns, lines=4)
     else:
         dataset = load_dataset(config.dataset, seed=config.seed)
-        positions = [i for i in dataset.select(config.split) if dataset.references[i][2] < config.per_class]
-        positions = sorted(positions, key=lambda i: dataset.labels[i])[: config.images]
+        shown = (i for i in dataset.select(config.split) if dataset.references[i][2] < config.per_class)
+        positions = sorted(shown, key=dataset.labels.__getitem__)[: config.images]
         labels = [dataset.class_names[dataset.labels[i]] for i in positions]
         sheet = contact_sheet(dataset.images(positions), labels, config.columns)
     path = workdir / (re.sub(r"[^A-Za-z0-9]+", "-", config.dataset).strip("-") + ".png")

@@ -21,14 +21,9 @@ def contact_sheet(
     """Draws images in a grid, each with its label below.
 
     Args:
-      images: uint8 arrays `[H, W, 3]` of one size.
-      labels: one text per image, wrapped to the image's width.
-      columns: images per row.
-      scale: the factor by which images are enlarged.
+      images, labels: uint8 arrays `[H, W, 3]` of one size; one text per image, wrapped to the image's width.
+      columns, scale: images per row, and the factor by which they are enlarged.
       lines: largest number of lines of a label; longer ones are cut.
-
-    Raises:
-      InputError: there are no images, or the numbers of images and labels differ.
     """
     if not len(images) or len(images) != len(labels):
         raise InputError(f"{len(images)} images and {len(labels)} labels; give as many labels as images")

@@ -33,10 +33,9 @@ def assemble(
     about: Mapping[str, Any],
     report: Report = no_report,
 ) -> Hierarchy:
-    """Sorts themes and classes, finds visual domains, and returns the hierarchy.
+    """Finds visual domains and returns the hierarchy: classes sorted by theme and text, members by class and domain.
 
-    Names are in the order of the grouping, features `[pairs, embed_dim]` are read block by block. Classes are sorted by
-    theme and text, members by class and domain.
+    Names are in the order of the grouping; features `[pairs, embed_dim]` are read block by block.
     """
     texts = names.texts
     order = np.array(sorted(range(len(texts)), key=lambda i: (grouping.themes[i], texts[i], i)))
@@ -54,7 +53,6 @@ def assemble(
     for begin in range(0, len(members), BLOCK):
         part = np.asarray(image[members[begin : begin + BLOCK]], np.float32)
         features[begin : begin + BLOCK] = part.astype(np.float16)
-    member_texts = LazyRows((len(members), text.shape[1]), lambda rows: text[members[rows]])
     return Hierarchy(
         members=members.astype(np.int64),
         classes=classes.astype(np.int32),
@@ -63,7 +61,7 @@ def assemble(
         texts=tuple(texts[i] for i in order),
         theme_texts=tuple(names.theme_texts[i] for i in kept),
         image_features=features,
-        centroids=normalize(group_sums(classes, len(order), member_texts)),
+        centroids=normalize(group_sums(classes, len(order), _rows(text, members))),
         about=about,
         token_rows=None if names.token_rows is None else names.token_rows[order],
     )
@@ -72,10 +70,7 @@ def assemble(
 def find_domains(
     members: np.ndarray, classes: np.ndarray, image: Any, config: ClusteringConfig, report: Report = no_report
 ) -> np.ndarray:
-    """Returns the visual domain of each member, from 0 within each class, by k-means on image features.
-
-    Members are sorted by class.
-    """
+    """Returns the visual domain of each member, sorted by class: from 0 within each class, by k-means on images."""
     domains = np.zeros(len(members), np.int64)
     if config.domains == 1:
         return domains
@@ -84,18 +79,20 @@ def find_domains(
     with one_thread():
         for first, last in _spans(borders):
             begin, chosen = borders[first], members[borders[first] : borders[last]]
-            features = LazyRows((len(chosen), image.shape[1]), lambda rows, chosen=chosen: image[chosen[rows]])
-            if len(chosen) <= BLOCK:  # read many small classes at once
-                features = np.asarray(features[:], np.float32)
+            # Many small classes are read at once.
+            features = np.asarray(image[chosen], np.float32) if len(chosen) <= BLOCK else _rows(image, chosen)
             for number in range(first, last):
                 own_rows = slice(borders[number], borders[number + 1])
                 if own_rows.stop - own_rows.start >= least:
-                    alone = last - first == 1
-                    own = features if alone else features[own_rows.start - begin : own_rows.stop - begin]
+                    own = features if last - first == 1 else features[own_rows.start - begin : own_rows.stop - begin]
                     centroids = kmeans(own, config.domains, seed=config.seed, sample=max(config.sample, least))
                     domains[own_rows] = assign(own, centroids)
                 report("visual domains", int(own_rows.stop), len(members))
     return domains
+
+
+def _rows(features: Any, pairs: np.ndarray) -> LazyRows:
+    return LazyRows((len(pairs), features.shape[1]), lambda rows: features[pairs[rows]])
 
 
 def _spans(borders: np.ndarray) -> Iterator[tuple[int, int]]:

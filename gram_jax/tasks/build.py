@@ -48,9 +48,8 @@ def build_hierarchy(
     read block by block and may be larger than memory; the hierarchy stores the members' image features.
 
     Args:
-      captions: N texts.
-      image_features: float `[N, embed_dim]`, frozen and normalized: an array, a memory map, or `LazyRows`.
-      text_features: float `[N, embed_dim]`, likewise.
+      captions, image_features, text_features: N texts, and their frozen, normalized features, float `[N, embed_dim]`:
+        arrays, memory maps, or `LazyRows`.
       config: the settings; default: `ClusteringConfig()`.
       clip: the clip of the features, with its tokenizer; required for class_text "medoid" and "centroid".
       about: the origin of pairs and features, JSON values; stored with the settings in `Hierarchy.about`.
@@ -79,7 +78,7 @@ def build_hierarchy(
     if config.class_text != "keyword" and (clip is None or clip.tokenizer is None):
         raise InputError(f"class_text={config.class_text!r} needs the clip of the features, with its tokenizer")
     classes = config.classes or max(2, len(captions) // _PAIRS_PER_CLASS)
-    search = {"seed": config.seed, "sample": config.sample, "report": report}
+    search: dict[str, Any] = {"seed": config.seed, "sample": config.sample, "report": report}
 
     report("words", 0, len(captions))
     caption_words = number_words(map(words, captions))
@@ -88,21 +87,25 @@ def build_hierarchy(
     clusters = small_clusters(text, image, min(_MOST_CLUSTERS, max(1, classes // 2), config.sample), **search)
     theme_of_pair = find_themes(clusters, vocabulary, text, config.themes, **search)
     if config.class_text == "keyword":
-        grouping, texts = classes_by_name(caption_words, vocabulary, theme_of_pair, config.min_members)
+        grouping, found = classes_by_name(caption_words, vocabulary, theme_of_pair, config.min_members)
         grouping = keep_agreeing(grouping, image, config.min_members, report=report)
     else:
-        grouping, texts = find_classes(theme_of_pair, vocabulary, text, image, classes, **search), None
-    grouping, texts = drop_small(grouping, texts, config.min_members)
+        grouping, found = find_classes(theme_of_pair, vocabulary, text, image, classes, **search), None
+    grouping, kept = drop_small(grouping, config.min_members)
     if config.method == "random":
-        grouping, texts = shuffle(grouping, config.seed), None
+        grouping, found = shuffle(grouping, config.seed), None
     rows = None
     if config.class_text == "medoid":
+        assert clip is not None
         texts = name_by_medoid(grouping, captions, text, clip)
     elif config.class_text == "centroid":
+        assert clip is not None
         texts = [f"<class {number}>" for number in range(len(grouping.themes))]
         rows = token_means(grouping, vocabulary, clip)
-    elif texts is None:
+    elif found is None:
         texts = name_by_phrase(grouping, caption_words, vocabulary.appearance)
+    else:
+        texts = [found[number] for number in kept]
     names = Names(texts, theme_titles(grouping, vocabulary), rows)
     return assemble(grouping, names, image, text, config, {**(about or {}), **config.about(len(captions))}, report)
 
@@ -120,26 +123,25 @@ def from_groups(
     """Returns the hierarchy of given groups: an upper bound for clustering, if the true groups are known.
 
     Args:
-      themes: N texts, the theme of each pair.
-      classes: N texts, the class of each pair within its theme; the same name in two themes means two classes.
-      image_features: as for `build_hierarchy`, like the arguments that follow.
-      text_features: float `[N, embed_dim]`.
+      themes, classes: N texts each, the theme of each pair and its class within the theme; the same name in two themes
+        means two classes.
+      image_features, text_features, about, report: as for `build_hierarchy`.
       config: only the settings `domains`, `min_members` and `seed` matter.
-      about: the origin.
-      report: receives the progress.
     """
     if len(classes) != len(themes):
         raise InputError(f"{len(themes)} themes and {len(classes)} classes; give one of each for every pair")
     config = dataclasses.replace(config or ClusteringConfig(), sample=SAMPLE)
     image, text = _check(themes, image_features, text_features)
-    names = sorted(set(zip(themes, classes, strict=True)))
-    theme_names = sorted(set(themes))
+    pairs = list(zip(themes, classes, strict=True))
+    names, theme_names = sorted(set(pairs)), sorted(set(themes))
     number = {name: i for i, name in enumerate(names)}
-    labels = np.array([number[pair] for pair in zip(themes, classes, strict=True)])
     theme_number = {name: i for i, name in enumerate(theme_names)}
-    grouping = Grouping(labels, np.array([theme_number[theme] for theme, _ in names]))
-    grouping, texts = drop_small(grouping, [name for _, name in names], config.min_members)
+    theme_of_class = np.array([theme_number[theme] for theme, _ in names])
+    grouping, kept = drop_small(
+        Grouping(np.array([number[pair] for pair in pairs]), theme_of_class), config.min_members
+    )
     about = {**(about or {}), **config.about(len(themes), groups=True)}
+    texts = [names[i][1] for i in kept]
     return assemble(grouping, Names(texts, theme_names), image, text, config, about, report)
 
 

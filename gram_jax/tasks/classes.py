@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,15 +29,10 @@ _ENTRIES = 1 << 27  # entries of a matrix of pairs by classes, at once
 
 
 class Grouping(NamedTuple):
-    """Classes of pairs and themes of classes, before classes have names.
+    """Classes of pairs and themes of classes, before classes have names."""
 
-    Attributes:
-      classes: int `[pairs]`, from 0; -1 for none.
-      themes: int `[classes]`.
-    """
-
-    classes: np.ndarray
-    themes: np.ndarray
+    classes: np.ndarray  # int [pairs], from 0; -1 for none
+    themes: np.ndarray  # int [classes]
 
 
 def classes_by_name(
@@ -48,9 +42,8 @@ def classes_by_name(
 
     The words of the theme and the appearance words cut a caption into runs. The run with the word that is rarest in the
     theme names the pair: "a print of greek small letter alpha with tonos, black on white" has the name "alpha with
-    tonos" among greek small letters.
-
-    Names of fewer than `min_members` pairs of a theme form no class. Returns the grouping and the name of each class.
+    tonos" among greek small letters. Names of fewer than `min_members` pairs of
+    a theme form no class.
     """
     themes, lengths = int(theme_of_pair.max()) + 1, np.diff(caption_words.starts)
     counts = group_counts(theme_of_pair, themes, vocabulary.matrix).toarray().astype(np.int32)
@@ -59,7 +52,6 @@ def classes_by_name(
     column = {name: number for number, name in enumerate(vocabulary.names)}
     columns = np.array([column.get(name, len(column)) for name in caption_words.names], np.int64)
     informative = np.append(vocabulary.informative, True)[columns]
-
     # The words that do not cut, and their runs: begin and end, and the count of the rarest word.
     theme, word = np.repeat(theme_of_pair, lengths), columns[caption_words.ids]
     common = counts / sizes[:, None] >= _COMMON
@@ -71,12 +63,11 @@ def classes_by_name(
     rarity = np.minimum.reduceat(rarity, new) if len(new) else rarity
     run = least_of_parts(rarity, np.arange(len(new)), np.searchsorted(pair[new], np.arange(len(lengths) + 1)))
     first, last = kept[new], kept[ends - 1] + 1
-
     named = np.flatnonzero(run >= 0)
     numbers: dict[tuple[int, bytes], int] = {}
     spans = zip(theme_of_pair[named].tolist(), first[run[named]].tolist(), last[run[named]].tolist(), strict=True)
-    name_of_pair = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
-    name_of_pair, keys = np.array(name_of_pair, np.int64), list(numbers)
+    found = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
+    name_of_pair, keys = np.array(found, np.int64), list(numbers)
     large = np.flatnonzero(np.bincount(name_of_pair, minlength=len(keys)) >= min_members)
     of_class = np.array([keys[number][0] for number in large], np.int64)
     order = np.argsort(of_class, kind="stable")
@@ -134,7 +125,7 @@ def find_classes(
     two classes, and four pairs per class.
     """
     total = len(theme_of_pair)
-    labels, themes, done = np.full(total, -1), [], 0
+    labels, themes, done = np.full(total, -1), np.empty(0, np.int64), 0
     for theme in range(int(theme_of_pair.max()) + 1):
         pairs = np.flatnonzero(theme_of_pair == theme)
         share = np.asarray(vocabulary.matrix[pairs].sum(0)).ravel() / len(pairs)
@@ -148,13 +139,13 @@ def find_classes(
         features = LazyRows((len(pairs), text.shape[1] + image.shape[1] + word_features.shape[1]), rows)
         count = min(len(pairs), max(2, round(classes * len(pairs) / total)))
         used = None if sample is None else max(_ROWS_PER_CLASS * count, round(sample * len(pairs) / total))
-        nearest = assign(features, kmeans(features, count, seed=seed, sample=used))
-        nearest = np.unique(nearest, return_inverse=True)[1]
+        centroids = kmeans(features, count, seed=seed, sample=used)
+        nearest = np.unique(assign(features, centroids), return_inverse=True)[1]
         labels[pairs] = nearest + len(themes)
-        themes += [theme] * (int(nearest.max()) + 1)
+        themes = np.append(themes, np.full(nearest.max() + 1, theme))
         done += len(pairs)
         report("pairs in classes", done, total)
-    return Grouping(labels, np.array(themes))
+    return Grouping(labels, themes)
 
 
 def shuffle(grouping: Grouping, seed: int) -> Grouping:
@@ -166,8 +157,8 @@ def shuffle(grouping: Grouping, seed: int) -> Grouping:
     return Grouping(labels, rng.permutation(grouping.themes))
 
 
-def drop_small(grouping: Grouping, texts: Sequence[str] | None, min_members: int) -> tuple[Grouping, list[str] | None]:
-    """Removes classes with few members, and then themes with a single class; the texts of the classes follow."""
+def drop_small(grouping: Grouping, min_members: int) -> tuple[Grouping, np.ndarray]:
+    """Removes classes with few members, then themes with a single class; returns the numbers of the others."""
     sizes = np.bincount(grouping.classes[grouping.classes >= 0], minlength=len(grouping.themes))
     large = sizes >= min_members
     per_theme = np.bincount(grouping.themes[large], minlength=1 + max(grouping.themes, default=0))
@@ -179,8 +170,7 @@ def drop_small(grouping: Grouping, texts: Sequence[str] | None, min_members: int
         )
     number = np.where(keep, np.cumsum(keep) - 1, -1)
     labels = np.where(grouping.classes >= 0, number[grouping.classes], -1)
-    kept = None if texts is None else [text for text, good in zip(texts, keep, strict=True) if good]
-    return Grouping(labels, grouping.themes[keep]), kept
+    return Grouping(labels, grouping.themes[keep]), np.flatnonzero(keep)
 
 
 def _reduce(matrix: Any, dimensions: int, seed: int) -> np.ndarray:

@@ -20,7 +20,6 @@ _MANY = 200  # above this number of clusters, k-means++ costs more than it impro
 _SMALLEST_ROWS, _SMALLEST_CLUSTERS = 256, 16
 _MAX_DISTANCES = 1 << 26  # computed at once
 BLOCK = 1 << 17  # rows that are summed or copied at once
-
 SAMPLE = 100_000  # the default limit of the pairs among which centroids are searched
 
 Report = Callable[[str, int, int], None]  # receives the running part, the pairs done, and their total (0: unknown)
@@ -28,7 +27,6 @@ Report = Callable[[str, int, int], None]  # receives the running part, the pairs
 
 def no_report(part: str, done: int, total: int) -> None:
     """Ignores progress."""
-    del part, done, total
 
 
 def kmeans(
@@ -51,12 +49,10 @@ def kmeans(
     Args:
       features: float `[rows, dim]`: an array, or an object whose slices are arrays (a memory map, `LazyRows`); only
         the rows of the sample are read.
-      k: number of clusters, from 1 to the number of rows.
-      seed: the seed of sample and initialization.
+      k, seed: the number of clusters, and the seed of sample and initialization.
       weights: w, float `[rows]`, >= 0; default: 1.
-      iterations: largest number of iterations.
-      restarts: number of initializations; the best result is returned.
-      sample: largest number of rows to use, drawn evenly. Default: all.
+      iterations, restarts: largest number of iterations; number of initializations, of which the best counts.
+      sample: largest number of rows to use, drawn evenly; default: all.
 
     Example:
       >>> rows = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 0.0], [9.0, 2.0]])
@@ -73,7 +69,6 @@ def kmeans(
     if rows < len(features):
         chosen = np.sort(np.random.default_rng(seed).choice(len(features), rows, replace=False))
         features, weights = features[chosen], None if weights is None else weights[chosen]
-    features = np.asarray(features[:], np.float32)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -82,7 +77,8 @@ def kmeans(
     )
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # with equal rows some clusters remain empty
-        return model.fit(features, sample_weight=weights).cluster_centers_.astype(np.float32)
+        model.fit(np.asarray(features[:], np.float32), sample_weight=weights)
+    return model.cluster_centers_.astype(np.float32)
 
 
 def assign(
@@ -92,12 +88,11 @@ def assign(
 
         label_i = argmin_j |c_j|^2 - 2 <x_i, c_j>
 
-    Blocks of rows are sharded over the devices of this host. Rows and centroids are padded to powers of two, so that
-    blocks of many sizes share few compiled programs.
+    Blocks of rows are sharded over the devices of this host, and padded to powers of two like the centroids, so that
+    many sizes share few compiled programs.
 
     Args:
-      features: float `[rows, dim]`, as for `kmeans`; read block by block, with up to three blocks in memory.
-      centroids: float `[k, dim]`.
+      features, centroids: float `[rows, dim]`, as for `kmeans`, with up to three blocks in memory; float `[k, dim]`.
       block: largest number of rows at once; many centroids reduce it.
       report: receives the number of finished rows.
     """
@@ -108,8 +103,9 @@ def assign(
             "[count, dim] with the same dim, and there must be a centroid"
         )
     devices = jax.local_devices()
-    clusters = max(_SMALLEST_CLUSTERS, _power_of_two(len(centroids)))
-    rows = max(_SMALLEST_ROWS, min(_power_of_two(len(features)), _MAX_DISTANCES // clusters))
+    clusters, rows = (1 << max(0, len(array) - 1).bit_length() for array in (centroids, features))  # powers of two
+    clusters = max(_SMALLEST_CLUSTERS, clusters)
+    rows = max(_SMALLEST_ROWS, min(rows, _MAX_DISTANCES // clusters))
     rows = round_up(min(rows, block), len(devices))
     square = pad_to(np.sum(centroids**2, axis=1), clusters, fill=np.inf)  # padding is infinitely far away
     mesh = Mesh(np.array(devices), ("rows",))
@@ -125,9 +121,8 @@ def assign(
             report(min(first + rows, len(features)))
 
     for first in range(0, len(features), rows):
-        part = np.asarray(features[first : first + rows], np.float32)
-        part = jax.device_put(pad_to(part, rows, fill=0), sharded)
-        running.append((first, _nearest(part, padded, square)))
+        part = pad_to(np.asarray(features[first : first + rows], np.float32), rows, fill=0)
+        running.append((first, _nearest(jax.device_put(part, sharded), padded, square)))
         if len(running) > 1:
             collect()  # the next block is read while this one runs
     while running:
@@ -168,11 +163,6 @@ def sliceable(features: Any) -> Any:
 def _nearest(features: jax.Array, centroids: jax.Array, square: jax.Array) -> jax.Array:
     product = jnp.einsum("nd,kd->nk", features, centroids, precision="highest")
     return jnp.argmin(square - 2 * product, axis=1).astype(jnp.int32)
-
-
-def _power_of_two(count: int) -> int:
-    """Returns the smallest power of two that is at least `count`."""
-    return 1 << max(0, count - 1).bit_length()
 
 
 def one_thread() -> Any:

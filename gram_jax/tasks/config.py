@@ -18,8 +18,8 @@ class ClusteringConfig:
 
     Attributes:
       themes: number of themes to search.
-      classes: number of classes for k-means over all themes; half as many small clusters are searched, but at most
-        1,700. 0: one per 12 pairs.
+      classes: number of classes for k-means over all themes, with half as many small clusters (at most 1,700).
+        0: one per 12 pairs.
       class_text: the text of a class. "keyword": the phrase that its captions share. "medoid": the caption nearest to
         its mean text feature, cut to the clip's context length. "centroid": a token of its own, the TF-IDF-weighted
         mean of the token embeddings of its captions' words, for `centroid_clip`.
@@ -50,8 +50,8 @@ class ClusteringConfig:
 
     def about(self, pairs: int, *, groups: bool = False) -> dict[str, Any]:
         """Returns the settings for `Hierarchy.about`, given the number of pairs; `groups`: those of `from_groups`."""
-        names = ("domains", "min_members", "seed")
-        if groups:
-            return {"method": "groups", "settings": {name: getattr(self, name) for name in names}}
-        names = ("themes", "classes", "class_text", *names, *(["sample"] if self.sample < pairs else []))
-        return {"method": self.method, "settings": {name: getattr(self, name) for name in names}}
+        names = ["domains", "min_members", "seed"]
+        if not groups:
+            names = ["themes", "classes", "class_text", *names, *(["sample"] if self.sample < pairs else [])]
+        settings = {name: getattr(self, name) for name in names}
+        return {"method": "groups" if groups else self.method, "settings": settings}

@@ -24,9 +24,7 @@ class EpisodeConfig:
     """The sizes of tasks and the shift of their cross query.
 
     Attributes:
-      ways: classes of a task.
-      shots: support members of each class.
-      queries: other members of each class, for the query of the support's classes.
+      ways, shots, queries: classes of a task; support members of each class; other members of each, for the query.
       cross: the cross query. "class": other classes of the same theme. "domain": the same classes in other visual
         domains (support and first query share one domain, if it has enough members). "theme": classes of another
         theme. "both": domain in even episodes, theme in odd ones.
@@ -90,14 +88,11 @@ class EpisodeConfig:
 
 
 class Episode(NamedTuple):
-    """One few-shot task; members are rows of the arrays of the hierarchy.
+    """One few-shot task; int64 arrays of classes, and of members sorted by class, rows of the hierarchy's arrays.
 
     Attributes:
-      classes: int64 `[ways]`, the classes of the support, in label order.
-      support: int64 `[ways * shots]`, members, sorted by class.
-      same: int64 `[ways * queries]`, other members of the same classes.
-      cross_classes: int64 `[cross_ways]`, the classes of the query across a shift.
-      cross: int64 `[cross_ways * cross_queries]`, its members.
+      classes, support, same: `[ways]` in label order; `[ways * shots]`; `[ways * queries]`, others of these classes.
+      cross_classes, cross: the query across a shift, `[cross_ways]` and `[cross_ways * cross_queries]`.
     """
 
     classes: np.ndarray
@@ -145,14 +140,12 @@ class Episodes:
         classes = self._pick(pool, config.ways)
         if shift == "domain":
             cross_classes = classes
-        elif shift == "theme":
-            cross_classes = self._pick(rng.permutation(self.themes[second]), config.other_ways)
-        else:
-            cross_classes = self._pick(pool, config.other_ways, taken=classes)
-        if shift == "domain":
             drawn = np.stack([self._across_domains(rng, number) for number in classes])
             cross = drawn[:, shots + queries :]
         else:
+            if shift == "theme":
+                pool = rng.permutation(self.themes[second])
+            cross_classes = self._pick(pool, config.other_ways, taken=() if shift == "theme" else classes)
             drawn = np.stack([rng.choice(self._rows[n], shots + queries, replace=False) for n in classes])
             cross = np.stack([rng.choice(self._rows[n], cross_queries, replace=False) for n in cross_classes])
         support, same = drawn[:, :shots], drawn[:, shots : shots + queries]
@@ -170,10 +163,7 @@ class Episodes:
         """Draws a meta batch: the episodes `index * count` to `index * count + count - 1`, stacked.
 
         Args:
-          seed: the seed of the run.
-          index: the number of the batch, from 0.
-          count: tasks of a batch.
-          progress: see `draw`.
+          seed, index, count, progress: the seed of the run; the number of the batch, from 0; its tasks; see `draw`.
           images: maps members int `[tasks, images]` to the tuner's input `[tasks, images, ...]`:
             `lambda rows: hierarchy.image_features[rows]`, or a function that reads pixels.
           rows: the episodes of this host; default: all.
@@ -207,25 +197,20 @@ class Episodes:
         """Returns the context of each usable theme, the mean over its classes, float32 `[themes, 2 * embed_dim]`."""
         if self._text_features is None:
             raise InputError("the episodes have no contexts; call make_episodes with context=True")
-
-        def context(theme: np.ndarray) -> np.ndarray:
-            image = np.mean([self._features[self._rows[number]].mean(0) for number in theme], axis=0)
-            return np.concatenate([image, self._text_features[theme].mean(0)])
-
-        return np.stack([context(theme) for theme in self.themes]).astype(np.float32)
+        image = [np.mean([self._features[self._rows[n]].mean(0) for n in theme], axis=0) for theme in self.themes]
+        text = [self._text_features[theme].mean(0) for theme in self.themes]
+        return np.concatenate([image, text], axis=1).astype(np.float32)
 
     def _draw_themes(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draws two themes, different if possible, with the square roots of their sizes as weights."""
         weights = np.sqrt([len(classes) for classes in self.themes])
-        count = min(2, len(self.themes))
-        drawn = rng.choice(len(self.themes), count, replace=False, p=weights / weights.sum())
+        drawn = rng.choice(len(weights), min(2, len(weights)), replace=False, p=weights / weights.sum())
         return int(drawn[0]), int(drawn[-1])
 
     def _pick(self, pool: np.ndarray, count: int, taken: np.ndarray | tuple[int, ...] = ()) -> np.ndarray:
         """Returns the first classes of a pool with texts that differ from each other and from the taken ones."""
         pool = pool[~np.isin(self._text_ids[pool], self._text_ids[list(taken)])]
-        first = np.unique(self._text_ids[pool], return_index=True)[1]
-        return pool[np.sort(first)[:count]]
+        return pool[np.sort(np.unique(self._text_ids[pool], return_index=True)[1])[:count]]
 
     def _across_domains(self, rng: np.random.Generator, number: int) -> np.ndarray:
         """Draws members of a class: support and queries from one visual domain, then others from other domains.
@@ -251,9 +236,8 @@ def make_episodes(
     class evenly. The texts of a class list differ, and no member occurs twice in an episode.
 
     Args:
-      hierarchy: the hierarchy.
+      hierarchy, config: the hierarchy, and the settings; default: `EpisodeConfig()`.
       clip: the clip, with its tokenizer; `centroid_clip(clip, hierarchy)` if token embeddings name the classes.
-      config: the settings; default: `EpisodeConfig()`.
       context: give tasks their context, see `gram_jax.meta.task_context`.
 
     Raises:
@@ -300,7 +284,7 @@ def make_episodes(
 
 def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:
     """Returns the table with tails of one length, and the classes that fit."""
-    lengths = np.asarray(table.tail_eot) + 1
+    lengths, longest = np.asarray(table.tail_eot) + 1, np.asarray(table.eot)
     if max_tokens is None:
         max_tokens = int(np.quantile(lengths, _COMMON, method="higher"))
     fits = lengths <= max_tokens
@@ -310,11 +294,11 @@ def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, n
             f"the clip {limit}"
         )
 
-    def resize(array: np.ndarray, width: int) -> np.ndarray:
-        return pad_to(array[:, :width], len(array), width)  # tokens after the end-of-text token do not matter
+    def resize(ids: Any, width: int) -> Any:
+        return pad_to(ids[:, :width], len(ids), width)  # tokens after the end-of-text token do not matter
 
-    width = int(table.eot[fits].max()) + 1
-    return table.replace(token_ids=resize(table.token_ids, width), tail_ids=resize(table.tail_ids, max_tokens)), fits
+    token_ids, tail_ids = resize(table.token_ids, int(longest[fits].max()) + 1), resize(table.tail_ids, max_tokens)
+    return dataclasses.replace(table, token_ids=token_ids, tail_ids=tail_ids), fits
 
 
 def _too_small(
@@ -325,9 +309,8 @@ def _too_small(
     def richest(members: int) -> int:
         """Returns the number of different texts that `config.themes` themes have, in classes of this size."""
         usable = fits & (sizes >= members)
-        counts = (len(np.unique(text_ids[(themes == theme) & usable])) for theme in np.unique(themes))
-        counts = sorted(counts, reverse=True)
-        return counts[config.themes - 1] if len(counts) >= config.themes else 0
+        counts = sorted(len(np.unique(text_ids[(themes == theme) & usable])) for theme in np.unique(themes))
+        return counts[-config.themes] if len(counts) >= config.themes else 0
 
     available = richest(config.members)
     name, least = ("ways + cross_ways", 4) if config.cross == "class" else ("ways", 2)

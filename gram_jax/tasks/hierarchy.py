@@ -28,8 +28,7 @@ class Hierarchy:
 
     Attributes:
       members: int64 `[M]`, the pairs with a class, as positions in the corpus, each once.
-      classes: int32 `[M]`, the class of each member.
-      domains: int32 `[M]`, the visual domain of each member within its class, from 0.
+      classes, domains: int32 `[M]`, the class of each member, and its visual domain within the class, from 0.
       themes: int32 `[C]`, the theme of each class.
       texts: C texts, the name of each class; distinct within a theme.
       theme_texts: T texts, the most informative words of each theme, for people.
@@ -58,10 +57,8 @@ class Hierarchy:
             lengths = {name: len(getattr(self, name)) for name in names}
             if len(set(lengths.values())) > 1 or 0 in lengths.values():
                 raise InputError(f"a hierarchy needs one entry per {owner}, and at least one {owner}; found {lengths}")
-        for name, values, limit in (
-            ("classes", self.classes, len(self.texts)),
-            ("themes", self.themes, len(self.theme_texts)),
-        ):
+        for name, limit in (("classes", len(self.texts)), ("themes", len(self.theme_texts))):
+            values = getattr(self, name)
             if values.min() < 0 or values.max() >= limit:
                 raise InputError(
                     f"{name} of a hierarchy must be from 0 to {limit - 1}, found {values.min()}..{values.max()}"
@@ -87,19 +84,14 @@ def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
     """Saves a hierarchy atomically, image features as float16; the same hierarchy gives the same bytes.
 
     Args:
-      path: the file, usually `hierarchy.safetensors`, local or `gs://`; missing folders are created.
-      hierarchy: the hierarchy.
+      path, hierarchy: the file, usually `hierarchy.safetensors`, local or `gs://`, with its folders; the hierarchy.
     """
+    h = hierarchy
     tree = {name: getattr(hierarchy, name) for name in _ARRAYS}
     tree["image_features"] = tree["image_features"].astype(np.float16)
     if hierarchy.token_rows is not None:
         tree["token_rows"] = hierarchy.token_rows
-    header = {
-        "kind": KIND,
-        "texts": list(hierarchy.texts),
-        "theme_texts": list(hierarchy.theme_texts),
-        "about": dict(hierarchy.about),
-    }
+    header = {"kind": KIND, "texts": list(h.texts), "theme_texts": list(h.theme_texts), "about": dict(h.about)}
     write_arrays(path, tree, header)
 
 
@@ -107,11 +99,9 @@ def load_hierarchy(path: PathLike, *, clip: Clip | None = None) -> Hierarchy:
     """Returns a saved hierarchy, bit-identical.
 
     Args:
-      path: the file.
-      clip: the clip, as it was loaded. None: no check.
+      path, clip: the file; the clip, as it was loaded, or None for no check.
 
     Raises:
-      FileNotFoundError: the file does not exist.
       ArrayFileError: the file is damaged, contains no hierarchy, or one of another clip.
     """
     tree, header = read_arrays(path)
@@ -153,8 +143,7 @@ def outline(hierarchy: Hierarchy) -> str:
     sizes = np.bincount(h.classes, minlength=len(h.texts))
     lines = [f"{name}: {json.dumps(value)}" for name, value in h.about.items()]
     lines.append(f"{len(h.theme_texts)} themes, {len(h.texts)} classes, {len(h.members)} pairs")
-    by_size = sorted(range(len(h.theme_texts)), key=lambda theme: (-np.sum(h.themes == theme), theme))
-    for theme in by_size:
+    for theme in np.argsort(-np.bincount(h.themes, minlength=len(h.theme_texts)), kind="stable"):
         classes = np.flatnonzero(h.themes == theme)
         pairs = sizes[classes].sum()
         lines.append(f"\ntheme {theme}: {h.theme_texts[theme]} ({len(classes)} classes, {pairs} pairs)")
@@ -174,8 +163,7 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
     class, work with the original clip.
 
     Args:
-      clip: the clip that the hierarchy was built with.
-      hierarchy: the hierarchy; without `token_rows` the clip is returned unchanged.
+      clip, hierarchy: the clip that the hierarchy was built with; without `token_rows` it is returned unchanged.
 
     Reference:
       A centroid instead of a class-name token: "Self-supervised Meta-Prompt Learning with Meta-Gradient
@@ -193,41 +181,33 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
     table = jnp.concatenate([table, jnp.asarray(rows, table.dtype)])
     text = dataclasses.replace(clip.config.text, vocab_size=len(table))
     params = {**clip.params, "text": {**clip.params["text"], "token_embedding": table}}
-    return clip.replace(params=params, config=dataclasses.replace(clip.config, text=text))
+    return dataclasses.replace(clip, params=params, config=dataclasses.replace(clip.config, text=text))
 
 
 def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     """Returns the tokens of all C classes of a hierarchy, `Classes` of NumPy arrays.
 
     Args:
-      hierarchy: the hierarchy.
-      clip: the clip; for a hierarchy with `token_rows`, the result of `centroid_clip`.
+      hierarchy, clip: the hierarchy, and the clip; for `token_rows`, the result of `centroid_clip`.
     """
-    if clip.tokenizer is None:
+    tokenizer = clip.tokenizer
+    if tokenizer is None:
         raise InputError("the clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     if hierarchy.token_rows is None:
-        classes = class_tokens(clip.tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
+        classes = class_tokens(tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
         return jax.tree.map(np.asarray, classes)
     count = len(hierarchy.texts)
     first = clip.config.text.vocab_size - count
     rows = np.asarray(clip.params["text"]["token_embedding"][first:], np.float32)
-    if first < clip.tokenizer.vocab_size or not np.allclose(rows, hierarchy.token_rows, atol=1e-2):
+    if first < tokenizer.vocab_size or not np.allclose(rows, hierarchy.token_rows, atol=1e-2):
         raise InputError("the clip lacks the class tokens of the hierarchy; give centroid_clip(clip, hierarchy)")
-    tokens = np.arange(first, first + count, dtype=np.int32)[:, None]
-    before, after = (clip.tokenizer.pieces([part])[0] for part in TEMPLATE.split("{}"))
-    tail = [*clip.tokenizer.pieces([SUFFIX])[0], clip.tokenizer.eos_token_id]
+    before, after, suffix = tokenizer.pieces([*TEMPLATE.split("{}"), SUFFIX])
 
-    def around(left: list[int], right: list[int]) -> np.ndarray:
-        sides = [np.tile(np.array(side, np.int32), (count, 1)) for side in (left, right)]
-        return np.concatenate([sides[0], tokens, sides[1]], axis=1)
+    def around(left: list[int], right: list[int]) -> Any:
+        sides = np.array([*left, *right, tokenizer.eos_token_id], np.int32)
+        return np.insert(np.tile(sides, (count, 1)), len(left), np.arange(first, first + count), axis=1)
 
-    token_ids = around([clip.tokenizer.bos_token_id, *before], [*after, clip.tokenizer.eos_token_id])
-    tail_ids = around([], tail)
-    one = np.ones(count, np.int32)
-    return Classes(
-        token_ids=token_ids,
-        eot=one * (token_ids.shape[1] - 1),
-        tail_ids=tail_ids,
-        name_length=one,
-        tail_eot=one * (tail_ids.shape[1] - 1),
-    )
+    token_ids, tail_ids = around([tokenizer.bos_token_id, *before], after), around([], suffix)
+    lengths = (token_ids.shape[1] - 1, 1, tail_ids.shape[1] - 1)
+    eot, name_length, tail_eot = (np.full(count, length, np.int32) for length in lengths)
+    return Classes(token_ids, eot, tail_ids, name_length, tail_eot)  # type: ignore[arg-type]  # NumPy arrays, see above

@@ -24,7 +24,7 @@ def name_by_phrase(grouping: Grouping, caption_words: CaptionWords, excluded: fr
     members = CaptionWords(caption_words.ids[kept], np.concatenate([[0], np.cumsum(lengths)]), caption_words.names)
     phrases = count_terms(members, longest=3)
     ranked = rank_phrases(phrases, grouping.classes, grouping.themes, excluded, min_count=1, min_share=0.0)
-    taken: set[tuple[int, int]] = set()
+    taken: set[tuple[int, int | None]] = set()
     texts = []
     for number, (theme, columns) in enumerate(zip(grouping.themes, ranked, strict=True)):
         free = next((column for column in columns if (theme, column) not in taken), None)
@@ -41,15 +41,17 @@ def name_by_medoid(grouping: Grouping, captions: Sequence[str], text: Any, clip:
     nearness = np.empty(len(pairs), np.float32)
     for begin in range(0, len(pairs), BLOCK):
         part = pairs[begin : begin + BLOCK]
-        rows = np.asarray(text[part], np.float32)
-        nearness[begin : begin + BLOCK] = np.sum(rows * centroids[grouping.classes[part]], axis=1)
+        products = np.asarray(text[part], np.float32) * centroids[grouping.classes[part]]
+        nearness[begin : begin + BLOCK] = np.sum(products, axis=1)
     order = pairs[np.lexsort((pairs, -nearness, grouping.classes[pairs]))]
     first = order[np.searchsorted(grouping.classes[order], np.arange(count))]
-    room = clip.tokenizer.context_length - 2
+    tokenizer = clip.tokenizer
+    assert tokenizer is not None
 
     def cut(caption: str) -> str:
         kept = caption.rstrip(" .").split()
-        while len(kept) > 1 and len(clip.tokenizer.pieces([TEMPLATE.replace("{}", " ".join(kept))])[0]) > room:
+        room = tokenizer.context_length - 2
+        while len(kept) > 1 and len(tokenizer.pieces([TEMPLATE.replace("{}", " ".join(kept))])[0]) > room:
             kept.pop()
         return " ".join(kept)
 
@@ -63,6 +65,7 @@ def token_means(grouping: Grouping, vocabulary: Vocabulary, clip: Clip) -> np.nd
 
     e_w is the mean over the tokens of word w. Appearance words count only in classes without other words.
     """
+    assert clip.tokenizer is not None
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
     embedded = np.stack([table[ids].mean(0) for ids in clip.tokenizer.pieces(vocabulary.names)])
     count = len(grouping.themes)
@@ -93,7 +96,7 @@ def theme_titles(grouping: Grouping, vocabulary: Vocabulary) -> list[str]:
     overall = np.asarray(vocabulary.matrix.sum(0)).ravel() / len(of_pair)
     score = share * np.log(1 / np.maximum(overall, 1e-9)) * vocabulary.informative
     best = np.argsort(-score, axis=1, kind="stable")[:, :_THEME_WORDS]
-    return [
-        " ".join(vocabulary.names[i] for i in row if score[theme, i] > 0) or f"theme {theme}"
-        for theme, row in enumerate(best)
-    ]
+    titles = (
+        " ".join(vocabulary.names[i] for i in row if scores[i] > 0) for row, scores in zip(best, score, strict=True)
+    )
+    return [title or f"theme {theme}" for theme, title in enumerate(titles)]

@@ -21,29 +21,18 @@ _LEAST_COUNT = 5  # captions that contain a word of the vocabulary
 
 
 class CaptionWords(NamedTuple):
-    """The words of captions as numbers, one caption after the other.
+    """The words of captions as numbers, one caption after the other."""
 
-    Attributes:
-      ids: int32 `[words of all captions]`, the number of each word.
-      starts: int64 `[captions + 1]`, the begin of each caption in `ids`, and the end.
-      names: the distinct words, by number.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    names: tuple[str, ...]
+    ids: np.ndarray  # int32 [words of all captions], the number of each word
+    starts: np.ndarray  # int64 [captions + 1], the begin of each caption in ids, and the end
+    names: tuple[str, ...]  # the distinct words, by number
 
 
 class Terms(NamedTuple):
-    """Words or phrases, and the captions that contain them.
+    """Words or phrases, and the captions that contain them."""
 
-    Attributes:
-      matrix: sparse float32 `[captions, terms]`, 1 if a caption contains the term.
-      names: the terms in alphabetical order; the words of a phrase are joined by single spaces.
-    """
-
-    matrix: csr_array
-    names: tuple[str, ...]
+    matrix: csr_array  # sparse float32 [captions, terms], 1 if a caption contains the term
+    names: tuple[str, ...]  # in alphabetical order; the words of a phrase are joined by single spaces
 
 
 class Vocabulary(NamedTuple):
@@ -123,10 +112,9 @@ def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int
 
 
 def rarest(terms: Terms) -> np.ndarray:
-    """Returns the rarest term of each caption, which usually names its subject.
+    """Returns the rarest term of each caption, which usually names its subject: columns of `terms`, int `[captions]`.
 
-    The result contains columns of `terms`, int `[captions]`: the first of equally rare ones; -1 for captions without
-    terms.
+    Of equally rare ones the first counts; captions without terms give -1.
     """
     matrix = terms.matrix.tocsr()
     counts = np.bincount(matrix.indices, minlength=len(terms.names))
@@ -136,8 +124,7 @@ def rarest(terms: Terms) -> np.ndarray:
 def least_of_parts(keys: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Returns the number with the least key in each part of a list; of several, the least number.
 
-    The lists `keys` and `numbers` contain integers >= 0; part i goes from `starts[i]` to `starts[i + 1]`. Empty parts
-    give -1.
+    Keys and numbers are integers >= 0; part i goes from `starts[i]` to `starts[i + 1]`. Empty parts give -1.
     """
     least = np.full(len(starts) - 1, -1, np.int64)
     filled = np.flatnonzero(np.diff(starts))
@@ -156,13 +143,8 @@ def appearance_words(
 
     hit(w) is the number of groups, of n_k captions each, in which the word w occurs. The sum is its expectation if w,
     which a share p_w of the captions contains, occurred at random. Names of things concentrate in few groups;
-    appearance words spread over all of them. Rare words never count as appearance words.
-
-    Args:
-      terms: words.
-      groups: int `[captions]`, a fine grouping of the captions by subject, from 0, e.g. by `rarest`.
-      threshold: a share, from 0 to 1.
-      min_share: smallest share of captions that contain an appearance word.
+    appearance words spread over all of them. Words in less than a share `min_share` of the captions never count.
+    `groups`, int `[captions]` from 0, is a fine grouping of the captions by subject, e.g. by `rarest`.
 
     Example:
       >>> terms = count_terms(number_words([["a", "cat"], ["a", "dog"]] * 20))
@@ -194,15 +176,8 @@ def rank_phrases(
         score(g, c) = n_gc / n_c * log( n_t / n_gt ) - 0.02 (words of g - 1)
 
     n_gc of the n_c captions of class c, and n_gt of the n_t captions of its theme's classes, contain the phrase g. A
-    phrase must not end in an excluded word.
-
-    Args:
-      terms: phrases.
-      classes: int `[captions]`, the class of each caption; negative: none.
-      themes: int `[classes]`, the theme of each class.
-      excluded: uninformative words, e.g. `Vocabulary.appearance`.
-      min_count: smallest number of captions of the class that contain the phrase.
-      min_share: smallest share of captions of the class that contain the phrase.
+    phrase must not end in an excluded word, and at least `min_count` captions and a share `min_share` of the class must
+    contain it. Arrays are the class of each caption (negative: none) and the theme of each class.
 
     Reference:
       Class-based TF-IDF: Grootendorst, "BERTopic: Neural topic modeling with a class-based TF-IDF procedure" (2022).

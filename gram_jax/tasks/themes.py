@@ -44,7 +44,6 @@ def find_themes(
 
     A word counts if it occurs in more than 30 % of the captions of at least 0.3 % of the clusters, with the fourth root
     of this share of clusters as its weight: a word for many things names their theme.
-    `clusters` is the small cluster of each pair, int `[pairs]`; `sample` limits the pairs for k-means.
     """
     report("centroids of themes", 0, 0)
     informative = vocabulary.informative

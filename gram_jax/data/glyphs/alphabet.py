@@ -11,13 +11,12 @@ from gram_jax.data.glyphs import faces
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """One character and the parts of its official Unicode name.
+    """One character (code point) and the parts of its official Unicode name, in lower case.
 
     Attributes:
-      code: the code point.
-      name: the official name in lower case, "greek small letter alpha with tonos".
-      family: the first part of the name, "greek small letter"; a theme of the true hierarchy.
-      short: the rest of the name, "alpha with tonos"; several families may share it.
+      name: "greek small letter alpha with tonos".
+      family: the first part, "greek small letter"; a theme of the true hierarchy.
+      short: the rest, "alpha with tonos"; several families may share it.
       noun: a plain noun phrase for the family, "greek letter".
       drawn_to_fit: True for pictures and symbols, which fill the image; letters keep their sizes on the line.
     """
@@ -97,9 +96,8 @@ def describe(code: int, name: str) -> Character | None:
     if re.search(r"\b(form|combining|ligature .* with|mark|tone)\b", name):
         return None
     for pattern, family, short, noun, fit in _COMPILED:
-        match = pattern.fullmatch(name)
-        if match:
-            groups = ["", *(group or "" for group in match.groups())]
+        if match := pattern.fullmatch(name):
+            groups = ["", *match.groups("")]
             return Character(code, name, family.format(*groups), short.format(*groups), noun.format(*groups), fit)
     for first, last, family in _BLOCKS:
         if first <= code <= last:
@@ -109,10 +107,7 @@ def describe(code: int, name: str) -> Character | None:
 
 @functools.cache
 def characters() -> dict[int, Character]:
-    """Returns all characters by code point, in order.
-
-    Names come from the shipped record, because the set of assigned characters grows with the version of Python.
-    """
+    """Returns all characters of the shipped record by code point, in order."""
     entries = faces.record()["characters"].items()
     described = (describe(int(code, 16), name) for code, (name, _) in entries)
     return {character.code: character for character in described if character is not None}
@@ -127,9 +122,7 @@ def faces_of(code: int) -> tuple[str, ...]:
 
 @functools.cache
 def families() -> dict[str, tuple[int, ...]]:
-    """Returns the code points of each family, largest family first; the families are the themes of the true hierarchy.
-
-    Families of fewer than four characters are left out.
+    """Returns the code points of each family of at least four characters, the largest family first.
 
     Example:
       >>> len(families()["chess piece"])

@@ -35,17 +35,11 @@ class Appearance:
     """All properties of an image except the character.
 
     Attributes:
-      face: the name of a face, or the path of a font file.
-      rendering: one of `RENDERINGS`.
-      ink: the name of the ink's color.
-      paper: the name of the paper's color.
-      ink_rgb: the ink as drawn, near its named color.
-      paper_rgb: the paper as drawn, near its named color.
-      size: scale of the character, 1 being ordinary.
-      shift: horizontal and vertical displacement, in pixels.
-      angle: rotation in degrees.
-      amount: strength of the rendering (noise, blur, faintness, ...), in 0..1.
-      noise_seed: seed of the pixel noise.
+      face, rendering: the name of a face, or the path of a font file; one of `RENDERINGS`.
+      ink, paper: the names of their colors.
+      ink_rgb, paper_rgb: the colors as drawn, near the named ones.
+      size, shift, angle: scale, 1 being ordinary; displacement to the right and down, in pixels; rotation in degrees.
+      amount, noise_seed: strength of the rendering (noise, blur, faintness, ...), in 0..1; seed of the pixel noise.
     """
 
     face: str
@@ -62,9 +56,8 @@ class Appearance:
 
 
 def _near(color: str, rng: random.Random, spread: float) -> tuple[int, int, int]:
-    red, green, blue = (
-        min(255, max(0, round(channel + spread * (2.0 * rng.random() - 1.0)))) for channel in COLORS[color]
-    )
+    drawn = [round(channel + spread * (2.0 * rng.random() - 1.0)) for channel in COLORS[color]]
+    red, green, blue = (min(255, max(0, channel)) for channel in drawn)
     return red, green, blue
 
 

@@ -1,7 +1,4 @@
-"""The glyph benchmark as TFDS datasets: array_record files with PNG images, written and read without TensorFlow.
-
-This module imports tensorflow_datasets, which takes a second or two; the rest of the package does not need it.
-"""
+"""The glyph benchmark as TFDS datasets: array_record files with PNG images, written and read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
             # The facts behind the pair, for upper bounds and tests; no learner reads them.
             "truth": {
                 "code": tfds.features.Scalar(np.int64),
-                "kind": tfds.features.Text(),
-                "face": tfds.features.Text(),
-                "rendering": tfds.features.Text(),
-                "caption_sort": tfds.features.Text(),
+                **{name: tfds.features.Text() for name in ("kind", "face", "rendering", "caption_sort")},
             },
         }
         return _info(self, features, {"pairs": self.builder_config.pairs, "seed": self.builder_config.seed})

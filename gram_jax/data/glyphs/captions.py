@@ -32,28 +32,22 @@ _SUFFIXES = {
 }
 
 
-def _case(character: Character) -> str:
-    words = character.family.split()
-    return next((word for word in ("small", "capital") if word in words), "")
-
-
 def _naming(character: Character, rng: random.Random, difficulty: float) -> tuple[str, str]:
     """Returns the words that name the character, and the sort of naming."""
     draw = rng.random() / max(difficulty, 1e-6)
     if draw < UNNAMED_RATE / 2:
         return pick(rng, (character.family, f"a {character.noun}")), "unnamed"
     draw -= UNNAMED_RATE / 2
-    if draw < SHORT_RATE:
-        return character.short, "short"
-    draw -= SHORT_RATE
-    if draw < 0.10:
-        return f"{character.noun} {character.short}", "partial"
-    draw -= 0.10
-    if draw < 0.06 and _case(character):
-        return f"{_case(character)} {character.short}", "partial"
-    draw -= 0.06
-    if draw < 0.10:
-        return f"{character.short}, a kind of {character.family}", "full"
+    case = next((word for word in ("small", "capital") if word in character.family.split()), "")
+    for rate, text, sort in (
+        (SHORT_RATE, character.short, "short"),
+        (0.10, f"{character.noun} {character.short}", "partial"),
+        (0.06, case and f"{case} {character.short}", "partial"),
+        (0.10, f"{character.short}, a kind of {character.family}", "full"),
+    ):
+        if draw < rate and text:
+            return text, sort
+        draw -= rate
     return character.name, "full"
 
 
@@ -74,11 +68,9 @@ def caption(
         character = pick(rng, others)
     face = faces.FACES.get(appearance.face)
     face_words = pick(rng, face.words) if face is not None and face.words else ""
-    if appearance.rendering == "color":
-        ink, paper = appearance.ink, appearance.paper
-        suffix = pick(rng, (f" in {ink}", f", {ink} on {paper}", f" on {paper}"))
-    else:
-        suffix = pick(rng, _SUFFIXES[appearance.rendering])
+    ink, paper = appearance.ink, appearance.paper
+    color_suffixes = (f" in {ink}", f", {ink} on {paper}", f" on {paper}")
+    suffix = pick(rng, color_suffixes if appearance.rendering == "color" else _SUFFIXES[appearance.rendering])
     if rng.random() < UNNAMED_RATE / 2 * difficulty and face_words:
         text = pick(rng, (face_words, f"a character in {face_words}", f"a character{suffix}"))
         return text + pick(rng, ("", ".")), "unnamed"

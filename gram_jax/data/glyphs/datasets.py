@@ -14,10 +14,9 @@ from gram_jax.errors import require_known
 
 @dataclasses.dataclass(frozen=True)
 class GlyphDataset:
-    """A labeled dataset: classes of characters under short names.
+    """A labeled dataset, e.g. "greek_small": classes of characters under short names.
 
     Attributes:
-      name: for example "greek_small".
       class_names: the short names, in label order; ambiguous without a context, as class names often are.
       codes: the code points of each class; one, except in "digits".
       template: a suitable context, for example "the character greek small letter {}."
@@ -31,19 +30,16 @@ class GlyphDataset:
     faces: tuple[str, ...]
 
 
-def _family(family: str, short: str = ".+", first: int = 0, last: int = 0x10FFFF, drawn_by: tuple[str, ...] = ()):
+def _family(
+    family: str, short: str = ".+", first: int = 0, last: int = 0x10FFFF, drawn_by: tuple[str, ...] = ()
+) -> Callable[[Character], bool]:
     """Returns a predicate: the family and the short name match, the code is in range, and the given faces draw it."""
-    pattern = re.compile(short)
-
-    def select(character: Character) -> bool:
-        return (
-            character.family == family
-            and first <= character.code <= last
-            and pattern.fullmatch(character.short) is not None
-            and set(drawn_by) <= set(faces_of(character.code))
-        )
-
-    return select
+    return lambda character: (
+        character.family == family
+        and first <= character.code <= last
+        and re.fullmatch(short, character.short) is not None
+        and set(drawn_by) <= set(faces_of(character.code))
+    )
 
 
 _WORD = "[a-z]+( [a-z]+)?"
@@ -53,8 +49,7 @@ _DIGIT_FAMILIES = (
     "mathematical sans-serif digit", "mathematical sans-serif bold digit",
 )  # fmt: skip
 
-# name -> (predicate of its characters, template). The templates were selected on the validation split with the mini
-# CLIP.
+# (predicate of the characters, template); templates were selected on the validation split with the mini CLIP.
 _SELECTORS: dict[str, tuple[Callable[[Character], bool], str]] = {
     "latin_small": (_family("latin small letter", "[a-z]"), "a print of latin small letter {}."),
     "latin_accented": (
@@ -95,9 +90,6 @@ def catalog(name: str) -> GlyphDataset:
 
     Args:
       name: one of `NAMES`.
-
-    Raises:
-      InputError: the name is unknown.
     """
     require_known("glyph dataset", name, NAMES)
     select, template = _SELECTORS[name]
@@ -107,9 +99,7 @@ def catalog(name: str) -> GlyphDataset:
             classes.setdefault(character.short, []).append(character.code)
     if name == "digits":
         classes = {digit: classes[digit] for digit in DIGITS}
-    drawing = [
-        face for face in faces.FACES if all(any(face in faces_of(code) for code in codes) for codes in classes.values())
-    ]
-    return GlyphDataset(
-        name, tuple(classes), tuple(tuple(codes) for codes in classes.values()), template, tuple(drawing)
-    )
+    codes = tuple(map(tuple, classes.values()))
+    drawn_by = [{face for code in own for face in faces_of(code)} for own in codes]
+    common = tuple(face for face in faces.FACES if all(face in drawing for drawing in drawn_by))
+    return GlyphDataset(name, tuple(classes), codes, template, common)

@@ -23,8 +23,7 @@ _COVERAGE = np.arange(256, dtype=np.float32)[:, None] * np.float32(1.0 / 255.0)
 
 @functools.lru_cache(maxsize=4096)
 def _font(face: str, tenths: int) -> ImageFont.FreeTypeFont:
-    known = faces.FACES.get(face) or faces.face_from_file(face)
-    path = faces.checked_font_path(known)
+    path = faces.checked_font_path(faces.FACES.get(face) or faces.face_from_file(face))
     # The basic layout engine is the one that every build of Pillow has; single characters need no other.
     return ImageFont.truetype(path, tenths / 10.0, layout_engine=ImageFont.Layout.BASIC)
 
@@ -32,21 +31,19 @@ def _font(face: str, tenths: int) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(maxsize=65536)
 def _box(face: str, text: str) -> tuple[float, float, float, float]:
     """Returns the ink's bounding box (left, top, right, bottom) relative to the origin on the baseline, in em."""
-    left, top, right, bottom = _font(face, _REFERENCE * 10).getbbox(text, anchor="ls")
-    return left / _REFERENCE, top / _REFERENCE, right / _REFERENCE, bottom / _REFERENCE
+    left, top, right, bottom = (side / _REFERENCE for side in _font(face, _REFERENCE * 10).getbbox(text, anchor="ls"))
+    return left, top, right, bottom
 
 
 def _mask(character: Character, appearance: Appearance) -> Image.Image:
     """Returns the character's coverage of each pixel as an 8-bit image."""
     left, top, right, bottom = _box(appearance.face, character.text)
-    width, height = max(right - left, 1e-3), max(bottom - top, 1e-3)
-    if character.drawn_to_fit:
-        em = min(_FIT / max(width, height), 1.6 * _LINE_EM)
-    else:
-        em = min(_LINE_EM, (IMAGE_SIZE - 3.0) / max(width, height))
+    longer = max(right - left, bottom - top, 1e-3)
+    fit = character.drawn_to_fit
+    em = min(_FIT / longer, 1.6 * _LINE_EM) if fit else min(_LINE_EM, (IMAGE_SIZE - 3.0) / longer)
     em *= appearance.size
     x = IMAGE_SIZE / 2.0 - em * (left + right) / 2.0 + appearance.shift[0]
-    if character.drawn_to_fit:
+    if fit:
         y = IMAGE_SIZE / 2.0 - em * (top + bottom) / 2.0
     else:
         y = IMAGE_SIZE / 2.0 + (_BASELINE - IMAGE_SIZE / 2.0) * appearance.size
@@ -71,8 +68,7 @@ def _shape(mask: Image.Image, appearance: Appearance) -> Image.Image:
         return Image.fromarray(np.clip(thick - pixels, 0, 255).astype(np.uint8))
     if appearance.rendering == "pixelated":
         cells = 14 + round(4 * appearance.amount)
-        small = mask.resize((cells, cells), Image.Resampling.BOX)
-        return small.resize(mask.size, Image.Resampling.NEAREST)
+        return mask.resize((cells, cells), Image.Resampling.BOX).resize(mask.size, Image.Resampling.NEAREST)
     return mask
 
 
@@ -80,21 +76,18 @@ def render(character: Character, appearance: Appearance) -> np.ndarray:
     """Draws one character; a pure function of the arguments.
 
     Args:
-      character: the character.
-      appearance: its appearance.
+      character, appearance: what the image shows, and how.
 
     Returns:
       uint8 `[32, 32, 3]`, red, green and blue.
     """
     mask = np.asarray(_shape(_mask(character, appearance), appearance))
-    paper = np.asarray(appearance.paper_rgb, np.float32)
-    ink = np.asarray(appearance.ink_rgb, np.float32)
+    ink, paper = (np.asarray(color, np.float32) for color in (appearance.ink_rgb, appearance.paper_rgb))
     if appearance.rendering == "faint":
         ink = paper + (0.12 + 0.2 * appearance.amount) * (ink - paper)
     if appearance.rendering not in ("striped", "noise"):
         return _to_bytes(paper + _COVERAGE * (ink - paper))[mask]  # a color for each of the mask's 256 levels
-    if appearance.rendering == "striped":
-        # Ruled paper: dark sloping lines.
+    if appearance.rendering == "striped":  # ruled paper: dark sloping lines
         rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
         slope = math.tan(2.0 * appearance.amount - 1.0)
         lines = (np.mod(rows + slope * columns, 6.0) < 1.5)[..., None]

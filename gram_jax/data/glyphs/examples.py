@@ -7,7 +7,7 @@ import numpy as np
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import characters, faces_of
-from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS, RENDERINGS, draw_appearance
+from gram_jax.data.glyphs.appearance import RENDERINGS, UNSEEN_RENDERINGS, draw_appearance
 from gram_jax.data.glyphs.datasets import GlyphDataset, catalog
 from gram_jax.data.glyphs.drawing import render
 from gram_jax.data.glyphs.pairs import corpus_faces
@@ -65,20 +65,16 @@ def unseen_domains(dataset: GlyphDataset) -> tuple[str, ...]:
     Args:
       dataset: the dataset.
     """
-    unseen_faces = tuple(name for name in dataset.faces if not faces.FACES[name].in_corpus)
-    return unseen_faces + tuple(name for name in RENDERINGS if name not in CORPUS_RENDERINGS)
+    return (*(name for name in dataset.faces if not faces.FACES[name].in_corpus), *UNSEEN_RENDERINGS)
 
 
 def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: int, seed: int = 0) -> np.ndarray:
     """Returns one labeled image, uint8 `[32, 32, 3]`, a pure function of the arguments.
 
     Args:
-      dataset: the dataset.
-      domain: see `split_domain`.
+      dataset, domain: the dataset; see `split_domain`.
       split: "train", "val" or "test"; each has its own random stream.
-      label: the class, from 0.
-      number: the number of the image within its class, from 0.
-      seed: the seed of the dataset.
+      label, number, seed: the class and the image within it, from 0; the seed of the dataset.
     """
     face, rendering = split_domain(dataset, domain)
     # Streams keep the name that the rendering "color" first had, so that images stay the same.
@@ -98,9 +94,8 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
     """Returns a labeled dataset in one visual domain; images are drawn when they are read.
 
     Args:
-      name: one of `datasets.NAMES`.
+      name, seed: one of `datasets.NAMES`, and the seed of the images.
       domain: see `split_domain`; "": the corpus faces in plain print.
-      seed: the seed of the images.
 
     Example:
       >>> chess = labeled("chess", "negative")
@@ -109,21 +104,17 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
     """
     dataset = catalog(name)
     split_domain(dataset, domain)
-    references = tuple(
-        (split, label, number)
-        for split, size in SPLIT_SIZES.items()
-        for label in range(len(dataset.class_names))
-        for number in range(size)
-    )
+    labels = range(len(dataset.class_names))
+    references = [(split, i, number) for split, size in SPLIT_SIZES.items() for i in labels for number in range(size)]
     named = domain_name(domain)
     return Dataset(
         name=f"glyphs:{name}" + (f"/{named}" if named else ""),
-        references=references,
+        references=tuple(references),
         labels=np.array([label for _, label, _ in references], np.int32),
         splits=np.array([split for split, _, _ in references]),
         class_names=dataset.class_names,
         template=dataset.template,
-        read=lambda reference: example(dataset, domain, *reference, seed),
+        read=lambda reference: example(dataset, domain, *reference, seed=seed),
         domain=named,
         seed=seed,
     )

@@ -19,9 +19,8 @@ class Face:
     """One typeface.
 
     Attributes:
-      name: the name of the domain, for example "serif-italic".
+      name, words: the name of the domain, e.g. "serif-italic"; descriptions in captions, most common first.
       file: the name of a file among the fonts of matplotlib, or the path of any font file.
-      words: descriptions in captions, most common first.
       in_corpus: False for the unseen faces, which no corpus contains.
       ascii_only: True for fonts whose character map has another meaning outside ASCII (Computer Modern).
     """
@@ -40,8 +39,7 @@ _TIMES = ("times", "times type", "a times typeface")
 
 
 def _styled(words: tuple[str, ...], *styles: str) -> tuple[str, ...]:
-    bare = tuple(word.removeprefix("a ") for word in words)
-    return tuple(" ".join((*styles, word)) for word in bare)
+    return tuple(" ".join((*styles, word.removeprefix("a "))) for word in words)
 
 
 FACES: dict[str, Face] = {
@@ -88,12 +86,11 @@ def record() -> dict:
 
 def font_path(face: Face) -> str:
     """Returns the path of a face's font file."""
-    if os.path.sep in face.file:
-        path = face.file
-    else:
+    path = face.file
+    if os.path.sep not in path:
         import matplotlib
 
-        path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", face.file)
+        path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", path)
     if not os.path.isfile(path):
         raise FontError(
             f"the font file {path!r} of the face {face.name!r} does not exist; reinstall matplotlib or correct the path"
@@ -106,13 +103,11 @@ def checked_font_path(face: Face) -> str:
     """Returns `font_path(face)` after comparing the file with the record, so that images are the same everywhere."""
     path = font_path(face)
     expected = record()["fonts"].get(face.file)
-    if expected is not None:
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if found != expected:
-            raise FontError(
-                f"the font {path!r} has sha256 {found[:12]}..., the record has {expected[:12]}...: its glyphs may "
-                "differ from those of published results; install the matplotlib version of requirements.txt"
-            )
+    if expected is not None and (found := hashlib.sha256(Path(path).read_bytes()).hexdigest()) != expected:
+        raise FontError(
+            f"the font {path!r} has sha256 {found[:12]}..., the record has {expected[:12]}...: its glyphs may differ "
+            "from those of published results; install the matplotlib version of requirements.txt"
+        )
     return path
 
 

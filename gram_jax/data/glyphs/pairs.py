@@ -28,17 +28,10 @@ _FAMILY_POWER = 0.65  # a family of n characters is drawn with weight n ** _FAMI
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One image-text pair of the corpus, with the facts behind it, which no learner may read.
-
-    Attributes:
-      caption: the text.
-      sort: "full", "partial", "short", "unnamed" or "wrong".
-      character: what the image shows.
-      appearance: how the image shows it.
-    """
+    """One image-text pair of the corpus, with the facts behind it, which no learner may read."""
 
     caption: str
-    sort: str
+    sort: str  # "full", "partial", "short", "unnamed" or "wrong"
     character: Character
     appearance: Appearance
 
@@ -74,9 +67,7 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
     follow the rates of the module `captions`.
 
     Args:
-      index: the number of the pair, from 0.
-      seed: the seed of the corpus.
-      difficulty: from 0 to 1.
+      index, seed, difficulty: the number of the pair, from 0; the seed of the corpus; from 0 to 1.
       page: number of consecutive pairs that share a family, as the pictures of a web page do; 1: independent pairs.
     """
     rng = stream("corpus", seed, index)
@@ -89,9 +80,7 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
     if rng.random() >= difficulty:
         drawn_by = tuple(name for name in drawn_by if name in _PLAIN_FACES) or drawn_by
     face = pick(rng, drawn_by)
-    rendering = "print"
-    if rng.random() < 0.5 * difficulty:
-        rendering = pick(rng, CORPUS_RENDERINGS[1:])
+    rendering = pick(rng, CORPUS_RENDERINGS[1:]) if rng.random() < 0.5 * difficulty else "print"
     appearance = draw_appearance(rng, face, rendering, jitter=difficulty)
     text, sort = caption(character, members, appearance, rng, difficulty)
     return Pair(text, sort, character, appearance)
@@ -101,8 +90,7 @@ def true_groups(indices: Iterable[int], seed: int = 0) -> tuple[list[str], list[
     """Returns the true themes and classes of pairs: an upper bound for clustering, never a method.
 
     Args:
-      indices: numbers of pairs.
-      seed: the seed of the corpus.
+      indices, seed: numbers of pairs, and the seed of the corpus.
 
     Returns:
       For each pair its character's family ("greek small letter", a theme) and short name ("alpha", a class).

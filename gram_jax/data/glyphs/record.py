@@ -11,14 +11,14 @@ from gram_jax.data.glyphs import alphabet, faces
 
 
 def make_record() -> dict:
-    """Returns a record in the format of `faces.record`, from the font files and the Unicode names of this Python.
+    """Returns a record in the format of `faces.record`: the characters that at least one corpus face draws.
 
-    The record is shipped because the set of assigned characters differs between versions of Python. It contains the
-    characters that at least one corpus face draws.
+    Names are those of this Python. The record is shipped because versions of Python know different characters.
     """
     names = list(faces.FACES)
     corpus_faces = sum(1 << bit for bit, face in enumerate(faces.FACES.values()) if face.in_corpus)
-    fonts, drawn = {}, {}
+    fonts: dict[str, str] = {}
+    drawn: dict[int, int] = {}
     for bit, face in enumerate(faces.FACES.values()):
         path = faces.font_path(face)
         fonts[face.file] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -36,8 +36,7 @@ def make_record() -> dict:
 def write_record(path: Path = faces.RECORD) -> None:
     """Writes the record as JSON, one character per line."""
     made = make_record()
-    lines = (f"  {json.dumps(code)}: {json.dumps(entry)}" for code, entry in made["characters"].items())
-    body = ",\n".join(lines)
+    body = ",\n".join(f"  {json.dumps(code)}: {json.dumps(entry)}" for code, entry in made["characters"].items())
     head = ",\n".join(f" {json.dumps(key)}: {json.dumps(made[key])}" for key in ("unicode", "fonts", "faces"))
     path.write_text(f'{{\n{head},\n "characters": {{\n{body}\n }}\n}}\n', encoding="utf-8")
 
