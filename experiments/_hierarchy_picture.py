@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from gram_jax.data import Corpus
 from gram_jax.io import atomic_path
@@ -59,7 +60,6 @@ def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
 def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray:
     """Draws a class: a row of images for each visual domain, after a stripe in the domain's color."""
     from matplotlib.colors import to_rgb
-    from PIL import Image
 
     step = _SIDE + _GAP
     canvas = np.full((domains * step, 2 * _GAP + _IMAGES * step, 3), 255, np.uint8)

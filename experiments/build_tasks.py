@@ -14,9 +14,9 @@ Centroids are searched among at most ``--sample`` pairs. Then every pair is assi
 block, so that stored features may be larger than memory. The program shows the progress and the seconds of each part.
 
 80,000 pairs take 90 s for features, 46 s for clustering and 3 s for files on two cores, and 3 GiB. Clustering 1,000,000
-pairs with 512 numbers per feature, stored as float16, into 14,000 classes takes 350 s of processor time and 5 GiB; a
-tenth of the pairs takes 160 s. ``--class_text=medoid`` and ``centroid`` use ``--classes``: k-means searches for all of
-them. A work directory with the hierarchy of the same settings does not change.
+pairs with 512 numbers per feature, stored as float16, into 14,000 classes takes 350 s of processor time and 5 GiB.
+``--class_text=medoid`` and ``centroid`` use ``--classes``: k-means searches for all of them. A work directory with the
+hierarchy of the same settings does not change.
 """
 
 from __future__ import annotations
@@ -182,8 +182,7 @@ def run(config: Config, workdir: Any) -> None:
     clip = gram.load_clip(config.clip)
     with _stage("corpus"):
         corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
-    hierarchy = build(config, workdir, clip, corpus)
-    print(summary(hierarchy, len(corpus)))
+    print(summary(build(config, workdir, clip, corpus), len(corpus)))
     print(f"{HIERARCHY}, {OUTLINE} and {PICTURE} in {workdir}")
 
 

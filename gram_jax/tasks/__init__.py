@@ -1,12 +1,7 @@
 """Tasks from unlabeled image-text pairs.
 
-clustering, config    k-means and assignment; the settings of clustering
-phrases     captions -> words, appearance words, phrases
-themes      features and words -> small clusters -> the theme of each pair
-classes     themes -> classes of pairs
-naming      classes -> texts
-assemble    classes -> visual domains -> Hierarchy
-build       the steps above in order, `build_hierarchy`
+build       `build_hierarchy`: the steps `phrases`, `themes`, `classes`, `naming` and `assemble`, in this order
+clustering  k-means and assignment; config: the settings
 hierarchy   Hierarchy: files, outline, class tokens
 episodes    Hierarchy -> few-shot tasks
 """

@@ -178,9 +178,7 @@ def _reduce(matrix: Any, dimensions: int, seed: int) -> np.ndarray:
     from sklearn.preprocessing import normalize
     from sklearn.utils.extmath import randomized_svd
 
-    if not matrix.shape[1]:
-        return matrix.toarray()
-    matrix = normalize(matrix)
+    matrix = normalize(matrix) if matrix.shape[1] else matrix
     if min(matrix.shape) <= dimensions:
         return matrix.toarray()
     with one_thread():

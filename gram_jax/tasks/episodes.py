@@ -108,8 +108,7 @@ class Episodes:
 
     Attributes:
       table: the tokens of all classes of the hierarchy, NumPy arrays; tails have the length `config.max_tokens`.
-      themes: the usable classes of each usable theme, int64 arrays.
-      left_out: the number of omitted classes by reason: the text is too long, or there are too few members.
+      themes, left_out: the usable classes of each usable theme, int64 arrays; the number of omitted classes by reason.
       config: the settings, with `max_tokens` filled in.
     """
 
@@ -213,10 +212,7 @@ class Episodes:
         return pool[np.sort(np.unique(self._text_ids[pool], return_index=True)[1])[:count]]
 
     def _across_domains(self, rng: np.random.Generator, number: int) -> np.ndarray:
-        """Draws members of a class: support and queries from one visual domain, then others from other domains.
-
-        If no domain has enough members, any split of distinct members.
-        """
+        """Draws members of a class from one visual domain, then from others; from any if no domain has enough."""
         here, across = self.config.shots + self.config.queries, self.config.cross_queries
         rows = rng.permutation(self._rows[number])
         sizes = np.bincount(self._domains[rows])
@@ -262,9 +258,7 @@ def make_episodes(
     text_ids = np.unique(table.tail_ids, axis=0, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts))
     enough = sizes >= config.members
-    usable = [
-        np.flatnonzero((hierarchy.themes == theme) & fits & enough) for theme in range(hierarchy.themes.max() + 1)
-    ]
+    usable = (np.flatnonzero((hierarchy.themes == theme) & fits & enough) for theme in np.unique(hierarchy.themes))
     themes = [classes for classes in usable if len(np.unique(text_ids[classes])) >= config.texts]
     if len(themes) < config.themes:
         raise InputError(_too_small(hierarchy.themes, text_ids, fits, sizes, config))

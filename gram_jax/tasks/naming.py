@@ -38,11 +38,9 @@ def name_by_medoid(grouping: Grouping, captions: Sequence[str], text: Any, clip:
     count = len(grouping.themes)
     centroids = normalize(group_sums(grouping.classes, count, text))
     pairs = np.flatnonzero(grouping.classes >= 0)
-    nearness = np.empty(len(pairs), np.float32)
-    for begin in range(0, len(pairs), BLOCK):
-        part = pairs[begin : begin + BLOCK]
-        products = np.asarray(text[part], np.float32) * centroids[grouping.classes[part]]
-        nearness[begin : begin + BLOCK] = np.sum(products, axis=1)
+    parts = np.split(pairs, range(BLOCK, len(pairs), BLOCK))
+    rows = ((np.asarray(text[part], np.float32), centroids[grouping.classes[part]]) for part in parts)
+    nearness = np.concatenate([np.sum(own * mean, axis=1) for own, mean in rows])
     order = pairs[np.lexsort((pairs, -nearness, grouping.classes[pairs]))]
     first = order[np.searchsorted(grouping.classes[order], np.arange(count))]
     tokenizer = clip.tokenizer
@@ -81,7 +79,7 @@ def token_means(grouping: Grouping, vocabulary: Vocabulary, clip: Clip) -> np.nd
         weights = own / sizes[part, None] * np.log(theme_sizes[theme][:, None] / np.maximum(of_theme[theme], 1))
         weights *= vocabulary.informative.astype(np.float64)
         weights = np.where(weights.sum(1, keepdims=True) > 0, weights, own)
-        weights = weights / np.maximum(weights.sum(1, keepdims=True), 1e-9)
+        weights /= np.maximum(weights.sum(1, keepdims=True), 1e-9)
         lengths = weights @ np.linalg.norm(embedded, axis=1)
         rows[part] = normalize(weights @ embedded) * lengths[:, None]
     return rows

@@ -77,12 +77,7 @@ def find_vocabulary(caption_words: CaptionWords) -> Vocabulary:
 
 
 def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int = 1) -> Terms:
-    """Returns the phrases of up to `longest` words that at least `min_count` captions contain.
-
-    Example:
-      >>> count_terms(number_words([["a", "cat"], ["a", "dog"]]), longest=2).names
-      ('a', 'a cat', 'a dog', 'cat', 'dog')
-    """
+    """Returns the phrases of up to `longest` words that at least `min_count` captions contain."""
     from scipy.sparse import csr_array, hstack
 
     ids, starts, words = caption_words
@@ -97,9 +92,8 @@ def count_terms(caption_words: CaptionWords, *, longest: int = 1, min_count: int
             distinct, phrases = np.unique(longer, return_inverse=True)
             firsts, lasts = (numbers.tolist() for numbers in np.divmod(distinct, max(1, len(words))))
             texts = [f"{texts[first]} {words[last]}" for first, last in zip(firsts, lasts, strict=True)]
-        pointers = np.searchsorted(places, starts)
-        entries = (np.ones(len(places), np.float32), phrases.astype(np.int32), pointers)
-        matrix = csr_array(entries, shape=(len(pointers) - 1, len(texts)))
+        entries = (np.ones(len(places), np.float32), phrases.astype(np.int32), np.searchsorted(places, starts))
+        matrix = csr_array(entries, shape=(len(starts) - 1, len(texts)))
         matrix.sum_duplicates()
         matrix.data[:] = 1
         kept = np.flatnonzero(np.bincount(matrix.indices, minlength=len(texts)) >= min_count)

@@ -21,11 +21,10 @@ def small_clusters(
 ) -> np.ndarray:
     """Returns the small cluster of each pair, int `[pairs]`, by k-means on [text, image] features."""
     report("centroids of small clusters", 0, 0)
-
-    def rows(pairs: np.ndarray) -> np.ndarray:
-        return np.concatenate([text[pairs], image[pairs]], axis=1, dtype=np.float32)
-
-    features = LazyRows((len(text), text.shape[1] + image.shape[1]), rows)
+    features = LazyRows(
+        (len(text), text.shape[1] + image.shape[1]),
+        lambda pairs: np.concatenate([text[pairs], image[pairs]], axis=1, dtype=np.float32),
+    )
     centroids = kmeans(features, clusters, seed=seed, sample=sample)
     return assign(features, centroids, report=lambda done: report("pairs in small clusters", done, len(text)))
 
@@ -79,6 +78,5 @@ def find_themes(
 def _unit_rows(matrix: Any, weights: np.ndarray) -> Any:
     """Returns a sparse matrix of ones with weighted columns and rows of unit norm."""
     norms = np.maximum(np.sqrt(matrix @ weights**2), 1e-9)
-    scaled = matrix.copy()
-    scaled.data = weights[matrix.indices] / np.repeat(norms, np.diff(matrix.indptr))
-    return scaled
+    data = weights[matrix.indices] / np.repeat(norms, np.diff(matrix.indptr))
+    return type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -76,13 +76,12 @@ _BLOCKS: tuple[tuple[int, int, str], ...] = (
     (0x2A00, 0x2AFF, "mathematical operator"),
     (0x2B00, 0x2BFF, "geometric shape"),
 )
-_COMPILED = tuple((re.compile(rule[0]), *rule[1:]) for rule in _RULES)
 
 
 def describe(code: int, name: str) -> Character | None:
     """Splits a character's official name, in any case, into its family, its short name and a noun.
 
-    Marks, spaces, forms of letters and rare signs give None; the benchmark omits them.
+    Marks, spaces, forms of letters and rare signs, which the benchmark omits, give None.
 
     Example:
       >>> alpha = describe(0x3AC, "GREEK SMALL LETTER ALPHA WITH TONOS")
@@ -95,8 +94,8 @@ def describe(code: int, name: str) -> Character | None:
     name = name.lower()
     if re.search(r"\b(form|combining|ligature .* with|mark|tone)\b", name):
         return None
-    for pattern, family, short, noun, fit in _COMPILED:
-        if match := pattern.fullmatch(name):
+    for pattern, family, short, noun, fit in _RULES:
+        if match := re.fullmatch(pattern, name):
             groups = ["", *match.groups("")]
             return Character(code, name, family.format(*groups), short.format(*groups), noun.format(*groups), fit)
     for first, last, family in _BLOCKS:
@@ -122,12 +121,7 @@ def faces_of(code: int) -> tuple[str, ...]:
 
 @functools.cache
 def families() -> dict[str, tuple[int, ...]]:
-    """Returns the code points of each family of at least four characters, the largest family first.
-
-    Example:
-      >>> len(families()["chess piece"])
-      12
-    """
+    """Returns the code points of each family of at least four characters, the largest family first."""
     groups: dict[str, list[int]] = {}
     for character in characters().values():
         groups.setdefault(character.family, []).append(character.code)

@@ -59,19 +59,13 @@ class GlyphCorpus(tfds.core.GeneratorBasedBuilder):
         return _info(self, features, {"pairs": self.builder_config.pairs, "seed": self.builder_config.seed})
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # nothing is downloaded
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(self.builder_config.pairs):
             drawn = pair(index, self.builder_config.seed)
-            truth = {
-                "code": drawn.character.code,
-                "kind": drawn.character.family,
-                "face": drawn.appearance.face,
-                "rendering": drawn.appearance.rendering,
-                "caption_sort": drawn.sort,
-            }
+            truth = {"code": drawn.character.code, "kind": drawn.character.family, "caption_sort": drawn.sort}
+            truth |= {"face": drawn.appearance.face, "rendering": drawn.appearance.rendering}
             yield index, {"image": encode_png(drawn.image), "caption": drawn.caption, "truth": truth}
 
 
@@ -84,15 +78,12 @@ class GlyphLabeled(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         entry = catalog(self.builder_config.dataset)
-        features = {
-            "image": tfds.features.Image(**_IMAGE),
-            "label": tfds.features.ClassLabel(names=list(entry.class_names)),
-        }
+        label = tfds.features.ClassLabel(names=list(entry.class_names))
+        features = {"image": tfds.features.Image(**_IMAGE), "label": label}
         metadata = {"template": entry.template, "domain": self.builder_config.domain, "seed": self.builder_config.seed}
         return _info(self, features, metadata)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager
         return {split: self._generate_examples(split) for split in SPLIT_SIZES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -115,10 +106,7 @@ def _info(builder: Any, features: dict[str, Any], metadata: dict[str, Any]) -> t
 
 
 def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: int = 0) -> Sequence[dict[str, Any]]:
-    """Builds the corpus as a TFDS dataset unless it exists, and opens it.
-
-    Item i of the random-access data source holds `image` (uint8 `[32, 32, 3]`), `caption` (bytes) and `truth`.
-    """
+    """Builds the corpus unless it exists, and opens it; items hold `image`, uint8 `[32, 32, 3]`, `caption`, `truth`."""
     require_int("pairs", pairs)
     config = CorpusConfig(name=f"pairs_{pairs}_seed_{seed}", pairs=pairs, seed=seed)
     return _build(GlyphCorpus, config, data_dir)["train"]
@@ -127,10 +115,7 @@ def build_corpus(data_dir: str | os.PathLike[str], pairs: int = 100_000, seed: i
 def build_labeled(
     dataset: str, data_dir: str | os.PathLike[str], domain: str = "", seed: int = 0
 ) -> dict[str, Sequence[dict[str, Any]]]:
-    """Builds a labeled dataset as a TFDS dataset unless it exists, and opens it.
-
-    Items of the random-access data source of each split hold `image` (uint8 `[32, 32, 3]`) and `label`.
-    """
+    """Builds a labeled dataset unless it exists, and opens its splits; items hold `image` and `label`."""
     labeled(dataset, domain, seed)
     readable = "".join(letter if letter.isalnum() else "-" for letter in domain) or "print"
     config = LabeledConfig(name=f"{dataset}-{readable}-seed_{seed}", dataset=dataset, domain=domain, seed=seed)

@@ -61,7 +61,7 @@ def caption(
     """Returns a caption for a picture of a character, and its sort: "full", "partial", "short", "unnamed" or "wrong".
 
     At difficulty 0 the caption is the full name; at 1 it follows the rates of this module. A wrong caption names one of
-    the other characters. Some captions mention the face, the colors or the rendering.
+    the other characters.
     """
     shown = character
     if rng.random() < WRONG_RATE * difficulty:

@@ -59,7 +59,7 @@ _SELECTORS: dict[str, tuple[Callable[[Character], bool], str]] = {
     "greek_small": (_family("greek small letter", _WORD, 0x3B1, 0x3C9), "the character greek small letter {}."),
     "greek_capital": (_family("greek capital letter", _WORD, 0x391, 0x3A9), "the character greek capital letter {}."),
     "cyrillic_small": (
-        _family("cyrillic small letter", first=0x430, last=0x45F),
+        _family("cyrillic small letter", ".+", 0x430, 0x45F),
         "cyrillic small letter {}, black on white.",
     ),
     "armenian_small": (_family("armenian small letter", _WORD), "a print of armenian small letter {}."),

@@ -22,10 +22,6 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
 
     A domain is "" (corpus faces, print), a face ("serif-italic"), a rendering ("noise"), both ("serif-italic+noise"),
     or the path of a font file ("/path/to/any.ttf", "/path/to/any.ttf+noise"). The face "" means any corpus face.
-
-    Example:
-      >>> split_domain(catalog("chess"), "mono+noise")
-      ('mono', 'noise')
     """
     face, rendering = "", "print"
     for part in filter(None, domain.split("+")):
@@ -81,10 +77,9 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
     domain = "+".join("colour" if part == "color" else part for part in domain_name(domain).split("+"))
     rng = stream(f"{dataset.name}/{domain}/{split}/{label}", seed, number)
     codes = dataset.codes[label]
-    if face in faces.FACES:
-        codes = tuple(code for code in codes if face in faces_of(code))
-    elif face:
-        codes = tuple(code for code in codes if code in faces.coverage(face))
+    if face:
+        known = face in faces.FACES
+        codes = tuple(code for code in codes if (face in faces_of(code) if known else code in faces.coverage(face)))
     character = characters()[pick(rng, codes)]
     drawn_by = pick(rng, (face,) if face else corpus_faces(character.code))
     return render(character, draw_appearance(rng, drawn_by, rendering))

@@ -76,10 +76,9 @@ class FontError(InputError):
 
 @functools.cache
 def record() -> dict:
-    """Returns the shipped record of font files and characters.
+    """Returns the record `{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {...}}`.
 
-    Its format is `{"unicode": version, "fonts": {file: sha256}, "faces": [names], "characters": {hex code: [name,
-    faces]}}`; bit i of a character's integer `faces` represents the i-th name.
+    A character is `hex code: [name, faces]`; bit i of the integer `faces` represents the i-th name.
     """
     return json.loads(RECORD.read_text(encoding="utf-8"))
 

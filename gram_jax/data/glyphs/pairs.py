@@ -1,8 +1,7 @@
 """Image-text pairs of the glyph corpus; each is a pure function of its number and the seed.
 
-Pairs and labeled examples share the characters, the corpus faces and the corpus renderings. They never share a random
-draw, because the name of the stream is part of every seed. Unseen faces and unseen renderings occur in labeled examples
-only.
+Pairs and labeled examples share characters, corpus faces and corpus renderings, but no random draw, because the name of
+the stream is part of every seed. Unseen faces and unseen renderings occur in labeled examples only.
 """
 
 from __future__ import annotations
