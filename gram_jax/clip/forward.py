@@ -30,7 +30,7 @@ def encode_image(
     layer_prompts: vision.LayerPrompts | None = None,
     has_aux: bool = False,
     normalize: bool = True,
-) -> Array | tuple[Array, dict[int, Any]]:
+) -> Any:
     """Returns image features, optionally under visual prompts.
 
     With tokens x_0 = pre_norm([c, z_1, ..., z_N] + positions) and layers B_l,
@@ -67,7 +67,8 @@ def encode_image(
     validation.check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
     params = clip.params["vision"]
     if not layer_prompts:
-        features, aux = _image(params, images, prompt, config=clip.config, normalize=normalize), {}
+        aux: dict[int, Any] = {}
+        features = _image(params, images, prompt, config=clip.config, normalize=normalize)
     else:
         # The functions close over what a tuner learns, so they belong to the caller's trace and are not jitted here.
         functions = {

@@ -13,9 +13,8 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> np.ndarray:
     w_e = exp(-(e - mean)^2 / (2 std^2)) / sum_e' exp(-(e' - mean)^2 / (2 std^2)),    e = 1, ..., N
 
     Args:
-      epochs: N, at least 1.
-      mean: the epoch of the largest weight, counted from 1.
-      std: standard deviation in epochs, > 0.
+      epochs: N.
+      mean, std: the epoch of the largest weight, counted from 1, and the standard deviation in epochs.
 
     Returns:
       float64 `[epochs]`, of sum 1; `gram_jax.tuning.tune` takes them as `epoch_weights`.

@@ -63,7 +63,7 @@ class Regularizer(NamedTuple):
     """
 
     weight: float
-    function: Callable[[Any, Outputs, Array | None, Reference], Array]
+    function: Callable[[Any, Outputs, Any, Reference], Array]
     reads: tuple[str, ...] = ()
     sides: tuple[str, ...] = ("text", "image")
 
@@ -80,19 +80,13 @@ def scaled(weight: float, parts: Mapping[str, Regularizer]) -> Regularizers:
 
 def as_reference(reference: Reference | Outputs | None) -> Reference:
     """Returns a `Reference`, from one, from the `Outputs` of the frozen clip, or from None."""
-    if reference is None:
-        return Reference()
     if isinstance(reference, Reference):
         return reference
-    return Reference(reference.logits, reference.image_features, reference.text_features)
+    return Reference() if reference is None else Reference(*reference)
 
 
 def read(name: str, reference: Any, field: str, *shapes: tuple[int, ...]) -> Array:
-    """Returns a field of the reference, at least float32 if it is a float.
-
-    Raises:
-      InputError: the field is None, or its shape is none of `shapes`; without `shapes`, any shape passes.
-    """
+    """Returns a field of the reference, at least float32 if a float; InputError if it is None or of other shapes."""
     value = getattr(as_reference(reference), field)
     if value is None:
         raise InputError(f"{name} reads reference.{field}, which is None; {_REMEDY[field]}")
@@ -128,14 +122,13 @@ def weighted_mean(values: Array, weights: Array | None, axis: int | None = None)
 
 
 def mean_of_images(values: Array, reference: Reference) -> Array:
-    """Returns the mean of one value per image, `[images]`."""
-    return weighted_mean(values, reference.weights)
+    """Returns the mean of one value per image, `[images]`; a scalar, which no image changes, is returned as it is."""
+    return weighted_mean(values, reference.weights) if values.ndim else values
 
 
 def mean_of_classes(values: Array, reference: Reference) -> Array:
     """Returns the mean of one value per class, `[classes]`, or per image and class, `[images, classes]`."""
-    each = weighted_mean(values, reference.valid, axis=-1)
-    return each if each.ndim == 0 else mean_of_images(each, reference)
+    return mean_of_images(weighted_mean(values, reference.valid, axis=-1), reference)
 
 
 def valid_classes(reference: Reference, num_classes: int) -> Array:

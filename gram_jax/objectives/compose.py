@@ -49,10 +49,6 @@ def regularized(
       `Outputs` of the frozen clip, or None if no regularizer reads it; padded classes and images do not count. `parts`
       holds "cross_entropy" and the value of each regularizer, without its weight, for logs.
 
-    Raises:
-      InputError: a weight is not a finite number, a regularizer is not a function, or a name is "cross_entropy". The
-        objective raises it if a regularizer does not return a scalar or reads a field of the reference that is None.
-
     Example:
       >>> def stay_near(prompt, outputs, labels, reference):
       ...     return 1 - jnp.mean(jnp.sum(outputs.text_features * reference.text_features, axis=-1))
@@ -67,17 +63,15 @@ def regularized(
         raise InputError("the regularizer 'cross_entropy' has the name of the loss itself; give it another name")
     penalty = weighted_sum(regularizers)
 
-    def plain(outputs: Outputs, labels: Array, reference: Reference) -> Array:
-        return cross_entropy(outputs, labels, weights=reference.weights)
-
-    classify = plain if classification is None else classification
-
     def objective(
         prompt: PyTree, outputs: Outputs, labels: Array, reference: Reference | Outputs | None = None
     ) -> tuple[Array, dict[str, Array]]:
         reference = as_reference(reference)
         outputs = outputs._replace(logits=exclude(outputs.logits, reference.valid))
-        loss = classify(outputs, labels, reference)
+        if classification is None:
+            loss = cross_entropy(outputs, labels, weights=reference.weights)
+        else:
+            loss = classification(outputs, labels, reference)
         added, parts = penalty(prompt, outputs, labels, reference)
         return loss + added, {"cross_entropy": loss} | parts
 
@@ -138,9 +132,6 @@ def terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
     Returns:
       The terms, in the order of the text.
 
-    Raises:
-      InputError: a name, a weight or a setting is unknown or malformed, or a name occurs twice.
-
     Example:
       >>> terms("npt(centered=True):0.5, kgcoop")
       (Term(name='npt', weight=0.5, settings={'centered': True}), Term(name='kgcoop', weight=8.0, settings={}))
@@ -165,11 +156,10 @@ def terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
 
 def _term(text: str) -> Term:
     head, colon, number = text.rpartition(":")
-    if not colon or ")" in number:  # no colon, or one inside the settings
-        head, number = text, None
-    name, settings = parse_call(head)
+    weighted = bool(colon) and ")" not in number  # a colon may also be inside the settings
+    name, settings = parse_call(head if weighted else text)
     require_known("objective", name, (*REGISTRY.names, *CLASSIFICATION))
-    if number is None:
+    if not weighted:
         default = CLASSIFICATION[name][1] if name in CLASSIFICATION else REGISTRY.settings(name)["weight"].default
         return Term(name, default, settings)
     try:
@@ -195,7 +185,7 @@ class Combined(NamedTuple):
 
 
 def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
-    """Makes the objective that a text names: the classification loss plus weighted regularizers.
+    """Returns the objective that a text names: the classification loss plus weighted regularizers.
 
     "" is the cross-entropy alone. The numbers of "logit_adjustment" and "class_weights" are the strength and the
     exponent of `long_tailed`, which replaces the cross-entropy.
@@ -203,12 +193,6 @@ def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
     Args:
       spec: the text, see `terms`; or terms.
       tuner: the tuner that is trained; a regularizer that cannot change its prompt is an error. None: not checked.
-
-    Returns:
-      The objective.
-
-    Raises:
-      InputError: as in `terms`; or a regularizer acts only on features that no prompt of the tuner changes.
 
     Example:
       >>> objective = parse("npt(image=0.0):2,kgcoop")
@@ -230,19 +214,16 @@ def parse(spec: str | Iterable[Term], tuner: Tuner | None = None) -> Combined:
             )
         regularizers |= parts
     reads = {field for part in regularizers.values() for field in part.reads} | ({"counts"} if tail else set())
-    weights = FrozenDict({name: part.weight for name, part in regularizers.items()})
+    weights: Mapping[str, float] = FrozenDict({name: part.weight for name, part in regularizers.items()})
     loss = regularized(regularizers, classification=long_tailed(**tail) if tail else None)
     return Combined(loss, weighted_sum(regularizers), weights, frozenset(reads))
 
 
 def positive_terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
-    """Returns the terms of a text, sorted by name.
+    """Returns the terms of a text, sorted by name; raises InputError unless all weights are above 0.
 
     Args:
       spec: the text, or terms; see `terms`.
-
-    Raises:
-      InputError: as in `terms`; or a weight is not a positive number.
 
     Example:
       >>> [str(term) for term in positive_terms("npt:0.5,kgcoop")]
@@ -295,9 +276,6 @@ def batch_loss(tuner: Tuner, spec: str | Iterable[Term] = "", *, reference: str 
 
       The frozen logits that a regularizer reads are computed from these features, with the text features of its own.
 
-    Raises:
-      InputError: as in `parse` and `positive_terms`; the loss raises it if a batch lacks a field that is read.
-
     Example:
       >>> from gram_jax import tuners
       >>> from gram_jax.testing import tiny_clip
@@ -325,7 +303,7 @@ def batch_loss(tuner: Tuner, spec: str | Iterable[Term] = "", *, reference: str 
             value = jnp.zeros(())
             for name, objective in objectives.items():
                 own = _reference(name, objective, clip, batch, known)
-                value = value + objective.penalty(prompt, outputs, batch["labels"], own)[0]
+                value += objective.penalty(prompt, outputs, batch["labels"], own)[0]
             return value
 
         plain = Reference(valid=batch.get("valid"), weights=batch.get("weights"), counts=known.get("counts"))

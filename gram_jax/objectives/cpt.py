@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError, require_int
@@ -50,9 +51,7 @@ def cpt(
 
     Args:
       weight: multiplies all three.
-      simplex: weight of the first.
-      convergence: weight of the second.
-      rotation: weight of the third.
+      simplex, convergence, rotation: the weights of the terms.
 
     Returns:
       `{"cpt_simplex": ..., "cpt_convergence": ..., "cpt_rotation": ...}`, without those of weight 0. They read
@@ -73,7 +72,7 @@ def cpt(
     return scaled(weight, parts)
 
 
-def class_clusters(text_features: Array, num_clusters: int | None = None, seed: int = 0) -> np.ndarray:
+def class_clusters(text_features: ArrayLike, num_clusters: int | None = None, seed: int = 0) -> np.ndarray:
     """Returns the clusters of classes for `cpt`: k-means on the frozen text features, once before tuning.
 
     Args:
@@ -83,9 +82,6 @@ def class_clusters(text_features: Array, num_clusters: int | None = None, seed: 
 
     Returns:
       int32 `[classes]`, numbers from 0 to M - 1.
-
-    Raises:
-      InputError: there are fewer classes than clusters, or the features have another number of axes.
 
     Example:
       >>> class_clusters(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
@@ -117,15 +113,13 @@ def _simplex(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Ar
     size = jnp.sum(groups, axis=-1)
     # M, as each class is one k_m-th of its cluster.
     number = jnp.sum(jnp.where(valid, 1.0 / jnp.maximum(size, 1), 0.0))
-    each = simplex_loss(vectors, groups) / jnp.maximum(number, 1.0)
-    return each if each.ndim == 0 else mean_of_images(each, reference)
+    return mean_of_images(simplex_loss(vectors, groups) / jnp.maximum(number, 1.0), reference)
 
 
 def _convergence(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
     texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
     distance = jnp.sum((images - text_of_images(texts, labels)) ** 2, axis=-1)
-    means, present = by_class(distance, labels, texts.shape[-2], reference.weights)
-    return weighted_mean(means, present)
+    return weighted_mean(*by_class(distance, labels, texts.shape[-2], reference.weights))
 
 
 def _rotation(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:

@@ -8,6 +8,7 @@ import optax
 
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError
+from gram_jax.objectives.base import weighted_mean
 from gram_jax.tuners import Outputs
 
 
@@ -23,9 +24,6 @@ def cross_entropy(outputs: Outputs, labels: jax.Array, *, weights: jax.Array | N
 
     Returns:
       The loss, a scalar in nats, at least float32; NaN if a label is not a class.
-
-    Raises:
-      InputError: a shape does not fit, or the labels are not integers.
 
     Example:
       >>> logits = jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))
@@ -48,9 +46,4 @@ def cross_entropy(outputs: Outputs, labels: jax.Array, *, weights: jax.Array | N
     labels, logits = jnp.asarray(labels), at_least_float32(outputs.logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     losses = jnp.where((labels >= 0) & (labels < shape[1]), losses, jnp.nan)
-    if weights is None:
-        return losses.mean()
-    total = jnp.sum(weights)
-    # Padding may have any label.
-    weighted = jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights)
-    return weighted / jnp.where(total > 0, total, 1.0)
+    return weighted_mean(losses, weights)  # padding may have any label

@@ -39,10 +39,6 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
       "classes" and "images" for the tuner, "labels" int `[images]`, "guided" bool, a scalar, and "valid" bool
       `[classes]` (missing if every class counts).
 
-    Raises:
-      InputError: the tuner is another one, the weight is not a number >= 0, or there is no classifier for it; the loss
-        raises it if the classifier is for another number of classes.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> from gram_jax.tuners import dpt
@@ -83,7 +79,7 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
             )
         scores = jax.vmap(lambda own, x: linear(own["kernel"], norm(own["norm"], x)))(classifier, forward.attended)
         losses = _losses(scores, jnp.broadcast_to(labels[:, None], scores.shape[:-1]), valid)  # [layers, images, k]
-        own_class = jnp.broadcast_to((forward.selected == labels[:, None]) & forward.keep, losses.shape)
+        own_class = jnp.broadcast_to(forward.keep & (forward.selected == labels[:, None]), losses.shape)
         return total + class_weight * jnp.sum(losses * own_class) / jnp.maximum(jnp.sum(own_class), 1)
 
     return loss

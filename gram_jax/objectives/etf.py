@@ -29,9 +29,6 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None) -> np.ndarr
     Returns:
       float64 `[classes, dim]`, one vertex per row.
 
-    Raises:
-      InputError: there is no such frame.
-
     Example:
       >>> vertices = simplex_etf(3, 2)
       >>> (vertices @ vertices.T).round(6).tolist()
@@ -85,12 +82,8 @@ def simplex_loss(vectors: Array, groups: Array) -> Array:
 
         L_m = sum_{i != j in m} (<t_i, t_j> + 1 / (k_m - 1))^2 - k_m (k_m - 1) floor(k_m, d),    0 if k_m < 2
 
-    Args:
-      vectors: normalized, `[..., classes, dim]`.
-      groups: bool `[classes, classes]`, True for two classes of one group; all False for a class that does not count.
-
-    Returns:
-      `[...]`, the sum of L_m over the groups, at least 0 up to rounding.
+    The normalized vectors are `[..., classes, dim]`; the groups are bool `[classes, classes]`, True for two classes of
+    one group, all False for a class that does not count. The result `[...]` is the sum of L_m over the groups.
     """
     cosines = jnp.einsum("...id,...jd->...ij", vectors, vectors, precision="highest")
     size = jnp.sum(groups, axis=-1).astype(cosines.dtype)  # [classes], of the group of each class

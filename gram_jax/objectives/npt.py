@@ -43,9 +43,7 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered:
     mean of t_k over the images of class k.
 
     Args:
-      weight: multiplies both.
-      text: weight of the collapse of the text features.
-      image: weight of the isomorphism.
+      weight, text, image: `weight` multiplies the weights `text` and `image` of the two terms.
       centered: subtract the mean before vectors are normalized: over all classes in the first term, over the batch's
         classes in the second. CLIP's features lie in two narrow cones, one per modality; centering leaves the cones in
         place and asks for frames around their axes.
@@ -73,7 +71,7 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered:
             vectors = center(vectors, valid)
         count = jnp.sum(valid)
         each = simplex_loss(vectors, valid[:, None] & valid[None]) / jnp.maximum(count * (count - 1), 1)
-        return each if each.ndim == 0 else mean_of_images(each, reference)
+        return mean_of_images(each, reference)
 
     def isomorphism(prompt: Any, outputs: Any, labels: Array, reference: Reference) -> Array:
         texts, images = at_least_float32(outputs.text_features), at_least_float32(outputs.image_features)
@@ -83,8 +81,7 @@ def npt(weight: float = 1.0, *, text: float = 1.0, image: float = 1.0, centered:
             texts = normalize(by_class(text_of_images(texts, labels), labels, num_classes, reference.weights)[0])
         if centered:
             means, texts = center(means, present), center(texts, present)
-        distance = jnp.sum((normalize(means) - texts) ** 2, axis=-1)
-        return weighted_mean(distance, present)
+        return weighted_mean(jnp.sum((normalize(means) - texts) ** 2, axis=-1), present)
 
     parts = {"npt_text": Regularizer(text, collapse, sides=("text",)), "npt_image": Regularizer(image, isomorphism)}
     return scaled(weight, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -38,9 +39,7 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
 
     Args:
       weight: multiplies all three.
-      text: weight of the first.
-      image: weight of the second.
-      logits: weight of the third.
+      text, image, logits: the weights of the terms.
 
     Returns:
       `{"promptsrc_text": ..., "promptsrc_image": ..., "promptsrc_logits": ...}`, without those of weight 0. They read
@@ -55,12 +54,8 @@ def promptsrc(weight: float = 1.0, *, text: float = 25.0, image: float = 10.0, l
       "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", section 3.2, mutual agreement; its
       public code.
     """
-    parts = {
-        "promptsrc_text": _text("promptsrc_text", text),
-        "promptsrc_image": _image("promptsrc_image", image),
-        "promptsrc_logits": Regularizer(logits, _logits, reads=("logits",)),
-    }
-    return scaled(weight, parts)
+    parts = _distances("promptsrc", text=text, image=image)
+    return scaled(weight, parts | {"promptsrc_logits": Regularizer(logits, _logits, reads=("logits",))})
 
 
 def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) -> Regularizers:
@@ -68,8 +63,7 @@ def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) ->
 
     Args:
       weight: multiplies both.
-      text: weight of the mean absolute difference of text features.
-      image: weight of the mean absolute difference of image features.
+      text, image: the weights of the mean absolute differences of text and of image features.
 
     Returns:
       `{"prometar_text": ..., "prometar_image": ...}`, without those of weight 0. They read `reference.text_features`
@@ -82,9 +76,7 @@ def prometar(weight: float = 1.0, *, text: float = 50.0, image: float = 20.0) ->
     Reference:
       "Prompt Learning via Meta-Regularization", the weights of its public code.
     """
-    return scaled(
-        weight, {"prometar_text": _text("prometar_text", text), "prometar_image": _image("prometar_image", image)}
-    )
+    return scaled(weight, _distances("prometar", text=text, image=image))
 
 
 def textual_diversity(features: Array) -> Array:
@@ -117,22 +109,19 @@ def textual_diversity(features: Array) -> Array:
     return normalize(jnp.mean(at_least_float32(jnp.asarray(features)), axis=0))
 
 
-def _text(name: str, weight: float) -> Regularizer:
-    def text(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-        features = at_least_float32(outputs.text_features)
-        frozen = read(name, reference, "text_features", features.shape[-2:])
-        return mean_of_classes(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
+def _distances(method: str, **weights: float) -> Regularizers:
+    """Returns the mean absolute differences from the frozen features of the sides "text" and "image"."""
 
-    return Regularizer(weight, text, reads=("text_features",), sides=("text",))
+    def distance(side: str, prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
+        features = at_least_float32(getattr(outputs, f"{side}_features"))
+        frozen = read(f"{method}_{side}", reference, f"{side}_features", features.shape[-2:])
+        mean = mean_of_classes if side == "text" else mean_of_images
+        return mean(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
 
-
-def _image(name: str, weight: float) -> Regularizer:
-    def image(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:
-        features = at_least_float32(outputs.image_features)
-        frozen = read(name, reference, "image_features", features.shape)
-        return mean_of_images(jnp.mean(jnp.abs(features - frozen), axis=-1), reference)
-
-    return Regularizer(weight, image, reads=("image_features",), sides=("image",))
+    return {
+        f"{method}_{side}": Regularizer(weight, functools.partial(distance, side), (f"{side}_features",), (side,))
+        for side, weight in weights.items()
+    }
 
 
 def _logits(prompt: Any, outputs: Any, labels: Any, reference: Reference) -> Array:

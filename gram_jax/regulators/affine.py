@@ -16,23 +16,20 @@ PER = {"channel": 1, "token": 2, "layer": 3}
 
 
 def affine(per: str = "channel") -> Regulator:
-    """Scales each channel of the gradient and shifts it by a multiple of the gradient's own size.
+    """Returns a regulator that scales each channel and shifts it by a multiple of the gradient's own size.
 
     With s and b learned, 0 at initialization, and rms(g) the root mean square over the last two axes of a leaf (the
     tokens and channels of one layer or class),
 
         R(g) = (1 + s) * g + rms(g) * b.
 
-    The factor rms(g) makes R positively homogeneous, R(a g) = a R(g) for a > 0, so the meaning of b depends neither on
+    It reads no context. The factor rms(g) makes R(a g) = a R(g) for a > 0, so the meaning of b depends neither on
     the scale of the loss nor on the distance to a minimum, where g vanishes.
 
     Args:
       per: the axes that s and b have. "channel": the last axis, shared by all tokens, layers and classes; "token": the
         last two axes, shared by layers and classes; "layer": the last three axes, for deep prompts that all classes
         share (a class-specific prompt `[classes, n, width]` would get parameters per class).
-
-    Returns:
-      The regulator; it reads no context.
 
     Example:
       >>> prompt = {"context": jnp.zeros((10, 4, 8))}

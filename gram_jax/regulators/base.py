@@ -57,8 +57,7 @@ def as_optax(regulator: Regulator, phi: PyTree, context: Any = None) -> optax.Gr
     The transformation has no state, and phi stays frozen.
 
     Args:
-      regulator: the regulator.
-      phi: its parameters, from its `init` or from `gram_jax.load_meta`.
+      regulator, phi: a regulator and its parameters, from its `init` or from `gram_jax.load_meta`.
       context: the description of the task, see `Regulator`.
 
     Example:
@@ -98,13 +97,6 @@ def leafwise(
 
       init_leaf: `init_leaf(key, shape, dtype) -> parameters` of a leaf of at least one axis.
       apply_leaf: `apply_leaf(parameters, gradient, context) -> gradient`, of the same shape and dtype.
-
-    Returns:
-      The regulator. Its functions raise InputError for a prompt without leaves or with leaves that are not floats, for
-      parameters of another prompt, and for a reference gradient that is missing or unlike the gradient.
-
-    Raises:
-      InputError: the setting "reference" is not a text.
     """
     reference = settings.get("reference")
     if "reference" in settings and (not isinstance(reference, str) or not reference.strip()):
@@ -123,12 +115,12 @@ def leafwise(
                 raise InputError(f"{name}.init: prompt leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, not a float")
         keys = jax.random.split(key, len(paths))
         leaves = [init_leaf(key, _shape(leaf), _dtype(leaf)) for key, (_, leaf) in zip(keys, paths, strict=True)]
-        return structure.unflatten(leaves)
+        return jax.tree.unflatten(structure, leaves)
 
     def apply(phi: PyTree, grads: PyTree, context: PyTree = None) -> PyTree:
         paths, structure = jax.tree_util.tree_flatten_with_path(grads)
         try:
-            parameters = structure.flatten_up_to(phi)
+            parameters = structure.flatten_up_to(phi)  # type: ignore[attr-defined]  # the stub of PyTreeDef is empty
         except ValueError as error:
             raise InputError(f"phi of {name} belongs to a prompt of another structure: {error}") from error
         contexts = [context] * len(paths) if reference is None else _references(name, grads, context)
@@ -145,14 +137,19 @@ def leafwise(
                 given = jnp.reshape(given, shape).astype(dtype)
             regulated = apply_leaf(own, jnp.reshape(leaf, shape).astype(dtype), given)
             leaves.append(regulated.reshape(leaf.shape).astype(leaf.dtype))
-        return structure.unflatten(leaves)
+        return jax.tree.unflatten(structure, leaves)
 
     return Regulator(name, FrozenDict(settings), init, apply)
 
 
+def mean_over(values: Array, axes: int) -> Array:
+    """Returns the mean over the last `axes` axes, kept at length 1."""
+    return jnp.mean(values, axis=tuple(range(-min(axes, values.ndim), 0)), keepdims=True)
+
+
 def rms(values: Array, axes: int) -> Array:
     """Returns the root mean square over the last `axes` axes, kept at length 1; 0, with derivative 0, near 0."""
-    square = jnp.mean(values**2, axis=tuple(range(-min(axes, values.ndim), 0)), keepdims=True)
+    square = mean_over(values**2, axes)
     return jnp.where(square > _ZERO, jnp.sqrt(jnp.maximum(square, _ZERO)), 0.0)
 
 
@@ -177,11 +174,7 @@ def turned(gradient: Array, turn: Callable[[Array], Array]) -> Array:
 
 
 def read_vector(name: str, setting: str, length: int, context: Any) -> Array:
-    """Returns the context, a vector whose length is a setting.
-
-    Raises:
-      InputError: the context is missing or has another shape.
-    """
+    """Returns the context, a vector whose length is a setting; raises InputError if it is anything else."""
     shape = None if context is None else list(jnp.shape(context))
     if shape != [length]:
         raise InputError(f"{name} has {setting}={length}: context= must be one vector [{length}] per task, not {shape}")
@@ -198,7 +191,8 @@ def _references(name: str, grads: PyTree, context: PyTree) -> list[Array]:
     """Returns the leaves of a reference gradient, which must be like those of the gradient."""
     if context is None:
         raise InputError(f"{name} needs context=, the gradient of its reference at the same prompt, not None")
-    if jax.tree.structure(context) != jax.tree.structure(grads) or _shapes(context) != _shapes(grads):
+    alike = jax.tree.structure(context) == jax.tree.structure(grads)  # type: ignore[operator]  # stub of PyTreeDef
+    if not alike or _shapes(context) != _shapes(grads):
         raise InputError(
             f"{name} got a reference gradient of shapes {_shapes(context)} and a gradient of shapes {_shapes(grads)}; "
             "both must be gradients at the same prompt"

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = None) -> Regulator:
-    """Turns the rows of the gradient by a low-rank network, keeps their length, and mixes them with the raw ones.
+    """Returns a regulator that turns the gradient's rows by a low-rank network and mixes them with the raw ones.
 
     For each row g of a leaf (one token, width d), with unit row u = g / |g|, r = min(rank, d), c^ = c / rms(c) and the
     sigmoid function sigma,
@@ -31,9 +31,6 @@ def gated_low_rank(rank: int = 16, hidden: int = 24, context_dim: int | None = N
       rank: rank of the network.
       hidden: hidden units of the gate.
       context_dim: length of the task's context vector; None: no context, and the gate is one learned number.
-
-    Returns:
-      The regulator.
 
     Example:
       >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, gated_low_rank(rank=2)

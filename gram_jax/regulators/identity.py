@@ -6,7 +6,7 @@ from gram_jax.regulators.base import Regulator, leafwise
 
 
 def identity() -> Regulator:
-    """Returns every gradient as it is: the control without a learned regulator.
+    """Returns a regulator that changes no gradient: the control without a learned regulator.
 
         R(g) = g
 

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
-    """Multiplies each entry of the gradient by a gate between 0 and 2.
+    """Returns a regulator that multiplies each entry of the gradient by a gate between 0 and 2.
 
     For each row g_t (one token) of a leaf, with g^ = g / rms(g) over the leaf's last two axes, c^ = c / rms(c) and
     the sigmoid function sigma,
@@ -28,9 +28,6 @@ def mask(hidden: int = 16, context_dim: int | None = None) -> Regulator:
     Args:
       hidden: units of the network.
       context_dim: length of the task's context vector; None: no context.
-
-    Returns:
-      The regulator.
 
     Example:
       >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, mask(context_dim=3)

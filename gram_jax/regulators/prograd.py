@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.errors import require_number
-from gram_jax.regulators.base import Regulator, leafwise, rms, unit_rms
+from gram_jax.regulators.base import Regulator, leafwise, mean_over, rms, unit_rms
 
 Array = jax.Array
 
 
 def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator:
-    """Removes from a gradient its component against a reference gradient.
+    """Returns a regulator that removes from a gradient its component against a reference gradient.
 
     For each block of a leaf (its last two axes: the tokens and channels of one layer or class), with g the gradient of
     the task and r the reference gradient,
@@ -22,15 +22,13 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
         R(g) = g - lambda (g . r^) r^    if g . r < 0,    r^ = r / |r|
         R(g) = g                         otherwise
 
-    At lambda = 1 a step does not increase the loss of r, to first order. (GRMP-IQA removes the part that agrees.)
+    At lambda = 1 a step does not increase the loss of r, to first order. (GRMP-IQA removes the part that agrees.) R has
+    no parameters; it is exactly the identity for r = 0.
 
     Args:
       strength: lambda, >= 0.
       reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
         context, a pytree like the prompt.
-
-    Returns:
-      The regulator. It has no parameters; it is exactly the identity for a reference gradient of 0.
 
     Example:
       >>> regulator = prograd()
@@ -46,11 +44,11 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
     require_number("strength", strength, least=0)
 
     def apply_leaf(phi: dict[str, Any], gradient: Array, reference: Array) -> Array:
-        direction = unit_rms(reference, rms(reference, 2))
+        size = rms(reference, 2)
+        direction = unit_rms(reference, size)
         # The mean over a block of g r / rms(r)^2 is (g . r) / |r|^2.
-        axes = tuple(range(-min(2, gradient.ndim), 0))
-        conflict = jnp.minimum(jnp.mean(gradient * direction, axis=axes, keepdims=True), 0.0)
-        return gradient - strength * jnp.where(rms(reference, 2) > 0, conflict, 0.0) * direction
+        conflict = jnp.minimum(mean_over(gradient * direction, 2), 0.0)
+        return gradient - strength * jnp.where(size > 0, conflict, 0.0) * direction
 
     settings = {"strength": strength, "reference": reference}
     return leafwise("prograd", settings, lambda key, shape, dtype: {}, apply_leaf)

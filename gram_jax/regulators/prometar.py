@@ -17,7 +17,7 @@ PER = ("layer", "all")
 
 
 def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, reference: str = "prometar") -> Regulator:
-    """Adds a reference gradient, modulated by a linear network of both gradients.
+    """Returns a regulator that adds a reference gradient, modulated by a linear network of both gradients.
 
     For each block of a leaf (its last two axes: n tokens of width d), with g the gradient of the task, r the reference
     gradient, vec flattening a block, and every output of the network shared by `rate` neighboring entries,
@@ -26,7 +26,7 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         R(g)  = g + gamma * r
 
     W_1 and W_2 are initialized like PyTorch's linear layers, U(-1 / sqrt(inputs), 1 / sqrt(inputs)), so gamma is near
-    1/2. Gradients are small numbers: without `normalized` they hardly change the gate.
+    1/2. Gradients are small numbers: without `normalized` they hardly change the gate. R is the identity for r = 0.
 
     Args:
       rate: entries that share a gate.
@@ -36,9 +36,6 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         reference is scaled too. Published: False.
       reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
         context, a pytree like the prompt.
-
-    Returns:
-      The regulator. It is exactly the identity for a reference gradient of 0, whatever its parameters.
 
     Example:
       >>> regulator, prompt = prometar(), {"context": jnp.zeros((2, 4))}
@@ -60,9 +57,10 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         gates = -(-size // rate)
         own = shape[:-2] if per == "layer" else ()
         inner, outer = jax.random.split(key)
+        shapes = {"inner": (inner, 2 * size), "outer": (outer, gates)}
         return {
-            "inner": _linear(inner, (*own, 2 * size, gates), dtype),
-            "outer": _linear(outer, (*own, gates, gates), dtype),
+            name: jax.random.uniform(own_key, (*own, inputs, gates), dtype, -(inputs**-0.5), inputs**-0.5)
+            for name, (own_key, inputs) in shapes.items()
         }
 
     def apply_leaf(phi: dict[str, Array], gradient: Array, reference: Array) -> Array:
@@ -78,8 +76,3 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
 
     settings = {"rate": rate, "per": per, "normalized": normalized, "reference": reference}
     return leafwise("prometar", settings, init_leaf, apply_leaf)
-
-
-def _linear(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    bound = shape[-2] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
-    """Turns the rows of the gradient and scales their channels, each by a mixture over the prototypes.
+    """Returns a regulator that turns the gradient's rows and scales their channels, by mixtures over the prototypes.
 
     The context is the relation w of the task to P prototypes, `[P]`, from `meta.relation`: positive, sum 1. For each
     row g of a leaf (one token, width d), with unit row u = g / |g| and r = min(rank, d),
@@ -31,9 +31,6 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
       prototypes: P, e.g. `len(meta.structure.prototypes)` of a `Meta`; required.
       rank: rank of each U.
 
-    Returns:
-      The regulator.
-
     Example:
       >>> prompt, regulator = {"context": jnp.zeros((4, 8))}, structured(prototypes=3)
       >>> phi = regulator.init(jax.random.key(0), prompt)
@@ -45,6 +42,7 @@ def structured(prototypes: int | None = None, rank: int = 4) -> Regulator:
       prototypes of the hierarchy, but its formula is not public. The turn is that of `gated_low_rank`.
     """
     require_int("prototypes", prototypes)
+    assert prototypes is not None  # checked just now
     require_int("rank", rank)
 
     def init_leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:

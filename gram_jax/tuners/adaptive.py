@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ Array = jax.Array
 
 
 def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
-    """Adaptive prompt tuning: a cross-attention layer from class texts to image patches, on top of two frozen towers.
+    """Returns the tuner of adaptive prompt tuning: cross-attention from class texts to image patches, both frozen.
 
     With the frozen text features w_k of the classes and the frozen patches z_bp of image b in the joint space,
 
@@ -35,9 +36,6 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
       width: d; None: the clip's `embed_dim`.
       dropout: probability that an attention weight is dropped, in [0, 1).
 
-    Returns:
-      The tuner.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(), adaptive(width=8)
@@ -54,19 +52,14 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
     if width is not None:
         require_int("width", width)
     require_number("dropout", dropout, least=0, below=1)
-    dropout = float(dropout)
+    settings: dict[str, Any] = {"width": width, "dropout": float(dropout)}
 
     def init(key: Array, clip: Clip, classes: Classes | Array | None) -> Prompt:
         embed_dim = clip.config.embed_dim
         inner = embed_dim if width is None else width
-        query_key, key_key, value_key = jax.random.split(key, 3)
-        bound = embed_dim**-0.5
-        return {
-            "query": uniform(query_key, bound, embed_dim, inner),
-            "key": uniform(key_key, bound, embed_dim, inner),
-            "value": uniform(value_key, bound, embed_dim, inner),
-            "out": jnp.zeros((inner, embed_dim), jnp.float32),
-        }
+        keys = dict(zip(("query", "key", "value"), jax.random.split(key, 3), strict=True))
+        layers = {name: uniform(own, embed_dim**-0.5, embed_dim, inner) for name, own in keys.items()}
+        return {**layers, "out": jnp.zeros((inner, embed_dim), jnp.float32)}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes | Array, images: Array, key: Array | None = None) -> Outputs:
         words = frozen_text_features(clip, classes)
@@ -81,5 +74,4 @@ def adaptive(width: int | None = None, dropout: float = 0.1) -> Tuner:
         texts = words + linear(prompt["out"], seen)
         return make_outputs(clip, features, texts / jnp.linalg.norm(texts, axis=-1, keepdims=True))
 
-    settings = FrozenDict({"width": width, "dropout": dropout})
-    return Tuner("adaptive", settings, init, apply, needs_pixels=True, needs_names=False, changes=TEXT)
+    return Tuner("adaptive", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=False, changes=TEXT)

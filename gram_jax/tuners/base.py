@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,8 +38,7 @@ class Outputs(NamedTuple):
 class Tuner(NamedTuple):
     """A prompt-tuning method: two pure functions, and the settings that they were made with.
 
-    A factory raises InputError for an invalid setting. `init` raises it if the prompt does not fit the clip: more
-    layers than a transformer has, words with another number of tokens, or context and class names that are too long.
+    `init` raises InputError if the prompt does not fit the clip, e.g. if context and class names are too long.
 
     Attributes:
       name: the method's name; `make(name, **settings)` makes the tuner again.
@@ -66,7 +66,7 @@ class Tuner(NamedTuple):
     name: str
     settings: Mapping[str, Any]
     init: Callable[[Array, Clip, Classes | None], Prompt]
-    apply: Callable[[Prompt, Clip, Classes | Array, Array], Outputs]
+    apply: Callable[[Prompt, Clip, Any, Array], Outputs]
     needs_pixels: bool
     needs_names: bool
     changes: frozenset[str] = TEXT | IMAGE
@@ -83,12 +83,6 @@ def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outpu
         normalized, e.g. the mean over many templates.
       images: `[images, size, size, channels]`, or image features `[images, embed_dim]`, normalized.
 
-    Returns:
-      The outputs.
-
-    Raises:
-      InputError: a shape does not fit.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip = tiny_clip()
@@ -104,22 +98,17 @@ def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outpu
 
 def make_outputs(clip: Clip, image_features: Array, text_features: Array) -> Outputs:
     """Combines the features of both sides under the clip's frozen scale."""
-    scores = logits(image_features, text_features, clip.params["logit_scale"])
-    return Outputs(scores, image_features, text_features)
+    return Outputs(logits(image_features, text_features, clip.params["logit_scale"]), image_features, text_features)
 
 
 def frozen_image_features(clip: Clip, images: Array) -> Array:
     """Returns the features `[images, embed_dim]` of images without a prompt; features are returned as they are."""
-    if jnp.ndim(images) != 2:
-        return encode_image(clip, images)
-    return _features("image", images, clip)
+    return encode_image(clip, images) if jnp.ndim(images) != 2 else _features("image", images, clip)
 
 
 def frozen_text_features(clip: Clip, classes: Classes | Array) -> Array:
     """Returns the features `[classes, embed_dim]` of classes without a prompt; features are returned as they are."""
-    if isinstance(classes, Classes):
-        return encode_classes(clip, classes)
-    return _features("text", classes, clip)
+    return encode_classes(clip, classes) if isinstance(classes, Classes) else _features("text", classes, clip)
 
 
 def _features(side: str, features: Array, clip: Clip) -> Array:
@@ -129,10 +118,9 @@ def _features(side: str, features: Array, clip: Clip) -> Array:
     return jnp.asarray(features)
 
 
-def text_features(clip: Clip, classes: Classes, prompt: TextPrompt, **options: Any) -> Array:
-    """Returns the features `[classes, embed_dim]` of class names under a text prompt; options as `encode_classes`."""
-    check_names(classes)
-    return encode_classes(clip, classes, prompt, **options)
+def text_features(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
+    """Returns the features `[classes, embed_dim]` of class names under a text prompt."""
+    return encode_classes(clip, check_names(classes), prompt)
 
 
 def random_vectors(key: Array, *shape: int) -> Array:
@@ -140,7 +128,8 @@ def random_vectors(key: Array, *shape: int) -> Array:
     return INIT_STD * jax.random.normal(key, shape, jnp.float32)
 
 
-class Words(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Words:
     """The initialization of a text context: a number of tokens, and words or None for random vectors."""
 
     setting: str  # the name of the setting `count`
@@ -149,11 +138,7 @@ class Words(NamedTuple):
 
 
 def words_setting(setting: str, count: int | None, text: str | None) -> Words:
-    """Checks the settings of a context; without a number and words it has 4 tokens.
-
-    Raises:
-      InputError: names the setting and its value.
-    """
+    """Checks the settings of a context; without a number and words it has 4 tokens."""
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise InputError(f"init_text={text!r}: it must be words, or None for a random initialization")
     if count is not None:
@@ -170,6 +155,7 @@ def context_vectors(words: Words, key: Array, clip: Clip, *axes: int, spare: boo
     even if they are more than `words.count`; otherwise another number of tokens is an InputError.
     """
     if words.text is None:
+        assert words.count is not None  # see `words_setting`
         return random_vectors(key, *axes, words.count, clip.config.text.width)
     vectors = word_vectors(words, clip, spare)
     return jnp.broadcast_to(vectors, (*axes, *vectors.shape))
@@ -177,32 +163,33 @@ def context_vectors(words: Words, key: Array, clip: Clip, *axes: int, spare: boo
 
 def word_vectors(words: Words, clip: Clip, spare: bool = False) -> Array:
     """Returns the token embeddings of the words, float32 `[tokens, width]`; see `context_vectors`."""
-    setting, count, text = words
+    count, text = words.count, words.text
+    assert text is not None
     tokens = clip.tokenize([text])[0, 1:-1]
     if not len(tokens):
         raise InputError(f"init_text={text!r} has no tokens for this clip; give words, or None")
     if count is not None and (len(tokens) < count or (len(tokens) > count and not spare)):
         raise InputError(
-            f"init_text={text!r} has {len(tokens)} tokens for this clip, but {setting}={count}; change the words, or "
-            f"set {setting}=None to use all of their tokens"
+            f"init_text={text!r} has {len(tokens)} tokens for this clip, but {words.setting}={count}; change the "
+            f"words, or set {words.setting}=None to use all of their tokens"
         )
-    return embed_tokens(clip, tokens).astype(jnp.float32)
+    return embed_tokens(clip, jnp.asarray(tokens)).astype(jnp.float32)
 
 
 def check_room(clip: Clip, context: Array, classes: Classes | None) -> None:
     """Raises InputError if a context and the class names are too long for the text transformer; None passes."""
     if classes is not None:
-        check_names(classes)
-        check_text_prompt(TextPrompt(context), clip.config.text, jnp.shape(classes.tail_ids))
+        check_text_prompt(TextPrompt(context), clip.config.text, jnp.shape(check_names(classes).tail_ids))
 
 
-def check_names(classes: Any) -> None:
-    """Raises InputError unless classes are class names as tokens."""
+def check_names(classes: Any) -> Classes:
+    """Returns class names as tokens; raises InputError if they are anything else."""
     if not isinstance(classes, Classes):
         raise InputError(
             f"this tuner puts its prompt around class names: classes must come from clip.class_tokens, not "
             f"{type(classes).__name__}"
         )
+    return classes
 
 
 def check_depth(depth: int, layers: Mapping[str, int], setting: str = "depth") -> None:

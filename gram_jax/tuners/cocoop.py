@@ -25,12 +25,9 @@ from gram_jax.tuners.networks import dense, dense_init
 
 
 def cocoop(
-    num_tokens: int | None = None,
-    init_text: str | None = "a photo of a",
-    hidden: int | None = None,
-    chunk: int = 4,
+    num_tokens: int | None = None, init_text: str | None = "a photo of a", hidden: int | None = None, chunk: int = 4
 ) -> Tuner:
-    """Conditional context optimization: a small network of the image feature shifts all context vectors alike.
+    """Returns the tuner of conditional context optimization: a network of the image feature shifts the whole context.
 
     With context v_1, ..., v_n, E the frozen token embedding and f_b the normalized feature of image b,
 
@@ -48,9 +45,6 @@ def cocoop(
       init_text: words whose token embeddings initialize the context. None: N(0, 0.02^2).
       hidden: hidden units of the network; None: a sixteenth of the clip's `embed_dim`.
       chunk: images whose texts run together; fewer need less memory, more are faster.
-
-    Returns:
-      The tuner.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -75,16 +69,12 @@ def cocoop(
         check_room(clip, context, classes)
         embed_dim = clip.config.embed_dim
         units = max(1, embed_dim // 16) if hidden is None else hidden
-        network = {
-            "hidden": dense_init(hidden_key, embed_dim, units),
-            "out": dense_init(out_key, units, clip.config.text.width),
-        }
-        return {"context": context, "network": network}
+        out = dense_init(out_key, units, clip.config.text.width)
+        return {"context": context, "network": {"hidden": dense_init(hidden_key, embed_dim, units), "out": out}}
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
         check_names(classes)
-        features = frozen_image_features(clip, images)
-        network = prompt["network"]
+        features, network = frozen_image_features(clip, images), prompt["network"]
         shift = dense(network["out"], jax.nn.relu(dense(network["hidden"], features)))  # [images, width]
         contexts = prompt["context"] + shift[:, None]  # [images, n, width]
         return make_outputs(clip, features, _text_features(clip, classes, contexts, chunk=chunk))

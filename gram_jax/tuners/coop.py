@@ -24,12 +24,9 @@ from gram_jax.tuners.base import (
 
 
 def coop(
-    num_tokens: int | None = None,
-    init_text: str | None = None,
-    position: str = "end",
-    class_specific: bool = False,
+    num_tokens: int | None = None, init_text: str | None = None, position: str = "end", class_specific: bool = False
 ) -> Tuner:
-    """Context optimization: the words around a class name become free vectors.
+    """Returns the tuner of context optimization: the words around a class name become free vectors.
 
     With context v_1, ..., v_n and E the frozen token embedding,
 
@@ -45,9 +42,6 @@ def coop(
       position: the place of the class name: "end" (after the context), "middle" or "front".
       class_specific: one context per class. Such a prompt belongs to one class list.
 
-    Returns:
-      The tuner.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(), coop(init_text="a photo of a")
@@ -61,18 +55,11 @@ def coop(
     require_known("position", position, CLASS_POSITIONS)
     require_bool("class_specific", class_specific)
     words = words_setting("num_tokens", num_tokens, init_text)
-    settings = {
-        "num_tokens": words.count,
-        "init_text": init_text,
-        "position": position,
-        "class_specific": class_specific,
-    }
+    context = {"num_tokens": words.count, "init_text": init_text}
+    settings = {**context, "position": position, "class_specific": class_specific}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        axes = ()
-        if class_specific:
-            check_names(classes)
-            axes = (len(classes.tail_ids),)
+        axes = [len(check_names(classes).tail_ids)] if class_specific else []
         context = context_vectors(words, key, clip, *axes)
         check_room(clip, context, classes)
         return {"context": context}

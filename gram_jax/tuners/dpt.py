@@ -40,7 +40,7 @@ class DptOutputs(NamedTuple):
 
     Attributes:
       outputs: the outputs of the tuner's `apply`.
-      frozen: the outputs without a prompt; None without class-aware layers.
+      frozen: the outputs without a prompt; this and the rest are None without class-aware layers.
       selected: int `[images, c]`, the most likely classes of each image without a prompt, the most likely one first.
       keep: bool `[images, c]`, False if there are fewer classes than that.
       attended: `[layers, images, c, vision width]`, the attention output of each class, per class-aware layer.
@@ -48,9 +48,9 @@ class DptOutputs(NamedTuple):
 
     outputs: Outputs
     frozen: Outputs | None
-    selected: Array | None
-    keep: Array | None
-    attended: Array | None
+    selected: Any
+    keep: Any
+    attended: Any
 
 
 def dpt(
@@ -62,7 +62,7 @@ def dpt(
     position: str = "end",
     class_specific: bool = False,
 ) -> Tuner:
-    """Dual-modality prompt tuning with class-aware visual prompts in the top layers.
+    """Returns the tuner of dual-modality prompt tuning, with class-aware visual prompts in the top layers.
 
     The text side is CoOp's. The lower L - T of the vision transformer's L layers read [c, patches, P_l] with m learned
     tokens each. Each of the upper T layers reads [c, patches, Q], with Q computed by that layer for each image: with
@@ -84,17 +84,12 @@ def dpt(
 
     Args:
       num_text: n. None: the number of tokens of `init_text`, or 4 without it.
-      num_visual: m.
-      num_classes: k.
-      class_layers: T.
+      num_visual, num_classes, class_layers: m, k and T.
       init_text: words whose first n token embeddings initialize the context; the others remain, frozen, after it. None:
         N(0, 0.02^2).
       position: the place of the class name: "end" (after the context), "middle" or "front".
       class_specific: also learn the classifier of class prompts, as published. Such a prompt is trained on one class
         list, but can be applied to any.
-
-    Returns:
-      The tuner.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -115,17 +110,9 @@ def dpt(
     require_bool("class_specific", class_specific)
     if class_specific and not class_layers:
         raise InputError("class_specific=True needs class_layers of at least 1: it classifies their prompts")
-    settings = FrozenDict(
-        {
-            "num_text": words.count,
-            "num_visual": num_visual,
-            "num_classes": num_classes,
-            "class_layers": class_layers,
-            "init_text": init_text,
-            "position": position,
-            "class_specific": class_specific,
-        }
-    )
+    sizes = {"num_visual": num_visual, "num_classes": num_classes, "class_layers": class_layers}
+    others = {"init_text": init_text, "position": position, "class_specific": class_specific}
+    settings: Mapping[str, Any] = FrozenDict({"num_text": words.count, **sizes, **others})
 
     def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
         layers, width = clip.config.vision.layers, clip.config.vision.width
@@ -137,8 +124,8 @@ def dpt(
         if class_layers:
             prompt["class_aware"] = _class_aware_init(aware_key, class_layers, clip.config.embed_dim, width)
         if class_specific:
-            check_names(classes)
-            kernel = uniform(classifier_key, width**-0.5, class_layers, width, len(classes.tail_ids))
+            count = len(check_names(classes).tail_ids)
+            kernel = uniform(classifier_key, width**-0.5, class_layers, width, count)
             prompt["classifier"] = {"norm": norm_init(width, class_layers), "kernel": kernel}
         return prompt
 
@@ -149,18 +136,7 @@ def dpt(
 
 
 def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> DptOutputs:
-    """Runs the forward pass of `dpt` and returns all of its results.
-
-    Args:
-      settings: those of the tuner.
-      prompt: its prompt.
-      clip: the frozen clip.
-      classes: class names of `clip.class_tokens`.
-      images: `[images, size, size, channels]`.
-
-    Raises:
-      InputError: a shape does not fit.
-    """
+    """Runs the forward pass of a `dpt` with these settings and returns all of its results."""
     check_names(classes)
     return _forward(prompt, clip, classes, images, settings=settings)
 
@@ -176,7 +152,6 @@ def _forward(prompt: Prompt, clip: Clip, classes: Classes, images: Array, *, set
     upper = range(layers - settings["class_layers"], layers)
     if not upper:
         return DptOutputs(make_outputs(clip, encode_image(clip, images, visual), unit_texts), None, None, None, None)
-
     frozen = frozen_outputs(clip, classes, images)
     scores = jnp.where(_repetitions(classes), -jnp.inf, frozen.logits)
     best, selected = jax.lax.top_k(scores, min(settings["num_classes"], scores.shape[1]))
@@ -219,14 +194,10 @@ def _repetitions(classes: Classes) -> Array:
 
 def _class_aware_init(key: Array, layers: int, embed_dim: int, width: int) -> Prompt:
     dense_key, query_key, key_key, value_key, tokens_key = jax.random.split(key, 5)
-    bound = width**-0.5
+    attention = {"query": (query_key, _QUERY_WIDTH), "key": (key_key, _QUERY_WIDTH), "value": (value_key, width)}
     return {
         "query": dense_init(dense_key, embed_dim, width, layers),
-        "attention": {
-            "query": uniform(query_key, bound, layers, width, _QUERY_WIDTH),
-            "key": uniform(key_key, bound, layers, width, _QUERY_WIDTH),
-            "value": uniform(value_key, bound, layers, width, width),
-        },
+        "attention": {name: uniform(own, width**-0.5, layers, width, out) for name, (own, out) in attention.items()},
         "tokens": random_vectors(tokens_key, layers, _OWN_TOKENS, width),
         "norm": norm_init(width, layers),
     }

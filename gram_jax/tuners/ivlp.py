@@ -21,7 +21,7 @@ def ivlp(
     position: str = "end",
     placement: str = "before_norm",
 ) -> Tuner:
-    """Independent vision-language prompting: both transformers get deep prompts that share nothing.
+    """Returns the tuner of independent vision-language prompting: deep prompts in both transformers that share nothing.
 
     Layer l < D of the text transformer reads [SOS] V_l name . [EOS], layer l < D of the vision transformer reads
     [c, patches, P_l]; later layers read the outputs at the places of V_{D-1} and P_{D-1}. This is the tuner of UNIGRAM
@@ -39,16 +39,6 @@ def ivlp(
       position: the place of the class name: "end" (after the context), "middle" or "front".
       placement: the place of the visual tokens; see `VisualPrompt`.
 
-    Returns:
-      The tuner.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, tuner = tiny_clip(), ivlp(num_visual=2, depth=3)
-      >>> prompt = tuner.init(jax.random.key(0), clip, None)
-      >>> prompt["text"]["deep"].shape == (2, 4, clip.config.text.width)
-      True
-
     Reference:
       "MaPLe: Multi-modal Prompt Learning", section 4.2 ("independent V-L prompting"), and "Self-regulating Prompts:
       Foundational Model Adaptation without Forgetting" (PromptSRC), section 3.1. The words that remain frozen are as in
@@ -59,14 +49,8 @@ def ivlp(
     words = words_setting("num_text", num_text, init_text)
     require_int("num_visual", num_visual)
     require_int("depth", depth)
-    settings = {
-        "num_text": words.count,
-        "num_visual": num_visual,
-        "depth": depth,
-        "init_text": init_text,
-        "position": position,
-        "placement": placement,
-    }
+    sizes = {"num_text": words.count, "num_visual": num_visual, "depth": depth}
+    settings = {**sizes, "init_text": init_text, "position": position, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})

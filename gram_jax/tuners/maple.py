@@ -14,12 +14,9 @@ from gram_jax.tuners.text_deep import text_init, text_prompt
 
 
 def maple(
-    num_tokens: int | None = 2,
-    depth: int = 9,
-    init_text: str | None = "a photo of a",
-    placement: str = "before_norm",
+    num_tokens: int | None = 2, depth: int = 9, init_text: str | None = "a photo of a", placement: str = "before_norm"
 ) -> Tuner:
-    """Multi-modal prompt learning: the visual prompts are linear functions of the text prompts.
+    """Returns the tuner of multi-modal prompt learning: the visual prompts are linear functions of the text prompts.
 
     Layer l < D of the text transformer reads [SOS] V_l name . [EOS], layer l < D of the vision transformer reads
     [c, patches, F_l(V_l)], with
@@ -39,9 +36,6 @@ def maple(
       init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
         N(0, 0.02^2).
       placement: the place of the visual tokens; see `VisualPrompt`.
-
-    Returns:
-      The tuner.
 
     Example:
       >>> from gram_jax.testing import tiny_clip

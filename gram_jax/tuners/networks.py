@@ -18,10 +18,9 @@ def dense_init(key: Array, fan_in: int, fan_out: int, *stack: int) -> Params:
     Returns `{"kernel": [*stack, fan_in, fan_out], "bias": [*stack, fan_out]}`, float32.
     """
     kernel_key, bias_key = jax.random.split(key)
-    return {
-        "kernel": uniform(kernel_key, fan_in**-0.5, *stack, fan_in, fan_out),
-        "bias": uniform(bias_key, fan_in**-0.5, *stack, fan_out),
-    }
+    bound = fan_in**-0.5
+    kernel = uniform(kernel_key, bound, *stack, fan_in, fan_out)
+    return {"kernel": kernel, "bias": uniform(bias_key, bound, *stack, fan_out)}
 
 
 def uniform(key: Array, bound: float, *shape: int) -> Array:
@@ -51,4 +50,4 @@ def norm(params: Params, x: Array) -> Array:
       >>> norm(norm_init(2), jnp.array([1.0, 3.0])).round(3).tolist()
       [-1.0, 1.0]
     """
-    return layer_norm(NORM_EPS).apply({"params": params}, x)
+    return jnp.asarray(layer_norm(NORM_EPS).apply({"params": params}, x))

@@ -28,12 +28,9 @@ from gram_jax.tuners.base import (
 
 
 def text_deep(
-    num_tokens: int | None = None,
-    depth: int = 12,
-    init_text: str | None = "a photo of a",
-    position: str = "end",
+    num_tokens: int | None = None, depth: int = 12, init_text: str | None = "a photo of a", position: str = "end"
 ) -> Tuner:
-    """Deep language prompting: CoOp's context, replaced by new vectors before each of the next layers.
+    """Returns the tuner of deep language prompting: CoOp's context, replaced before each of the next layers.
 
     Layer l < D of the text transformer reads [SOS] V_l name . [EOS] with n vectors V_l; later layers read the outputs
     at the places of V_{D-1}. Depth 1 is CoOp.
@@ -48,16 +45,6 @@ def text_deep(
         N(0, 0.02^2).
       position: the place of the class name: "end" (after the context), "middle" or "front".
 
-    Returns:
-      The tuner.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, tuner = tiny_clip(text_layers=3), text_deep(depth=3)
-      >>> prompt = tuner.init(jax.random.key(0), clip, None)
-      >>> prompt["deep"].shape == (2, 4, clip.config.text.width)
-      True
-
     Reference:
       "MaPLe: Multi-modal Prompt Learning", section 4.2 ("deep language prompting"); the defaults are those of its
       public code.
@@ -68,7 +55,8 @@ def text_deep(
     settings = {"num_tokens": words.count, "depth": depth, "init_text": init_text, "position": position}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        return text_init(words, *jax.random.split(key), clip, classes, depth)
+        context_key, deep_key = jax.random.split(key)
+        return text_init(words, context_key, deep_key, clip, classes, depth)
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
         texts = text_features(clip, classes, text_prompt(words, prompt, clip, position))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,7 @@ def upt(
     position: str = "middle",
     placement: str = "after_class",
 ) -> Tuner:
-    """Unified prompt tuning: one small transformer layer mixes the text and the visual prompts.
+    """Returns the tuner of unified prompt tuning: one small transformer layer mixes the text and the visual prompts.
 
     With n text vectors A, m visual vectors V_l for each of the first D layers, and dense layers down_T, down_V to the
     small width and up_T, up_V back,
@@ -59,9 +61,6 @@ def upt(
       position: the place of the class name: "end" (after the context), "middle" or "front".
       placement: the place of the visual tokens; see `VisualPrompt`.
 
-    Returns:
-      The tuner.
-
     Example:
       >>> from gram_jax.testing import tiny_clip
       >>> clip, tuner = tiny_clip(vision_layers=3), upt(num_visual=2, depth=3, width=8)
@@ -75,31 +74,27 @@ def upt(
     """
     require_known("position", position, CLASS_POSITIONS)
     require_known("placement", placement, PLACEMENTS)
-    settings = {"num_text": num_text, "num_visual": num_visual, "depth": depth, "width": width}
-    for name, value in settings.items():
+    sizes = {"num_text": num_text, "num_visual": num_visual, "depth": depth, "width": width}
+    for name, value in sizes.items():
         require_int(name, value)
-    settings |= {"position": position, "placement": placement}
+    settings: Mapping[str, Any] = FrozenDict({**sizes, "position": position, "placement": placement})
     block = Block(heads=1, mlp_width=_GROWTH * width, activation="quick_gelu", norm_eps=NORM_EPS)
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, {"vision": clip.config.vision.layers})
-        text_width, vision = clip.config.text.width, clip.config.vision
+        vision, sides = clip.config.vision, (("text", clip.config.text.width), ("visual", clip.config.vision.width))
         context_key, tokens_key, block_key, *dense_keys = jax.random.split(key, 7)
-        context = random_vectors(context_key, num_text, text_width)
+        context = random_vectors(context_key, num_text, clip.config.text.width)
         check_room(clip, context, classes)
         bound = math.sqrt(6 / (3 * vision.patch_size**2 + vision.width))
         return {
             "context": context,
             "tokens": uniform(tokens_key, bound, depth, num_visual, vision.width),
             "down": {
-                "text": dense_init(dense_keys[0], text_width, width),
-                "visual": dense_init(dense_keys[1], vision.width, width),
+                side: dense_init(key, wide, width) for (side, wide), key in zip(sides, dense_keys[:2], strict=True)
             },
             "block": _block_init(block_key, width),
-            "up": {
-                "text": dense_init(dense_keys[2], width, text_width),
-                "visual": dense_init(dense_keys[3], width, vision.width),
-            },
+            "up": {side: dense_init(key, width, wide) for (side, wide), key in zip(sides, dense_keys[2:], strict=True)},
         }
 
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: jax.Array) -> Outputs:
@@ -113,29 +108,22 @@ def upt(
         texts = text_features(clip, classes, TextPrompt(context, class_position=position))
         return make_outputs(clip, encode_image(clip, images, visual), texts)
 
-    return Tuner("upt", FrozenDict(settings), init, apply, needs_pixels=True, needs_names=True)
+    return Tuner("upt", settings, init, apply, needs_pixels=True, needs_names=True)
 
 
 def _block_init(key: jax.Array, width: int) -> Prompt:
     """Returns a layer of CLIP's transformers as PyTorch initializes it."""
-    query_key, key_key, value_key, out_key, up_key, down_key = jax.random.split(key, 6)
+    *attention_keys, up_key, down_key = jax.random.split(key, 6)
     # In PyTorch, queries, keys and values are one matrix [width, 3 width], drawn by Glorot's rule.
     bound = math.sqrt(6 / (width + 3 * width))
-
-    def attention(key: jax.Array, bound: float) -> Prompt:
-        return {"kernel": uniform(key, bound, width, width), "bias": jnp.zeros(width, jnp.float32)}
-
+    bounds = {"query": bound, "key": bound, "value": bound, "out": width**-0.5}
+    attention = {
+        name: {"kernel": uniform(own, bounds[name], width, width), "bias": jnp.zeros(width, jnp.float32)}
+        for name, own in zip(bounds, attention_keys, strict=True)
+    }
     return {
         "norm_1": norm_init(width),
-        "attention": {
-            "query": attention(query_key, bound),
-            "key": attention(key_key, bound),
-            "value": attention(value_key, bound),
-            "out": attention(out_key, width**-0.5),
-        },
+        "attention": attention,
         "norm_2": norm_init(width),
-        "mlp": {
-            "up": dense_init(up_key, width, _GROWTH * width),
-            "down": dense_init(down_key, _GROWTH * width, width),
-        },
+        "mlp": {"up": dense_init(up_key, width, _GROWTH * width), "down": dense_init(down_key, _GROWTH * width, width)},
     }

@@ -21,7 +21,7 @@ from gram_jax.tuners.base import (
 
 
 def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> Tuner:
-    """Visual prompt tuning: free tokens join the patches of every image.
+    """Returns the tuner of visual prompt tuning: free tokens join the patches of every image.
 
     With tokens P_0, ..., P_{D-1} of n vectors each, layer l < D of the vision transformer reads [c, patches, P_l];
     later layers read the outputs at the places of P_{D-1}. Depth 1 is VPT-shallow, more is VPT-deep.
@@ -33,9 +33,6 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
       num_tokens: n.
       depth: D, the number of layers with tokens of their own, the first one included.
       placement: "before_norm" (MaPLe, PromptSRC), "after_norm" (DPT) or "after_class" (UPT); see `VisualPrompt`.
-
-    Returns:
-      The tuner.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
