@@ -27,11 +27,7 @@ class Opened(NamedTuple):
 
 
 def open_datasets(settings: Settings) -> dict[str, Opened]:
-    """Opens every dataset that is tuned on and its targets; returns them by name.
-
-    Raises:
-      InputError: a dataset cannot be opened, has one class or the name of another, or a protocol has no target.
-    """
+    """Opens every dataset that is tuned on and its targets; returns them by name."""
     loaded: dict[str, Dataset] = {}
     texts: dict[str, str] = {}
 
@@ -105,11 +101,8 @@ def shifted(text: str, domain: str) -> list[str]:
 
 def all_datasets(opened: Mapping[str, Opened]) -> Iterator[Dataset]:
     """Yields every dataset that is tuned on or tested, once."""
-    by_name = {}
-    for dataset, targets in opened.values():
-        for each in (dataset, *(target for group in targets.values() for target in group.values())):
-            by_name[each.name] = each
-    yield from by_name.values()
+    groups = ((own, *group.values()) for own, targets in opened.values() for group in targets.values())
+    yield from {each.name: each for group in groups for each in group}.values()
 
 
 def about(opened: Mapping[str, Opened]) -> dict[str, Any]:

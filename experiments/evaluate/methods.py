@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -58,13 +59,11 @@ def choose_tuner(settings: Settings) -> Tuner:
 def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], LoadedMeta | None]:
     """Returns the methods in the order in which they are measured, and the meta checkpoint."""
     checkpoint = load_checkpoint(settings.meta, tuner, clip) if settings.meta else None
-    wanted = _wanted(settings, checkpoint)
-    controls = {}
-    if "controls" in wanted:
-        controls = {name: load_checkpoint(path, tuner, clip) for name, path in settings.control_paths.items()}
+    wanted, paths = _wanted(settings, checkpoint), settings.control_paths
+    controls = {name: load_checkpoint(path, tuner, clip) for name, path in paths.items() if "controls" in wanted}
     family = _Family(settings, tuner, clip, checkpoint)
     for name, control in controls.items():
-        family.require_shapes(settings.control_paths[name], control)
+        family.require_shapes(paths[name], control)
     # For each part, its methods: the end of the name, the learned initialization and the learned regulator.
     parts: dict[str, list[tuple[str, LoadedMeta | None, LoadedMeta | None]]] = {
         "tuner": [("", None, None)],
@@ -131,8 +130,7 @@ class _Family:
         regulator = self.plain if regulated is None else regulated.regulator
         learned = initial or regulated
         structure = (learned or self.checkpoint).meta.structure if "prototypes" in regulator.settings else None
-        kind = TestTimeMethod if self.settings.test_time else TunedMethod
-        return kind(
+        return (TestTimeMethod if self.settings.test_time else TunedMethod)(
             self.settings.family(self.tuner.name) + role,
             tuple(self._candidates(initial, learned)),
             tuner=self.tuner,
@@ -145,8 +143,7 @@ class _Family:
         )
 
     def _compiled(self, regulator: Regulator) -> Any:
-        key = regulator.name, regulator.settings
-        if key not in self._made:
+        if (key := (regulator.name, regulator.settings)) not in self._made:
             self._made[key] = self.settings.plan.compile(self.tuner, regulator)
         return self._made[key]
 
@@ -166,15 +163,10 @@ class _Family:
         given = settings.learning_rate if learned is None else settings.gram_learning_rate
         if given is not None:
             factors = settings.rate_factors
-            return [
-                ({"learning_rate": rate}, by_part("part_rates", factors, 1, self.shape, rate) if factors else rate)
-                for rate in given
-            ]
-        rates = learned.meta.rates
-        return [
-            ({"rate_factor": factor}, jax.tree.map(lambda rate, factor=factor: rate * factor, rates))
-            for factor in settings.gram_rate_factor
-        ]
+            scaled = [by_part("part_rates", factors, 1, self.shape, rate) if factors else rate for rate in given]
+            return [({"learning_rate": rate}, own) for rate, own in zip(given, scaled, strict=True)]
+        multiples = {factor: functools.partial(operator.mul, factor) for factor in settings.gram_rate_factor}
+        return [({"rate_factor": at}, jax.tree.map(by, learned.meta.rates)) for at, by in multiples.items()]
 
 
 def initializations(settings: Settings, tuner: Tuner, clip: Clip) -> Initializations:
@@ -198,13 +190,10 @@ def initializations(settings: Settings, tuner: Tuner, clip: Clip) -> Initializat
 
 def _wanted(settings: Settings, checkpoint: LoadedMeta | None) -> tuple[str, ...]:
     """Returns the parts to measure: those asked for, or all that are possible and differ from each other."""
-    possible = ["zero_shot", "tuner"]
-    if checkpoint is not None:
-        possible += ["gram"]
-        if checkpoint.regulator.name != "identity":
-            possible += ["init_only", "regulator_only"]
-    if settings.control_paths:
-        possible += ["controls"]
+    possible = ["zero_shot", "tuner"] + ["gram"] * (checkpoint is not None)
+    if checkpoint is not None and checkpoint.regulator.name != "identity":
+        possible += ["init_only", "regulator_only"]
+    possible += ["controls"] * bool(settings.control_paths)
     for name in settings.methods or ():
         if name not in possible:
             why = "it needs --controls" if name == "controls" else "it needs --meta with a learned regulator"

@@ -23,14 +23,11 @@ class Preset(NamedTuple):
     """A published recipe.
 
     Attributes:
-      tuner: the tuner with its settings, in the form of `--tuner`.
-      learning_rate: the rate of SGD.
+      tuner, learning_rate, batch_size: in the form of `--tuner`; the rate of SGD; images per step.
       epochs: the number of epochs; by shots if it depends on them.
-      batch_size: images per step.
       use: "fs" (few_shot), "b2n" (base_to_new) or "xd" (cross_dataset and domain_generalization).
       provenance: the source of the numbers.
-      imagenet_epochs: the number of epochs on ImageNet, if it differs.
-      flags: further flags, by name.
+      imagenet_epochs, flags: the number of epochs on ImageNet, if it differs; further flags, by name.
       part_warmup: epochs of the warm-up by part, except on ImageNet, where every part warms up for one epoch.
       aggregation: mean and width, in epochs, of the Gaussian over the prompts of all epochs, by dataset; "" stands for
         any other dataset.
@@ -189,7 +186,6 @@ def flags_of(name: str) -> dict[str, Any]:
     # Without words, the context is initialized at random.
     words = {"init_text": ("",)} if call.name in ("coop", "dpt") and "init_text" not in call.settings else {}
     own = {"tuner": preset.tuner, "learning_rate": (preset.learning_rate,), "batch_size": preset.batch_size}
-    flags = {**SHARED, **USES[preset.use], **own, **preset.flags, **words}
     if preset.needs:
         raise InputError(f"--preset={name} needs {preset.needs}, which experiments.evaluate does not provide")
-    return flags
+    return {**SHARED, **USES[preset.use], **own, **preset.flags, **words}

@@ -43,14 +43,7 @@ from gram_jax.errors import explain
 from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
 from gram_jax.evaluation.encoder import PHOTO
 from gram_jax.evaluation.features import prompted_features
-from gram_jax.evaluation.methods import (
-    BaselineMethod,
-    PromptMethod,
-    Trial,
-    ZeroShot,
-    task_of,
-    validation_scores,
-)
+from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, Trial, ZeroShot, task_of, validation_scores
 from gram_jax.evaluation.protocols import Part, Protocol, selecting
 from gram_jax.evaluation.references import templates_of
 from gram_jax.evaluation.runner import last_step, method_rows, require_compatible
@@ -100,10 +93,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     environment = evaluation.environment(
         weights=weights, splits=hashes, draws=draw_hashes(opened, settings.seeds, settings.counts)
     )
-    told = (
-        settings.flags | {"tuner": tuner.name, "tuner_settings": dict(tuner.settings)} | composition(settings, opened)
-    )
-    told |= {"selected": selected, "files": files, "datasets": about(opened)}
+    told = {**settings.flags, "tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
+    told |= composition(settings, opened) | {"selected": selected, "files": files, "datasets": about(opened)}
     told |= {} if checkpoint is None else {"meta_notes": checkpoint.notes}
     told |= {} if settings.preset is None else {"preset_from": presets.PRESETS[settings.preset].provenance}
     compared = reporting.comparisons(rows, reporting.default_reference(row.method for row in rows))
@@ -331,13 +322,8 @@ def part_features(encoder: Encoder, method: Method, prompt: Any, parts: Sequence
             images, texts = prompted_features(
                 method.tuner, prompt, encoder.clip, *classes, inputs, batch_size=encoder.batch_size
             )
-        own = {
-            "image_features": images,
-            "text_features": texts,
-            "labels": dataset.labels,
-            "class_names": np.array(names),
-        }
-        arrays |= {measures.array_name(part, name): array for name, array in own.items()}
+        own = {"image_features": images, "text_features": texts, "labels": dataset.labels, "class_names": names}
+        arrays |= {measures.array_name(part, name): np.asarray(array) for name, array in own.items()}
     return arrays
 
 

@@ -41,11 +41,7 @@ class Settings(Flags):
     Attributes:
       protocols: the protocols, one for each tau of a long tail.
       tuner_call: the tuner with its settings; None for that of the meta checkpoint.
-      plan: how prompts are tuned.
-      fixed_regulator: the regulator without a meta checkpoint.
-      baseline_methods: the baselines.
-      terms: the regularizers, by name.
-      control_paths: further meta checkpoints, by name.
+      fixed_regulator, terms: the regulator without a meta checkpoint; the regularizers, by name.
       rate_factors: multiples of a given learning rate, by part of the prompt.
       warmup: epochs of the warm-up by part; None for the preset's, or 1.
     """
@@ -74,7 +70,7 @@ class Settings(Flags):
         """Returns the numbers of labeled images per class that a protocol is run, or selected, with."""
         return protocol.counts((self.select_shots if select else None) or self.shots)
 
-    def length(self, dataset: str, shots: int, steps: int | None = None, epochs: int | None = None) -> Length:
+    def length(self, dataset: str, shots: int | None, steps: int | None = None, epochs: int | None = None) -> Length:
         """Returns the length of a run on a dataset; the preset's without `steps` and `epochs`."""
         if steps is None and epochs is None:
             epochs = presets.epochs(self.preset, dataset, shots)

@@ -23,26 +23,9 @@ from .metrics import (
 from .plans import Length, TuningPlan
 from .prediction import Predictions, predict, predict_labels
 from .protocols import Part, Protocol
-from .results import (
-    Comparison,
-    Results,
-    Row,
-    compare,
-    comparison,
-    environment,
-    read_results,
-    validate,
-    write_results,
-)
+from .results import Comparison, Results, Row, compare, comparison, environment, read_results, validate, write_results
 from .runner import evaluate, prompt_method
-from .statistics import (
-    Summary,
-    harmonic_mean,
-    harmonic_of_means,
-    mean_of_harmonics,
-    paired_difference,
-    summarize,
-)
+from .statistics import Summary, harmonic_mean, harmonic_of_means, mean_of_harmonics, paired_difference, summarize
 from .test_time import TestTimePlan
 
 __all__ = [

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
+from jax.typing import ArrayLike
 
 from gram_jax.clip import Clip, logits
 from gram_jax.data import templates as published
@@ -48,7 +49,7 @@ class Baseline(NamedTuple):
     name: str
     settings: Mapping[str, Any]
     fit: Callable[..., State]
-    apply: Callable[[State, Clip, Array], Array]
+    apply: Callable[[State, Clip, ArrayLike], Array]
     needs_labels: bool
     needs_validation: bool = False
 
@@ -60,12 +61,6 @@ def hand_crafted(template: str = published.DEFAULT) -> Baseline:
 
     Args:
       template: a text with one "{}" for the class name, e.g. `gram_jax.data.coop.facts("coop:dtd").template`.
-
-    Returns:
-      The baseline.
-
-    Raises:
-      InputError: the template does not have one "{}".
 
     Example:
       >>> hand_crafted("a drawing of a {}.").settings["template"]
@@ -99,15 +94,10 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
     min over W, b of  C sum_i CE(f_i W + b, y_i) + ||W||^2 / 2
 
     Args:
-      strength: C. None chooses it on the validation features, as published: the best of 10^6, 10^4, ..., 10^-6, and
-        then eight times the better end of an interval of two decades that is halved, on a logarithmic scale.
+      strength: C. None chooses it on the validation features, which `fit` needs then, as published: the best of 10^6, 10^4,
+        ..., 10^-6, and then eight times the better end of an interval of two decades that is halved, on a logarithmic
+        scale.
       max_iter: the most iterations of L-BFGS; reaching it is not an error.
-
-    Returns:
-      The baseline. It needs validation features unless C is given.
-
-    Raises:
-      InputError: from `fit`: validation features are missing, or a class has no labeled image.
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", appendix A.3; the search as in the public
@@ -118,7 +108,6 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
     require_int("max_iter", max_iter)
 
     def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
-        del clip
         features, labels = _check_labeled(names, features, labels)
         missing = sorted(set(range(len(names))) - set(labels.tolist()))
         if missing:
@@ -128,11 +117,10 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
         queries, answers = _check_validation(names, validation, "linear_probe: strength")
         return _search_strength(features, labels, queries, answers, max_iter)
 
-    def apply(state: State, clip: Clip, features: Array) -> Array:
-        del clip
+    def apply(state: State, clip: Clip, features: ArrayLike) -> Array:
         return jnp.matmul(jnp.asarray(features, jnp.float32), state["kernel"], precision="highest") + state["bias"]
 
-    settings = FrozenDict({"strength": strength, "max_iter": max_iter})
+    settings: FrozenDict[str, Any] = FrozenDict({"strength": strength, "max_iter": max_iter})
     return Baseline("linear_probe", settings, fit, apply, needs_labels=True, needs_validation=strength is None)
 
 
@@ -156,16 +144,12 @@ def tip_adapter(
     are used; the public code uses the step that is best on the test split.
 
     Args:
-      alpha: the weight of the cache. None chooses it on the validation features: 20 values from 0.1 to 3.
+      alpha: the weight of the cache. None chooses it on the validation features, which `fit` needs then: 20 values
+        from 0.1 to 3.
       beta: the sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
       templates: as in `ensemble`.
       epochs: passes over the labeled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
-      learning_rate: the rate of AdamW.
-      batch_size: labeled features per step; the last batch of a pass may be smaller.
-      seed: the seed of the order of the labeled features.
-
-    Returns:
-      The baseline. It needs validation features unless alpha and beta are given.
+      learning_rate, batch_size, seed: of AdamW and of the order of the labeled features; the last batch may be smaller.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -184,12 +168,11 @@ def tip_adapter(
     require_number("learning_rate", learning_rate, above=0)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         require_int(name, value, least)
-    texts = _texts(templates)
+    texts, needs_validation = _texts(templates), alpha is None or beta is None
 
     def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
         keys, labels = _check_labeled(names, features, labels)
-        queries = None
-        if alpha is None or beta is None:
+        if needs_validation:
             queries, answers = _check_validation(names, validation, "tip_adapter: alpha and beta")
         state = {
             "texts": class_features(clip, names, texts),
@@ -201,17 +184,16 @@ def tip_adapter(
         scale = clip.params["logit_scale"]
         if epochs:
             state["keys"] = tune_keys(state, scale, labels, epochs, learning_rate, batch_size, seed)
-        if queries is None:
+        if not needs_validation:
             return state
         chosen = search(state, scale, queries, answers, alpha, beta)
         return state | {name: jnp.float32(value) for name, value in zip(("alpha", "beta"), chosen, strict=True)}
 
-    def apply(state: State, clip: Clip, features: Array) -> Array:
+    def apply(state: State, clip: Clip, features: ArrayLike) -> Array:
         return cached_logits(state, clip.params["logit_scale"], jnp.asarray(features, jnp.float32))
 
     settings = {"alpha": alpha, "beta": beta, "templates": templates if isinstance(templates, str) else texts}
     settings |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    needs_validation = alpha is None or beta is None
     return Baseline("tip_adapter", FrozenDict(settings), fit, apply, True, needs_validation)
 
 
@@ -223,10 +205,9 @@ def _of_texts(name: str, settings: dict[str, Any], texts: Sequence[str]) -> Base
     def fit(
         clip: Clip, names: Sequence[str], features: Any = None, labels: Any = None, validation: Labeled | None = None
     ) -> State:
-        del features, labels, validation
         return {"texts": class_features(clip, names, texts)}
 
-    def apply(state: State, clip: Clip, features: Array) -> Array:
+    def apply(state: State, clip: Clip, features: ArrayLike) -> Array:
         return logits(jnp.asarray(features, jnp.float32), state["texts"], clip.params["logit_scale"])
 
     return Baseline(name, FrozenDict(settings), fit, apply, needs_labels=False)

@@ -21,16 +21,12 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
     For base-to-new, draw on all classes first and restrict afterwards.
 
     Args:
-      dataset: the dataset.
-      shots: images per class, at least 1.
+      dataset, split: what is drawn from.
+      shots: images per class; InputError if a class has fewer.
       seed: the seed of the draw.
-      split: the split that is drawn from.
 
     Returns:
       int64 ``[classes * shots]``, positions in the dataset, class after class.
-
-    Raises:
-      InputError: ``shots`` is below 1, or a class has fewer images.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -50,15 +46,10 @@ def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarra
     """Draws training images as `few_shot` does, then min(shots, 4) validation images per class, or all if fewer exist.
 
     Args:
-      dataset: the dataset.
-      shots: training images per class, at least 1.
-      seed: the seed of the draw.
+      dataset, shots, seed: as in `few_shot`; the dataset must have a val split.
 
     Returns:
       Two int64 arrays of positions in the dataset, class after class.
-
-    Raises:
-      InputError: as in `few_shot`, or the dataset has no val split.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -80,7 +71,7 @@ def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarra
 
 
 def long_tail_draw(
-    dataset: Dataset, ratio: float, largest: int, seed: int, labels: Sequence[int] | None = None
+    dataset: Dataset, ratio: float, largest: int, seed: int, labels: Sequence[int] | np.ndarray | None = None
 ) -> np.ndarray:
     """Draws a long tail of training images: of class k in the given order, the first n_k of its few-shot draw.
 
@@ -88,10 +79,9 @@ def long_tail_draw(
     seed, and ratio 1 is `few_shot`.
 
     Args:
-      dataset: the dataset.
+      dataset, seed: as in `few_shot`.
       ratio: images of the smallest class over those of the largest, in (0, 1].
       largest: images of the first class; every class must have as many.
-      seed: the seed of the draw.
       labels: the K classes, the largest first; all in label order by default. Other classes get no image.
 
     Returns:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gram_jax import runtime
 from gram_jax.batching import map_batches
-from gram_jax.clip import Clip, encode_image
+from gram_jax.clip import Clip, ImageTransform, encode_image
 from gram_jax.data import Dataset, FeatureBank, augmented_view, augmented_views, open_bank
 from gram_jax.errors import InputError, require_int
 from gram_jax.evaluation.features import averaged_class_features, class_features
@@ -79,11 +79,7 @@ class Encoder:
         self._announced: dict[str, int] = {}
 
     def add(self, dataset: Dataset) -> None:
-        """Announces a whole dataset, so that its parts share features; opens its store.
-
-        Raises:
-          StoreError: the store has features of other images, or is damaged.
-        """
+        """Announces a whole dataset, so that its parts share features; opens its store, or raises StoreError."""
         known = self._whole.get(dataset.name)
         if known is None or (known is not dataset and known.content_hash != dataset.content_hash):
             self._whole[dataset.name] = dataset
@@ -95,7 +91,7 @@ class Encoder:
         bank, positions = self._bank(dataset, 0)
 
         def encode(positions: np.ndarray) -> Any:
-            pixels = _Pixels(self.clip, bank.source, self._transformed)
+            pixels = _Pixels(self.clip.transform, bank.source, self._transformed)
             return encode_image(self.clip, pixels[positions])
 
         return bank.rows(positions, encode, self.batch_size)
@@ -108,15 +104,14 @@ class Encoder:
         def kept(dataset: Dataset, position: int) -> np.ndarray:
             return self.keep(dataset, position, "as it is", lambda: self._transformed(dataset, position))
 
-        return _Pixels(self.clip, dataset, kept)
+        return _Pixels(self.clip.transform, dataset, kept)
 
     def keep(self, dataset: Dataset, position: int, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Returns an array that is made of an image, from memory if it is there; keeps it if there is room."""
-        key = *_key(dataset, position), name
+        key = dataset.name, json.dumps(dataset.references[position]), name
         if key in self._kept:
             return self._kept[key]
-        array = make()
-        if array.nbytes <= self._room:
+        if (array := make()).nbytes <= self._room:
             self._kept[key] = array
             self._room -= array.nbytes
         return array
@@ -164,11 +159,12 @@ class Encoder:
 
     def texts(self, names: Sequence[str], templates: str | Sequence[str] = PHOTO) -> np.ndarray:
         """Returns frozen text features of classes, `[classes, embed_dim]`; several templates are averaged first."""
-        one = isinstance(templates, str)
-        key = tuple(names), templates if one else tuple(templates)
+        key = tuple(names), templates if isinstance(templates, str) else tuple(templates)
         if key not in self._texts:
-            encode = class_features if one else averaged_class_features
-            self._texts[key] = np.asarray(encode(self.clip, names, [templates] if one else templates))
+            if isinstance(templates, str):
+                self._texts[key] = np.asarray(class_features(self.clip, names, [templates]))
+            else:
+                self._texts[key] = averaged_class_features(self.clip, names, templates)
         return self._texts[key]
 
     def classes(self, tuner: Tuner, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
@@ -198,15 +194,10 @@ class Encoder:
 
     def _bank(self, part: Dataset, views: int) -> tuple[FeatureBank, np.ndarray]:
         """Returns the features of the dataset that a part belongs to, and the positions of the part."""
-        key = part.name, views
-        if part.name in self._whole and key not in self._banks:
+        key, whole = (part.name, views), self._whole.get(part.name)
+        if whole is not None and key not in self._banks:
             self._banks[key] = open_bank(
-                self.clip,
-                self._whole[part.name],
-                self._store,
-                views=views,
-                view_seed=STORED_SEED,
-                separate=self._separate,
+                self.clip, whole, self._store, views=views, view_seed=STORED_SEED, separate=self._separate
             )
         try:
             return self._banks[key], self._banks[key].positions(part)
@@ -242,28 +233,18 @@ def training_images(
     stored: int = 8,
     frozen: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
-    """Yields the images of every step of one run.
+    """Yields the images of every step of one run, from its labeled images and the items of batches `[steps, batch]`.
 
-    Args:
-      encoder: reads and encodes the images.
-      tuner: the tuner.
-      support: the labeled images of the run.
-      order: the items of every batch ``[steps, batch]``.
-      seed: the seed of the run.
-      augmentation: one of `AUGMENTATIONS`.
-      stored: the number of views with "stored".
-      frozen: whether frozen features of the same images are wanted as well.
-
-    Yields:
-      For each step, images ``[batch, ...]`` as the tuner requires, and frozen features ``[batch, embed_dim]``; None
-      if these are not wanted, or if the images are features already.
+    For each step, images ``[batch, ...]`` as the tuner requires, and frozen features ``[batch, embed_dim]``; None if
+    these are not wanted (`frozen`), or if the images are features already. `augmentation` is one of `AUGMENTATIONS`,
+    and `stored` the number of views with "stored".
     """
     pixels, keep = tuner.needs_pixels, augmentation == "stored"
     encoded = frozen or not pixels  # whether features are needed
     if augmentation == "none":
         images, features = encoder.inputs(tuner, support), encoder.features(support) if encoded else None
         for items in order:
-            yield images[items], features[items] if encoded and pixels else None
+            yield images[items], features[items] if features is not None and pixels else None
         return
     numbers = view_numbers(seed, order, len(support), stored if keep else 0)
     features = encoder.view_features(support, stored) if keep and encoded else None
@@ -280,8 +261,8 @@ def training_images(
 class _Pixels:
     """Images that are read, transformed and normalized when they are sliced."""
 
-    def __init__(self, clip: Clip, dataset: Dataset, read: Callable[[Dataset, int], np.ndarray]):
-        self._clip, self._dataset, self._read = clip, dataset, read
+    def __init__(self, transform: ImageTransform, dataset: Dataset, read: Callable[[Dataset, int], np.ndarray]):
+        self._transform, self._dataset, self._read = transform, dataset, read
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -294,11 +275,7 @@ class _Pixels:
                 f"images of {self._dataset.name} have the sizes {sizes[0]} and {sizes[1]} after the transform; set "
                 "ImageTransform.crop"
             )
-        return self._clip.transform.normalize(np.stack(pixels)[place])
-
-
-def _key(dataset: Dataset, position: int) -> tuple[str, str]:
-    return dataset.name, json.dumps(dataset.references[position])
+        return self._transform.normalize(np.stack(pixels)[place])
 
 
 def _read(dataset: Dataset, position: int) -> tuple[Any, str]:

@@ -26,8 +26,7 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
 
     Args:
       clip: the clip, with its tokenizer.
-      names: class names; two classes may have one name, as in ImageNet.
-      templates: texts with one "{}" each; several make an ensemble.
+      names, templates: class names, which may be equal, as in ImageNet; texts with one "{}" each.
 
     Returns:
       float32 ``[classes, embed]``, normalized.
@@ -97,13 +96,10 @@ def prompted_features(
     """Returns the features of images and of classes under one prompt, computed batch by batch.
 
     Args:
-      tuner: the tuner.
-      prompt: one prompt, not a stack of them.
-      clip: the frozen clip.
-      classes: the class list from `pad_classes`.
-      valid: bool `[classes]`, from `pad_classes`.
+      tuner, prompt, clip: the tuner, one prompt of it (not a stack of them), and the frozen clip.
+      classes, valid: the class list and a bool for each class, from `pad_classes`.
       images: images in the form that the tuner requires; any object with a length whose slices are arrays.
-      batch_size: images per step, at least 1.
+      batch_size: images per step.
 
     Returns:
       Image features `[images, embed_dim]` and text features `[valid classes, embed_dim]`, float32, on the host. Text
@@ -111,7 +107,8 @@ def prompted_features(
     """
     require_images(images, batch_size)
     apply = jax.jit(tuner.apply)
-    features, texts = [], 0.0
+    features: list[np.ndarray] = []
+    texts: Any = 0.0
     for batch, count in padded_batches(images, batch_size):
         outputs = apply(prompt, clip, classes, batch.astype(np.float32))
         features.append(np.asarray(outputs.image_features, np.float32)[:count])
@@ -132,8 +129,8 @@ def _text_features(
 ) -> np.ndarray:
     """Returns features ``[templates * classes, embed]``, in blocks of few shapes: many datasets share one program."""
     rows = [clip.class_tokens(list(names), each, allow_duplicates=True).token_ids for each in templates]
-    longest = max(ids.shape[1] for ids in rows)
-    width = min(round_up(longest, _TOKENS), clip.config.text.context_length)
+    assert clip.tokenizer is not None  # it has read the names
+    width = min(round_up(max(ids.shape[1] for ids in rows), _TOKENS), clip.config.text.context_length)
     # Tokens after the end-of-text token are never read.
     filled = [pad_to(ids, len(ids), width, fill=clip.tokenizer.eos_token_id) for ids in rows]
     return map_batches(lambda ids: encode_text(clip, ids, normalize=normalize), np.concatenate(filled), block)

@@ -22,7 +22,7 @@ REGULATION_STEPS = 12  # the number of steps of a run at which the regulation is
 
 def _recall(predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns the accuracy within each class that has images."""
-    recall = per_class_accuracy(confusion_matrix(predicted, labels, classes))
+    recall = np.asarray(per_class_accuracy(confusion_matrix(predicted, labels, classes)))
     return recall[~np.isnan(recall)]
 
 
@@ -75,24 +75,24 @@ def rows(
         if predictions is None:
             continue
         labels, classes = part.dataset.labels, len(part.dataset.class_names)
-        shared = part.domain, shots
         for metric in metrics:
             for seed, *run in zip(seeds, *predictions, strict=True):
                 value = METRICS[metric](*run, labels, classes)
-                yield Row(method, protocol.name, dataset, metric, value, *shared, seed, part.split, step)
+                yield Row(method, protocol.name, dataset, metric, value, part.domain, shots, seed, part.split, step)
         for group, members in protocol.groups(part).items():
             of_group = np.isin(labels, members)
             for seed, predicted in zip(seeds, predictions.labels, strict=True):
                 value = float(np.mean(predicted[of_group] == labels[of_group]))
-                yield Row(method, protocol.name, dataset, "accuracy", value, *shared, seed, group, step)
+                yield Row(method, protocol.name, dataset, "accuracy", value, part.domain, shots, seed, group, step)
 
 
-def cost_rows(method: str, protocol: Protocol, dataset: str, tuned: Tuned, shots: int, split: str) -> Iterator[Row]:
+def cost_rows(
+    method: str, protocol: Protocol, dataset: str, tuned: Tuned, shots: int | None, split: str
+) -> Iterator[Row]:
     """Yields what tuning cost: the time of a run (its share of all side by side) and the memory of a step of all."""
     if tuned.cost is None:
         return
-    last = max(tuned.prompts)
-    runs = tuned.metrics["loss"].shape[1]
+    last, runs = max(tuned.prompts), tuned.metrics["loss"].shape[1]
     for metric, value in zip(COSTS, (tuned.cost.seconds * last / runs, float(tuned.cost.bytes)), strict=True):
         yield Row(method, protocol.name, dataset, metric, value, None, shots, None, split, last)
 
@@ -115,8 +115,7 @@ def file_name(unit: Sequence[str | int | None]) -> str:
       'glyphs_chess-base_to_new-4-coop_gram_init_only'
     """
     method, *rest = unit
-    parts = [str(each) for each in (*rest, method) if each is not None]
-    return re.sub(r"[^\w.=-]", "_", "-".join(parts))
+    return re.sub(r"[^\w.=-]", "_", "-".join(str(each) for each in (*rest, method) if each is not None))
 
 
 def save_confusion(path: PathLike, measured: Iterable[tuple[Part, Predictions | None]]) -> None:

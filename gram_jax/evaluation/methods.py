@@ -31,25 +31,21 @@ class Candidate(NamedTuple):
 
     Attributes:
       described: the setting, JSON values.
-      initialize: `initialize(key, clip, classes, context) -> prompt`; None for methods without prompts.
+      initialize: `initialize(key, clip, classes, context) -> prompt`; the prompt is None for methods without prompts.
       learning_rate: one number, or a number for each leaf of a prompt.
       length: `length(dataset name, shots) -> Length`.
     """
 
     described: Mapping[str, Any] = {}
-    initialize: Callable[..., Any] | None = None
+    initialize: Callable[..., Any] = lambda key, clip, classes, context: None
     learning_rate: Any = None
-    length: Callable[[str, int], Length] = lambda name, shots: Length()
+    length: Callable[[str, int | None], Length] = lambda name, shots: Length()
 
 
 class Task(NamedTuple):
     """The draws of all seeds from one dataset under one protocol, which a method learns from.
 
-    Attributes:
-      dataset: the images; make a task with `task_of`, which leaves out the test images.
-      protocol: the protocol.
-      shots: labeled images per class; None if there are none.
-      seeds: one for each run.
+    Make it with `task_of`, which leaves out the test images. `shots` is None if there are no labeled images.
     """
 
     dataset: Dataset
@@ -59,6 +55,7 @@ class Task(NamedTuple):
 
     def supports(self) -> list[Dataset]:
         """Returns the labeled images of each run."""
+        assert self.shots is not None, f"{self.protocol.name} provides no labeled images"
         return [self.protocol.support(self.dataset, self.shots, seed) for seed in self.seeds]
 
 
@@ -77,12 +74,7 @@ class Trial(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method by its name in rows; subclasses define `learn` and `predict`.
-
-    Attributes:
-      name: the name in rows.
-      candidates: its settings; one of them is selected.
-    """
+    """A method by its name in rows, with candidate settings; subclasses define `learn` and `predict`."""
 
     name: str
     candidates: tuple[Candidate, ...] = (Candidate(),)
@@ -98,7 +90,6 @@ class Method:
         `report` lists optimizer steps after which predictions are wanted besides the last one; `measure_cost` asks for
         time and memory of a step.
         """
-        return None
 
     def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:
         """Returns what every run predicts on each part."""
@@ -114,11 +105,8 @@ class PromptMethod(Method):
     """A method that tunes prompts; see `prompt_method`.
 
     Attributes:
-      tuner: the tuner.
-      plan: how prompts are tuned.
       compiled: the compiled functions from `plan.compile(tuner, regulator)`; methods may share them.
-      regulator: the regulator.
-      phi: its learned parameters; None if it has none, or if they are learned along with the prompt.
+      phi: parameters of the regulator; None if it has none, or if they are learned along with the prompt.
       structure: the prototypes of a regulator that reads the relation to them.
       structured: whether the initialization depends on the task.
     """
@@ -183,7 +171,7 @@ class BaselineMethod(Method):
         (encoder, task, _), states = trial, []
         for seed, support in zip(task.seeds, task.supports(), strict=True):
             names, labeled, validation = support.class_names, (encoder.features(support), support.labels), None
-            if self.baseline.needs_validation:
+            if self.baseline.needs_validation and task.shots is not None:
                 drawn = task.protocol.validation(task.dataset, task.shots, seed)
                 validation = encoder.features(drawn), drawn.labels
             states.append(self.baseline.fit(encoder.clip, names, *labeled, validation=validation))
@@ -208,13 +196,9 @@ def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], l
     A score is the accuracy, or H of base and new classes, averaged over tasks and seeds.
 
     Args:
-      method: the method.
-      encoder: reads and encodes the images.
+      method, encoder: what is scored, and what reads and encodes the images.
       tasks: what is learned from, with seeds that are used for nothing else.
       limit: the most validation images per class; 0 for all.
-
-    Returns:
-      One score for each candidate.
     """
     scores: list[list[float]] = [[] for _ in method.candidates]
     for task in tasks:
@@ -226,9 +210,10 @@ def validation_scores(method: Method, encoder: Encoder, tasks: Sequence[Task], l
             predicted = method.predict(trial, learned, parts)
             for i, step in steps.items():
                 at_step = predicted[max(predicted, key=lambda each: each or 0) if step not in predicted else step]
-                accuracies = [
-                    np.mean(own.labels == part.dataset.labels, axis=1) for own, part in zip(at_step, parts, strict=True)
-                ]
+                accuracies = []
+                for own, part in zip(at_step, parts, strict=True):
+                    assert own is not None, f"{method.name} cannot classify {part.split}"
+                    accuracies.append(np.mean(own.labels == part.dataset.labels, axis=1))
                 score = accuracies[0] if len(accuracies) == 1 else harmonic_mean(*accuracies)
                 scores[i].append(float(np.mean(score)))
     return [float(np.mean(each)) for each in scores]

@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 
 from gram_jax.errors import InputError
 
+_VECTORS = "two arrays [N]"
+
 
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Returns the fraction of samples whose largest logit is at their label.
@@ -45,10 +47,8 @@ def confusion_matrix(
     M_tp = sum_i m_i [y_i = t] [predicted_i = p].
 
     Args:
-      predicted: int [N], in 0..num_classes-1, e.g. the argmax of the logits.
-      labels: int [N], in 0..num_classes-1.
-      num_classes: the number of classes C.
-      mask: see the module.
+      predicted, labels: int [N], in 0..C-1; e.g. the argmax of the logits for the first.
+      num_classes, mask: C, and the mask described in the module.
 
     Returns:
       [C, C]; rows are true classes, columns predicted ones. NumPy arrays give a NumPy array; JAX arrays and tracers
@@ -61,7 +61,7 @@ def confusion_matrix(
     on_host = not any(isinstance(each, jax.Array) for each in (predicted, labels, mask))
     library, length = (np, {}) if on_host else (jnp, {"length": num_classes**2})
     predicted, labels = library.asarray(predicted, int), library.asarray(labels, int)
-    _check_vectors(predicted, labels, mask)
+    _check(predicted, labels, mask, _VECTORS)
     weights = None if mask is None else library.asarray(mask, np.float32)
     places = labels * num_classes + predicted
     return library.bincount(places, weights, minlength=num_classes**2, **length).reshape(num_classes, num_classes)
@@ -84,7 +84,7 @@ def per_class_accuracy(confusion: np.ndarray | jax.Array) -> np.ndarray | jax.Ar
         return confusion.diagonal() / confusion.sum(axis=1)
 
 
-def macro_f1(confusion: jax.Array) -> jax.Array:
+def macro_f1(confusion: ArrayLike) -> jax.Array:
     """Returns the F1 score of each class, averaged over the classes that occur.
 
     F1_c = 2 M_cc / (sum_p M_cp + sum_t M_tc), mean over {c : sum_p M_cp > 0}.
@@ -103,8 +103,7 @@ def macro_f1(confusion: jax.Array) -> jax.Array:
       Averaged over the true classes, as in Dassl, CoOp's evaluator.
     """
     true, predicted = jnp.sum(confusion, axis=1), jnp.sum(confusion, axis=0)
-    f1 = 2 * jnp.diagonal(confusion) / (true + predicted)
-    return jnp.mean(f1, where=true > 0)
+    return jnp.mean(2 * jnp.diagonal(confusion) / (true + predicted), where=true > 0)
 
 
 def expected_calibration_error(
@@ -124,9 +123,6 @@ def expected_calibration_error(
     Returns:
       float32 [].
 
-    Raises:
-      InputError: `bins` < 1.
-
     Example:
       >>> probabilities = jnp.array([[0.75, 0.25]] * 4)
       >>> float(expected_calibration_error(probabilities, jnp.array([0, 0, 0, 1])))
@@ -141,21 +137,16 @@ def expected_calibration_error(
 
 
 def calibration_error(
-    confidence: jax.Array, correct: jax.Array, mask: jax.Array | None = None, *, bins: int = 15
+    confidence: ArrayLike, correct: ArrayLike, mask: ArrayLike | None = None, *, bins: int = 15
 ) -> jax.Array:
     """Returns the expected calibration error from the probability of the predicted class alone.
 
     Args:
-      confidence: float [N], the probability of the predicted class.
-      correct: bool [N], whether the prediction is right.
-      mask: see the module.
-      bins: the number of bins of equal width, >= 1.
+      confidence, correct: float [N] and bool [N], the probability of the predicted class and whether it is right.
+      mask, bins: as in `expected_calibration_error`.
 
     Returns:
       float32 [], as in `expected_calibration_error`.
-
-    Raises:
-      InputError: `bins` < 1.
 
     Example:
       >>> float(calibration_error(jnp.array([0.75, 0.75, 0.75, 0.75]), jnp.array([True, True, False, False])))
@@ -163,26 +154,18 @@ def calibration_error(
     """
     if bins < 1:
         raise InputError(f"bins={bins}: at least one bin is needed")
-    _check_vectors(confidence, correct, mask)
-    weights = jnp.ones(correct.shape) if mask is None else mask.astype(jnp.float32)
+    _check(confidence, correct, mask, _VECTORS)
     confidence, correct = jnp.asarray(confidence, jnp.float32), jnp.asarray(correct, jnp.float32)
+    weights = jnp.ones(correct.shape) if mask is None else jnp.asarray(mask, jnp.float32)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     # |B| |accuracy - confidence| = |sum of (correct - confidence)|, which needs no division by an empty bin.
     gaps = jnp.zeros(bins).at[index].add(weights * (correct - confidence))
     return jnp.sum(jnp.abs(gaps)) / jnp.sum(weights)
 
 
-def _check_vectors(one: jax.Array, other: jax.Array, mask: jax.Array | None) -> None:
-    if one.ndim != 1 or other.shape != one.shape or (mask is not None and mask.shape != one.shape):
-        raise InputError(
-            f"expected two arrays [N] and a mask [N] or None; found {one.shape}, {other.shape} and "
-            f"{None if mask is None else mask.shape}"
-        )
-
-
-def _check(scores: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:
-    if scores.ndim != 2 or labels.shape != scores.shape[:1] or (mask is not None and mask.shape != labels.shape):
-        raise InputError(
-            f"expected scores [N, C], labels [N] and a mask [N] or None; found {scores.shape}, {labels.shape} and "
-            f"{None if mask is None else mask.shape}"
-        )
+def _check(
+    scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None, form: str = "scores [N, C], labels [N]"
+) -> None:
+    first, second, third = jnp.shape(scores), jnp.shape(labels), None if mask is None else jnp.shape(mask)
+    if len(first) != (2 if "C" in form else 1) or second != first[:1] or third not in (None, second):
+        raise InputError(f"expected {form} and a mask [N] or None; found {first}, {second} and {third}")

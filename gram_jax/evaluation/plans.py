@@ -19,8 +19,7 @@ class Length(NamedTuple):
     """The length of a run on one dataset.
 
     Attributes:
-      steps: the number of optimizer steps; None if epochs are counted.
-      epochs: the number of epochs.
+      steps, epochs: the number of optimizer steps or, if that is None, of epochs.
       warmup: epochs of the warm-up by part of the prompt; 1 for parts that are not named.
       aggregation: mean and width, in epochs, of the Gaussian that weighs the prompts of all epochs; None for the last.
     """
@@ -48,20 +47,15 @@ class TuningPlan:
     """The settings of tuning prompts on labeled images.
 
     Attributes:
-      learning_rate: the learning rate.
       steps: the number of optimizer steps, unless `epochs` is given.
       epochs: the number of epochs; the rest of an epoch, too small a batch, is dropped.
       report_steps: steps whose prompts are measured besides the last ones.
-      batch_size: images per step.
       optimizer, momentum, weight_decay, schedule: as in `tuning.make_tuning`.
       regularizers: added to the loss, as `objectives.parse` reads them, such as "kgcoop:8,npt(centered=True):1".
       staged: DPT's loss instead of the cross-entropy.
       alternating: whether the regulator is learned along with the prompt, by ProMetaR's two steps on every batch.
       augmentation: "none"; "fresh" or "stored" random crops and flips, see `training_images`.
       views: the number of stored views.
-
-    Raises:
-      InputError: a setting has an impossible value.
     """
 
     learning_rate: float = 0.3
@@ -93,10 +87,15 @@ class TuningPlan:
 
     def compile(self, tuner: Tuner, regulator: Regulator) -> Compiled:
         """Returns the step of a tuner under a regulator, which is compiled when it is first taken."""
-        descent = {"momentum": self.momentum, "weight_decay": self.weight_decay, "schedule": self.schedule}
+        descent: dict[str, Any] = {
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "schedule": self.schedule,
+        }
         held = regulator.settings.get("reference", "")
-        needed = self.regularizers or held
-        loss = objectives.batch_loss(tuner, self.regularizers, reference=held) if needed else None
+        loss = None
+        if self.regularizers or held:
+            loss = objectives.batch_loss(tuner, self.regularizers, reference=held)
         if self.alternating:
             return Compiled(tuning.make_alternating(tuner, regulator, **descent), loss)
         function = None if loss is None else loss.loss
@@ -129,9 +128,8 @@ def by_part(flag: str, numbers: Mapping[str, float], other: float, prompt: Any, 
             raise InputError(
                 f"--{flag} names {part!r}{nearest(part, prompt)}; the parts of this prompt are {', '.join(prompt)}"
             )
-    return {
-        part: jax.tree.map(lambda _, part=part: times * numbers.get(part, other), own) for part, own in prompt.items()
-    }
+    scaled = {part: times * numbers.get(part, other) for part in prompt}
+    return {part: jax.tree.map(lambda _, number=scaled[part]: number, own) for part, own in prompt.items()}
 
 
 def require_one_gradient(regulator: Regulator) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.batching import padded_batches
@@ -55,13 +56,11 @@ def predict(
     Batches are filled up to a few sizes, so that sets of images of all lengths share compiled programs.
 
     Args:
-      tuning: the `Tuning` from `make_tuning`.
+      tuning, clip: the `Tuning` from `make_tuning`, and the frozen clip.
       prompts: the prompts of the runs, `[runs, ...]` each leaf.
-      clip: the frozen clip.
-      classes: the class list from `pad_classes`.
-      valid: bool `[classes]`, from `pad_classes`.
+      classes, valid: the class list and a bool for each class, from `pad_classes`.
       images: frozen image features `[images, embed_dim]`, or images; any object with a length whose slices are arrays.
-      batch_size: images per step, at least 1.
+      batch_size: images per step.
 
     Returns:
       `[runs, images, valid classes]`, on the host.
@@ -77,8 +76,7 @@ def predict(
       >>> predict(tuning, prompts, clip, classes, valid, np.ones((5, 16)) / 4).shape
       (1, 5, 2)
     """
-    batches = _batches(tuning, prompts, clip, classes, valid, images, batch_size)
-    return np.concatenate(list(batches), axis=1)
+    return np.concatenate(list(_batches(tuning, prompts, clip, classes, valid, images, batch_size)), axis=1)
 
 
 def predict_labels(
@@ -101,5 +99,5 @@ def _batches(
     # The smallest of 256, 512, 1024, ... that holds all images.
     size = min(batch_size, _IMAGES * 2 ** max(0, math.ceil(math.log2(len(images) / _IMAGES))))
     for batch, count in padded_batches(images, size):
-        logits = tuning.logits(prompts, clip, classes, batch.astype(np.float32))
+        logits = tuning.logits(prompts, clip, classes, jnp.asarray(batch, jnp.float32))
         yield np.asarray(logits)[:, :count, np.asarray(valid)]

@@ -18,10 +18,8 @@ THIRDS = ("head", "middle", "tail")
 class Part(NamedTuple):
     """Test images, classified among their own classes.
 
-    Attributes:
-      split: the name of the class list in rows, such as "all" or "new".
-      domain: the name of the domain or dataset in rows; None for the dataset that prompts are tuned on.
-      dataset: the images.
+    `split` is the name of their class list in rows, such as "all" or "new"; `domain` that of the domain or dataset,
+    None for the dataset that prompts are tuned on.
     """
 
     split: str
@@ -93,14 +91,12 @@ class Protocol:
     ) -> list[Part]:
         """Returns the images that prompts are measured on, one part for each class list of each dataset.
 
-        Args:
-          dataset: the dataset that prompts are tuned on.
-          split: "test", or "val" for selecting settings.
-          targets: what is measured besides, by domain.
-          limit: the most images per class; 0 for all.
+        `split` is "test", or "val" for selecting settings; `targets` is what is measured besides the dataset that
+        prompts are tuned on, by domain; `limit` is the most images per class, 0 for all.
         """
         parts = []
-        for domain, tested in {None: dataset, **(targets or {})}.items():
+        measured: dict[str | None, Dataset] = {None: dataset, **(targets or {})}
+        for domain, tested in measured.items():
             positions = tested.select(split)
             if limit:
                 by_class = [positions[tested.labels[positions] == label] for label in range(len(tested.class_names))]
@@ -171,7 +167,7 @@ class Imbalanced(BaseToNew):
     largest: int = 16
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # no protocol's name is ever set
         return f"imbalanced:{self.tau:g}"
 
     def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
@@ -188,14 +184,10 @@ class Imbalanced(BaseToNew):
         return images, count if self.tau == 1 else f"{count} {self.name}"
 
 
-few_shot = FewShot()
-base_to_new = BaseToNew()
-cross_dataset = CrossDataset()
-domain_generalization = DomainGeneralization()
-test_time = TestTime()
-_PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (few_shot, base_to_new, cross_dataset, domain_generalization, test_time)
-}
+few_shot, base_to_new, cross_dataset = FewShot(), BaseToNew(), CrossDataset()
+domain_generalization, test_time = DomainGeneralization(), TestTime()
+_ALL: tuple[Protocol, ...] = (few_shot, base_to_new, cross_dataset, domain_generalization, test_time)
+_PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 LABELED = (*(name for name in _PROTOCOLS if name != test_time.name), "imbalanced")
 PROTOCOLS = (*LABELED, test_time.name)
 TRANSFER = tuple(name for name, protocol in _PROTOCOLS.items() if protocol.transfer)
@@ -203,9 +195,7 @@ TEST_TIME = test_time.name
 
 
 def parse(name: str | Protocol) -> Protocol:
-    """Returns the protocol that rows name: one of `PROTOCOLS`, "imbalanced:TAU" for a long tail.
-
-    A protocol is returned as it is.
+    """Returns the protocol that rows name: one of `PROTOCOLS`, "imbalanced:TAU" for a long tail, or a protocol itself.
 
     Example:
       >>> parse("base_to_new").has_new, parse("imbalanced:0.25").tau
@@ -226,7 +216,8 @@ def parse(name: str | Protocol) -> Protocol:
 
 def imbalance(name: str) -> float | None:
     """Returns the tau of a protocol that rows name, or None for protocols without a long tail."""
-    return parse(name).tau if name.startswith("imbalanced") else None
+    protocol = parse(name) if name.startswith("imbalanced") else None
+    return protocol.tau if isinstance(protocol, Imbalanced) else None
 
 
 def has_new(name: str) -> bool:

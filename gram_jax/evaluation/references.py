@@ -31,7 +31,8 @@ def regulator_contexts(
         return None
     if "prototypes" not in regulator.settings:
         return contexts
-    return np.stack([meta.relation(structure, context) for context in contexts])
+    assert structure is not None
+    return None if contexts is None else np.stack([meta.relation(structure, context) for context in contexts])
 
 
 def task_contexts(encoder: Encoder, supports: Sequence[Dataset]) -> np.ndarray:

@@ -15,15 +15,13 @@ from typing import Any
 
 import pydantic
 
-from gram_jax.errors import InputError, nearest
+from gram_jax.errors import InputError, explain, nearest
 from gram_jax.evaluation.statistics import Summary, paired_difference
 from gram_jax.io import read_json, write_file
 
 SCHEMA = 1
 
 _PACKAGES = ("gram_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "pillow")
-
-
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -33,11 +31,8 @@ class Row:
     """One measurement.
 
     Attributes:
-      method: the measured method, e.g. "zero_shot", "coop", "coop+gram:init_only".
-      protocol: e.g. "zero_shot", "base_to_new".
-      dataset: e.g. "glyphs:greek_small".
-      metric: e.g. "accuracy"; fractions are in [0, 1].
-      value: the finite number.
+      method, protocol, dataset: e.g. "coop+gram:init_only", "base_to_new", "glyphs:greek_small".
+      metric, value: e.g. "accuracy", and the finite number; fractions are in [0, 1].
       domain: the visual domain, or the dataset tested on, if it differs from `dataset`.
       shots: labeled images per class; None without training.
       seed: the seed of the draw.
@@ -66,8 +61,7 @@ class Comparison:
     """A comparison of two methods on the same draws.
 
     Attributes:
-      a, b: the methods.
-      metric: the compared quantity.
+      a, b, metric: the methods and the compared quantity.
       over: the fields whose values vary between the pairs, e.g. "dataset, seed".
       mean_difference: the mean of a - b.
       ci95: (low, high) of its 95 % confidence interval; None for one pair.
@@ -89,15 +83,7 @@ class Comparison:
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The results of an experiment.
-
-    Attributes:
-      config: the settings, JSON values.
-      environment: the result of `environment`.
-      rows: the measurements.
-      comparisons: paired comparisons of them.
-      schema: the version of this layout.
-    """
+    """The results of an experiment: settings (JSON values), provenance from `environment`, and measurements."""
 
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -107,17 +93,13 @@ class Results:
 
 
 def environment(
-    *,
-    weights: str | None = None,
-    splits: Mapping[str, str] | None = None,
-    draws: Mapping[str, str] | None = None,
+    *, weights: str | None = None, splits: Mapping[str, str] | None = None, draws: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Returns the provenance of results: versions, device, code, weights, splits and draws.
 
     Args:
       weights: the weights hash of the clip (`weights_hash(clip.params)`).
-      splits: a hash of each dataset split in use.
-      draws: a hash of each few-shot draw in use.
+      splits, draws: a hash of each dataset split and each few-shot draw in use.
 
     Returns:
       JSON values: "python", "packages", "device" (kind, platform, count, processes), "git" (the revision of the
@@ -167,18 +149,13 @@ def compare(
 
     Args:
       rows: measurements; rows of other methods and metrics are ignored.
-      a: a method.
-      b: the method it is compared with.
-      metric: the compared metric.
+      a, b, metric: the methods, and the metric in which they are compared.
       over: the fields in which pairs may differ from each other. They must agree in all other fields, so that, for
         example, base and new classes or two numbers of shots are not averaged by accident.
 
     Returns:
-      The comparison; its `over` names the fields that vary.
-
-    Raises:
-      InputError: a method has no rows or several for one draw, a draw is missing on one side, or the rows vary in a
-        field that is not in `over`.
+      The comparison; its `over` names the fields that vary. InputError if a method has no rows or several for one draw,
+      a draw is missing on one side, or the rows vary in a field that is not in `over`.
 
     Example:
       >>> def row(method, seed, value):
@@ -217,8 +194,7 @@ def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> C
     """Returns a `Comparison` from a paired difference.
 
     Args:
-      a, b, metric, over: the fields of the comparison.
-      difference: that of a - b, from `paired_difference`.
+      a, b, metric, over, difference: the fields of the comparison, and the `paired_difference` of a and b.
     """
     ci95 = difference.ci95 if difference.n > 1 else None
     p = None if math.isnan(difference.p_value) else difference.p_value
@@ -229,11 +205,10 @@ _ADAPTER = pydantic.TypeAdapter(Results)
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
-    """Writes a result file atomically.
+    """Writes a result file atomically; InputError names what does not follow the schema.
 
     Args:
-      path: the file, local or remote; missing folders are created.
-      results: the results; InputError names what does not follow the schema.
+      path, results: the file, local or remote, whose missing folders are created, and its content.
 
     Example:
       >>> import tempfile, pathlib
@@ -254,29 +229,21 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """Returns the results of a file after checking every field.
+    """Returns the results of a file after checking every field; InputError names the file and the field.
 
     Args:
       path: a file that `write_results` wrote.
-
-    Raises:
-      InputError: the file is not JSON or does not follow the schema; the message names file and field.
     """
     document = read_json(path)
-    try:
+    with explain(f"{path}: "):
         return validate(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def validate(document: Any) -> Results:
-    """Returns the results in the JSON value of a result file after checking every field.
+    """Returns the results in the JSON value of a result file; InputError names a wrong field and its value.
 
     Args:
       document: a value as `json.loads` returns it.
-
-    Raises:
-      InputError: a field is missing, unknown or of the wrong type; the message names the field and the value.
 
     Example:
       >>> validate({"schema": 1, "config": {}, "environment": {}, "rows": [{"method": 3}], "comparisons": []})

@@ -62,9 +62,6 @@ def evaluate(
     Returns:
       One row for each seed, class list, metric and reported step.
 
-    Raises:
-      InputError: the method, the dataset and the protocol cannot be combined, or a setting has an impossible value.
-
     Example:
       >>> from gram_jax import tuners
       >>> from gram_jax.testing import tiny_clip
@@ -111,7 +108,8 @@ def method_rows(
     measured after the last step.
     """
     shots, seeds = (task.shots, task.seeds) if method.has_runs else (None, (None,))
-    name, rows = task.dataset.name, []
+    name = task.dataset.name
+    rows: list[Row] = []
     for step, predictions in predicted.items():
         wanted = measures.asked_for(metrics if step == last_step(predicted) else ())
         measured = zip(parts, predictions, strict=True)
@@ -137,15 +135,11 @@ def prompt_method(
     """Returns a tuner as a method, with or without a meta-learned initialization and regulator.
 
     Args:
-      tuner: the tuner.
-      plan: how prompts are tuned; None for `TuningPlan()`.
-      regulator: the regulator; None for none. If its parameters are learned, `learned` holds them.
+      tuner, plan: the tuner, and how prompts are tuned; None for `TuningPlan()`.
+      regulator: the regulator, if any. If its parameters are learned, `learned` holds them.
       learned: the meta-learned initialization, regulator and step sizes; None to tune from `tuner.init` at the learning
         rate of the plan.
       name: the name in rows; None for one that is composed, such as "coop+gram".
-
-    Returns:
-      The method, with one candidate.
 
     Example:
       >>> from gram_jax import tuners
@@ -154,15 +148,16 @@ def prompt_method(
     """
     plan = TuningPlan() if plan is None else plan
     regulator = regulators.identity() if regulator is None else regulator
-    test_time = isinstance(plan, TestTimePlan)
     if learned is None:
         candidate = Candidate({"learning_rate": plan.learning_rate}, without_context(tuner.init), plan.learning_rate)
     else:
         candidate = Candidate({"rate_factor": 1.0}, meta_initialization(learned), learned.rates)
-    kind = TestTimeMethod if test_time else TunedMethod
-    return kind(
-        name or tuner.name + "+tpt" * test_time + "+gram" * (learned is not None),
-        (candidate if test_time else candidate._replace(length=lambda name, shots: plan.length),),
+    if isinstance(plan, TuningPlan):
+        length = plan.length
+        candidate = candidate._replace(length=lambda name, shots: length)
+    return (TunedMethod if isinstance(plan, TuningPlan) else TestTimeMethod)(
+        name or tuner.name + "+tpt" * isinstance(plan, TestTimePlan) + "+gram" * (learned is not None),
+        (candidate,),
         tuner=tuner,
         plan=plan,
         compiled=plan.compile(tuner, regulator),

@@ -18,10 +18,9 @@ class Summary(NamedTuple):
     """A mean and its uncertainty.
 
     Attributes:
-      mean: the sample mean.
+      mean, n: the sample mean, and the number of values.
       std: the sample standard deviation, with n - 1 in the denominator; NaN for one value.
       ci95: (low, high) of the 95 % confidence interval of the mean; NaN for one value.
-      n: the number of values.
       p_value: for paired differences, that of the two-sided paired t-test; otherwise NaN.
     """
 

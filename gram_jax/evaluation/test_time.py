@@ -7,6 +7,7 @@ text of the classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,15 +32,10 @@ class TestTimePlan:
     """The settings of tuning a prompt on one test image.
 
     Attributes:
-      learning_rate: the learning rate.
-      steps: the number of optimizer steps.
       views: views of an image, the unaugmented image included.
       share: the share of the views that is tuned on: the most confident ones.
-      optimizer, weight_decay: as in `tuning.make_test_time_tuning`.
+      steps, optimizer, weight_decay: as in `tuning.make_test_time_tuning`.
       batch_size: images that are tuned on side by side.
-
-    Raises:
-      InputError: a setting has an impossible value.
     """
 
     __test__ = False  # not a test, whatever its name
@@ -64,14 +60,8 @@ class TestTimePlan:
 
     def compile(self, tuner: Tuner, regulator: Regulator) -> Callable[..., Any]:
         """Returns test-time tuning of a tuner under a regulator, which is compiled when it is first called."""
-        return make_test_time_tuning(
-            tuner,
-            regulator,
-            share=self.share,
-            steps=self.steps,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-        )
+        descent: dict[str, Any] = {"optimizer": self.optimizer, "weight_decay": self.weight_decay}
+        return make_test_time_tuning(tuner, regulator, share=self.share, steps=self.steps, **descent)
 
 
 class TestTimeMethod(PromptMethod):
@@ -88,7 +78,7 @@ class TestTimeMethod(PromptMethod):
                 by_step[step].append(summarize_logits(np.stack(logits)))
         return by_step
 
-    def _run(self, trial: Trial, dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, trial: Trial, dataset: Dataset, seed: int) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of all images before and after tuning, `[images, classes]`, for one seed of the views."""
         encoder, _, candidate = trial
         classes, valid = encoder.classes(self.tuner, dataset.class_names)
@@ -103,7 +93,7 @@ class TestTimeMethod(PromptMethod):
 
         prompt = initial(None)
         phi = self.initial_phi(prompt)
-        if self.structured:
+        if self.structured and contexts is not None:
             prompt = jax.tree.map(lambda *leaves: np.stack(leaves), *map(initial, contexts))
         batch = {
             "classes": classes,
@@ -111,16 +101,8 @@ class TestTimeMethod(PromptMethod):
             "views": _Views(encoder, self.tuner, dataset, seed, self.plan.views),
             "context": regulator_contexts(self.regulator, self.structure, contexts),
         }
-        tuned = predict_test_time(
-            self.compiled,
-            prompt,
-            phi,
-            encoder.clip,
-            batch,
-            candidate.learning_rate,
-            own=self.structured,
-            batch_size=self.plan.batch_size,
-        )
+        arguments = prompt, phi, encoder.clip, batch, candidate.learning_rate
+        tuned = predict_test_time(self.compiled, *arguments, own=self.structured, batch_size=self.plan.batch_size)
         if not np.all(np.isfinite(tuned.losses)) or not np.all(np.isfinite(tuned.logits)):
             raise InputError(
                 f"test-time tuning of {self.name} on {dataset.name} is not finite at the views of seed {seed}; lower "
@@ -133,18 +115,17 @@ class _Views:
     """The views of every image of a dataset in the form that the tuner requires, made when they are sliced."""
 
     def __init__(self, encoder: Encoder, tuner: Tuner, dataset: Dataset, seed: int, count: int):
-        self._bank, self._tuner, self._dataset, self._drawn = encoder, tuner, dataset, (seed, count)
+        self._encoder, self._tuner, self._dataset, self._drawn = encoder, tuner, dataset, (seed, count)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, chunk: slice) -> np.ndarray:
-        encoder, positions = self._bank, range(len(self))[chunk]
+        encoder, places = self._encoder, [(self._dataset, at) for at in range(len(self))[chunk]]
         if not self._tuner.needs_pixels:
-            return np.stack([encoder.test_view_features(self._dataset, at, *self._drawn) for at in positions])
-        name = f"views {self._drawn}"
-        stacks = [
-            encoder.keep(self._dataset, at, name, lambda at=at: encoder.test_views(self._dataset, at, *self._drawn))
-            for at in positions
-        ]
+            return np.stack([encoder.test_view_features(*place, *self._drawn) for place in places])
+        stacks = []
+        for place in places:
+            make = functools.partial(encoder.test_views, *place, *self._drawn)
+            stacks.append(encoder.keep(*place, f"views {self._drawn}", make))
         return encoder.clip.transform.normalize(np.stack(stacks))

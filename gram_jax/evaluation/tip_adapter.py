@@ -18,16 +18,10 @@ _TOPS, _STEPS = {"alpha": 3.0, "beta": 7.0}, {"alpha": 20, "beta": 200}  # the p
 
 
 def cached_logits(state: State, logit_scale: Array, features: Array) -> Array:
-    """Returns exp(logit_scale) <f, t_c> + alpha sum_i exp(-beta (1 - <f, k_i>)) y_ic.
+    """Returns exp(logit_scale) <f, t_c> + alpha sum_i exp(-beta (1 - <f, k_i>)) y_ic, `[images, classes]`.
 
-    Args:
-      state: "texts" `[classes, embed_dim]`, "keys" `[cached, embed_dim]`, "values" `[cached, classes]` one-hot,
-        "alpha" and "beta" scalars.
-      logit_scale: the logarithm of the clip's scale.
-      features: `[images, embed_dim]`, normalized.
-
-    Returns:
-      `[images, classes]`.
+    The state holds "texts" `[classes, embed_dim]`, "keys" `[cached, embed_dim]`, "values" `[cached, classes]` one-hot,
+    and the scalars "alpha" and "beta"; features are `[images, embed_dim]`, normalized.
     """
     affinities = jnp.matmul(features, state["keys"].T, precision="highest")
     cache = jnp.matmul(jnp.exp(-state["beta"] * (1 - affinities)), state["values"], precision="highest")
@@ -45,7 +39,7 @@ def search(
         np.arange(_STEPS[name]) * (_TOPS[name] - 0.1) / _STEPS[name] + 0.1 if given is None else np.array([given])
         for name, given in (("alpha", alpha), ("beta", beta))
     )
-    plain = np.asarray(logits(queries, state["texts"], logit_scale))
+    plain = np.asarray(logits(jnp.asarray(queries), state["texts"], logit_scale))
     affinities, values = queries @ np.asarray(state["keys"]).T, np.asarray(state["values"])
     best, most = (float(alphas[0]), float(betas[0])), -1.0
     for sharpness in betas:
@@ -58,13 +52,7 @@ def search(
 
 
 def tune_keys(
-    state: State,
-    logit_scale: Array,
-    labels: np.ndarray,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
+    state: State, logit_scale: Array, labels: np.ndarray, epochs: int, learning_rate: float, batch_size: int, seed: int
 ) -> Array:
     """Returns the keys `[cached, embed_dim]` after tuning them by AdamW under a cosine schedule.
 
@@ -74,7 +62,7 @@ def tune_keys(
     orders = jnp.asarray(_orders(len(labels), batch_size, epochs, seed))
     schedule = optax.cosine_decay_schedule(learning_rate, len(orders))
     optimizer = optax.adamw(schedule, eps=1e-4, weight_decay=0.01)
-    images, labels = state["keys"], jnp.asarray(labels)
+    images, targets = state["keys"], jnp.asarray(labels)
 
     @jax.jit
     def run(keys: Array, orders: Array) -> Array:
@@ -84,7 +72,7 @@ def tune_keys(
 
             def loss(keys: Array) -> Array:
                 scores = cached_logits(state | {"keys": keys}, logit_scale, images[chosen])
-                losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels[chosen])
+                losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets[chosen])
                 return jnp.sum(losses * there) / jnp.sum(there)
 
             updates, memory = optimizer.update(jax.grad(loss)(keys), memory, keys)
@@ -97,7 +85,6 @@ def tune_keys(
 
 def _orders(count: int, batch_size: int, epochs: int, seed: int) -> np.ndarray:
     """Returns the indices of batches, int `[steps, batch]`; -1 fills up the last batch of a pass."""
-    size = min(batch_size, count)
-    rng = np.random.default_rng(seed)
+    size, rng = min(batch_size, count), np.random.default_rng(seed)
     filled = [np.pad(rng.permutation(count), (0, -count % size), constant_values=-1) for _ in range(epochs)]
     return np.concatenate(filled).reshape(-1, size)

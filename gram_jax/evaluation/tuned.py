@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -86,8 +87,8 @@ class TunedMethod(PromptMethod):
         encoder, task, candidate = trial
 
         def initial(contexts: np.ndarray) -> Any:
-            each = [candidate.initialize(jax.random.key(0), encoder.clip, None, context) for context in contexts]
-            return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+            begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
+            return _stack_trees(map(begin, contexts))
 
         here = task_contexts(encoder, task.supports())
         begun, predictions = initial(here), []
@@ -99,10 +100,7 @@ class TunedMethod(PromptMethod):
         return predictions
 
     def shared_runs(self) -> list[list[int]]:
-        """Groups candidates that differ in their steps only: under a constant rate, a shorter run begins a longer one.
-
-        The longest candidate of a group comes first.
-        """
+        """Groups candidates that differ in steps only, longest first: at a constant rate, a shorter run begins it."""
         groups: dict[Any, list[int]] = {}
         constant = self.plan.schedule == "constant"
         for i, candidate in enumerate(self.candidates):
@@ -126,25 +124,24 @@ class TunedMethod(PromptMethod):
     def _initial_prompts(self, trial: Trial, names: tuple[str, ...], context: np.ndarray | None) -> Any:
         encoder, task, candidate = trial
         classes, _ = encoder.classes(self.tuner, names)
-        own = context if self.structured else [None] * len(task.seeds)
-        prompts = [
+        own: Any = context if self.structured else [None] * len(task.seeds)
+        return _stack_trees(
             candidate.initialize(jax.random.key(seed), encoder.clip, classes, each)
             for seed, each in zip(task.seeds, own, strict=True)
-        ]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
+        )
 
     def _initial_phi(self, seeds: Sequence[int], prompts: Any) -> Any:
         """Returns the regulator's parameters; `[runs, ...]`, drawn by seed, if they are learned with the prompt."""
         prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
         if not self.plan.alternating:
             return self.initial_phi(prompt)
-        each = [self.initial_phi(prompt, jax.random.fold_in(jax.random.key(seed), 1)) for seed in seeds]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return _stack_trees(self.initial_phi(prompt, jax.random.fold_in(jax.random.key(seed), 1)) for seed in seeds)
 
     def _orders(self, task: Task, length: Length, count: int) -> tuple[list[np.ndarray], np.ndarray | None]:
         """Returns the items of every batch of each run, and the weights of the prompts of all epochs."""
         size = self.plan.batch_size
         if length.epochs is None:
+            assert length.steps is not None
             return [tuning.shuffled_batches(seed, count, size, length.steps) for seed in task.seeds], None
         orders = [tuning.epoch_batches(seed, count, size, length.epochs) for seed in task.seeds]
         weights = objectives.gaussian_weights(length.epochs, *length.aggregation) if length.aggregation else None
@@ -189,6 +186,10 @@ class TunedMethod(PromptMethod):
             if plan.alternating:
                 batch["seed"] = np.array([seed % 2**32 for seed in seeds], np.uint32)
             yield batch
+
+
+def _stack_trees(trees: Iterable[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _stacked(runs: Sequence[Any]) -> Any:
