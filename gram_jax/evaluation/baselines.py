@@ -94,9 +94,8 @@ def linear_probe(strength: float | None = None, max_iter: int = 1000) -> Baselin
     min over W, b of  C sum_i CE(f_i W + b, y_i) + ||W||^2 / 2
 
     Args:
-      strength: C. None chooses it on the validation features, which `fit` needs then, as published: the best of 10^6, 10^4,
-        ..., 10^-6, and then eight times the better end of an interval of two decades that is halved, on a logarithmic
-        scale.
+      strength: C. None chooses it on the validation features, which `fit` needs then, as published: the best of 10^6,
+        10^4, ..., 10^-6, then eight times the better end of an interval of two decades, halved on a logarithmic scale.
       max_iter: the most iterations of L-BFGS; reaching it is not an error.
 
     Reference:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -92,7 +93,7 @@ class Encoder:
 
         def encode(positions: np.ndarray) -> Any:
             pixels = _Pixels(self.clip.transform, bank.source, self._transformed)
-            return encode_image(self.clip, pixels[positions])
+            return encode_image(self.clip, jnp.asarray(pixels[positions]))
 
         return bank.rows(positions, encode, self.batch_size)
 
@@ -138,7 +139,8 @@ class Encoder:
 
         def encode(positions: np.ndarray) -> np.ndarray:
             shown = [(item, STORED_SEED, number) for item in positions.tolist() for number in range(count)]
-            return np.reshape(encode_image(self.clip, self.views(bank.source, shown)), (len(positions), count, -1))
+            features = encode_image(self.clip, jnp.asarray(self.views(bank.source, shown)))
+            return np.asarray(features).reshape(len(positions), count, -1)
 
         return bank.rows(positions, encode, max(1, self.batch_size // count))
 

@@ -55,7 +55,7 @@ def averaged_class_features(clip: Clip, names: Sequence[str], templates: Sequenc
       float32 ``[classes, embed]``, normalized, on the host.
     """
     features = _text_features(clip, names, templates, _TEXTS, normalize=False)
-    return np.asarray(objectives.textual_diversity(features.reshape(len(templates), len(names), -1)))
+    return np.asarray(objectives.textual_diversity(jnp.reshape(features, (len(templates), len(names), -1))))
 
 
 def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> np.ndarray:
@@ -76,9 +76,9 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
     """
     require_images(images, batch_size)
 
-    def encode(positions: np.ndarray) -> jax.Array:
+    def encode(positions: np.ndarray) -> Any:
         read, place = np.unique(positions, return_inverse=True)  # the last position may be repeated
-        return encode_image(clip, clip.preprocess([images[i] for i in read.tolist()])[place])
+        return encode_image(clip, jnp.asarray(clip.preprocess([images[i] for i in read.tolist()])[place]))
 
     return map_batches(encode, np.arange(len(images)), min(batch_size, len(images)))
 
@@ -133,4 +133,6 @@ def _text_features(
     width = min(round_up(max(ids.shape[1] for ids in rows), _TOKENS), clip.config.text.context_length)
     # Tokens after the end-of-text token are never read.
     filled = [pad_to(ids, len(ids), width, fill=clip.tokenizer.eos_token_id) for ids in rows]
-    return map_batches(lambda ids: encode_text(clip, ids, normalize=normalize), np.concatenate(filled), block)
+    return map_batches(
+        lambda ids: encode_text(clip, jnp.asarray(ids), normalize=normalize), np.concatenate(filled), block
+    )

@@ -95,8 +95,7 @@ class Protocol:
         prompts are tuned on, by domain; `limit` is the most images per class, 0 for all.
         """
         parts = []
-        measured: dict[str | None, Dataset] = {None: dataset, **(targets or {})}
-        for domain, tested in measured.items():
+        for domain, tested in [(None, dataset), *(targets or {}).items()]:
             positions = tested.select(split)
             if limit:
                 by_class = [positions[tested.labels[positions] == label] for label in range(len(tested.class_names))]

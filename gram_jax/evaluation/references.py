@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gram_jax import meta, objectives
@@ -37,8 +38,8 @@ def regulator_contexts(
 
 def task_contexts(encoder: Encoder, supports: Sequence[Dataset]) -> np.ndarray:
     """Returns the contexts of tasks that share their classes, `[tasks, context_dim]`."""
-    text = encoder.texts(supports[0].class_names, PHOTO)
-    return np.stack([meta.task_context(encoder.clip, encoder.features(each), text) for each in supports])
+    text = jnp.asarray(encoder.texts(supports[0].class_names, PHOTO))
+    return np.stack([meta.task_context(encoder.clip, jnp.asarray(encoder.features(each)), text) for each in supports])
 
 
 def templates_of(name: str, dataset: Dataset) -> tuple[str, ...]:
@@ -57,9 +58,10 @@ def class_reference(encoder: Encoder, dataset: Dataset, loss: objectives.BatchLo
     names, texts = dataset.class_names, {}
     for name in loss.texts:
         own = templates_of(name, dataset)
-        texts[name] = pad_classes(encoder.clip, encoder.texts(names, own[0] if len(own) == 1 else own))[0]
+        own_texts = jnp.asarray(encoder.texts(names, own[0] if len(own) == 1 else own))
+        texts[name] = pad_classes(encoder.clip, own_texts)[0]
     reference: dict[str, Any] = {"text_features": texts}
     if "clusters" in loss.reads:
         clusters = objectives.class_clusters(encoder.texts(names, dataset.template))
-        reference["clusters"] = pad_classes(encoder.clip, clusters)[0]
+        reference["clusters"] = pad_classes(encoder.clip, jnp.asarray(clusters))[0]
     return reference

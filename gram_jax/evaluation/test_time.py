@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gram_jax import meta
@@ -84,9 +85,9 @@ class TestTimeMethod(PromptMethod):
         classes, valid = encoder.classes(self.tuner, dataset.class_names)
         contexts = None
         if self.needs_context:
-            text = encoder.texts(dataset.class_names)
+            text = jnp.asarray(encoder.texts(dataset.class_names))
             features = (encoder.test_view_features(dataset, i, seed, self.plan.views) for i in range(len(dataset)))
-            contexts = np.stack([meta.task_context(encoder.clip, own, text) for own in features])
+            contexts = np.stack([meta.task_context(encoder.clip, jnp.asarray(own), text) for own in features])
 
         def initial(context: Any) -> Any:
             return candidate.initialize(jax.random.key(seed), encoder.clip, classes, context)
