@@ -157,23 +157,13 @@ def epochs(name: str, dataset: str, shots: int) -> int:
 
 
 def aggregation(name: str, dataset: str) -> tuple[float, float] | None:
-    """Returns mean and width, in epochs, of a recipe's Gaussian over the prompts of all epochs; None for the last.
-
-    Example:
-      >>> aggregation("promptsrc_fs_vitb16", "coop:dtd"), aggregation("promptsrc_fs_vitb16", "coop:food101")
-      ((45, 5), (30, 30))
-    """
+    """Returns mean and width, in epochs, of a recipe's Gaussian over the prompts of all epochs; None for the last."""
     by_dataset = PRESETS[name].aggregation
     return by_dataset.get(dataset, by_dataset.get(""))
 
 
 def warmup(name: str, dataset: str) -> Mapping[str, int]:
-    """Returns the epochs of a recipe's warm-up by part of the prompt; parts that are not named have one.
-
-    Example:
-      >>> warmup("dpt_fs_vitb32", "coop:dtd")["visual"], dict(warmup("dpt_fs_vitb32", "coop:imagenet"))
-      (10, {})
-    """
+    """Returns the epochs of a recipe's warm-up by part of the prompt; parts that are not named have one."""
     return {} if dataset == IMAGENET else PRESETS[name].part_warmup
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -64,8 +65,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     """Selects, tunes and measures every method on every dataset."""
     settings, workdir = config.settings, absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    clip = load_clip(settings)
-    tuner = choose_tuner(settings)
+    clip, tuner = load_clip(settings), choose_tuner(settings)
     methods, checkpoint = build(settings, tuner, clip)
     opened = open_datasets(settings)
     encoder = Encoder(
@@ -88,11 +88,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     for method in methods:
         if method.candidates[0].described:
             print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
-    comparison = Comparison(settings, encoder, methods, opened, units, workdir)
-    rows, selected = comparison.run()
-    environment = evaluation.environment(
-        weights=weights, splits=hashes, draws=draw_hashes(opened, settings.seeds, settings.counts)
-    )
+    rows, selected = Comparison(settings, encoder, methods, opened, units, workdir).run()
+    draws = draw_hashes(opened, settings.seeds, settings.counts)
+    environment = evaluation.environment(weights=weights, splits=hashes, draws=draws)
     told = {**settings.flags, "tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
     told |= composition(settings, opened) | {"selected": selected, "files": files, "datasets": about(opened)}
     told |= {} if checkpoint is None else {"meta_notes": checkpoint.notes}
@@ -239,13 +237,11 @@ class Comparison:
         """Yields (unit, method, protocol, shots) in the order of the rows."""
         for name, (_, targets) in self.opened.items():
             for protocol in targets:
-                for method in self.methods:
-                    if not method.has_runs:
-                        yield (method.name, name, protocol.name), method, protocol, None
-                for shots in self.settings.counts(protocol):
-                    for method in self.methods:
-                        if method.has_runs:
-                            yield (method.name, name, protocol.name, shots), method, protocol, shots
+                fixed, tuned = ([each for each in self.methods if each.has_runs is runs] for runs in (False, True))
+                for method in fixed:
+                    yield (method.name, name, protocol.name), method, protocol, None
+                for shots, method in itertools.product(self.settings.counts(protocol), tuned):
+                    yield (method.name, name, protocol.name, shots), method, protocol, shots
 
     def _measure(
         self,
@@ -265,8 +261,7 @@ class Comparison:
         task = task_of(dataset, protocol, shots, settings.seeds)
         trial = Trial(self.encoder, task, candidate)
         if group not in learned:  # protocols that tune on the same images share it
-            cost = measures.asks_for_cost(settings.metrics)
-            learned[group] = method.learn(trial, settings.report_steps, cost)
+            learned[group] = method.learn(trial, settings.report_steps, measures.asks_for_cost(settings.metrics))
             if isinstance(method, TunedMethod):
                 method.require_finite(task, learned[group])
         predicted = method.predict(trial, learned[group], parts)
@@ -288,16 +283,15 @@ class Comparison:
             rows += method_rows(following, task, None, {last: predicted}, parts, settings.metrics)
         first = next(iter(self.opened[task.dataset.name].targets))
         if task.protocol == first and method.name.endswith("+gram"):
-            split = parts[0].split
-            rows += measures.regulation_rows(method.name, task.dataset.name, tuned, task.shots, task.seeds, split)
+            draws = task.shots, task.seeds, parts[0].split
+            rows += measures.regulation_rows(method.name, task.dataset.name, tuned, *draws)
         return rows
 
     def _save(self, unit: tuple, method: Method, learned: Any, predicted: Any, parts: Sequence[Part]) -> None:
         """Writes the files that the flags ask for."""
         settings, file = self.settings, measures.file_name(unit)
         if settings.save_confusion and method.has_runs:
-            path = self.workdir / "confusion" / f"{file}.npz"
-            measures.save_confusion(path, zip(parts, predicted, strict=True))
+            measures.save_confusion(self.workdir / "confusion" / f"{file}.npz", zip(parts, predicted, strict=True))
         prompt = None
         if isinstance(learned, Tuned):
             prompt = jax.tree.map(lambda leaf: leaf[0], learned.prompts[max(learned.prompts)])

@@ -174,8 +174,7 @@ def _check_values(flags: Flags) -> None:
     positive(flags, "learning_rate", "gram_learning_rate", "gram_rate_factor")
     if any(not 0 < value <= 1 for value in flags.tau):
         raise InputError(f"--tau={','.join(map(str, flags.tau))}: every value must be above 0 and at most 1")
-    known = {"protocol": protocols.PROTOCOLS, "methods": PARTS, "metrics": measures.CHOICES}
-    for name, words in known.items():
+    for name, words in (("protocol", protocols.PROTOCOLS), ("methods", PARTS), ("metrics", measures.CHOICES)):
         for value in getattr(flags, name) or ():
             require_known(f"--{name}", value, words)
     if both := sorted(set(flags.seeds) & set(flags.select_seeds)):
@@ -290,12 +289,9 @@ def _named(flag: str, make: Callable[..., Any], call: Call) -> Any:
 
 
 def _baselines(text: str) -> tuple[BaselineMethod, ...]:
-    methods = []
-    for each in split_calls(text):
-        call = parse_call(each)
-        methods.append(BaselineMethod(str(call), baseline=_named("baselines", baselines.make, call)))
-    names = [method.name for method in methods]
-    if len(set(names)) < len(names):
+    calls = map(parse_call, split_calls(text))
+    methods = [BaselineMethod(str(call), baseline=_named("baselines", baselines.make, call)) for call in calls]
+    if len({method.name for method in methods}) < len(methods):
         raise InputError(f"--baselines={text}: give each baseline once")
     return tuple(methods)
 

@@ -36,8 +36,7 @@ class Baseline(NamedTuple):
     """A method that classifies frozen image features.
 
     Attributes:
-      name: the method's name; `make(name, **settings)` makes it again.
-      settings: its settings, JSON values.
+      name, settings: the method's name and its settings, JSON values; `make(name, **settings)` makes it again.
       fit: `fit(clip, names, features, labels, validation=None) -> state`: class names, labeled frozen image features
         `[images, embed_dim]`, int labels `[images]`, and a pair of such features and labels to choose settings with.
         Methods that read no labels take None for them. It cannot be traced.

@@ -51,12 +51,6 @@ def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarra
     Returns:
       Two int64 arrays of positions in the dataset, class after class.
 
-    Example:
-      >>> from gram_jax.data import glyphs
-      >>> train, val = few_shot_and_val(glyphs.labeled("chess"), shots=16, seed=1)
-      >>> len(train), len(val)
-      (192, 48)
-
     Reference:
       The datasets of the public code of "Learning to Prompt for Vision-Language Models", which keep both draws in one
       file shot_K-seed_S.pkl.

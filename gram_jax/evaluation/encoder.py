@@ -90,12 +90,8 @@ class Encoder:
     def features(self, dataset: Dataset) -> np.ndarray:
         """Returns frozen features of all images of a dataset, or of a part of one, `[images, embed_dim]`."""
         bank, positions = self._bank(dataset, 0)
-
-        def encode(positions: np.ndarray) -> Any:
-            pixels = _Pixels(self.clip.transform, bank.source, self._transformed)
-            return encode_image(self.clip, jnp.asarray(pixels[positions]))
-
-        return bank.rows(positions, encode, self.batch_size)
+        pixels = _Pixels(self.clip.transform, bank.source, self._transformed)
+        return bank.rows(positions, lambda at: encode_image(self.clip, jnp.asarray(pixels[at])), self.batch_size)
 
     def inputs(self, tuner: Tuner, dataset: Dataset) -> Any:
         """Returns the images in the form that the tuner requires: features, or a lazy sequence of pixels."""

@@ -31,11 +31,6 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
     Returns:
       float32 ``[classes, embed]``, normalized.
 
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> class_features(tiny_clip(), ["cat", "dog"], ["a photo of a {}.", "{}"]).shape[0]
-      2
-
     Reference:
       Radford et al. (2021), section 3.1.4, prompt ensembling in embedding space.
     """

@@ -22,9 +22,7 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     accuracy = sum_i m_i [argmax_c logits_ic = y_i] / sum_i m_i; of equal logits, the first counts.
 
     Args:
-      logits: float [N, C].
-      labels: int [N], in 0..C-1.
-      mask: see the module.
+      logits, labels, mask: float [N, C]; int [N], in 0..C-1; see the module.
 
     Returns:
       float32 [].
@@ -35,8 +33,7 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     """
     _check(logits, labels, mask)
     weights = jnp.ones(labels.shape) if mask is None else mask.astype(jnp.float32)
-    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return jnp.sum(correct * weights) / jnp.sum(weights)
+    return jnp.sum((jnp.argmax(logits, axis=-1) == labels) * weights) / jnp.sum(weights)
 
 
 def confusion_matrix(
@@ -75,10 +72,6 @@ def per_class_accuracy(confusion: np.ndarray | jax.Array) -> np.ndarray | jax.Ar
 
     Returns:
       float [C], NaN for a class without samples; the `nanmean` of it is the balanced accuracy.
-
-    Example:
-      >>> per_class_accuracy(np.array([[3.0, 1.0], [0.0, 2.0]])).tolist()
-      [0.75, 1.0]
     """
     with np.errstate(invalid="ignore"):
         return confusion.diagonal() / confusion.sum(axis=1)
@@ -87,7 +80,7 @@ def per_class_accuracy(confusion: np.ndarray | jax.Array) -> np.ndarray | jax.Ar
 def macro_f1(confusion: ArrayLike) -> jax.Array:
     """Returns the F1 score of each class, averaged over the classes that occur.
 
-    F1_c = 2 M_cc / (sum_p M_cp + sum_t M_tc), mean over {c : sum_p M_cp > 0}.
+    F1_c = 2 M_cc / (sum_p M_cp + sum_t M_tc), mean over {c : sum_p M_cp > 0}, as in Dassl, CoOp's evaluator.
 
     Args:
       confusion: [C, C], rows true, columns predicted.
@@ -98,9 +91,6 @@ def macro_f1(confusion: ArrayLike) -> jax.Array:
     Example:
       >>> round(float(macro_f1(jnp.array([[3.0, 1.0], [0.0, 2.0]]))), 4)
       0.8286
-
-    Reference:
-      Averaged over the true classes, as in Dassl, CoOp's evaluator.
     """
     true, predicted = jnp.sum(confusion, axis=1), jnp.sum(confusion, axis=0)
     return jnp.mean(2 * jnp.diagonal(confusion) / (true + predicted), where=true > 0)
@@ -117,8 +107,7 @@ def expected_calibration_error(
     Args:
       probabilities: float [N, C], rows summing to one.
       labels: int [N], in 0..C-1.
-      mask: see the module.
-      bins: the number of bins of equal width, >= 1.
+      mask, bins: see the module; the number of bins of equal width, >= 1.
 
     Returns:
       float32 [].
@@ -147,10 +136,6 @@ def calibration_error(
 
     Returns:
       float32 [], as in `expected_calibration_error`.
-
-    Example:
-      >>> float(calibration_error(jnp.array([0.75, 0.75, 0.75, 0.75]), jnp.array([True, True, False, False])))
-      0.25
     """
     if bins < 1:
         raise InputError(f"bins={bins}: at least one bin is needed")

@@ -31,12 +31,7 @@ class Length(NamedTuple):
 
 
 class StagedLoss(NamedTuple):
-    """DPT's loss, in stages; see `objectives.dpt_loss`.
-
-    Attributes:
-      guided_epochs: the epochs in which each side is guided by the other's frozen features.
-      class_weight: the weight of the loss of class prompts.
-    """
+    """DPT's loss, see `objectives.dpt_loss`: each side is guided by the other's frozen features in the first epochs."""
 
     guided_epochs: int = 30
     class_weight: float = 0.3
@@ -106,12 +101,7 @@ class TuningPlan:
 
 
 class Compiled(NamedTuple):
-    """A tuning step, and what its batches must hold besides images and labels.
-
-    Attributes:
-      tuning: the step; methods that share it share compiled programs.
-      loss: the loss; None if it reads images and labels only.
-    """
+    """A tuning step, and the loss that tells what batches must hold; None if it reads images and labels only."""
 
     tuning: tuning.Tuning
     loss: objectives.BatchLoss | None

@@ -31,12 +31,7 @@ class Predictions(NamedTuple):
 
 
 def summarize_logits(logits: np.ndarray) -> Predictions:
-    """Returns the predictions of logits ``[runs, images, classes]``; the logits of many classes would fill the memory.
-
-    Example:
-      >>> summarize_logits(np.log([[[0.25, 0.75]]])).confidence.round(2).tolist()
-      [[0.75]]
-    """
+    """Returns the predictions of logits `[runs, images, classes]`; the logits of many classes would fill the memory."""
     best = logits.max(-1, keepdims=True)
     return Predictions(logits.argmax(-1), 1 / np.exp(logits - best).sum(-1))
 

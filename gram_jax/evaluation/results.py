@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -105,29 +106,18 @@ def environment(
       JSON values: "python", "packages", "device" (kind, platform, count, processes), "git" (the revision of the
       checkout that contains the code, with "-dirty" after changes; None outside a checkout), "weights", "splits",
       "draws".
-
-    Example:
-      >>> provenance = environment(weights="abc")
-      >>> provenance["weights"], provenance["device"]["count"] >= 1
-      ('abc', True)
     """
     import jax
 
-    versions = {}
+    versions, device = {}, jax.devices()[0]
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "device": {
-            "kind": jax.devices()[0].device_kind,
-            "platform": jax.devices()[0].platform,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
+        "device": {"kind": device.device_kind, "platform": device.platform}
+        | {"count": jax.device_count(), "processes": jax.process_count()},
         "git": _git_revision(),
         "weights": weights,
         "splits": dict(splits or {}),

@@ -131,9 +131,5 @@ def mean_of_harmonics(base: Sequence[float] | np.ndarray, new: Sequence[float] |
 
     Args:
       base, new: [n] accuracies over datasets or seeds, in one order.
-
-    Example:
-      >>> round(mean_of_harmonics([90.0, 60.0], [30.0, 60.0]), 4)
-      52.5
     """
     return float(np.mean(harmonic_mean(base, new)))
