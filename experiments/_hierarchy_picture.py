@@ -14,8 +14,7 @@ from gram_jax.tasks import Hierarchy
 
 _THEMES, _CLASSES, _IMAGES = 12, 7, 4
 _SIDE, _GAP = 40, 3  # pixels of an image, and between images
-# Colors of visual domains, safe for color-blind readers.
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # of domains, safe for the color-blind
 
 
 def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:

@@ -132,19 +132,16 @@ def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierar
 def build(
     config: Config, workdir: Any, clip: Clip, corpus: Corpus, features: tuple[Any, Any] | None = None
 ) -> Hierarchy:
-    """Builds and writes the hierarchy of a configuration, or reads it if it exists.
-
-    `features` is the result of `embed`, which several configurations can share; None: computed here.
-    """
+    """Builds and writes the hierarchy of a configuration, or reads it; `features` is a shared result of `embed`."""
     hierarchy = existing(config, workdir, clip, corpus)
     if hierarchy is not None:
         print(f"{workdir / HIERARCHY} exists with the same pairs, clip and settings; nothing to do")
         return hierarchy
     if features is None:
         with _stage("features"):
-            if config.features:
+            if config.features:  # read block by block when they are needed
                 store = open_store(config.features, feature_key(clip, corpus))
-                features = store.images, store.texts  # read block by block when they are needed
+                features = store.images, store.texts
             else:
                 features = embed(clip, corpus, config.batch_size)
     with _stage("clustering"), _progress() as report:

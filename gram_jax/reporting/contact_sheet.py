@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gram_jax.data.glyphs import faces
 from gram_jax.errors import InputError
 
-_LINE_HEIGHT = 11
-_LETTER_WIDTH = 5.2  # of the font below, on average
+_LINE_HEIGHT, _LETTER_WIDTH = 11, 5.2  # of the font below, on average
 
 
 def contact_sheet(

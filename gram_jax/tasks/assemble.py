@@ -39,8 +39,7 @@ def assemble(
     """
     texts = names.texts
     order = np.array(sorted(range(len(texts)), key=lambda i: (grouping.themes[i], texts[i], i)))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
+    rank = np.argsort(order)
     kept, themes = np.unique(grouping.themes[order], return_inverse=True)
     members = np.flatnonzero(grouping.classes >= 0)
     classes = rank[grouping.classes[members]]
@@ -51,8 +50,8 @@ def assemble(
     members, domains = members[sort], domains[sort]
     features = np.empty((len(members), image.shape[1]), np.float32)
     for begin in range(0, len(members), BLOCK):
-        part = np.asarray(image[members[begin : begin + BLOCK]], np.float32)
-        features[begin : begin + BLOCK] = part.astype(np.float16)
+        part = slice(begin, begin + BLOCK)
+        features[part] = np.asarray(image[members[part]], np.float32).astype(np.float16)
     return Hierarchy(
         members=members.astype(np.int64),
         classes=classes.astype(np.int32),

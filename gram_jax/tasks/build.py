@@ -79,7 +79,6 @@ def build_hierarchy(
         raise InputError(f"class_text={config.class_text!r} needs the clip of the features, with its tokenizer")
     classes = config.classes or max(2, len(captions) // _PAIRS_PER_CLASS)
     search: dict[str, Any] = {"seed": config.seed, "sample": config.sample, "report": report}
-
     report("words", 0, len(captions))
     caption_words = number_words(map(words, captions))
     report("words", len(captions), len(captions))

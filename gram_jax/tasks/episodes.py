@@ -236,9 +236,6 @@ def make_episodes(
       clip: the clip, with its tokenizer; `centroid_clip(clip, hierarchy)` if token embeddings name the classes.
       context: give tasks their context, see `gram_jax.meta.task_context`.
 
-    Raises:
-      InputError: the hierarchy is too small for these tasks; the message names sizes that would fit.
-
     Example:
       >>> from gram_jax.tasks import from_groups
       >>> from gram_jax.testing import tiny_clip

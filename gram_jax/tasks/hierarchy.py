@@ -29,8 +29,7 @@ class Hierarchy:
     Attributes:
       members: int64 `[M]`, the pairs with a class, as positions in the corpus, each once.
       classes, domains: int32 `[M]`, the class of each member, and its visual domain within the class, from 0.
-      themes: int32 `[C]`, the theme of each class.
-      texts: C texts, the name of each class; distinct within a theme.
+      themes, texts: int32 `[C]`, the theme of each class; C texts, its name, distinct within a theme.
       theme_texts: T texts, the most informative words of each theme, for people.
       image_features: float32 `[M, embed_dim]`, the members' frozen image features, normalized and rounded to float16,
         as in a file.
@@ -145,12 +144,11 @@ def outline(hierarchy: Hierarchy) -> str:
     lines.append(f"{len(h.theme_texts)} themes, {len(h.texts)} classes, {len(h.members)} pairs")
     for theme in np.argsort(-np.bincount(h.themes, minlength=len(h.theme_texts)), kind="stable"):
         classes = np.flatnonzero(h.themes == theme)
-        pairs = sizes[classes].sum()
-        lines.append(f"\ntheme {theme}: {h.theme_texts[theme]} ({len(classes)} classes, {pairs} pairs)")
+        lines.append(f"\ntheme {theme}: {h.theme_texts[theme]} ({len(classes)} classes, {sizes[classes].sum()} pairs)")
         width = max(len(h.texts[i]) for i in classes)
         for i in classes:
-            domains = np.bincount(h.domains[h.classes == i])
-            lines.append(f"  {h.texts[i]:<{width}}  {' + '.join(map(str, domains))}")
+            domains = map(str, np.bincount(h.domains[h.classes == i]))
+            lines.append(f"  {h.texts[i]:<{width}}  {' + '.join(domains)}")
     return "\n".join(lines)
 
 
@@ -159,8 +157,8 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
 
         rows of the token embedding:   [ e_1, ..., e_V, z_1, ..., z_C ]
 
-    The encoding of ordinary text does not change. Prompts and regulators that are learned on this clip, and contain no
-    class, work with the original clip.
+    The encoding of ordinary text does not change. Prompts and regulators learned on this clip, without classes, work
+    with the original one.
 
     Args:
       clip, hierarchy: the clip that the hierarchy was built with; without `token_rows` it is returned unchanged.

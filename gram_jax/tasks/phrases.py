@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import collections
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,11 +59,10 @@ def words(caption: str) -> list[str]:
 
 def number_words(captions: Iterable[Sequence[str]]) -> CaptionWords:
     """Numbers the words of captions, which are iterated once, in order of their first occurrence."""
-    numbers: collections.defaultdict[str, int] = collections.defaultdict()
-    numbers.default_factory = numbers.__len__
+    numbers: dict[str, int] = {}
     ids, starts = array.array("i"), array.array("q", [0])
     for caption in captions:
-        ids.extend([numbers[word] for word in caption])
+        ids.extend([numbers.setdefault(word, len(numbers)) for word in caption])
         starts.append(len(ids))
     return CaptionWords(np.array(ids, np.int32), np.array(starts, np.int64), tuple(numbers))
 

@@ -79,16 +79,7 @@ def draw_appearance(rng: random.Random, face: str, rendering: str, jitter: float
     reach = 2.5 * jitter
     if rendering == "small":
         size, reach = 0.55 + 0.1 * rng.random(), 5.0
-    return Appearance(
-        face=face,
-        rendering=rendering,
-        ink=ink,
-        paper=paper,
-        ink_rgb=_near(ink, rng, 25.0 * jitter),
-        paper_rgb=_near(paper, rng, 25.0 * jitter),
-        size=size,
-        shift=(reach * (2.0 * rng.random() - 1.0), reach * (2.0 * rng.random() - 1.0)),
-        angle=angle,
-        amount=rng.random(),
-        noise_seed=int(rng.random() * 2**32),
-    )
+    ink_rgb, paper_rgb = (_near(color, rng, 25.0 * jitter) for color in (ink, paper))
+    shift = (reach * (2.0 * rng.random() - 1.0), reach * (2.0 * rng.random() - 1.0))
+    amount, noise_seed = rng.random(), int(rng.random() * 2**32)
+    return Appearance(face, rendering, ink, paper, ink_rgb, paper_rgb, size, shift, angle, amount, noise_seed)

@@ -62,8 +62,7 @@ def pair(index: int, seed: int = 0, difficulty: float = 1.0, page: int = 1) -> P
 
     A family of n characters is drawn with weight n^0.65, its characters evenly, the face evenly among the corpus faces
     that draw the character. At difficulty 0 all images are black on white, centered, in two plain faces, under the
-    full name. At 1 all corpus faces occur, half of the images have a rendering other than plain print, and captions
-    follow the rates of the module `captions`.
+    full name. At 1 all corpus faces occur, half of the images have a rendering other than print, and captions vary.
 
     Args:
       index, seed, difficulty: the number of the pair, from 0; the seed of the corpus; from 0 to 1.

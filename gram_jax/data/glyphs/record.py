@@ -25,11 +25,8 @@ def make_record() -> dict:
         for code in faces.coverage(path):
             if not face.ascii_only or code < 0x80:
                 drawn[code] = drawn.get(code, 0) | 1 << bit
-    entries = {}
-    for code in sorted(drawn):
-        name = unicodedata.name(chr(code), "")
-        if name and drawn[code] & corpus_faces and alphabet.describe(code, name) is not None:
-            entries[f"{code:04X}"] = [name, drawn[code]]
+    named = ((code, unicodedata.name(chr(code), "")) for code in sorted(drawn) if drawn[code] & corpus_faces)
+    entries = {f"{code:04X}": [name, drawn[code]] for code, name in named if name and alphabet.describe(code, name)}
     return {"unicode": unicodedata.unidata_version, "fonts": fonts, "faces": names, "characters": entries}
 
 
