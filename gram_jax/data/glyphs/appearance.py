@@ -75,8 +75,7 @@ def draw_appearance(rng: random.Random, face: str, rendering: str, jitter: float
     angle = 6.0 * jitter * (2.0 * rng.random() - 1.0)
     if rendering == "rotated":
         angle = (15.0 + 25.0 * rng.random()) * (1.0 if rng.random() < 0.5 else -1.0)
-    size = 1.0 + 0.15 * jitter * (2.0 * rng.random() - 1.0)
-    reach = 2.5 * jitter
+    size, reach = 1.0 + 0.15 * jitter * (2.0 * rng.random() - 1.0), 2.5 * jitter
     if rendering == "small":
         size, reach = 0.55 + 0.1 * rng.random(), 5.0
     ink_rgb, paper_rgb = (_near(color, rng, 25.0 * jitter) for color in (ink, paper))

@@ -49,10 +49,9 @@ def _mask(character: Character, appearance: Appearance) -> Image.Image:
         y = IMAGE_SIZE / 2.0 + (_BASELINE - IMAGE_SIZE / 2.0) * appearance.size
         # Tall or deep letters move until they are inside the picture.
         y = min(max(y, 1.0 - em * top), IMAGE_SIZE - 1.0 - em * bottom)
-    y += appearance.shift[1]
     mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     font = _font(appearance.face, max(30, round(em * 10.0)))
-    ImageDraw.Draw(mask).text((x, y), character.text, fill=255, font=font, anchor="ls")
+    ImageDraw.Draw(mask).text((x, y + appearance.shift[1]), character.text, fill=255, font=font, anchor="ls")
     if abs(appearance.angle) >= 1.0:
         mask = mask.rotate(appearance.angle, resample=Image.Resampling.BILINEAR)
     return mask

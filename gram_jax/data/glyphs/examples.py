@@ -109,7 +109,7 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
         splits=np.array([split for split, _, _ in references]),
         class_names=dataset.class_names,
         template=dataset.template,
-        read=lambda reference: example(dataset, domain, *reference, seed=seed),
+        read=lambda place: example(dataset, domain, place[0], place[1], place[2], seed),
         domain=named,
         seed=seed,
     )
