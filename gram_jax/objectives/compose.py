@@ -123,14 +123,11 @@ class Term(NamedTuple):
 
 
 def terms(spec: str | Iterable[Term]) -> tuple[Term, ...]:
-    """Parses the text form of an objective: NAME[(settings)][:WEIGHT], separated by commas.
+    """Returns the terms of a text, in its order: NAME[(settings)][:WEIGHT], separated by commas.
 
     Args:
       spec: the text, e.g. "npt(centered=True):1.0,kgcoop:8". Without a weight, the default of the factory holds, which
         is the published one if there is one. Terms are returned as they are.
-
-    Returns:
-      The terms, in the order of the text.
 
     Example:
       >>> terms("npt(centered=True):0.5, kgcoop")
@@ -261,8 +258,7 @@ def batch_loss(tuner: Tuner, spec: str | Iterable[Term] = "", *, reference: str 
     Both come from one forward pass. The frozen features that they read come with the batch, as data.
 
     Args:
-      tuner: the tuner.
-      spec: regularizers with weights above 0, see `terms`.
+      tuner, spec: the tuner, and regularizers with weights above 0, see `terms`.
       reference: regularizers whose gradient a regulator such as `gram_jax.regulators.prograd` reads; "" for none.
 
     Returns:

@@ -10,7 +10,7 @@ from gram_jax.errors import InputError
 
 
 def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of picking the text of each image, and the image of each text, from the batch.
+    """Returns the mean cross-entropy, in nats, of picking each image's text, and each text's image, from the batch.
 
     With L = exp(logit_scale) F T^t,  loss = mean_i [ CE(L_i, i) + CE(L^t_i, i) ] / 2.
 
@@ -18,9 +18,6 @@ def contrastive_loss(image_features: jax.Array, text_features: jax.Array, logit_
       image_features: normalized, float `[batch, embed]`.
       text_features: normalized, float `[batch, embed]`; row i belongs to image i.
       logit_scale: the logarithm of the inverse temperature, a scalar.
-
-    Returns:
-      The loss, a scalar, in nats.
 
     Example:
       >>> features = jnp.eye(2)

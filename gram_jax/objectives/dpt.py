@@ -79,6 +79,7 @@ def dpt_loss(tuner: Tuner, class_weight: float = 0.3) -> Callable[[Prompt, Clip,
             )
         scores = jax.vmap(lambda own, x: linear(own["kernel"], norm(own["norm"], x)))(classifier, forward.attended)
         losses = _losses(scores, jnp.broadcast_to(labels[:, None], scores.shape[:-1]), valid)  # [layers, images, k]
+        assert forward.keep is not None  # `class_specific` needs class-aware layers
         own_class = jnp.broadcast_to(forward.keep & (forward.selected == labels[:, None]), losses.shape)
         return total + class_weight * jnp.sum(losses * own_class) / jnp.maximum(jnp.sum(own_class), 1)
 

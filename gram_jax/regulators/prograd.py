@@ -27,8 +27,7 @@ def prograd(strength: float = 1.0, reference: str = "distillation") -> Regulator
 
     Args:
       strength: lambda, >= 0.
-      reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
-        context, a pytree like the prompt.
+      reference: text of `gram_jax.objectives.parse`, the regularizers of r. The context is r, a pytree like the prompt.
 
     Example:
       >>> regulator = prograd()

@@ -34,8 +34,7 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
         prompt would get one per class. "all": a leaf, shared by its blocks.
       normalized: divide the network's inputs by their common root mean square, so that R(a g) = a R(g) for a > 0 if the
         reference is scaled too. Published: False.
-      reference: the regularizers whose gradient r is, as text of `gram_jax.objectives.parse`. That gradient is the
-        context, a pytree like the prompt.
+      reference: text of `gram_jax.objectives.parse`, the regularizers of r. The context is r, a pytree like the prompt.
 
     Example:
       >>> regulator, prompt = prometar(), {"context": jnp.zeros((2, 4))}

@@ -48,9 +48,9 @@ class DptOutputs(NamedTuple):
 
     outputs: Outputs
     frozen: Outputs | None
-    selected: Any
-    keep: Any
-    attended: Any
+    selected: Array | None
+    keep: Array | None
+    attended: Array | None
 
 
 def dpt(
@@ -85,8 +85,7 @@ def dpt(
     Args:
       num_text: n. None: the number of tokens of `init_text`, or 4 without it.
       num_visual, num_classes, class_layers: m, k and T.
-      init_text: words whose first n token embeddings initialize the context; the others remain, frozen, after it. None:
-        N(0, 0.02^2).
+      init_text: words whose first n embeddings initialize the context; the rest follow, frozen. None: N(0, 0.02^2).
       position: the place of the class name: "end" (after the context), "middle" or "front".
       class_specific: also learn the classifier of class prompts, as published. Such a prompt is trained on one class
         list, but can be applied to any.

@@ -33,8 +33,7 @@ def maple(
     Args:
       num_tokens: n, for text and vision. None: the number of tokens of `init_text`, or 4 without it.
       depth: D, the number of layers with a prompt of their own, the first one included; 1 is the shallow MaPLe.
-      init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
-        N(0, 0.02^2).
+      init_text: words whose first n embeddings initialize V_0; the rest follow V_l, frozen. None: N(0, 0.02^2).
       placement: the place of the visual tokens; see `VisualPrompt`.
 
     Example:

@@ -41,8 +41,7 @@ def text_deep(
     Args:
       num_tokens: n. None: the number of tokens of `init_text`, or 4 without it.
       depth: D, the number of layers with a context of their own, the first one included.
-      init_text: words whose first n token embeddings initialize V_0; the others remain, frozen, after V_l. None:
-        N(0, 0.02^2).
+      init_text: words whose first n embeddings initialize V_0; the rest follow V_l, frozen. None: N(0, 0.02^2).
       position: the place of the class name: "end" (after the context), "middle" or "front".
 
     Reference:

@@ -34,13 +34,6 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
       depth: D, the number of layers with tokens of their own, the first one included.
       placement: "before_norm" (MaPLe, PromptSRC), "after_norm" (DPT) or "after_class" (UPT); see `VisualPrompt`.
 
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip, tuner = tiny_clip(vision_layers=3), vpt(num_tokens=8, depth=3)
-      >>> prompt = tuner.init(jax.random.key(0), clip, None)
-      >>> prompt["deep"].shape == (2, 8, clip.config.vision.width)
-      True
-
     Reference:
       "Visual Prompt Tuning", section 3.2, equations 4 to 7; for CLIP as in the public code of "MaPLe: Multi-modal
       Prompt Learning".
