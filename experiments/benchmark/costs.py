@@ -12,10 +12,8 @@ published), unless --batch_size is given. The number of shots does not affect a 
 
 Memory is reported by the compiler: arguments (the parts of the frozen clip that are used, the batch, the prompt) and
 temporary buffers. A method that needs more than --memory_limit is compiled but not run. Operations are those of matrix
-products.
-
-Prints a line per method and writes WORKDIR/table.md and results.json. Finished methods are kept in WORKDIR/rows.jsonl;
-rerun the command to resume.
+products. Writes WORKDIR/table.md and results.json. Finished methods are kept in WORKDIR/rows.jsonl; rerun the command
+to resume.
 
 The default is seventeen methods at ViT-B/16 size, the largest of which needs 8 GiB. On two processor cores it takes 20
 minutes, or 12 with --repeats=1: five to twenty seconds of compilation per method, and half a minute per step through
@@ -38,7 +36,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gram_jax import evaluation, objectives, regulators, reporting, runtime, tuners, tuning
 from gram_jax.clip import Clip
-from gram_jax.errors import InputError, require_known, require_number
+from gram_jax.errors import InputError, explain, require_known, require_number
 from gram_jax.evaluation import Row
 from gram_jax.io import absolute, write_file
 from gram_jax.registry import parse_call
@@ -50,6 +48,7 @@ from .._launch import at_least, launch, positive, setting
 from ..evaluate.presets import PRESETS
 from . import inputs
 from .sides import compile_program
+from .tables import table_of
 
 PROTOCOL = "tuning_step"
 BATCH_SIZE, OWN_BATCH_SIZE = 32, {"cocoop": PRESETS["cocoop_b2n_vitb16"].batch_size}
@@ -62,8 +61,6 @@ _RECIPES = ("coop", "cocoop", "vpt", "text_deep", "ivlp_ep20", "maple")
 # Other tuners have their defaults.
 SETTINGS = dict(parse_call(PRESETS[f"{name}_b2n_vitb16"].tuner) for name in _RECIPES)
 _WORDS = ("small", "large", "red", "green", "blue", "black", "white", "latin", "greek", "capital", "letter")
-_CLUSTERS = 16  # of classes, for regularizers that use them
-_RATE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Config:
 
 
 class Parts(NamedTuple):
-    """The parts of a method: the tuner's name, regularizers in the form of `objectives.terms`, the regulator's name."""
+    """The names of a method's tuner, regularizers (in the form of `objectives.terms`) and regulator."""
 
     tuner: str
     regularizers: str
@@ -123,10 +120,8 @@ def parse(method: str) -> Parts:
     if len(chosen) > 1:
         raise InputError(f"--methods={method}: {chosen[0]} and {chosen[1]} are both regulators; give one")
     regularizers = ",".join(part for part in rest if part not in chosen)
-    try:
+    with explain(f"--methods={method}: ", f" (regulators: {', '.join(regulators.NAMES)})"):
         objectives.positive_terms(regularizers)
-    except InputError as error:
-        raise InputError(f"--methods={method}: {error} (regulators: {', '.join(regulators.NAMES)})") from error
     return Parts(tuner, regularizers, chosen[0] if chosen else "identity")
 
 
@@ -158,19 +153,18 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     loss = objectives.batch_loss(tuner, parts.regularizers, reference=regulator.settings.get("reference", ""))
     # Momentum and weight decay as in all published recipes.
     step = tuning.make_tuning(tuner, regulator, loss=loss.loss, momentum=0.9, weight_decay=5e-4)
-    rng, embed_dim, vision = np.random.default_rng(0), clip.config.embed_dim, clip.config.vision
+    rng, embed_dim = np.random.default_rng(0), clip.config.embed_dim
     count, size = config.classes, config.batch_size or OWN_BATCH_SIZE.get(parts.tuner, BATCH_SIZE)
     classes: Any = clip.class_tokens(class_names(count)) if tuner.needs_names else _unit(rng, count, embed_dim)
-    features = images = _unit(rng, 1, size, embed_dim)
-    if tuner.needs_pixels:
-        images = inputs.make_images(rng, vision, 1, size)
-    labels = jnp.asarray(rng.integers(count, size=(1, size)), jnp.int32)
-    texts = {name: _unit(rng, count, embed_dim) for name in loss.texts}
+    features = _unit(rng, 1, size, embed_dim)
     batch = {
         "classes": classes,
-        "images": images,
-        "labels": labels,
-        "reference": {"text_features": texts, "clusters": jnp.arange(count) % _CLUSTERS},
+        "images": inputs.make_images(rng, clip.config.vision, 1, size) if tuner.needs_pixels else features,
+        "labels": jnp.asarray(rng.integers(count, size=(1, size)), jnp.int32),
+        "reference": {
+            "text_features": {name: _unit(rng, count, embed_dim) for name in loss.texts},
+            "clusters": jnp.arange(count) % 16,
+        },
         "run_reference": {"image_features": features, "counts": jnp.ones((1, count))},
     }
     if (length := regulator.settings.get("context_dim")) is not None:
@@ -182,7 +176,7 @@ def build(config: Config, clip: Clip, method: str) -> Step:
         mesh = runtime.make_mesh("classes")
         state, phi, clip, batch = jax.device_put((state, phi, clip, batch), NamedSharding(mesh, PartitionSpec()))
         batch["classes"] = jax.device_put(classes, NamedSharding(mesh, PartitionSpec("classes")))
-    return Step(step.step, (state, phi, clip, batch, _RATE, 1), tuners.num_parameters(prompt), size)
+    return Step(step.step, (state, phi, clip, batch, 0.01, 1), tuners.num_parameters(prompt), size)
 
 
 def measure(config: Config, step: Step) -> dict[str, float]:
@@ -227,8 +221,13 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             print(", ".join(f"{name} {cell}" for name, cell in lines[-1].items()), flush=True)
             dataset = f"random:{config.clip_size}"
             rows += [Row(method, PROTOCOL, dataset, metric, float(value)) for metric, value in costs.items()]
-    table = reporting.Table(tuple(lines[0]), tuple(tuple(line.values()) for line in lines))
-    write_file(workdir / "table.md", f"{_caption(config, environment)}\n\n{reporting.to_markdown(table)}\n")
+    table, device = table_of(lines), environment["device"]
+    caption = (
+        f"A tuning step at {config.clip_size} with random weights, {config.classes} classes, {config.compute_dtype}, "
+        f"jax {environment['packages']['jax']} on {device['kind']} ({json.dumps(device['platform'])}); time: median of "
+        f"up to {config.repeats} warm steps."
+    )
+    write_file(workdir / "table.md", f"{caption}\n\n{reporting.to_markdown(table)}\n")
     print(f"\n{reporting.to_text(table)}\ntable in {workdir / 'table.md'}", flush=True)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
 
@@ -259,15 +258,6 @@ def _size(count: float | None) -> str:
     if count is None:
         return "-"
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
-
-
-def _caption(config: Config, environment: Mapping[str, Any]) -> str:
-    device = environment["device"]
-    return (
-        f"A tuning step at {config.clip_size} with random weights, {config.classes} classes, {config.compute_dtype}, "
-        f"jax {environment['packages']['jax']} on {device['kind']} ({json.dumps(device['platform'])}); time: median of "
-        f"up to {config.repeats} warm steps."
-    )
 
 
 if __name__ == "__main__":

@@ -25,17 +25,15 @@ WORKDIR gets benchmark.jsonl (one line per workload; rerun the command to resume
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.errors import InputError, require_known
@@ -46,7 +44,7 @@ from gram_jax.runtime.units import Units
 from .._launch import at_least, positive, setting
 from . import memory, torch_workloads
 from .inputs import CLIPS, Setup, make_setup
-from .sides import Side, Values, relative_difference, run_in_turns, square_product
+from .sides import Side, Values, compilation_cache, relative_difference, run_in_turns, square_product
 from .tables import Entry, report, result_rows, summary
 from .workloads import SHORTCUTS, WORKLOADS, builders
 
@@ -81,20 +79,17 @@ class Config:
 def measure(config: Config, name: str, setup: Setup, compare: bool, update: Callable[[], None]) -> Entry:
     """Measures one workload, with PyTorch if `compare`; `update` is called after each turn of all sides.
 
-    Returns:
-      JSON values: "workload", "title", "sides" (by name, each with "seconds" and its other quantities), "ceiling"
-      (operations per second, or None) and "notes" (reasons for missing numbers).
-
-    Raises:
-      ArithmeticError: the sides do not agree.
+    Returns JSON values: "workload", "title", "sides" (by name, each with "seconds" and its other quantities), "ceiling"
+    (operations per second, or None) and "notes" (reasons for missing numbers). Raises ArithmeticError if the sides do
+    not agree.
     """
     entry: Entry = {"workload": name, "title": WORKLOADS[name].title, "sides": {}, "ceiling": None, "notes": []}
 
     def fits(label: str, needed: float | None) -> bool:
         if not needed or needed <= config.max_gib * GIB:
             return True
-        note = f"left out, it needs about {needed / GIB:.3g} GiB, more than --max_gib={config.max_gib:g}"
-        entry["notes"].append(f"{label}: {note}")
+        needs = f"it needs about {needed / GIB:.3g} GiB, more than --max_gib={config.max_gib:g}"
+        entry["notes"].append(f"{label}: left out, {needs}")
         return False
 
     sides: dict[str, Side] = {}
@@ -152,23 +147,20 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     units = Units(workdir / "benchmark.jsonl", identity)
     todo = [name for name in config.workloads if (name,) not in units]
     with (
-        _no_compilation_cache(),
+        compilation_cache(None),  # with one, the time of compilation would be that of reading a file
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
         runtime.Progress(len(todo) * config.repeats, "benchmark", unit="turn") as progress,
     ):
         setup = make_setup(config.clip_size, config.small, config.pairs, Path(workdir))
         for number, name in enumerate(todo, 1):
             progress.update(0, workload=name)
-            entry = measure(config, name, setup, compare, progress.update)
-            units.add((name,), entry)
+            units.add((name,), measure(config, name, setup, compare, progress.update))
             progress.update(number * config.repeats - progress.done)
-            print(summary(entry), flush=True)
+            print(summary(units[name,]), flush=True)
     entries = [units[name,] for name in config.workloads]
     sizes = dataclasses.asdict(setup.sizes)
-    notes = [
-        f"sizes: {', '.join(f'{name} {value:,}' for name, value in sizes.items())}",
-        *([missing] if missing else []),
-    ]
+    notes = [f"sizes: {', '.join(f'{name} {value:,}' for name, value in sizes.items())}"]
+    notes += [missing] if missing else []
     write_file(workdir / "table.md", report(entries, notes, reporting.to_markdown))
     print(f"\n{report(entries, notes, reporting.to_text)}", end="", flush=True)
     settings = dataclasses.asdict(config) | {
@@ -178,16 +170,3 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     }
     dataset = f"benchmark:{'small' if config.small else config.clip_size}"
     return evaluation.Results(settings, evaluation.environment(), result_rows(entries, dataset))
-
-
-@contextlib.contextmanager
-def _no_compilation_cache() -> Iterator[None]:
-    """Disables the compilation cache, with which the time of compilation would be that of reading a file."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        compilation_cache.reset_cache()

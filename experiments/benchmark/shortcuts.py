@@ -5,27 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.compilation_cache import compilation_cache
 
 from gram_jax import tuning
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes, encode_image, logits, text
 from gram_jax.clip.modules import layer_norm, make_block, project, run_layers, take_token
 
 from .inputs import Array, Problem, Setup, with_features
-from .sides import Side, compiled_side
+from .sides import Side, compilation_cache, compiled_side
 
 Features = Callable[[Clip, Classes, TextPrompt], Array]
-_CACHE_SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
 
 
 def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Side]]:
@@ -53,6 +46,12 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
     def unshared(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
         return _unit(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
 
+    def cached() -> Side:
+        for _ in range(2):  # the second time from files: the cache is opened again, nothing is taken from memory
+            with compilation_cache(str(setup.folder / "compilation_cache")):
+                side = shared()
+        return side
+
     unrolled = functools.partial(_full_features, unrolled=True)
     shared = step(encode_classes, short, stored)
     chunks = {"class_chunk": sizes.class_chunk}
@@ -63,7 +62,7 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
         "cut to the longest class": step(_full_features, short, stored),
         "last layer: end token only": step(unshared, short, stored),
         "shared prefix": shared,
-        "the same, from the compilation cache": lambda: _from_cache(shared, setup.folder / "compilation_cache"),
+        "the same, from the compilation cache": cached,
         f"{sizes.class_chunk} classes at a time, recomputed": step(encode_classes, short, stored, **chunks),
         "layers recomputed as well": step(encode_classes, short, stored, **chunks, remat=True),
     }
@@ -84,22 +83,6 @@ def _gradient_side(loss: Callable[..., Array], *arguments: Any) -> Side:
     """Returns a side that computes a loss and its gradient."""
     step = jax.jit(jax.value_and_grad(loss))
     return compiled_side(step, lambda: arguments, lambda out: (out[0], optax.tree.norm(out[1])))
-
-
-def _from_cache(build: Callable[[], Side], folder: Path) -> Side:
-    """Builds a side twice with a persistent compilation cache in a folder; returns the second one."""
-    before = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
-    for name, value in zip(_CACHE_SETTINGS, (str(folder), 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    try:
-        for _ in range(2):
-            compilation_cache.reset_cache()  # opens it again, so that nothing is taken from memory
-            side = build()
-        return side
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: bool = False) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.extend import core
 
 from gram_jax.tuning import memory_bytes
 
 Values = tuple[float, ...]
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 
 class Side(NamedTuple):
@@ -72,7 +79,7 @@ def compiled_side(function: Any, arguments: Callable[[], tuple], values: Callabl
         start = time.perf_counter()
         result = jax.block_until_ready(program.run(*given))
         seconds = time.perf_counter() - start
-        return seconds, tuple(float(value) for value in values(result))
+        return seconds, tuple(map(float, values(result)))
 
     return Side(run, *program[1:])
 
@@ -114,27 +121,33 @@ def matmul_flops(jaxpr: core.Jaxpr, live: Sequence[bool] | None = None) -> float
             total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
             continue
         times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        inner = list(_jaxprs(eqn.params))
+        parts = jax.tree.leaves(list(eqn.params.values()))
+        parts = [part.jaxpr if isinstance(part, core.ClosedJaxpr) else part for part in parts]
+        inner = [part for part in parts if isinstance(part, core.Jaxpr)]
         same = times == 1 and len(inner) == 1 and len(inner[0].outvars) == len(wanted)
         total += times * sum(matmul_flops(part, wanted if same else None) for part in inner)
     return total
 
 
-def _jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, core.Jaxpr):
-                yield part
+@contextlib.contextmanager
+def compilation_cache(folder: str | None) -> Iterator[None]:
+    """Compiles with a persistent cache of every program in a folder, or with none, and restores the settings."""
+    before = [getattr(jax.config, name) for name in _CACHE_SETTINGS]
+
+    def use(values: Sequence[Any]) -> None:
+        for name, value in zip(_CACHE_SETTINGS, values, strict=True):
+            jax.config.update(name, value)
+        jax_cache.reset_cache()
+
+    use((folder, 0.0, -1))
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def run_in_turns(
-    sides: Mapping[str, Side],
-    repeats: int,
-    steps: int,
-    max_seconds: float,
-    update: Callable[[], None] = lambda: None,
+    sides: Mapping[str, Side], repeats: int, steps: int, max_seconds: float, update: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, list[float]], dict[str, Values]]:
     """Times the sides in turns, so that a temporary slowdown of the machine affects all of them.
 
@@ -160,5 +173,5 @@ def relative_difference(a: Values, b: Values) -> float:
     """Returns the largest relative difference of two sides' values; infinite if their number differs or one is NaN."""
     if len(a) != len(b):
         return math.inf
-    pairs = [abs(x - y) / max(abs(x), abs(y), 1e-8) for x, y in zip(a, b, strict=True)]
+    pairs = (abs(x - y) / max(abs(x), abs(y), 1e-8) for x, y in zip(a, b, strict=True))
     return max((pair if math.isfinite(pair) else math.inf for pair in pairs), default=0.0)

@@ -39,7 +39,7 @@ def main_table(entries: Sequence[Entry]) -> Table:
     """Returns a table with a row per workload and both sides next to each other."""
     rows = []
     for entry in entries:
-        ours, torch = entry["sides"].get(OURS, {}), entry["sides"].get(TORCH, {})
+        ours, torch = (entry["sides"].get(name, {}) for name in (OURS, TORCH))
         seconds, torch_seconds = (median(side["seconds"]) if side else None for side in (ours, torch))
         speed = _ratio(ours.get("flops"), seconds)
         rows.append(
@@ -57,7 +57,7 @@ def main_table(entries: Sequence[Entry]) -> Table:
                 "of ceiling": _cell(_ratio(speed, entry["ceiling"]), 100, " %"),
             }
         )
-    return _table(rows)
+    return table_of(rows)
 
 
 def shortcuts_table(entry: Entry) -> Table:
@@ -76,7 +76,7 @@ def shortcuts_table(entry: Entry) -> Table:
             }
         )
         before = seconds
-    return _table(rows)
+    return table_of(rows)
 
 
 def report(entries: Sequence[Entry], notes: Sequence[str], show: Callable[[Table], str]) -> str:
@@ -95,7 +95,8 @@ def summary(entry: Entry) -> str:
     return f"{entry['title']}: {', '.join([*times, *entry['notes']])}"
 
 
-def _table(rows: Sequence[dict[str, str]]) -> Table:
+def table_of(rows: Sequence[dict[str, str]]) -> Table:
+    """Returns a table of rows that map its columns to cells."""
     return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
 
 

@@ -25,14 +25,11 @@ OURS, TORCH = "gram_jax", "pytorch"
 
 
 class Workload(NamedTuple):
-    """A row of the benchmark.
+    """A row of the benchmark: its title in tables, and functions.
 
-    Attributes:
-      title: its title in tables.
-      side: builds this library's side from the setup and the problem; None if `shortcuts` gives the sides.
-      problem: makes its inputs; None if PyTorch does not compute it.
-      shortcuts: returns builders of this library's sides by name, each with one more shortcut than the one before.
-      estimate: bytes that this library's side needs, if the compiler does not report them.
+    `side` builds this library's side; if None, `shortcuts` returns builders of its sides by name, each with one more
+    shortcut. `problem` makes the inputs; None if PyTorch does not compute it. `estimate` returns the bytes that this
+    library's side needs, if the compiler does not report them.
     """
 
     title: str
@@ -60,12 +57,11 @@ def tuning_step(setup: Setup, problem: Problem) -> Side:
     """Returns a step of `tuning.make_tuning`: loss, gradient, update."""
     regulator = regulators.identity()
     step = tuning.make_tuning(problem.tuner, regulator)
-    state = step.init(jax.tree.map(lambda leaf: leaf[None], problem.prompt))
     phi = regulator.init(jax.random.key(0), problem.prompt)
-    batch = dict(inputs.with_features(setup, problem)["support"])
-    batch |= {name: batch[name][None] for name in ("images", "labels")}
+    batch = inputs.with_features(setup, problem)["support"]
+    batch = batch | {name: batch[name][None] for name in ("images", "labels")}
     function = jax.jit(lambda state, clip, batch: step.step(state, phi, clip, batch, inputs.RATE, 1))
-    arguments = (state, setup.clip, batch)
+    arguments = (step.init(jax.tree.map(lambda leaf: leaf[None], problem.prompt)), setup.clip, batch)
     return compiled_side(function, lambda: arguments, lambda out: (out[1]["loss"][0], out[1]["gradient_norm"][0]))
 
 
@@ -123,8 +119,7 @@ def clustering(setup: Setup, problem: None) -> Side:
     centers = rng.standard_normal((count, dim), np.float32)
     features = np.empty((pairs, dim), np.float32)
     for start in range(0, pairs, 65536):
-        part = features[start : start + 65536]
-        rng.standard_normal(out=part, dtype=np.float32)
+        part = rng.standard_normal(out=features[start : start + 65536], dtype=np.float32)
         part += centers[rng.integers(0, count, len(part))]
         part /= np.linalg.norm(part, axis=1, keepdims=True)
 
@@ -152,8 +147,7 @@ def episode_input(setup: Setup, problem: None) -> Side:
     """Returns the input of a meta step: tasks are drawn, their images read from disk, decoded and transformed."""
     del problem
     corpus, hierarchy = inputs.corpus_on_disk(setup)
-    sizes, side = setup.sizes, setup.clip.config.vision.image_size
-    mini = gram.load_clip("mini")
+    sizes, side, mini = setup.sizes, setup.clip.config.vision.image_size, gram.load_clip("mini")
     clip = Clip({}, mini.config, mini.tokenizer, dataclasses.replace(mini.transform, size=side, crop=(side, side)))
     settings = {name: getattr(sizes, name) for name in ("ways", "shots", "queries", "cross_queries")}
     episodes = tasks.make_episodes(hierarchy, clip, tasks.EpisodeConfig(**settings))

@@ -16,13 +16,10 @@ _CONSTANT = 1e-5  # a smaller relative spread is rounding in float32
 
 
 class Correlation(NamedTuple):
-    """A coefficient and its uncertainty.
+    """A coefficient and its 95 % interval (low, high), with the numbers of values and of draws.
 
-    Attributes:
-      r: the coefficient; NaN if one of the two quantities is constant within the groups.
-      ci95: (low, high) of its 95 % interval; None without r, or if a stratum has one draw only.
-      n: the number of values.
-      draws: the number of draws.
+    `r` is NaN if one of the two quantities is constant within the groups; `ci95` is None then, and if a stratum has one
+    draw only.
     """
 
     r: float
@@ -50,13 +47,9 @@ def correlate(
     the group. Prompts tuned on the same images are not independent, so the bootstrap resamples whole draws: from each
     stratum as many as it has. The interval is between percentiles.
 
-    Args:
-      x, y: float [n].
-      draws: [n], labels; values with the same label are resampled together.
-      groups, strata: [n], labels; None for one. A draw belongs to one stratum.
-      ranks: Spearman's coefficient: values are replaced by their ranks within the group, divided by its size. Ranks
-        are not recomputed in each sample.
-      samples, seed: the number of bootstrap samples, and their seed.
+    `draws`, `groups` and `strata` are labels [n], groups and strata None for one; a draw belongs to one stratum. With
+    `ranks`, values are replaced by their ranks within the group, divided by its size; ranks are not recomputed in each
+    of the bootstrap `samples`.
 
     Example:
       >>> x, draws = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0], [0, 1, 2, 3, 4, 5]
@@ -64,12 +57,11 @@ def correlate(
       >>> round(correlation.r, 6), correlation.n
       (-1.0, 6)
 
-    Reference:
-      The bootstrap over clusters: Field and Welsh, "Bootstrapping clustered data".
+    Reference: Field and Welsh, "Bootstrapping clustered data", for the bootstrap over clusters.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    one = [0] * x.size
-    draw, group, stratum = (_codes(one if each is None else each) for each in (draws, groups, strata))
+    labels = ([0] * x.size if each is None else each for each in (draws, groups, strata))
+    draw, group, stratum = (pd.factorize(pd.Index(each, tupleize_cols=False))[0] for each in labels)
     lengths = [len(each) for each in (draw, group, stratum)]
     if x.ndim != 1 or x.shape != y.shape or not x.size or lengths != [x.size] * 3:
         raise InputError(
@@ -110,11 +102,6 @@ def _coefficients(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     size = of_x * of_y
     varies = size > 1e-24 * size.max()  # a sample may consist of one draw, repeated
     return np.divide(both, np.sqrt(np.where(varies, size, 1.0)), out=np.full(len(both), np.nan), where=varies)
-
-
-def _codes(labels: ArrayLike) -> np.ndarray:
-    """Returns labels as numbers from 0, in the order of appearance."""
-    return pd.factorize(pd.Index(labels, tupleize_cols=False))[0]
 
 
 def _centered(values: np.ndarray, group: np.ndarray) -> np.ndarray:

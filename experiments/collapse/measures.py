@@ -22,12 +22,7 @@ Values = dict[str, dict[str, list[float]]]  # by split and metric, a value for e
 
 
 class Meter:
-    """Measures the prompts of one tuner with shared compiled programs.
-
-    Args:
-      encoder: reads and encodes the images.
-      tuner: the tuner.
-    """
+    """Measures the prompts of one tuner with shared compiled programs; the encoder reads and encodes the images."""
 
     def __init__(self, encoder: Encoder, tuner: Tuner):
         self._encoder, self._tuner = encoder, tuner
@@ -48,19 +43,13 @@ class Meter:
     def measure(self, prompts: Any, parts: Sequence[Part]) -> Values:
         """Returns accuracy and every measure of collapse on each part, and H of the accuracies.
 
-        Args:
-          prompts: the stacked prompts, each leaf `[runs, ...]`.
-          parts: test images of base and of new classes.
-
-        Raises:
-          InputError: a measure is not finite; the message names it.
+        The prompts are stacked, each leaf `[runs, ...]`; the parts are test images of base and of new classes. Raises
+        InputError if a measure is not finite.
         """
         values: Values = {}
         for part in parts:
-            labels = part.dataset.labels
-            logits, features, texts = self.features(prompts, part)
-            measures = {"accuracy": np.mean(logits.argmax(-1) == labels, axis=1)}
-            measures |= self._collapse(logits, features, texts, labels)
+            outputs, labels = self.features(prompts, part), part.dataset.labels
+            measures = {"accuracy": np.mean(outputs[0].argmax(-1) == labels, axis=1)} | self._collapse(*outputs, labels)
             values[part.split] = {name: np.asarray(runs, np.float64).tolist() for name, runs in measures.items()}
             for name, runs in values[part.split].items():
                 if not np.isfinite(runs).all():
@@ -71,10 +60,7 @@ class Meter:
         return values | {ALL_CLASSES: {H: harmonic_mean(*(values[part.split]["accuracy"] for part in parts)).tolist()}}
 
     def features(self, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns logits, image features and text features of every run.
-
-        Text features that depend on the image are replaced by their normalized mean.
-        """
+        """Returns logits, image features and text features (the normalized mean over images) of every run."""
         encoder, tuner = self._encoder, self._tuner
         classes, valid = encoder.classes(tuner, part.dataset.class_names)
         images = encoder.inputs(tuner, part.dataset)
@@ -84,8 +70,8 @@ class Meter:
         size = min(most, round_up(len(images), _IMAGES))
         logits, features, texts = [], [], []
         for batch, count in padded_batches(images, size):
-            batch = batch.astype(np.float32)
-            outputs = self._outputs(prompts, encoder.clip, classes, batch, np.arange(size) < count)
+            real = np.arange(size) < count
+            outputs = self._outputs(prompts, encoder.clip, classes, batch.astype(np.float32), real)
             own, seen, text = map(np.asarray, outputs)
             logits.append(own[:, :count, valid])
             features.append(seen[:, :count])

@@ -16,19 +16,8 @@ from gram_jax.reporting.names import label
 from gram_jax.reporting.plots import STYLES, Style, drawing, legend, save
 from gram_jax.reporting.tables import half_interval
 
-from .tables import (
-    MEASURES,
-    PAIRED,
-    REGIMES,
-    WITHIN,
-    MeasureCorrelation,
-    Target,
-    by_seed,
-    cell,
-    lookup,
-    tuned_prompts,
-    without_rate,
-)
+from . import tables
+from .tables import MeasureCorrelation, Target, by_seed, without_rate
 
 _NAMES = {
     "simplex_text": "text: distance\nto a simplex",
@@ -41,7 +30,6 @@ _NAMES = {
 _ALONG = (*(("base", name) for name in ("simplex_text", "simplex_both", "nc3_cosine", "nc1")), ("new", "accuracy"))
 _SCATTERED = ("simplex_text", "simplex_both", "nc3_cosine", "nc1", "nc4")
 _PANELS = 4  # in a row of the scatter plot
-_MARGIN = 0.08  # of the range of a measure, on either side
 
 
 def along_tuning(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -81,14 +69,14 @@ def against(
 
     Constant measures are omitted; if all are constant, there is no plot.
     """
-    regimes = [each for each in REGIMES if any(each == one.regime for one in results)]
+    regimes = [each for each in tables.REGIMES if any(each == one.regime for one in results)]
     measures = [name for name in _SCATTERED if _varies(rows, "base", name)][:_PANELS]
     styles = _styles(rows)
     if not measures:
         return
     with drawing(0.6 + 2.6 * len(regimes), len(regimes), len(measures), sharey="row") as (figure, axes):
         for line, regime in zip(axes, regimes, strict=True):
-            prompts = tuned_prompts(rows, regime)
+            prompts = tables.tuned_prompts(rows, regime)
             colors = [styles[without_rate(method)].color for method in prompts.index.get_level_values("method")]
             order = np.random.default_rng(0).permutation(len(prompts))  # so that no method covers the others
             y = _centered(100 * prompts[target.split, target.metric])
@@ -99,9 +87,10 @@ def against(
                 )
                 _line(axis, x, y)
                 fields = {"regime": regime, "measure": measure, "split": "base", "target": target.name, "ranks": False}
-                within, paired = (cell(lookup(results, level=level, **fields)) for level in (WITHIN, PAIRED))
+                found = (tables.lookup(results, level=level, **fields) for level in (tables.WITHIN, tables.PAIRED))
+                within, paired = map(tables.cell, found)
                 axis.set_title(f"r {within}\nsame step {paired}", fontsize=8.5)
-                arrow = "collapse →" if MEASURES[measure].rises else "← collapse"
+                arrow = "collapse →" if tables.MEASURES[measure].rises else "← collapse"
                 axis.set_xlabel(f"{_NAMES[measure]}\n{arrow}", fontsize=9)
             line[0].set_ylabel(f"{regime}:\n{target.label}, points")
         figure.supxlabel("A dot is a prompt; both axes are around the mean of its dataset and tau.", fontsize=9)
@@ -132,7 +121,7 @@ def _line(axis: Any, x: np.ndarray, y: np.ndarray) -> None:
     """Draws the least-squares line through the mean, unless x is constant."""
     low, high = x.min(), x.max()
     if low < high:
-        margin = _MARGIN * (high - low)
+        margin = 0.08 * (high - low)
         axis.set_xlim(low - margin, high + margin)
         slope = np.sum(x * y) / np.sum(x * x)
         axis.plot([low, high], [slope * low, slope * high], color="black", linewidth=1.4)

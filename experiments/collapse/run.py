@@ -119,11 +119,7 @@ class Config:
 
 
 def of_methods(config: Config) -> Iterator[tuple[str, evaluate.Config]]:
-    """Yields each tuner with the settings of `experiments.evaluate` that it has under each set of regularizers.
-
-    Raises:
-      InputError: a setting has an impossible value.
-    """
+    """Yields each tuner with the settings of `experiments.evaluate` that it has under each set of regularizers."""
     tails = tuple(tau for tau in config.tau if tau != 1.0)
     known = {field.name for field in dataclasses.fields(evaluate.Config)} - {"tuner", "regularizers"}
     shared = {name: value for name, value in vars(config).items() if name in known} | {
@@ -157,16 +153,11 @@ def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
         tuner = choose_tuner(flags.settings)
         meters[name] = meters.get(name) or Meter(encoder, tuner)
         (method,), _ = build(flags.settings, tuner, clip)
-        several = len(method.candidates) > 1
-        methods = tuple(
-            dataclasses.replace(
-                method,
-                name=f"{method.name}@{candidate.described['learning_rate']:g}" if several else method.name,
-                candidates=(candidate,),
-            )
-            for candidate in method.candidates
-        )
-        setups.append(Setup(encoder, meters[name], methods, flags.settings))
+        methods = []
+        for candidate in method.candidates:
+            rate = f"@{candidate.described['learning_rate']:g}" if len(method.candidates) > 1 else ""
+            methods.append(dataclasses.replace(method, name=method.name + rate, candidates=(candidate,)))
+        setups.append(Setup(encoder, meters[name], tuple(methods), flags.settings))
     return setups
 
 
@@ -194,9 +185,11 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     setups = set_up(config, clip)
     opened = open_datasets(setups[0].settings)
     check(config, setups, opened)
-    weights = gram.weights_hash(clip.params)
-    hashes = {dataset.name: dataset.content_hash for dataset in all_datasets(opened)}
-    units = Units(workdir / "rows.jsonl", dataclasses.asdict(config) | {"weights": weights, "splits": hashes})
+    identity = {
+        "weights": gram.weights_hash(clip.params),
+        "splits": {dataset.name: dataset.content_hash for dataset in all_datasets(opened)},
+    }
+    units = Units(workdir / "rows.jsonl", dataclasses.asdict(config) | identity)
     pairs = [(setup, method) for setup in setups for method in setup.methods]
     total = sum(len(each.targets) for each in opened.values()) * len(config.shots) * len(pairs)
     rows: list[Row] = []
@@ -213,10 +206,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
                     progress.update()
                 rows += measure_rows(units[unit], *unit, config.seeds)
     settings = dataclasses.asdict(config) | {"datasets": about(opened)}
-    draws = {}
-    for shots in config.shots:
-        draws |= draw_hashes(opened, config.seeds, lambda protocol, shots=shots: (shots,))
-    environment = evaluation.environment(weights=weights, splits=hashes, draws=draws)
+    draws = draw_hashes(opened, config.seeds, lambda protocol: config.shots)
+    environment = evaluation.environment(**identity, draws=draws)
     correlations = tables.correlations(rows, config.resamples)
     tables.write(rows, correlations, workdir, show=print)
     plots.along_tuning(rows, workdir / "collapse.png")
@@ -238,8 +229,7 @@ def _line(unit: tuple, by_step: dict[str, Values], seconds: float) -> str:
     method, dataset, protocol, shots = unit
     last = by_step[max(by_step, key=int)]
     base, new = (100 * np.mean(last[split]["accuracy"]) for split in ("base", "new"))
-    distance = np.mean(last["base"]["simplex_text"])
     return (
         f"{dataset}, {protocol}, {shots}-shot, {method}: base {base:.1f}, new {new:.1f}, distance of base texts to a "
-        f"simplex {distance:.3f} ({seconds:.1f} s)"
+        f"simplex {np.mean(last['base']['simplex_text']):.3f} ({seconds:.1f} s)"
     )

@@ -81,16 +81,10 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class MeasureCorrelation:
-    """A correlation of a measure with a target.
+    """A correlation of a measure of collapse with a target, "new" or "h", at one of the `LEVELS`.
 
-    Attributes:
-      regime: "balanced" or "imbalanced", all long tails together.
-      measure: the measure of collapse, as in rows.
-      split: the classes of its test images and texts, "base" or "new".
-      target: "new" or "h".
-      level: one of `LEVELS`.
-      ranks: whether it is Spearman's coefficient.
-      correlation: the coefficient.
+    The regime "imbalanced" has all long tails together; `split` tells the classes of the measure's test images and
+    texts, "base" or "new"; `ranks` whether it is Spearman's coefficient.
     """
 
     regime: str
@@ -114,10 +108,7 @@ def label(method: str) -> str:
 
 
 def tuned_prompts(rows: Iterable[Row], regime: str) -> pd.DataFrame:
-    """Returns the measurements of all prompts of a regime after at least one step.
-
-    Each prompt is a row, indexed by method, protocol, dataset, shots, seed and step; the columns are (split, metric).
-    """
+    """Returns the measurements (split, metric) of all prompts of a regime after at least one step, a row for each."""
     kept = [row for row in rows if row.step and (imbalance(row.protocol) is None) == (regime == "balanced")]
     if not kept:
         return pd.DataFrame()
@@ -164,12 +155,8 @@ def lookup(results: Iterable[MeasureCorrelation], **fields: Any) -> Correlation 
 
 def correlation_tables(results: Sequence[MeasureCorrelation]) -> dict[str, Table]:
     """Returns by title a table for each regime and target, with a line for each measure of each class list."""
-    tables = {}
-    header = (
-        "measure, classes",
-        "collapsed",
-        *(f"{'rho' if ranks else 'r'} {level}" for level, ranks in _COEFFICIENTS),
-    )
+    tables, coefficients = {}, (f"{'rho' if ranks else 'r'} {level}" for level, ranks in _COEFFICIENTS)
+    header = ("measure, classes", "collapsed", *coefficients)
     for regime, target in itertools.product(REGIMES, TARGETS):
         some = [each for each in results if (each.regime, each.target) == (regime, target.name)]
         if some:
@@ -198,10 +185,9 @@ def level_tables(rows: Sequence[Row]) -> dict[str, Table]:
     last = max(row.step for row in rows)
     for protocol, shots in dict.fromkeys((row.protocol, row.shots) for row in rows):
         chosen = [row for row in rows if (row.protocol, row.shots, row.step) == (protocol, shots, last)]
-        lines = []
-        for method in dict.fromkeys(row.method for row in chosen):
-            own = [row for row in chosen if row.method == method]
-            lines.append((label(method), *(_level(own, *column) for column in _LEVELS)))
+        methods = dict.fromkeys(row.method for row in chosen)
+        by_method = {method: [row for row in chosen if row.method == method] for method in methods}
+        lines = ((label(method), *(_level(own, *column) for column in _LEVELS)) for method, own in by_method.items())
         tables[f"After {last} steps, {title(protocol, shots)}"] = Table(header, tuple(lines))
     return tables
 
@@ -258,7 +244,6 @@ def write(
     write_file(workdir / "table.md", markdown + "\n" + "".join(f"- {note}\n" for note in NOTES))
     entries = []
     for each in results:
-        entry = vars(each) | each.correlation._asdict()
-        del entry["correlation"]
-        entries.append(entry | ({"r": None} if math.isnan(each.correlation.r) else {}))
+        found = each.correlation._asdict() | ({"r": None} if math.isnan(each.correlation.r) else {})
+        entries.append({name: value for name, value in vars(each).items() if name != "correlation"} | found)
     write_json(workdir / "correlations.json", entries, indent=1)

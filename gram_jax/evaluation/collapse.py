@@ -28,10 +28,8 @@ def class_means(features: Array, labels: Array, num_classes: int, mask: Array | 
     m_k = sum_{i : y_i = k} w_i f_i / sum_{i : y_i = k} w_i
 
     Args:
-      features: float [N, D].
-      labels: int [N]; an image with a label outside 0..K-1 is ignored.
-      num_classes: K.
-      mask: see the module.
+      features, labels: float [N, D] and int [N]; an image with a label outside 0..num_classes-1 is ignored.
+      num_classes, mask: K, and the weights w, see the module.
 
     Returns:
       float [K, D], 0 for a class without images, and bool [K].
@@ -54,10 +52,8 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
     with m = mean_k m_k over the K classes with images; every class has the same weight, whatever its number of images.
 
     Args:
-      features: float [N, D].
-      labels: int [N], in 0..num_classes-1.
-      num_classes: the number of classes.
-      mask: see the module.
+      features, labels: float [N, D] and int [N], in 0..num_classes-1.
+      num_classes, mask: see `class_means`.
 
     Returns:
       float []; 0 if every image is at its class mean, NaN for fewer than two classes with images.
@@ -113,8 +109,7 @@ def simplex_distance(
     images, it is small if both are near the same frame.
 
     Args:
-      vectors: v, float [K, D].
-      others: u, float [K, D]. None: the vectors themselves.
+      vectors, others: v and u, float [K, D]; u is v by default.
       valid, centered: see the module.
 
     Returns:
@@ -125,8 +120,7 @@ def simplex_distance(
       >>> round(float(simplex_distance(jnp.eye(4))), 4), round(float(simplex_distance(jnp.eye(4), -jnp.eye(4))), 4)
       (0.0, 2.0)
 
-    Reference:
-      Zhu et al., "A Geometric Analysis of Neural Collapse with Unconstrained Features", the measures NC2 and NC3.
+    Reference: Zhu et al., "A Geometric Analysis of Neural Collapse with Unconstrained Features", NC2 and NC3.
     """
     others = vectors if others is None else others
     _check_alike(vectors, others)
@@ -171,10 +165,8 @@ def nearest_mean_agreement(
     mean_i [ argmax_k logits_ik = argmin_k |f_i - m_k| ]
 
     Args:
-      logits: float [N, K].
-      features: float [N, D].
-      means: float [K, D], from `class_means`.
-      present: bool [K], which classes have a mean; None: all do.
+      logits, features: float [N, K] and [N, D].
+      means, present: from `class_means`, float [K, D] and bool [K]; by default, all classes have a mean.
       mask: see the module.
 
     Returns:
@@ -191,8 +183,7 @@ def nearest_mean_agreement(
     features, means = at_least_float32(features), at_least_float32(means)
     # |f - m|^2 = |f|^2 - 2 <f, m> + |m|^2; the first term is the same for all classes.
     distance = jnp.sum(means**2, axis=-1) - 2.0 * jnp.matmul(features, means.T, precision="highest")
-    if present is not None:
-        distance = jnp.where(present, distance, jnp.inf)
+    distance = distance if present is None else jnp.where(present, distance, jnp.inf)
     agree = (jnp.argmin(distance, axis=-1) == jnp.argmax(logits, axis=-1)).astype(jnp.float32)
     weights = jnp.ones(len(agree)) if mask is None else mask.astype(jnp.float32)
     return jnp.sum(agree * weights) / jnp.sum(weights)
@@ -212,11 +203,9 @@ def neural_collapse(
     Measures of text features include all classes; those of image means, and of both, the classes with images.
 
     Args:
-      logits: float [N, K].
-      image_features: normalized, float [N, D].
+      logits, image_features, labels: float [N, K], float [N, D], normalized, and int [N], in 0..K-1.
       text_features: normalized, float [K, D], or [N, K, D] if they depend on the image: then the normalized mean of
         each class over the images counts.
-      labels: int [N], in 0..K-1.
       mask, centered: see the module.
 
     Returns:
@@ -239,8 +228,7 @@ def neural_collapse(
     means, present = class_means(image_features, labels, num_classes, mask)
     measures = {"nc1": within_class_variability(image_features, labels, num_classes, mask)}
     for name, vectors, valid in (("text", text_features, None), ("image", means, present)):
-        angles = equiangularity(vectors, valid, centered=centered)
-        measures[f"nc2_{name}_mean"], measures[f"nc2_{name}_std"] = angles
+        measures[f"nc2_{name}_mean"], measures[f"nc2_{name}_std"] = equiangularity(vectors, valid, centered=centered)
         measures[f"simplex_{name}"] = simplex_distance(vectors, None, valid, centered=centered)
     measures["nc3_gram"], measures["nc3_cosine"] = duality(text_features, means, present, centered=centered)
     measures["simplex_both"] = simplex_distance(text_features, means, present, centered=centered)
@@ -250,9 +238,9 @@ def neural_collapse(
 
 def _prepare(vectors: Array, valid: Array | None, centered: bool) -> tuple[Array, Array]:
     """Returns the vectors, 0 if they do not count, and which count."""
-    if jnp.ndim(vectors) != 2 or (valid is not None and jnp.shape(valid) != jnp.shape(vectors)[:1]):
-        found = jnp.shape(vectors), None if valid is None else jnp.shape(valid)
-        raise InputError(f"expected vectors [K, D] and valid [K] or None; found {found[0]} and {found[1]}")
+    shape, mask = jnp.shape(vectors), None if valid is None else jnp.shape(valid)
+    if len(shape) != 2 or mask not in (None, shape[:1]):
+        raise InputError(f"expected vectors [K, D] and valid [K] or None; found {shape} and {mask}")
     vectors = at_least_float32(jnp.asarray(vectors))
     valid = jnp.ones(len(vectors), bool) if valid is None else jnp.asarray(valid, bool)
     return (_center(vectors, valid) if centered else jnp.where(valid[:, None], vectors, 0.0)), valid
@@ -265,16 +253,14 @@ def _center(vectors: Array, valid: Array) -> Array:
 
 def _gram(vectors: Array, others: Array, valid: Array) -> Array:
     """Returns the products of valid vectors as a matrix of Frobenius norm 1."""
-    products = jnp.matmul(vectors, others.T, precision="highest")
-    products = jnp.where(valid[:, None] & valid[None], products, 0.0)
+    products = jnp.where(valid[:, None] & valid[None], jnp.matmul(vectors, others.T, precision="highest"), 0.0)
     length = jnp.linalg.norm(products)
     return products / jnp.where(length > 0, length, 1.0)
 
 
 def _check(features: Array, labels: Array, mask: Array | None) -> None:
-    shape, count = jnp.shape(features), jnp.shape(labels)
-    if len(shape) != 2 or count != shape[:1] or (mask is not None and jnp.shape(mask) != count):
-        found = None if mask is None else jnp.shape(mask)
+    shape, count, found = jnp.shape(features), jnp.shape(labels), None if mask is None else jnp.shape(mask)
+    if len(shape) != 2 or count != shape[:1] or found not in (None, count):
         raise InputError(
             f"expected features [N, D], labels [N] and a mask [N] or None; found {shape}, {count} and {found}"
         )
