@@ -10,12 +10,11 @@ full difficulty from the first step, the loss does not fall for a long time.
 
 Training takes about an hour on two cores and less than 4 GiB. Averaged over the nineteen datasets, on held-out
 renderings, the zero-shot accuracy is 86.9 % with the datasets' templates and 80.9 % with "a photo of a {}."; a linear
-probe reaches 95.9 %, and the accuracy on unseen faces is 86.1 %. One thread draws about 4,000 pairs per second, which
-limits the speed on an accelerator.
+probe reaches 95.9 %, and the accuracy on faces that no corpus contains is 86.1 %. One thread draws about 4,000 pairs
+per second, which limits the speed on an accelerator.
 
-The same command resumes a run. It writes metrics.jsonl during training and, at the end, clip/ (a folder that
-transformers can load, too) and results.json: zero-shot accuracy with the datasets' templates and with
-"a photo of a {}.", a linear probe, and accuracy on faces that no corpus contains.
+The same command resumes a run. It writes metrics.jsonl during training and, at the end, results.json with these
+accuracies, and clip/, a folder that transformers can load, too.
 """
 
 from __future__ import annotations
@@ -97,25 +96,21 @@ def make_clip(config: Config) -> Clip:
     captions = (glyphs.pair(i, config.seed).caption for i in range(config.vocabulary_pairs))
     tokenizer = train_tokenizer(captions, config.vocabulary, config.context_length)
     size, end = glyphs.IMAGE_SIZE, tokenizer.vocab_size - 1
+
+    def tower(width: int, layers: int) -> dict[str, int]:
+        return {"width": width, "layers": layers, "heads": max(1, width // 32), "mlp_width": 4 * width}
+
     clip_config = ClipConfig(
         text=TextConfig(
+            **tower(config.text_width, config.text_layers),
             vocab_size=tokenizer.vocab_size,
-            width=config.text_width,
-            layers=config.text_layers,
-            heads=max(1, config.text_width // 32),
-            mlp_width=4 * config.text_width,
             context_length=config.context_length,
             bos_token_id=end - 1,
             eos_token_id=end,
             pad_token_id=end,
         ),
         vision=VisionConfig(
-            width=config.vision_width,
-            layers=config.vision_layers,
-            heads=max(1, config.vision_width // 32),
-            mlp_width=4 * config.vision_width,
-            image_size=size,
-            patch_size=config.patch_size,
+            **tower(config.vision_width, config.vision_layers), image_size=size, patch_size=config.patch_size
         ),
         embed_dim=config.embed_dim,
     )
@@ -142,16 +137,12 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     Before the fall, a run does not depend on its total length: --steps may change when it is resumed.
     """
     warmup, decay = min(config.warmup, config.steps // 4), min(config.decay, config.steps // 2)
-    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    fall = optax.linear_schedule(config.learning_rate, 0.0, decay)
-    schedule = optax.join_schedules(
-        [rise, optax.constant_schedule(config.learning_rate), fall], [warmup, config.steps - decay]
-    )
-
-    def decayed(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-    adam = optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.weight_decay, mask=decayed)
+    rate = config.learning_rate
+    rise, fall = optax.linear_schedule(0.0, rate, warmup), optax.linear_schedule(rate, 0.0, decay)
+    parts = [rise, optax.constant_schedule(rate), fall]
+    schedule = optax.join_schedules(parts, [warmup, config.steps - decay])
+    matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim >= 2)
+    adam = optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.weight_decay, mask=matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
 
@@ -164,15 +155,13 @@ def train_step(
     def loss(params: Any) -> jax.Array:
         model = clip.replace(params=params)
         pixels = (images / 255.0 - jnp.array(clip.transform.mean)) / jnp.array(clip.transform.std)
-        return contrastive_loss(
-            gram.encode_image(model, pixels.astype(jnp.float32)), gram.encode_text(model, tokens), params["logit_scale"]
-        )
+        features = gram.encode_image(model, pixels.astype(jnp.float32))
+        return contrastive_loss(features, gram.encode_text(model, tokens), params["logit_scale"])
 
     value, grads = jax.value_and_grad(loss)(state["params"])
     updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    # As in CLIP, the scale of the logits is at most 100.
-    params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))  # at most 100, as in CLIP
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "scale": jnp.exp(params["logit_scale"])}
     return {"params": params, "optimizer": optimizer_state}, metrics
 
@@ -195,11 +184,10 @@ def train(config: Config, workdir: Any) -> Clip:
     """Trains or resumes; returns the clip after the last step."""
     clip, optimizer = make_clip(config), make_optimizer(config)
     state = {"params": clip.params, "optimizer": optimizer.init(clip.params)}
-    static = clip.replace(params=None)
     draw = functools.partial(make_batch, config, clip.tokenizer)
 
     def step(state: dict[str, Any], images: np.ndarray, tokens: np.ndarray) -> Any:
-        return train_step(state, static, images, tokens, optimizer)
+        return train_step(state, clip.replace(params=None), images, tokens, optimizer)
 
     settings = dataclasses.asdict(config)
     with runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints:
@@ -213,10 +201,8 @@ def train(config: Config, workdir: Any) -> Clip:
             for done, (images, tokens) in enumerate(batches, first + 1):
                 before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
                 state, metrics = step(state, images, tokens)
-                save = done % config.save_every == 0 or done == config.steps
-                write = done % LOG_EVERY == 0 or done == config.steps
-                check = save or write or config.debug_nans
-                if check and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
+                save, write = (done % every == 0 or done == config.steps for every in (config.save_every, LOG_EVERY))
+                if (save or write or config.debug_nans) and not _nans.all_finite(metrics["loss"], metrics["grad_norm"]):
                     inputs = {"state": before, "images": images, "tokens": tokens}
                     raise InputError(
                         f"the loss or the gradient of step {done - 1} is not finite; {checkpoints.last_good()}. "
@@ -236,9 +222,8 @@ def train(config: Config, workdir: Any) -> Clip:
 def _validate(config: Config, clip: Clip, done: int, log: runtime.MetricsLog, progress: runtime.Progress) -> None:
     """Logs the zero-shot accuracy on validation images: the means over datasets, then each dataset."""
     values = accuracies(clip, config, "val", config.eval_images)
-    titles = ("fitting", "photo")
-    means = {title: float(np.mean([each[title] for each in values.values()])) for title in titles}
-    log.write(done, **means, **{f"{title}/{name}": each[title] for name, each in values.items() for title in titles})
+    means = {title: float(np.mean([each[title] for each in values.values()])) for title in ("fitting", "photo")}
+    log.write(done, **means, **{f"{title}/{name}": each[title] for name, each in values.items() for title in means})
     progress.update(0, **means)
 
 
@@ -255,15 +240,14 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 def evaluate(config: Config, clip: Clip) -> evaluation.Results:
     """Returns the accuracy zero-shot, with a linear probe and on unseen faces, on test renderings."""
-    rows = []
+    rows, hashes = [], {}
 
     def row(method: str, name: str, value: float, domain: str = "", shots: int | None = None) -> None:
         rows.append(evaluation.Row(method, "zero_shot", f"glyphs:{name}", "accuracy", value, domain or None, shots))
 
-    hashes = {}
     for name, values in accuracies(clip, config, "test", 10**6).items():
-        row("zero_shot:fitting", name, values["fitting"])
-        row("zero_shot:photo", name, values["photo"])
+        for title, value in values.items():
+            row(f"zero_shot:{title}", name, value)
     for name in config.datasets:
         dataset = glyphs.labeled(name)
         hashes[dataset.name] = dataset.content_hash
@@ -273,8 +257,8 @@ def evaluate(config: Config, clip: Clip) -> evaluation.Results:
         probe = evaluation.baselines.linear_probe(strength=1e5 / len(fit))
         state = probe.fit(clip, dataset.class_names, features, dataset.labels[fit])
         scores = probe.apply(state, clip, evaluation.image_features(clip, dataset.images(test)))
-        predicted = np.argmax(scores, axis=1)
-        row("linear_probe", name, float(np.mean(predicted == dataset.labels[test])), shots=config.probe_images)
+        hits = np.argmax(scores, axis=1) == dataset.labels[test]
+        row("linear_probe", name, float(np.mean(hits)), shots=config.probe_images)
         unseen = [face for face in glyphs.catalog(name).faces if not glyphs.FACES[face].in_corpus]
         single = dataclasses.replace(config, datasets=(name,))
         faces = [accuracies(clip, single, "test", 4, face)[name]["fitting"] for face in unseen]

@@ -13,7 +13,7 @@ hierarchy nor meta-training uses a label, a class list or a test image of the ev
 It takes less than 5 minutes on two cores and 3 GiB. All methods use the same number of steps and the same learning
 rate; experiments.evaluate can choose settings for each method on validation splits.
 
-The results are WORKDIR/results.json, table.md, plots, and a folder for each stage. The same command resumes a run.
+Writes WORKDIR/results.json, table.md, plots, and a folder for each stage. The same command resumes a run.
 """
 
 from __future__ import annotations
@@ -58,14 +58,11 @@ class Config:
 
     def evaluation(self, meta: str, controls: tuple[str, ...]) -> evaluate.Config:
         """Returns the settings of the evaluation."""
+        same = {name: getattr(self, name) for name in ("dataset", "domains", "shots", "seeds", "max_test_images")}
         return evaluate.Config(
+            **same,
             meta=meta,
             controls=controls,
-            dataset=self.dataset,
-            domains=self.domains,
-            shots=self.shots,
-            seeds=self.seeds,
-            max_test_images=self.max_test_images,
             steps=(self.steps,),
             learning_rate=(self.learning_rate,),
             gram_learning_rate=(self.learning_rate,),
@@ -97,8 +94,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     corpus = load_corpus("glyphs", pairs=config.pairs, seed=config.seed)
     sources = {"": "clusters", "random_tasks": "random"} | ({"true_groups": "true_groups"} if config.ceiling else {})
     stage(f"tasks from {config.pairs} unlabeled image-text pairs")
-    features = None
-    paths = {}
+    features, paths = None, {}
     for name, method in sources.items():
         tasks = build_tasks.Config(pairs=config.pairs, themes=config.themes, seed=config.seed, method=method)
         folder = workdir / f"tasks_{method}"
@@ -108,9 +104,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         if not name:
             (folder / build_tasks.PICTURE).copy(workdir / build_tasks.PICTURE, overwrite=True)
         stage(f"meta-training on these tasks ({method})")
-        settings = config.meta_training(str(folder / "hierarchy.safetensors"))
-        meta_train.train(settings, workdir / f"meta_{method}", clip, hierarchy, corpus=corpus)
-        paths[name] = str(workdir / f"meta_{method}" / "meta.safetensors")
+        settings, trained = config.meta_training(str(folder / build_tasks.HIERARCHY)), workdir / f"meta_{method}"
+        meta_train.train(settings, trained, clip, hierarchy, corpus=corpus)
+        paths[name] = str(trained / "meta.safetensors")
     stage("tuning and evaluation")
     controls = tuple(f"{name}={path}" for name, path in paths.items() if name)
     results = evaluate.run(config.evaluation(paths[""], controls), workdir)

@@ -50,15 +50,13 @@ def run(config: Config, workdir: Any) -> None:
     known = ordered(row.method for each in results for row in each.rows)
     for method in config.methods:
         require_known("--methods", method, known)
-    if config.against is not None:
-        require_known("--against", config.against, config.methods or known)
     chosen = config.methods or known
-    results = [
-        dataclasses.replace(each, rows=tuple(row for row in each.rows if row.method in chosen)) for each in results
-    ]
-    reporting.write_report(
-        results, workdir, names=config.results, shots=config.shots, against=config.against, show=print
-    )
+    if config.against is not None:
+        require_known("--against", config.against, chosen)
+    rows = (tuple(row for row in each.rows if row.method in chosen) for each in results)
+    results = [dataclasses.replace(each, rows=kept) for each, kept in zip(results, rows, strict=True)]
+    settings = {"names": config.results, "shots": config.shots, "against": config.against}
+    reporting.write_report(results, workdir, show=print, **settings)
 
 
 if __name__ == "__main__":

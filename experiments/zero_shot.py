@@ -48,9 +48,8 @@ class Config:
             raise InputError("--dataset and --template need at least one value each")
         for template in self.template:
             if template != OWN and template.count("{}") != 1:
-                raise InputError(
-                    f'--template={template!r}: it must be "{OWN}" or contain exactly one {{}} for the class name'
-                )
+                needed = f'"{OWN}" or contain exactly one {{}} for the class name'
+                raise InputError(f"--template={template!r}: it must be {needed}")
         at_least(self, 1, "batch_size")
 
 
@@ -80,9 +79,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         positions = dataset.select(config.split)
         features = evaluation.image_features(clip, dataset.take(positions), config.batch_size)
         hashes[dataset.name] = dataset.content_hash
+        base, domain = dataset.name.partition("/")[0], dataset.domain or None
         for method, texts in classifiers(config, dataset).items():
             value = accuracy(clip, features, dataset.labels[positions], dataset.class_names, texts)
-            base, domain = dataset.name.partition("/")[0], dataset.domain or None
             rows.append(evaluation.Row(method, "zero_shot", base, "accuracy", value, domain, seed=config.seed))
     for domain in dict.fromkeys(row.domain for row in rows):
         title = f"domain {domain}" if domain else "top-1 accuracy, %"

@@ -50,7 +50,6 @@ from . import inputs
 from .sides import compile_program
 from .tables import table_of
 
-PROTOCOL = "tuning_step"
 BATCH_SIZE, OWN_BATCH_SIZE = 32, {"cocoop": PRESETS["cocoop_b2n_vitb16"].batch_size}
 # Measured besides every tuner alone: each addition to the plainest tuner, and steps of published recipes.
 COMPOSED = (
@@ -69,8 +68,7 @@ class Config:
 
     clip_size: str = setting("vit_b16", "size of the clip, whose weights are random", choices=tuple(inputs.CLIPS))
     methods: tuple[str, ...] = setting(
-        (*tuners.NAMES, *COMPOSED),
-        "tuners, optionally with regularizers and a regulator after '+', as in results: ivlp+npt:0.5+prograd",
+        (*tuners.NAMES, *COMPOSED), "tuners, optionally with +regularizers and +regulator: ivlp+npt:0.5+prograd"
     )
     classes: int = setting(100, "number of classes")
     class_chunk: int = setting(512, "classes whose texts are computed at once; 0: all")
@@ -95,14 +93,6 @@ class Config:
             parse(method)
 
 
-class Parts(NamedTuple):
-    """The names of a method's tuner, regularizers (in the form of `objectives.terms`) and regulator."""
-
-    tuner: str
-    regularizers: str
-    regulator: str
-
-
 class Step(NamedTuple):
     """A step that can be compiled: a function with its arguments, the number of parameters, and the batch size."""
 
@@ -112,8 +102,8 @@ class Step(NamedTuple):
     batch_size: int
 
 
-def parse(method: str) -> Parts:
-    """Returns the parts of a method's name; raises InputError if it is malformed."""
+def parse(method: str) -> tuple[str, str, str]:
+    """Returns the names of a method's tuner, its regularizers (in the form of `objectives.terms`) and its regulator."""
     tuner, *rest = method.split("+")
     require_known(f"--methods={method}: tuner", tuner, tuners.NAMES)
     chosen = [part for part in rest if part in regulators.NAMES and part not in objectives.NAMES]
@@ -122,7 +112,7 @@ def parse(method: str) -> Parts:
     regularizers = ",".join(part for part in rest if part not in chosen)
     with explain(f"--methods={method}: ", f" (regulators: {', '.join(regulators.NAMES)})"):
         objectives.positive_terms(regularizers)
-    return Parts(tuner, regularizers, chosen[0] if chosen else "identity")
+    return tuner, regularizers, chosen[0] if chosen else "identity"
 
 
 def random_clip(config: Config) -> Clip:
@@ -148,13 +138,13 @@ def class_names(count: int) -> list[str]:
 
 def build(config: Config, clip: Clip, method: str) -> Step:
     """Returns the step of a method on random images and labels; raises InputError if its parts do not fit together."""
-    parts = parse(method)
-    tuner, regulator = make_tuner(parts.tuner, clip), regulators.make(parts.regulator)
-    loss = objectives.batch_loss(tuner, parts.regularizers, reference=regulator.settings.get("reference", ""))
+    name, regularizers, regulator_name = parse(method)
+    tuner, regulator = make_tuner(name, clip), regulators.make(regulator_name)
+    loss = objectives.batch_loss(tuner, regularizers, reference=regulator.settings.get("reference", ""))
     # Momentum and weight decay as in all published recipes.
     step = tuning.make_tuning(tuner, regulator, loss=loss.loss, momentum=0.9, weight_decay=5e-4)
     rng, embed_dim = np.random.default_rng(0), clip.config.embed_dim
-    count, size = config.classes, config.batch_size or OWN_BATCH_SIZE.get(parts.tuner, BATCH_SIZE)
+    count, size = config.classes, config.batch_size or OWN_BATCH_SIZE.get(name, BATCH_SIZE)
     classes: Any = clip.class_tokens(class_names(count)) if tuner.needs_names else _unit(rng, count, embed_dim)
     features = _unit(rng, 1, size, embed_dim)
     batch = {
@@ -162,7 +152,7 @@ def build(config: Config, clip: Clip, method: str) -> Step:
         "images": inputs.make_images(rng, clip.config.vision, 1, size) if tuner.needs_pixels else features,
         "labels": jnp.asarray(rng.integers(count, size=(1, size)), jnp.int32),
         "reference": {
-            "text_features": {name: _unit(rng, count, embed_dim) for name in loss.texts},
+            "text_features": {text: _unit(rng, count, embed_dim) for text in loss.texts},
             "clusters": jnp.arange(count) % 16,
         },
         "run_reference": {"image_features": features, "counts": jnp.ones((1, count))},
@@ -184,8 +174,7 @@ def measure(config: Config, step: Step) -> dict[str, float]:
     program = compile_program(jax.jit(step.function), *step.arguments)
     costs = {"parameters": step.parameters, "batch_size": step.batch_size}
     costs |= {"compile_seconds": program.compile_seconds, "matmul_flops": program.flops}
-    memory = program.run.memory_analysis()
-    if memory is not None:
+    if memory := program.run.memory_analysis():
         costs |= {"argument_bytes": memory.argument_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes}
         costs["step_bytes"] = program.step_bytes
     if costs.get("step_bytes", 0) > config.memory_limit * GIB:
@@ -216,11 +205,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             if (method,) not in units:
                 units.add((method,), measure(config, build(config, clip, method)))
                 progress.update()
-            costs = units[(method,)]
+            costs, dataset = units[method,], f"random:{config.clip_size}"
             lines.append(cells(config, method, costs))
             print(", ".join(f"{name} {cell}" for name, cell in lines[-1].items()), flush=True)
-            dataset = f"random:{config.clip_size}"
-            rows += [Row(method, PROTOCOL, dataset, metric, float(value)) for metric, value in costs.items()]
+            rows += [Row(method, "tuning_step", dataset, metric, float(value)) for metric, value in costs.items()]
     table, device = table_of(lines), environment["device"]
     caption = (
         f"A tuning step at {config.clip_size} with random weights, {config.classes} classes, {config.compute_dtype}, "
@@ -238,7 +226,7 @@ def cells(config: Config, method: str, costs: Mapping[str, float]) -> dict[str, 
     return {
         "method": method,
         "batch": f"{costs['batch_size']:.0f}",
-        "images": "pixels" if tuners.make(parse(method).tuner).needs_pixels else "features",
+        "images": "pixels" if tuners.make(parse(method)[0]).needs_pixels else "features",
         "parameters": f"{costs['parameters']:,.0f}",
         "compile, s": f"{costs['compile_seconds']:.1f}",
         "arguments": _size(costs.get("argument_bytes")),

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 import gram_jax as gram
 from gram_jax import tasks, tuners
 from gram_jax.batching import map_batches
 from gram_jax.clip import Classes, Clip, ClipConfig, TextConfig, VisionConfig, encode_image, init_params
+from gram_jax.data import load_corpus
+from gram_jax.data.pairs import prepared, shards
+from gram_jax.data.pairs.reading import Reading, plan_units
 from gram_jax.testing import tiny_clip
 
 Array = jax.Array
@@ -26,11 +30,9 @@ CLIPS: dict[str, Callable[[], ClipConfig]] = {
     "vit_b32": ClipConfig,
     "mini": lambda: gram.load_clip("mini").config,
 }
-LOGIT_SCALE = math.log(100.0)  # as in trained CLIPs
 # Hyper-parameters of the steps, the same for all sides.
 RATE, INNER_RATE = 2e-3, 0.1
 TEST_TIME_RATE, CONFIDENT, DECAY = 5e-3, 0.1, 1e-2
-PHOTO_SIZE = (500, 375)  # pixels of the images on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +100,18 @@ def make_setup(clip_size: str, small: bool, pairs: int, folder: Path) -> Setup:
     """Returns the clip and the sizes; `small` is for tests."""
     if small:
         return Setup(tiny_clip().replace(tokenizer=None, transform=None), SMALL, folder)
-    accelerated = jax.default_backend() != "cpu"
-    sizes = Sizes(pairs=pairs, product=8192 if accelerated else Sizes.product)
-    return Setup(random_clip(clip_size, logit_scale_init=LOGIT_SCALE), sizes, folder)
+    sizes = Sizes(pairs=pairs, product=Sizes.product if jax.default_backend() == "cpu" else 8192)
+    # The scale of the logits is that of trained CLIPs.
+    return Setup(random_clip(clip_size, logit_scale_init=math.log(100.0)), sizes, folder)
 
 
 def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name_tokens: int) -> Classes:
     """Returns class names of one to `name_tokens` random tokens; the last axis of `shape` counts the classes."""
     end = config.vocab_size - 1 if config.eos_rule == "highest" else config.eos_token_id
-    width = name_tokens + 2  # name . [EOS]
+    place = np.arange(name_tokens + 2)  # name . [EOS]
     lengths = rng.integers(1, name_tokens + 1, shape)
     lengths[..., 0] = name_tokens
-    place = np.arange(width)
-    tail = np.where(place < lengths[..., None], rng.integers(2, config.vocab_size // 2, (*shape, width)), end)
+    tail = np.where(place < lengths[..., None], rng.integers(2, config.vocab_size // 2, (*shape, len(place))), end)
     tail = np.where(place == lengths[..., None], 1, tail)
     start = np.full((*shape, 1), config.vocab_size - 2)
     ids = np.concatenate([start, rng.integers(2, config.vocab_size // 2, (*shape, 4)), tail], axis=-1)
@@ -127,18 +128,12 @@ def make_tuner(name: str, setup: Setup) -> tuners.Tuner:
     """Returns a tuner with prompts of the benchmark's sizes, as deep as the clip allows."""
     sizes, config = setup.sizes, setup.clip.config
     depth = min(sizes.depth, config.vision.layers)
-    settings = {
-        "coop": {"num_tokens": sizes.context},
-        "cocoop": {"num_tokens": sizes.context, "init_text": None},
-        "vpt": {"num_tokens": sizes.visual, "depth": depth},
-        "ivlp": {
-            "num_text": sizes.context,
-            "num_visual": sizes.visual,
-            "depth": min(depth, config.text.layers),
-            "init_text": None,
-        },
-    }
-    return tuners.make(name, **settings[name])
+    if name == "vpt":
+        return tuners.vpt(num_tokens=sizes.visual, depth=depth)
+    if name == "ivlp":
+        depth = min(depth, config.text.layers)
+        return tuners.ivlp(num_text=sizes.context, num_visual=sizes.visual, depth=depth, init_text=None)
+    return tuners.make(name, num_tokens=sizes.context, init_text=None)
 
 
 def one_batch(name: str, setup: Setup, images: int, classes: int) -> Problem:
@@ -187,26 +182,19 @@ def with_features(setup: Setup, problem: Problem) -> dict[str, Batch]:
 
 def corpus_on_disk(setup: Setup) -> tuple[Any, tasks.Hierarchy]:
     """Returns a prepared corpus of photo-sized JPEG files and its hierarchy; writes it once."""
-    from PIL import Image
-
-    from gram_jax.data import load_corpus
-    from gram_jax.data.pairs import prepared as pair_dataset
-    from gram_jax.data.pairs import shards as pair_shards
-    from gram_jax.data.pairs.reading import Reading, plan_units
-
     count, classes = setup.sizes.photos, 2 * setup.sizes.ways
     dataset = setup.folder / f"corpus_of_{count}"
-    if not (dataset / pair_dataset.MANIFEST).exists():
+    if not (dataset / prepared.MANIFEST).exists():
         photos = setup.folder / "photos"
         photos.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(5)
         for number in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), np.uint8))
-            coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC).save(photos / f"{number:06d}.jpg", quality=90)
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(photos / f"{number:06d}.jpg", quality=90)
             (photos / f"{number:06d}.txt").write_text(f"a photo of kind {number % classes}")
         (unit,) = plan_units(f"folder:{photos}", Reading(unit_pairs=count))
-        pair_shards.write_shard(setup.folder / "00000", unit, max_pixels=10**6)
-        pair_dataset.publish(dataset, [setup.folder / "00000"], name="photos", source="benchmark")
+        shards.write_shard(setup.folder / "00000", unit, max_pixels=10**6)
+        prepared.publish(dataset, [setup.folder / "00000"], name="photos", source="benchmark")
     corpus = load_corpus(f"array_record:{dataset}", pairs=0)
     features = np.random.default_rng(6).standard_normal((count, 8)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -24,9 +25,12 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
-from gram_jax import evaluation, runtime, tuning
+import gram_jax as gram
+from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners, tuning
 
 from .._launch import at_least, launch, setting
 
@@ -64,38 +68,25 @@ def all_reduce_bytes(program: str) -> int:
       260
     """
     total = 0
-    for shapes in _ALL_REDUCE.findall(program):
-        for dtype, sizes in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shapes):
-            total += int(np.prod([int(size) for size in sizes.split(",") if size])) * int(dtype.lstrip("bfsu")) // 8
+    for dtype, sizes in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", " ".join(_ALL_REDUCE.findall(program))):
+        total += math.prod(int(size) for size in sizes.split(",") if size) * int(dtype.lstrip("bfsu")) // 8
     return total
 
 
-def work(settings: str, count: str, number: str, address: str) -> None:
+def work(case: str, count: str, number: str, address: str) -> None:
     """Runs one of `count` processes of a case and prints its measurements as JSON."""
-    values = json.loads(settings).items()
+    values = json.loads(case).items()
     config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
     if int(count) > 1:
         runtime.connect(address, int(count), int(number))
-    import jax
-    import optax
-
-    import gram_jax as gram
-    from gram_jax import meta, regulators, tasks, tuners
-
     clip = gram.load_clip(config.clip)
     tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=RANK)
     features = np.random.default_rng(0).standard_normal((2, PAIRS, clip.config.embed_dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     hierarchy = tasks.from_groups(["all"] * PAIRS, list(NAMES) * (PAIRS // len(NAMES)), *features)
     episodes = tasks.make_episodes(hierarchy, clip, tasks.EpisodeConfig(ways=WAYS, shots=SHOTS))
-    step = meta.make_meta_step(
-        tuning.classification_loss(tuner),
-        regulator,
-        optax.adam(1e-3),
-        steps=config.inner_steps,
-        gradient="first_order",
-        devices=runtime.all_devices(),
-    )
+    settings = {"steps": config.inner_steps, "gradient": "first_order", "devices": runtime.all_devices()}
+    step = meta.make_meta_step(tuning.classification_loss(tuner), regulator, optax.adam(1e-3), **settings)
     prompt = tuner.init(jax.random.key(0), clip, None)
     state = step.init(meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.3))
     frozen = step.place(clip.replace(tokenizer=None, transform=None))
@@ -107,16 +98,14 @@ def work(settings: str, count: str, number: str, address: str) -> None:
         return runtime.global_arrays(step.sharding, drawn, total)
 
     program = step.update.lower(state, frozen, batch(0)).compile()
-    seconds, cpu = [], []
+    taken = []
     for index in range(config.steps + 1):
-        tasks_of_step = batch(index)
-        clock, processor = time.monotonic(), time.process_time()
-        state, metrics = program(state, frozen, tasks_of_step)
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.monotonic() - clock)
-        cpu.append(time.process_time() - processor)
-    measured = {"step_seconds": float(np.median(seconds[1:])), "cpu_seconds": float(np.median(cpu[1:]))}
-    print(json.dumps(measured | {"all_reduce_bytes": all_reduce_bytes(program.as_text()), "tasks": total}))
+        tasks_of_step, before = batch(index), (time.monotonic(), time.process_time())
+        state, _ = jax.block_until_ready(program(state, frozen, tasks_of_step))
+        taken.append(np.subtract((time.monotonic(), time.process_time()), before))
+    seconds, cpu = np.median(taken[1:], axis=0).tolist()
+    measured = {"step_seconds": seconds, "cpu_seconds": cpu, "tasks": total}
+    print(json.dumps(measured | {"all_reduce_bytes": all_reduce_bytes(program.as_text())}))
     runtime.barrier("measured")
 
 
@@ -128,10 +117,8 @@ def measure(config: Config, processes: int, devices: int) -> dict[str, float]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-c", _WORK, json.dumps(dataclasses.asdict(config)), str(processes)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [
-        subprocess.Popen([*command, str(number), address], env=environment, **pipes) for number in range(processes)
-    ]
+    settings = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, str(number), address], **settings) for number in range(processes)]
     outputs = [process.communicate() for process in started]
     for process, (_, errors) in zip(started, outputs, strict=True):
         if process.returncode:

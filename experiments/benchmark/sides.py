@@ -24,14 +24,11 @@ _CACHE_SETTINGS = (
 
 
 class Side(NamedTuple):
-    """One way to compute a step.
+    """One way to compute a step; its costs are None if unknown.
 
-    Attributes:
-      run: computes the step once; returns its seconds and the numbers on which all sides must agree, the loss first.
-      compile_seconds: time of tracing and compilation; None if nothing is compiled in advance.
-      step_bytes: bytes of arguments, results and scratch memory according to the compiler, or None.
-      flops: operations of the matrix products, two per multiplication and addition, or None if unknown.
-      count: counts the operations of a run, if `flops` is unknown.
+    `run` computes it once and returns its seconds and the numbers on which all sides must agree, the loss first.
+    `compile_seconds` includes tracing; `step_bytes` are arguments, results and scratch memory according to the
+    compiler; `flops` the operations of the matrix products, which `count` counts in a run otherwise.
     """
 
     run: Callable[[], tuple[float, Values]]

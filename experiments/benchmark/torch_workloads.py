@@ -10,6 +10,7 @@ PyTorch is an optional package; only the functions import it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -67,9 +68,7 @@ def side(name: str, setup: Setup, problem: Problem) -> Side:
     batches = {key: model.batch(batch) for key, batch in problem.batches.items()}
     start = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), device=device), problem.prompt)
 
-    def fresh(tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: leaf.clone().requires_grad_(), tree)
-
+    fresh = functools.partial(jax.tree.map, lambda leaf: leaf.clone().requires_grad_())
     steps = {"test_time": _test_time, "evaluation": _classify}
     step: Callable[..., Values] = _meta if problem.steps else steps.get(name, _tune)
     timed = plain_side(lambda: step(model, problem, fresh(start), batches))
@@ -114,9 +113,9 @@ class TorchClip:
         cat, config, params = self.torch.cat, self.config.vision, self.params["vision"]
         x = self.functional.conv2d(images, self.convolution, stride=config.patch_size).flatten(2).transpose(1, 2)
         x = cat([params["class_embedding"].expand(len(x), 1, -1), x], dim=1) + params["position_embedding"]
-        tokens, deep = (None, ()) if prompt is None else (prompt["tokens"], prompt.get("deep", ()))
-        if tokens is not None:
-            x = cat([x, tokens.expand(len(x), -1, -1)], dim=1)
+        if prompt:
+            x = cat([x, prompt["tokens"].expand(len(x), -1, -1)], dim=1)
+        deep = prompt.get("deep", ()) if prompt else ()
         x = self._norm(x, params["pre_norm"], config).transpose(0, 1)
         x = self._layers(x, params["layers"], config, None, deep, lambda x, new: cat([x[: -len(new)], new]))
         return _unit(self._norm(x[0], params["post_norm"], config) @ params["projection"])
@@ -137,14 +136,10 @@ class TorchClip:
                 x = replace(x, deep[number - 1][:, None].expand(-1, x.shape[1], -1))
             into, out, mlp = layer["attention"]["in"], layer["attention"]["out"], layer["mlp"]
             y = self._norm(x, layer["norm_1"], config)
-            attended, _ = self.functional.multi_head_attention_forward(
-                *(y, y, y, config.width, config.heads, into["kernel"], into["bias"], None, None, False, 0.0),
-                *(out["kernel"], out["bias"]),
-                training=False,
-                need_weights=False,
-                attn_mask=mask,
-            )
-            x = x + attended
+            arguments = (y, y, y, config.width, config.heads, into["kernel"], into["bias"], None, None, False, 0.0)
+            settings = {"training": False, "need_weights": False, "attn_mask": mask}
+            attend = self.functional.multi_head_attention_forward
+            x = x + attend(*arguments, out["kernel"], out["bias"], **settings)[0]
             hidden = self._dense(self._norm(x, layer["norm_2"], config), mlp["up"])
             x = x + self._dense(self.activations[config.activation](hidden), mlp["down"])
         return x
@@ -157,9 +152,8 @@ class TorchClip:
 
     def batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a batch in PyTorch's layout; texts are stored as the embeddings before and after the context."""
-        classes = jax.tree.map(np.asarray, batch["classes"])
+        classes, embedding = batch["classes"], self.params["text"]["token_embedding"]
         images = np.ascontiguousarray(np.moveaxis(np.asarray(batch["images"]), -1, -3))
-        embedding = self.params["text"]["token_embedding"]
 
         def integers(values: Any) -> Any:
             return self.torch.tensor(np.asarray(values), dtype=self.torch.long, device=self.device)
@@ -190,8 +184,8 @@ class TorchClip:
             return scale * features @ self._texts(prompt["context"], batch).t()
         hidden, out = prompt["network"]["hidden"], prompt["network"]["out"]
         shifts = (features @ hidden["kernel"] + hidden["bias"]).relu() @ out["kernel"] + out["bias"]
-        pairs = zip(features, shifts, strict=True)
-        return self.torch.stack([scale * f @ self._texts(prompt["context"] + own, batch).t() for f, own in pairs])
+        texts = (self._texts(prompt["context"] + shift, batch) for shift in shifts)
+        return self.torch.stack([scale * one @ text.t() for one, text in zip(features, texts, strict=True)])
 
     def loss(self, tuner: str, prompt: Tree, batch: Mapping[str, Any]) -> Any:
         """Returns the cross-entropy of a batch."""
@@ -250,8 +244,7 @@ def _meta(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str
                 at = theta if exact else jax.tree.map(lambda leaf: leaf.detach().requires_grad_(), theta)
                 loss = model.loss(tuner, at, support)
                 grads = torch.autograd.grad(loss, jax.tree.leaves(at), create_graph=exact)
-                grads = jax.tree.unflatten(jax.tree.structure(at), grads)
-                grads = jax.tree.map(lambda grad, own: _regulate(own, grad), grads, phi)
+                grads = jax.tree.map(_regulate, jax.tree.unflatten(jax.tree.structure(at), grads), phi)
                 theta = jax.tree.map(lambda leaf, grad: leaf - INNER_RATE * grad, theta, grads)
             loss = model.loss(tuner, theta, same) + model.loss(tuner, theta, cross)
             (loss / tasks).backward()
@@ -261,7 +254,7 @@ def _meta(model: TorchClip, problem: Problem, prompt: Tree, batches: Mapping[str
     return values
 
 
-def _regulate(phi: list[Any], grad: Any) -> Any:
+def _regulate(grad: Any, phi: list[Any]) -> Any:
     """Returns (1 + s) g + rms(g) b, with the root mean square over tokens and channels."""
     scale, shift = phi
     return (1 + scale) * grad + (grad**2).mean(dim=(-2, -1), keepdim=True).sqrt() * shift
@@ -276,8 +269,8 @@ def _count(run: Callable[[], Any]) -> float:
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     own = {
-        attention: lambda query, key, value, *_, **__: _attention_flops(query, key, value, 1),
-        backward: lambda _, query, key, value, *__, **___: _attention_flops(query, key, value, 2.5),
+        attention: lambda *shapes, **_: _attention_flops(*shapes[:3], 1),
+        backward: lambda *shapes, **_: _attention_flops(*shapes[1:4], 2.5),
     }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         run()

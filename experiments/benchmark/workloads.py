@@ -42,11 +42,10 @@ class Workload(NamedTuple):
 def builders(name: str, setup: Setup, compare: bool = True) -> dict[str, Builder]:
     """Returns the sides of a workload by name, not built yet; `compare` adds PyTorch's side where there is one."""
     workload = WORKLOADS[name]
-    estimate = workload.estimate(setup)
     problem = workload.problem(setup) if workload.problem else None
     if workload.shortcuts:
         return {label: Builder(build) for label, build in workload.shortcuts(setup, problem).items()}
-    sides = {OURS: Builder(functools.partial(workload.side, setup, problem), estimate)}
+    sides = {OURS: Builder(functools.partial(workload.side, setup, problem), workload.estimate(setup))}
     if compare and problem is not None:
         build = functools.partial(torch_workloads.side, name, setup, problem)
         sides[TORCH] = Builder(build, torch_workloads.graph_bytes(name, setup, problem))
@@ -68,15 +67,10 @@ def tuning_step(setup: Setup, problem: Problem) -> Side:
 def meta_step(setup: Setup, problem: Problem) -> Side:
     """Returns a step of `meta.make_meta_step` with the affine regulator."""
     regulator = regulators.affine()
-    step = meta.make_meta_step(
-        tuning.classification_loss(problem.tuner),
-        regulator,
-        optax.sgd(inputs.RATE),
-        steps=problem.steps,
-        gradient=problem.gradient,
-        devices=jax.devices()[:1],
-        tasks_at_once=1 if problem.tuner.needs_pixels else None,  # activations of pixels fill the memory
-    )
+    at_once = 1 if problem.tuner.needs_pixels else None  # activations of pixels fill the memory
+    settings = {"steps": problem.steps, "gradient": problem.gradient, "tasks_at_once": at_once}
+    loss, optimizer = tuning.classification_loss(problem.tuner), optax.sgd(inputs.RATE)
+    step = meta.make_meta_step(loss, regulator, optimizer, devices=jax.devices()[:1], **settings)
     phi = regulator.init(jax.random.key(0), problem.prompt)
     learned = meta.init_meta(problem.prompt, phi, inputs.INNER_RATE)
     frozen, stacked = step.place(setup.clip), meta.Task(**inputs.with_features(setup, problem))
@@ -111,9 +105,8 @@ def classification(setup: Setup, problem: Problem) -> Side:
     return compiled_side(loss, lambda: arguments, lambda out: (out,))
 
 
-def clustering(setup: Setup, problem: None) -> Side:
+def clustering(setup: Setup, _: None) -> Side:
     """Returns k-means on a sample of pairs, and the assignment of all pairs."""
-    del problem
     pairs, dim, count, sample = _clusters(setup)
     rng = np.random.default_rng(4)
     centers = rng.standard_normal((count, dim), np.float32)
@@ -143,9 +136,8 @@ def clustering_bytes(setup: Setup) -> float:
     return 4.0 * dim * (pairs + 2 * sample)
 
 
-def episode_input(setup: Setup, problem: None) -> Side:
+def episode_input(setup: Setup, _: None) -> Side:
     """Returns the input of a meta step: tasks are drawn, their images read from disk, decoded and transformed."""
-    del problem
     corpus, hierarchy = inputs.corpus_on_disk(setup)
     sizes, side, mini = setup.sizes, setup.clip.config.vision.image_size, gram.load_clip("mini")
     clip = Clip({}, mini.config, mini.tokenizer, dataclasses.replace(mini.transform, size=side, crop=(side, side)))
@@ -156,7 +148,7 @@ def episode_input(setup: Setup, problem: None) -> Side:
         images = clip.preprocess(corpus.images(hierarchy.members[rows.ravel()].tolist()))
         return images.reshape(*rows.shape, *images.shape[1:])
 
-    numbers = iter(range(10**9))
+    numbers = itertools.count()
 
     def run() -> tuple[float]:
         batch = episodes.batch(0, next(numbers), sizes.tasks, 1.0, pixels)
@@ -192,11 +184,9 @@ WORKLOADS: dict[str, Workload] = {
     "evaluation": Workload(
         "test images against many classes", classification, _problem("coop", "batch", "many_classes")
     ),
-    "rules": Workload(
-        "the CoOp step, rule by rule", problem=_problem("coop", "batch"), shortcuts=shortcuts.text_shortcuts
-    ),
+    "rules": Workload("the CoOp step, rule by rule", None, _problem("coop", "batch"), shortcuts.text_shortcuts),
     "image_rules": Workload(
-        "the VPT step, rule by rule", problem=_problem("vpt", "deep_batch"), shortcuts=shortcuts.image_shortcuts
+        "the VPT step, rule by rule", None, _problem("vpt", "deep_batch"), shortcuts.image_shortcuts
     ),
     "clustering": Workload("clustering of pairs", clustering, estimate=clustering_bytes),
     "episodes": Workload("a meta batch of pixels from disk", episode_input),

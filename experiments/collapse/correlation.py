@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from gram_jax.errors import InputError
 
@@ -78,7 +77,7 @@ def correlate(
     if any(_centered(each, group).std() <= _CONSTANT * math.sqrt(np.mean(each**2)) for each in (x, y)):
         return Correlation(math.nan, None, len(x), count)
     if ranks:
-        x, y = _ranks(x, group), _ranks(y, group)
+        x, y = (pd.Series(each).groupby(group).rank(pct=True).to_numpy() for each in (x, y))
     x, y = _centered(x, group), _centered(y, group)  # sums of squares far from 0 would lose digits
     sums = np.zeros((count, group.max() + 1, 6))
     np.add.at(sums, (draw, group), np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1))
@@ -106,12 +105,3 @@ def _coefficients(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _centered(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     return values - (np.bincount(group, values) / np.bincount(group))[group]
-
-
-def _ranks(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Returns ranks within the group, divided by its size; ties share their mean rank."""
-    ranks = np.zeros(len(values))
-    for number in range(group.max() + 1):
-        members = group == number
-        ranks[members] = rankdata(values[members]) / members.sum()
-    return ranks

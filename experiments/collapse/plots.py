@@ -27,9 +27,9 @@ _NAMES = {
     "nc4": "NC4, agreement with\nthe nearest mean",
     "accuracy": "accuracy on\nnew classes, %",
 }
-_ALONG = (*(("base", name) for name in ("simplex_text", "simplex_both", "nc3_cosine", "nc1")), ("new", "accuracy"))
-_SCATTERED = ("simplex_text", "simplex_both", "nc3_cosine", "nc1", "nc4")
-_PANELS = 4  # in a row of the scatter plot
+_SCATTERED = tuple(_NAMES)[:-1]
+_PANELS = 4  # in a row of either plot
+_ALONG = (*(("base", name) for name in _SCATTERED[:_PANELS]), ("new", "accuracy"))
 
 
 def along_tuning(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -90,7 +90,7 @@ def against(
                 found = (tables.lookup(results, level=level, **fields) for level in (tables.WITHIN, tables.PAIRED))
                 within, paired = map(tables.cell, found)
                 axis.set_title(f"r {within}\nsame step {paired}", fontsize=8.5)
-                arrow = "collapse →" if tables.MEASURES[measure].rises else "← collapse"
+                arrow = "collapse →" if measure in tables.RISING else "← collapse"
                 axis.set_xlabel(f"{_NAMES[measure]}\n{arrow}", fontsize=9)
             line[0].set_ylabel(f"{regime}:\n{target.label}, points")
         figure.supxlabel("A dot is a prompt; both axes are around the mean of its dataset and tau.", fontsize=9)
@@ -119,12 +119,10 @@ def _curve(axis: Any, rows: Sequence[Row], steps: Sequence[int], style: Style, n
 
 def _line(axis: Any, x: np.ndarray, y: np.ndarray) -> None:
     """Draws the least-squares line through the mean, unless x is constant."""
-    low, high = x.min(), x.max()
-    if low < high:
-        margin = 0.08 * (high - low)
-        axis.set_xlim(low - margin, high + margin)
-        slope = np.sum(x * y) / np.sum(x * x)
-        axis.plot([low, high], [slope * low, slope * high], color="black", linewidth=1.4)
+    ends = np.array([x.min(), x.max()])
+    if ends[0] < ends[1]:
+        axis.set_xlim(*(ends + 0.08 * np.ptp(ends) * np.array([-1, 1])))
+        axis.plot(ends, np.sum(x * y) / np.sum(x * x) * ends, color="black", linewidth=1.4)
 
 
 def _centered(values: pd.Series) -> np.ndarray:

@@ -62,21 +62,16 @@ class Config:
     """The tuned prompts, and the steps at which they are measured."""
 
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
-    tuner: str = setting(
-        "coop", f"tuners with their settings, such as coop,ivlp(depth=2); some of {', '.join(tuners.NAMES)}"
-    )
+    tuner: str = setting("coop", f"tuners, such as coop,ivlp(depth=2); some of {', '.join(tuners.NAMES)}")
     regularizers: tuple[str, ...] = setting(
         ("", "npt", "kgcoop"),
-        "a set of regularizers for every tuner, such as npt(centered=True):1.0,kgcoop:8, or empty for none; repeat the "
-        "flag for more sets",
+        "a set of regularizers for every tuner, such as npt(centered=True):1.0,kgcoop:8, or empty; repeat for more",
         repeated=True,
     )
     dataset: tuple[str, ...] = setting(
         ("glyphs:arabic", "glyphs:georgian", "glyphs:playing_cards"), f"datasets: {forms()}"
     )
-    tau: tuple[float, ...] = setting(
-        (1.0, 0.25, 0.06), "images of the smallest base class divided by those of the largest; 1 is balanced"
-    )
+    tau: tuple[float, ...] = setting((1.0, 0.25, 0.06), "images of the smallest base class / the largest; 1: balanced")
     shots: tuple[int, ...] = setting((16,), "labeled images of the largest class")
     seeds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "seeds of the draws")
     learning_rate: tuple[float, ...] = setting((0.3, 1.0), "learning rates, each of which is measured")
@@ -87,9 +82,7 @@ class Config:
     momentum: float = setting(0.0, "momentum of sgd")
     weight_decay: float = setting(0.0, "weight decay of the prompts, added to their gradients before momentum")
     schedule: str = setting(
-        "constant",
-        "the learning-rate schedule; with a constant rate, every measured step is the end of a shorter run",
-        choices=SCHEDULES,
+        "constant", "the learning-rate schedule; if constant, every measured step ends a shorter run", choices=SCHEDULES
     )
     max_test_images: int = setting(10, "test images per class; 0 for all")
     image_batch: int = setting(64, "images that the image transformer encodes at once")

@@ -24,27 +24,20 @@ from gram_jax.reporting.tables import EMPTY, format_summary
 from .correlation import Correlation, correlate
 from .measures import ALL_CLASSES, H
 
-
-class Measure(NamedTuple):
-    """A measure of collapse: its display name, and whether collapse increases it."""
-
-    label: str
-    rises: bool = False
-
-
-MEASURES = {
-    "nc1": Measure("NC1, spread of images within classes"),
-    "nc2_text_mean": Measure("NC2, text: mean cosine + 1/(K-1)"),
-    "nc2_text_std": Measure("NC2, text: unequal cosines"),
-    "nc2_image_mean": Measure("NC2, image means: mean cosine + 1/(K-1)"),
-    "nc2_image_std": Measure("NC2, image means: unequal cosines"),
-    "simplex_text": Measure("simplex distance, text"),
-    "simplex_image": Measure("simplex distance, image means"),
-    "simplex_both": Measure("simplex distance, text with image means"),
-    "nc3_gram": Measure("NC3, distance of Gram matrices"),
-    "nc3_cosine": Measure("NC3, cosine of text and image means", rises=True),
-    "nc4": Measure("NC4, agreement with the nearest mean", rises=True),
+MEASURES = {  # names for display
+    "nc1": "NC1, spread of images within classes",
+    "nc2_text_mean": "NC2, text: mean cosine + 1/(K-1)",
+    "nc2_text_std": "NC2, text: unequal cosines",
+    "nc2_image_mean": "NC2, image means: mean cosine + 1/(K-1)",
+    "nc2_image_std": "NC2, image means: unequal cosines",
+    "simplex_text": "simplex distance, text",
+    "simplex_image": "simplex distance, image means",
+    "simplex_both": "simplex distance, text with image means",
+    "nc3_gram": "NC3, distance of Gram matrices",
+    "nc3_cosine": "NC3, cosine of text and image means",
+    "nc4": "NC4, agreement with the nearest mean",
 }
+RISING = ("nc3_cosine", "nc4")  # collapse increases them, and lowers the others
 
 
 class Target(NamedTuple):
@@ -161,10 +154,10 @@ def correlation_tables(results: Sequence[MeasureCorrelation]) -> dict[str, Table
         some = [each for each in results if (each.regime, each.target) == (regime, target.name)]
         if some:
             lines = []
-            for (measure, (words, rises)), split in itertools.product(MEASURES.items(), SIDES):
+            for (measure, words), split in itertools.product(MEASURES.items(), SIDES):
                 own = [each for each in some if (each.measure, each.split) == (measure, split)]
                 cells = [cell(lookup(own, level=level, ranks=ranks)) for level, ranks in _COEFFICIENTS]
-                lines.append((f"{words}, {split}", "higher" if rises else "lower", *cells))
+                lines.append((f"{words}, {split}", "higher" if measure in RISING else "lower", *cells))
             first, name = some[0].correlation, target.label[0].upper() + target.label[1:]
             tables[f"{name}, {regime}: {first.n} prompts of {first.draws} draws"] = Table(header, tuple(lines))
     return tables
@@ -181,7 +174,7 @@ def cell(correlation: Correlation | None) -> str:
 def level_tables(rows: Sequence[Row]) -> dict[str, Table]:
     """Returns by title, for each protocol, accuracies and collapse of base classes after the last step."""
     tables = {}
-    header = ("method", "base", "new", "H", *(MEASURES[measure].label for measure in _SHOWN))
+    header = ("method", "base", "new", "H", *(MEASURES[measure] for measure in _SHOWN))
     last = max(row.step for row in rows)
     for protocol, shots in dict.fromkeys((row.protocol, row.shots) for row in rows):
         chosen = [row for row in rows if (row.protocol, row.shots, row.step) == (protocol, shots, last)]

@@ -23,16 +23,13 @@ Array = jax.Array
 
 
 def class_means(features: Array, labels: Array, num_classes: int, mask: Array | None = None) -> tuple[Array, Array]:
-    """Returns the mean feature of the images of each class, and which classes have images.
+    """Returns the mean feature of the images of each class, float [K, D], and which classes have images, bool [K].
 
-    m_k = sum_{i : y_i = k} w_i f_i / sum_{i : y_i = k} w_i
+    m_k = sum_{i : y_i = k} w_i f_i / sum_{i : y_i = k} w_i,  0 without images.
 
     Args:
       features, labels: float [N, D] and int [N]; an image with a label outside 0..num_classes-1 is ignored.
       num_classes, mask: K, and the weights w, see the module.
-
-    Returns:
-      float [K, D], 0 for a class without images, and bool [K].
 
     Example:
       >>> means, present = class_means(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([0, 0, 2]), 3)
@@ -50,18 +47,10 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
         S_W = mean_k mean_{i in k} (f_i - m_k)(f_i - m_k)^T,    S_B = mean_k (m_k - m)(m_k - m)^T
 
     with m = mean_k m_k over the K classes with images; every class has the same weight, whatever its number of images.
+    It is 0 if every image is at its class mean, NaN for fewer than two classes with images.
 
     Args:
-      features, labels: float [N, D] and int [N], in 0..num_classes-1.
-      num_classes, mask: see `class_means`.
-
-    Returns:
-      float []; 0 if every image is at its class mean, NaN for fewer than two classes with images.
-
-    Example:
-      >>> features, labels = jnp.array([[0.0], [2.0], [4.0], [6.0]]), jnp.array([0, 0, 1, 1])
-      >>> round(float(within_class_variability(features, labels, 2)), 4)
-      0.125
+      features, labels, num_classes, mask: see `class_means`; here every label is in 0..num_classes-1.
     """
     means, present = class_means(features, labels, num_classes, mask)
     features, count = at_least_float32(features), jnp.sum(present)
@@ -77,14 +66,11 @@ def within_class_variability(features: Array, labels: Array, num_classes: int, m
 def equiangularity(vectors: Array, valid: Array | None = None, *, centered: bool = True) -> tuple[Array, Array]:
     """Returns NC2: mean and standard deviation of  cos(v_i, v_j) + 1 / (K - 1)  over i != j.
 
-    The mean is the excess of the cosines over those of a simplex equiangular tight frame.
+    The mean is the excess of the cosines over those of a simplex equiangular tight frame. Both are 0 for such a frame,
+    NaN for fewer than two classes.
 
     Args:
-      vectors: text features or class means, float [K, D].
-      valid, centered: see the module.
-
-    Returns:
-      float [] twice; both 0 for a simplex frame, NaN for fewer than two classes.
+      vectors, valid, centered: text features or class means, float [K, D]; see the module.
 
     Example:
       >>> [round(float(value), 4) for value in equiangularity(jnp.eye(3), centered=False)]
@@ -106,15 +92,11 @@ def simplex_distance(
     || G / |G|_F - (I - 1 1^T / K) / sqrt(K - 1) ||_F,    G_ij = <v_i, u_j>
 
     For one set of vectors (u = v) this is their distance from a frame; for two, text features and class means of
-    images, it is small if both are near the same frame.
+    images, it is small if both are near the same frame. It is from 0 to 2, NaN for fewer than two classes. For
+    K > D + 1, where no frame exists, it is at least sqrt(2 - 2 sqrt(D / (K - 1))).
 
     Args:
-      vectors, others: v and u, float [K, D]; u is v by default.
-      valid, centered: see the module.
-
-    Returns:
-      float [], from 0 to 2; NaN for fewer than two classes. For K > D + 1, where no frame exists, it is at least
-      sqrt(2 - 2 sqrt(D / (K - 1))).
+      vectors, others, valid, centered: v and u, float [K, D], u = v by default; see the module.
 
     Example:
       >>> round(float(simplex_distance(jnp.eye(4))), 4), round(float(simplex_distance(jnp.eye(4), -jnp.eye(4))), 4)
@@ -122,9 +104,7 @@ def simplex_distance(
 
     Reference: Zhu et al., "A Geometric Analysis of Neural Collapse with Unconstrained Features", NC2 and NC3.
     """
-    others = vectors if others is None else others
-    _check_alike(vectors, others)
-    (vectors, valid), (others, _) = (_prepare(each, valid, centered) for each in (vectors, others))
+    vectors, others, valid = _prepare_both(vectors, vectors if others is None else others, valid, centered)
     count = jnp.sum(valid)
     frame = jnp.where(valid[:, None] & valid[None], jnp.eye(len(vectors)) - 1.0 / count, 0.0) / jnp.sqrt(count - 1.0)
     return jnp.where(count > 1, jnp.linalg.norm(_gram(vectors, others, valid) - frame), jnp.nan)
@@ -135,14 +115,11 @@ def duality(
 ) -> tuple[Array, Array]:
     """Returns NC3: whether text features and class means of images are equal, up to a rotation and exactly.
 
-    || G_t / |G_t|_F - G_m / |G_m|_F ||_F  of the two Gram matrices, and  mean_k cos(t_k, m_k).
+    || G_t / |G_t|_F - G_m / |G_m|_F ||_F  of the two Gram matrices, and  mean_k cos(t_k, m_k);  0 and 1 if the two are
+    equal, NaN without a class.
 
     Args:
-      text_features, image_means: t and m, float [K, D].
-      valid, centered: see the module.
-
-    Returns:
-      float [] twice: 0 and 1 if the two are equal; NaN without a class.
+      text_features, image_means, valid, centered: t and m, float [K, D]; see the module.
 
     Example:
       >>> turned = jnp.array([[0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -150,8 +127,7 @@ def duality(
       >>> [round(float(value), 4) for value in duality(text, turned, centered=False)]
       [0.0, 0.0]
     """
-    _check_alike(text_features, image_means)
-    (texts, valid), (means, _) = (_prepare(each, valid, centered) for each in (text_features, image_means))
+    texts, means, valid = _prepare_both(text_features, image_means, valid, centered)
     distance = jnp.linalg.norm(_gram(texts, texts, valid) - _gram(means, means, valid))
     cosine = jnp.mean(jnp.sum(normalize(texts) * normalize(means), axis=-1), where=valid)
     return jnp.where(jnp.any(valid), distance, jnp.nan), cosine
@@ -162,19 +138,12 @@ def nearest_mean_agreement(
 ) -> Array:
     """Returns NC4: the share of images for which the classifier agrees with the nearest class mean.
 
-    mean_i [ argmax_k logits_ik = argmin_k |f_i - m_k| ]
+    mean_i [ argmax_k logits_ik = argmin_k |f_i - m_k| ],  NaN if no image is included.
 
     Args:
       logits, features: float [N, K] and [N, D].
       means, present: from `class_means`, float [K, D] and bool [K]; by default, all classes have a mean.
       mask: see the module.
-
-    Returns:
-      float32 [], from 0 to 1; NaN if no image is included.
-
-    Example:
-      >>> float(nearest_mean_agreement(jnp.eye(2), jnp.array([[1.0], [0.8]]), jnp.array([[1.0], [0.0]])))
-      0.5
     """
     shapes = [jnp.shape(each) for each in (logits, features, means)]
     if [len(shape) for shape in shapes] != [2, 2, 2] or shapes[0] != (shapes[1][0], shapes[2][0]):
@@ -246,6 +215,13 @@ def _prepare(vectors: Array, valid: Array | None, centered: bool) -> tuple[Array
     return (_center(vectors, valid) if centered else jnp.where(valid[:, None], vectors, 0.0)), valid
 
 
+def _prepare_both(vectors: Array, others: Array, valid: Array | None, centered: bool) -> tuple[Array, Array, Array]:
+    if jnp.shape(vectors) != jnp.shape(others):
+        raise InputError(f"expected two sets of vectors [K, D]; found {jnp.shape(vectors)} and {jnp.shape(others)}")
+    (vectors, counted), (others, _) = (_prepare(each, valid, centered) for each in (vectors, others))
+    return vectors, others, counted
+
+
 def _center(vectors: Array, valid: Array) -> Array:
     middle = weighted_mean(vectors, valid[:, None], axis=0)
     return jnp.where(valid[:, None], vectors - middle, 0.0)
@@ -264,8 +240,3 @@ def _check(features: Array, labels: Array, mask: Array | None) -> None:
         raise InputError(
             f"expected features [N, D], labels [N] and a mask [N] or None; found {shape}, {count} and {found}"
         )
-
-
-def _check_alike(vectors: Array, others: Array) -> None:
-    if jnp.shape(vectors) != jnp.shape(others):
-        raise InputError(f"expected two sets of vectors [K, D]; found {jnp.shape(vectors)} and {jnp.shape(others)}")
