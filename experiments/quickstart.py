@@ -11,9 +11,8 @@ them, few-shot and base-to-new, in-domain and on renderings that no corpus conta
 hierarchy nor meta-training uses a label, a class list or a test image of the evaluated datasets.
 
 It takes less than 5 minutes on two cores and 3 GiB. All methods use the same number of steps and the same learning
-rate; experiments.evaluate can choose settings for each method on validation splits.
-
-Writes WORKDIR/results.json, table.md, plots, and a folder for each stage. The same command resumes a run.
+rate; experiments.evaluate can choose settings for each method on validation splits. Writes WORKDIR/results.json,
+table.md, plots, and a folder for each stage. The same command resumes a run.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ shifted ones, cross-dataset, domain generalization, long tails by head, middle a
 dataset, and other measured metrics. Differences to the tuner, and to the method of --against, are paired over seeds and
 tested. Published numbers are marked; they appear only beside measurements of the same datasets under the same protocol.
 Means include only the draws that all methods of a table share. Notes below the tables list excluded draws and
-differences between the files. Writes table.md, table.csv and plots to the workdir and prints the tables. Takes a few
-seconds.
+differences between the files. Writes table.md, table.csv and plots to the workdir and prints the tables.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ products. Writes WORKDIR/table.md and results.json. Finished methods are kept in
 to resume.
 
 The default is seventeen methods at ViT-B/16 size, the largest of which needs 8 GiB. On two processor cores it takes 20
-minutes, or 12 with --repeats=1: five to twenty seconds of compilation per method, and half a minute per step through
-the image transformer.
+minutes, or 12 with --repeats=1; a step through the image transformer takes half a minute.
 """
 
 from __future__ import annotations

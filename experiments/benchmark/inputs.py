@@ -101,8 +101,7 @@ def make_setup(clip_size: str, small: bool, pairs: int, folder: Path) -> Setup:
     if small:
         return Setup(tiny_clip().replace(tokenizer=None, transform=None), SMALL, folder)
     sizes = Sizes(pairs=pairs, product=Sizes.product if jax.default_backend() == "cpu" else 8192)
-    # The scale of the logits is that of trained CLIPs.
-    return Setup(random_clip(clip_size, logit_scale_init=math.log(100.0)), sizes, folder)
+    return Setup(random_clip(clip_size, logit_scale_init=math.log(100.0)), sizes, folder)  # as trained CLIPs
 
 
 def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name_tokens: int) -> Classes:

@@ -15,10 +15,9 @@ inputs; the compiler's number for our side includes both. Operations are those o
 program and, for PyTorch, by its own counter; their ratio is the expected speed-up on machines of equal efficiency. The
 ceiling is the product of two square float32 matrices, measured in turns with the sides.
 
-By the count of operations, two cores need about two hours at vit_b32 and four at vit_b16, mostly for UNIGRAM and the
-clustering of a million pairs; choose --workloads, or pass --nomemory, which saves one step of each side. mini needs
-minutes. A side that needs more than --max_gib is left out with a note. After --max_seconds, a workload begins no
-further turn.
+Two cores need about two hours at vit_b32, four at vit_b16 (mostly for UNIGRAM and clustering) and minutes at mini;
+choose --workloads, or pass --nomemory, which saves one step of each side. A side that needs more than --max_gib is left
+out with a note. After --max_seconds, a workload begins no further turn.
 
 WORKDIR gets benchmark.jsonl (one line per workload; rerun the command to resume), results.json and table.md.
 """

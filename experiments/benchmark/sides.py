@@ -118,12 +118,16 @@ def matmul_flops(jaxpr: core.Jaxpr, live: Sequence[bool] | None = None) -> float
             total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
             continue
         times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        parts = jax.tree.leaves(list(eqn.params.values()))
-        parts = [part.jaxpr if isinstance(part, core.ClosedJaxpr) else part for part in parts]
-        inner = [part for part in parts if isinstance(part, core.Jaxpr)]
+        inner = _jaxprs(eqn.params)
         same = times == 1 and len(inner) == 1 and len(inner[0].outvars) == len(wanted)
         total += times * sum(matmul_flops(part, wanted if same else None) for part in inner)
     return total
+
+
+def _jaxprs(params: Mapping[str, Any]) -> list[core.Jaxpr]:
+    parts = jax.tree.leaves(list(params.values()))
+    found = (part for part in parts if isinstance(part, core.Jaxpr | core.ClosedJaxpr))
+    return [part.jaxpr if isinstance(part, core.ClosedJaxpr) else part for part in found]
 
 
 @contextlib.contextmanager

@@ -59,8 +59,11 @@ def correlate(
     Reference: Field and Welsh, "Bootstrapping clustered data", for the bootstrap over clusters.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    labels = ([0] * x.size if each is None else each for each in (draws, groups, strata))
-    draw, group, stratum = (pd.factorize(pd.Index(each, tupleize_cols=False))[0] for each in labels)
+    one = [0] * x.size
+    draw, group, stratum = (
+        pd.factorize(pd.Index(one if each is None else each, tupleize_cols=False))[0]
+        for each in (draws, groups, strata)
+    )
     lengths = [len(each) for each in (draw, group, stratum)]
     if x.ndim != 1 or x.shape != y.shape or not x.size or lengths != [x.size] * 3:
         raise InputError(

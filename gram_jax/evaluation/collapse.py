@@ -120,12 +120,6 @@ def duality(
 
     Args:
       text_features, image_means, valid, centered: t and m, float [K, D]; see the module.
-
-    Example:
-      >>> turned = jnp.array([[0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-      >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-      >>> [round(float(value), 4) for value in duality(text, turned, centered=False)]
-      [0.0, 0.0]
     """
     texts, means, valid = _prepare_both(text_features, image_means, valid, centered)
     distance = jnp.linalg.norm(_gram(texts, texts, valid) - _gram(means, means, valid))
