@@ -132,13 +132,12 @@ def embed(
             pairs = [(item, view) for item in items.tolist() for view in (range(views) if views else (-1,))]
             steps += [Step(items, pairs[at : at + batch_size]) for at in range(0, len(pairs), batch_size)]
     workers, parts = config.workers or os.cpu_count() or 1, []
+
+    def read(index: int) -> np.ndarray:
+        return pixels(steps[index], source, clip, batch_size)
+
     with (
-        ordered(
-            lambda index: pixels(steps[index], source, clip, batch_size),
-            len(steps),
-            workers=workers,
-            prefetch=workers + 1,
-        ) as batches,
+        ordered(read, len(steps), workers=workers, prefetch=workers + 1) as batches,
         runtime.Progress(sum(len(step.pairs) for step in steps), "images", unit="image") as progress,
     ):
         for place, (step, encoded) in enumerate(zip(steps, features(clip, batches, sharding), strict=True)):

@@ -184,11 +184,8 @@ def make_classifier(
 ) -> Callable[[np.ndarray], jax.Array]:
     """Returns a function from pixels `[images, size, size, 3]` to probabilities `[images, classes]`.
 
-    Args:
-      clip: the frozen clip.
-      names: the class names.
-      path: a prompt file or a meta checkpoint; zero-shot if empty.
-      template: the template of class names, for classifiers without a text prompt; None for the default.
+    It is zero-shot if `path`, of a prompt or a meta checkpoint, is empty. `template` is for classifiers without a text
+    prompt; None is the default one.
     """
     clip.class_tokens(names, "{}")  # raises an error if two names have the same tokens
     tuner, prompt = load_prompt(path, clip, names) if path else (_zero_shot(), {})

@@ -83,15 +83,8 @@ def plan(config: Config, workdir: Path) -> int:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
     if (workdir / STATE).exists():
         return _planned(workdir, settings)
-    reading = Reading(
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        max_bytes=config.max_bytes,
-        unit_pairs=config.shard_pairs,
-        data_dir=config.data_dir,
-        pairs=config.pairs,
-        seed=config.seed,
-    )
+    names = ("image_column", "caption_column", "max_bytes", "data_dir", "pairs", "seed")
+    reading = Reading(unit_pairs=config.shard_pairs, **{name: settings[name] for name in names})
     units = 0
     with atomic_path(workdir / PLAN) as part, part.open("w") as file:
         for unit in plan_units(config.source, reading):
@@ -197,14 +190,9 @@ def run(config: Config, workdir: Any) -> None:
         write_shards(config, workdir, units)
         check_broken(config, workdir, units)
         with runtime.Progress(units, "publishing", unit="shard") as progress:
-            manifest = publish(
-                folder,
-                [_stem(workdir, number) for number in range(units)],
-                name=config.name,
-                source=config.source,
-                drop_duplicates=config.drop_duplicates,
-                progress=progress.update,
-            )
+            stems = [_stem(workdir, number) for number in range(units)]
+            settings = {name: getattr(config, name) for name in ("name", "source", "drop_duplicates")}
+            manifest = publish(folder, stems, **settings, progress=progress.update)
     shutil.rmtree(workdir / SHARDS, ignore_errors=True)
     print(
         f"{manifest.pairs:,} pairs, {manifest.record_bytes / manifest.pairs:,.0f} bytes each, in {folder} "

@@ -54,21 +54,17 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
 def augmented_view(
     transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image"
 ) -> np.ndarray:
-    """Returns one augmented view of an image, a pure function of image, seed, item and number.
+    """Returns one augmented view of an image, uint8 `[height, width, 3]` for `transform.normalize`.
 
     A random box (`random_box`) is resized to the transform's output size, bicubic, and mirrored with probability 1/2,
-    before the transform's normalization.
+    before the transform's normalization. The view is a pure function of image, seed, item and number.
 
     Args:
       transform: the clip's image transform, with an output size.
       image: any image that the transform accepts.
-      seed: the seed of the views.
-      item: the number of the image in its dataset or corpus.
+      seed, item: the seed of the views, and the number of the image in its dataset or corpus.
       number: the number of the view, from 0.
       name: the name of the image in errors.
-
-    Returns:
-      uint8 `[height, width, 3]`, for `transform.normalize`.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))
@@ -95,14 +91,13 @@ def augmented_view(
 def augmented_views(
     transform: ImageTransform, image: Any, seed: int, item: int, count: int, name: str = "the image"
 ) -> np.ndarray:
-    """Returns an unchanged image and augmented views of it, as test-time tuning needs them; decodes the image once.
+    """Returns an image and augmented views of it for test-time tuning, uint8 `[count, height, width, 3]`.
+
+    The image is decoded once.
 
     Args:
       transform, image, seed, item, name: as in `augmented_view`.
       count: the number of views, at least 1. View 0 is the transformed image; view n is `augmented_view` number n.
-
-    Returns:
-      uint8 `[count, height, width, 3]`, for `transform.normalize`.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))

@@ -107,16 +107,8 @@ class Dataset(Images):
     @property
     def content_hash(self) -> str:
         """The SHA-256 over all fields except ``read`` and ``about``; results refer to it."""
-        content = [
-            self.name,
-            self.domain,
-            self.seed,
-            list(self.references),
-            self.labels.tolist(),
-            self.splits.tolist(),
-            list(self.class_names),
-            self.template,
-        ]
+        lists = [list(self.references), self.labels.tolist(), self.splits.tolist(), list(self.class_names)]
+        content = [self.name, self.domain, self.seed, *lists, self.template]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,9 +117,6 @@ def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
       num_classes: n.
-
-    Returns:
-      Two int arrays.
 
     Example:
       >>> [half.tolist() for half in base_and_new(5)]
@@ -148,9 +137,6 @@ def restrict(dataset: Dataset, labels: Sequence[int] | np.ndarray) -> Dataset:
     Args:
       dataset: the dataset.
       labels: the classes to keep, each once, for example a half of ``base_and_new``.
-
-    Returns:
-      A ``Dataset`` of those classes.
 
     Example:
       >>> from gram_jax.data import glyphs
@@ -174,7 +160,7 @@ def restrict(dataset: Dataset, labels: Sequence[int] | np.ndarray) -> Dataset:
 
 
 def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
-    """Returns the number of images that each class keeps in a long-tailed draw.
+    """Returns the number of images that each class keeps in a long-tailed draw, int64 ``[K]``.
 
     n_k = max(1, round(largest * ratio^(k / (K - 1)))): exponential from the first class to the last.
 
@@ -182,9 +168,6 @@ def long_tail(num_classes: int, ratio: float, largest: int) -> np.ndarray:
       num_classes: K, at least 2.
       ratio: smallest over largest class, in (0, 1]; 1 is balanced.
       largest: images of the first class.
-
-    Returns:
-      int64 ``[K]``.
 
     Example:
       >>> long_tail(5, 0.25, 16).tolist()

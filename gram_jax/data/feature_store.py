@@ -83,20 +83,14 @@ class FeatureBank:
     """The features of the items of a source, each computed once; made by `open_bank`.
 
     Args:
-      items: the number of items.
-      shape: the shape of the features of one item.
+      items, shape: the number of items, and the shape of the features of one.
       folder: the folder that keeps the features; None keeps them in memory only.
       dtype: the precision of the files; rows are float32.
       source: the corpus or the whole dataset.
     """
 
     def __init__(
-        self,
-        items: int,
-        shape: tuple[int, ...],
-        folder: Path | None = None,
-        dtype: str = "float32",
-        source: Any = None,
+        self, items: int, shape: tuple[int, ...], folder: Path | None = None, dtype: str = "float32", source: Any = None
     ):
         self.shape, self.folder, self.source = shape, folder, source
         self._dtype = np.dtype([("item", "<i8"), ("features", np.dtype(dtype).newbyteorder("<"), shape)])
@@ -122,11 +116,8 @@ class FeatureBank:
     ) -> np.ndarray:
         """Returns the features of some items, float32 `[items, *shape]`; computes and keeps those that are missing.
 
-        Args:
-          items: int `[items]`.
-          encode: maps exactly `batch_size` items to features `[batch_size, *shape]`. The last batch repeats its last
-            item. None if no features are missing.
-          batch_size: items in a batch.
+        `encode` maps exactly `batch_size` items to features `[batch_size, *shape]`; the last batch repeats its last
+        item. It may be None if no features are missing.
         """
         items = np.asarray(items, np.int64)
         missing = np.unique(items[self._block[items] < 0])
@@ -215,7 +206,6 @@ def open_bank(
     Raises:
       StoreError: the store has other features (other weights, another transform, other images), which the message
         names, or is damaged.
-      InputError: a setting is out of range, the folder is remote; or as `feature_key`.
 
     Example:
       >>> import tempfile
@@ -279,14 +269,11 @@ class Store(NamedTuple):
 
 
 def open_store(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> Store:
-    """Opens the complete store of a corpus; rows are read when they are indexed.
+    """Returns the complete store of a corpus, whose rows are read when they are indexed.
 
     Args:
       path: the folder.
       expect: fields in which the store must agree, usually `feature_key(clip, corpus)`; None checks nothing.
-
-    Returns:
-      The `Store`.
 
     Raises:
       FileNotFoundError: there is no store.

@@ -115,19 +115,14 @@ def ordered(
     threads, ahead = (1, 1) if processes else (min(workers, prefetch + 1), prefetch)
     results = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if processes:
-        _parse_flags()
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags before it starts processes, also outside a program
         each = math.ceil((prefetch + 1) / processes)
         options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=each)
         results = results.mp_prefetch(options, worker_init_fn=_on_cpu)
     return Ordered(iter(results), clock)
-
-
-def _parse_flags() -> None:
-    """Marks absl's flags as parsed: Grain reads its own flags before it starts processes, also outside a program."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
 
 def _on_cpu(worker: int, workers: int) -> None:

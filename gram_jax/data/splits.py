@@ -123,14 +123,8 @@ def arrange(
 ) -> tuple[dict[str, list[Item]], str]:
     """Turns given splits into train, val and test; divides them if only training images are given.
 
-    Args:
-      given: the items of each split; its name is a key of ``ROLES``.
-      class_names: in label order, for messages.
-      seed: the seed of a division.
-      what: the name of the dataset in messages.
-
-    Returns:
-      The items of each split, and a phrase for reports; it begins with "made" if the images were divided.
+    The names of given splits are keys of ``ROLES``. Returns the items of each split, and a phrase for reports, which
+    begins with "made" if the images were divided.
     """
     roles = assign_roles(list(given), what)
     if not roles.divided:
@@ -156,14 +150,7 @@ def build(
 ) -> Dataset:
     """Builds a dataset of labeled items: train first, then val, then test, each in its given order.
 
-    Args:
-      name: its name.
-      items: the images of each split.
-      class_names: in label order; underscores become spaces.
-      template: a text with one "{}".
-      read: turns a reference into an image.
-      about: facts for reports; anything unusual about the classes is added to its "notes".
-      domain: the visual domain.
+    Underscores in class names become spaces. Anything unusual about the classes is added to the "notes" of `about`.
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):

@@ -31,12 +31,7 @@ class CheckpointError(InputError):
 
 
 class Restored(NamedTuple):
-    """A restored checkpoint.
-
-    Attributes:
-      step: the number of steps done when the checkpoint was written.
-      state: the pytree, with the structure and placement of the target.
-    """
+    """A restored checkpoint: the number of steps done, and the pytree, with structure and placement of the target."""
 
     step: int
     state: Any
@@ -54,9 +49,6 @@ class Checkpoints:
       config: the run's configuration, JSON values in nested mappings; stored with every checkpoint.
       keep: the number of latest checkpoints to keep, >= 1.
       may_change: dotted names of config fields that may differ in a resumed run, e.g. ("steps",).
-
-    Raises:
-      InputError: `keep` is out of range.
 
     Example:
       >>> import tempfile, jax.numpy as jnp

@@ -27,8 +27,7 @@ def enable_compilation_cache(workdir: PathLike) -> str:
     Returns:
       The folder of the cache.
     """
-    configured = jax.config.jax_compilation_cache_dir
-    if configured:
+    if configured := jax.config.values["jax_compilation_cache_dir"]:
         return configured
     # A relative path would mean another folder after a change of directory.
     folder = str(absolute(workdir) / "compilation_cache")

@@ -63,6 +63,7 @@ def connect(
         {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     )
     if process_id == 0:
+        assert coordinator_address is not None  # a number needs an address
         _check_port(coordinator_address)
     place = f"process 0 at {coordinator_address}" if coordinator_address else "the cluster's process 0"
     late = (
@@ -118,14 +119,11 @@ def make_mesh(axis: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def own_rows(sharding: NamedSharding, count: int) -> range:
-    """Returns the rows of a global array that this process holds.
+    """Returns the numbers of the rows of a global array that this process holds.
 
     Args:
       sharding: a sharding that divides or replicates the first axis.
       count: the number of all rows.
-
-    Returns:
-      The row numbers.
 
     Raises:
       InputError: the rows of this process are not contiguous; use the device order of `all_devices`.
@@ -137,7 +135,7 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
       range(0, 8)
     """
     places = sharding.addressable_devices_indices_map((count,)).values()
-    parts = sorted({part.indices(count)[:2] for (part,) in places})
+    parts = sorted({place[0].indices(count)[:2] for place in places if place is not None})
     if not parts or any(end != start for (_, end), (start, _) in itertools.pairwise(parts)):
         raise InputError(
             f"the rows of process {jax.process_index()} are {parts}: they must be contiguous; use the order of "
@@ -202,13 +200,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def is_process_loss(error: BaseException) -> bool:
-    """Returns whether an error means that another process of the run is lost; JAX has no error type for it.
+    """Returns whether an error means that another process of the run is lost; False in a run of one process.
 
     Args:
-      error: an error raised by a collective or a barrier.
-
-    Returns:
-      False in a run of one process.
+      error: an error raised by a collective or a barrier; JAX has no type for this one.
     """
     return jax.process_count() > 1 and any(word in str(error).lower() for word in _LOST)
 

@@ -16,13 +16,12 @@ from gram_jax.io import PathLike, write_file
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
-    """Reads a metrics file.
+    """Returns the records of a metrics file, one dict per line, in order.
+
+    An incomplete last line, which a killed run may leave, is dropped.
 
     Args:
       path: a file of `MetricsLog`.
-
-    Returns:
-      One dict per line, in order. An incomplete last line, which a killed run may leave, is dropped.
 
     Raises:
       InputError: another line is not a JSON object with a step.
@@ -56,9 +55,6 @@ class MetricsLog(contextlib.AbstractContextManager):
       path: the file; its folders are created.
       resumed_at: the restored step; lines of later steps are removed. None truncates the file.
 
-    Raises:
-      InputError: the existing file is not a metrics file.
-
     Example:
       >>> import tempfile, os
       >>> path = os.path.join(tempfile.mkdtemp(), "metrics.jsonl")
@@ -75,12 +71,10 @@ class MetricsLog(contextlib.AbstractContextManager):
         self._file = None
         if jax.process_index() != 0:
             return
-        path = epath.Path(path)
-        kept: list[dict[str, Any]] = []
-        if resumed_at is not None and path.exists():
-            kept = [record for record in read_metrics(path) if record["step"] <= resumed_at]
-        write_file(path, "".join(_line(record) for record in kept))
-        self._file = path.open("a")
+        file = epath.Path(path)
+        before = read_metrics(file) if resumed_at is not None and file.exists() else []
+        write_file(file, "".join(_line(record) for record in before if record["step"] <= resumed_at))
+        self._file = file.open("a")
 
     def write(self, step: int, **values: Any) -> None:
         """Writes one line and flushes it.

@@ -36,9 +36,6 @@ class Progress(contextlib.AbstractContextManager):
       stream: the stream of the bar; standard error by default.
       clock: returns seconds as a float; for tests.
 
-    Raises:
-      InputError: `initial` is not between 0 and `total`.
-
     Example:
       >>> with Progress(3, "train") as progress:
       ...     for step in range(3):

@@ -58,11 +58,7 @@ class Units(_Results):
             self._read()
 
     def add(self, unit: tuple, result: Any) -> None:
-        """Appends a result; it is on disk when this returns.
-
-        Raises:
-          OSError: the line cannot be written; the lines before it remain.
-        """
+        """Appends a result; it is on disk when this returns. If that fails (OSError), the lines before it remain."""
         line = _line({"config": self._digest, "unit": unit, "found": result})
         if not self._size:
             self._replace(_line(self._identity))
@@ -118,10 +114,7 @@ class SharedUnits(_Results):
 
     Args:
       folder: the folder of the files, local or remote.
-      identity: JSON values that identify the run.
-
-    Raises:
-      InputError: a file belongs to another run or is damaged, see `Units`.
+      identity: JSON values that identify the run, see `Units`.
     """
 
     def __init__(self, folder: epath.Path, identity: dict[str, Any]):

@@ -29,5 +29,7 @@ def _initialize() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a pool's process has one
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)

@@ -66,7 +66,8 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     A damaged archive gives the pairs before the damage.
     """
     path = base.check_state(unit)
-    key, sample, last, damage = None, {}, "its begin", None
+    key, last, damage = "", "its begin", None
+    sample: dict[str, Any] = {}
     try:
         for name, content in _contents(str(path), path.name, unit["max_bytes"]):
             last, (stem, suffix) = name, _split(name)

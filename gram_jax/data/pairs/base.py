@@ -96,9 +96,10 @@ def choose_columns(where: str, names: Sequence[str], reading: Reading, image_nam
 
 def make_pair(name: str, image: bytes | Skipped | None, caption: bytes | str | Skipped | None) -> Pair | Skipped:
     """Returns the pair of an image and a caption, or the reason why it is none."""
-    for part in (image, caption):
-        if isinstance(part, Skipped):
-            return part
+    if isinstance(image, Skipped):
+        return image
+    if isinstance(caption, Skipped):
+        return caption
     if not image:
         return Skipped(name, NO_IMAGE, "there is no image" if image is None else "its file is empty")
     if caption is None:
@@ -106,7 +107,7 @@ def make_pair(name: str, image: bytes | Skipped | None, caption: bytes | str | S
     try:
         text = caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption
         text.encode()  # text decoded from invalid bytes holds surrogates
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         return Skipped(name, NO_CAPTION, f"it is not UTF-8 text ({error.reason} at {error.start})")
     text = text.strip()
     return Pair(name, image, text) if text else Skipped(name, NO_CAPTION, "it is empty")
@@ -126,11 +127,7 @@ def caption_from_json(name: str, content: bytes, key: str) -> str | Skipped:
 
 
 def read_file(path: str, name: str, limit: int, reason: str) -> bytes | Skipped:
-    """Returns the content of a file of at most `limit` bytes, or why it is skipped.
-
-    Raises:
-      OSError: the disk fails.
-    """
+    """Returns the content of a file of at most `limit` bytes, or why it is skipped; a failing disk is an OSError."""
     try:
         size = os.stat(path).st_size
         if not os.path.isfile(path):  # a pipe or a device may never end

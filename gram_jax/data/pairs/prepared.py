@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_jax.data.pairs.records import open_source
 from gram_jax.data.pairs.shards import DIGEST_BYTES, copy_records, read_shard
+from gram_jax.data.readers.tfds import open_source
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike, atomic_path, read_json, write_json
 
@@ -30,23 +30,14 @@ _REMEDY = "prepare the corpus again"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The identity of a prepared corpus.
+    """The identity of a prepared corpus."""
 
-    Attributes:
-      content_hash: SHA-256 over the digests of all pairs, in order.
-      pairs: the number of pairs.
-      record_bytes: the size of the records on disk.
-      source: the specification that the pairs were read from.
-      skipped: the number of skipped entries, by reason.
-      duplicates: the number of pairs that were dropped because an equal one precedes them.
-    """
-
-    content_hash: str
+    content_hash: str  # SHA-256 over the digests of all pairs, in order
     pairs: int
-    record_bytes: int
-    source: str
-    skipped: dict[str, int]
-    duplicates: int
+    record_bytes: int  # the size of the records on disk
+    source: str  # the specification that the pairs were read from
+    skipped: dict[str, int]  # the number of skipped entries, by reason
+    duplicates: int  # the number of pairs that were dropped because an equal one precedes them
 
 
 def publish(
@@ -60,16 +51,13 @@ def publish(
 ) -> Manifest:
     """Makes a prepared corpus of complete shards and moves their records; an interrupted call can be repeated.
 
-    Args:
-      folder: the folder of the dataset; it is created.
-      stems: the shards in order, see `shards.write_shard`.
-      name: the name of the TFDS dataset: lower case letters, digits and underscores.
-      source: the specification that the pairs were read from, for the manifest.
-      drop_duplicates: keeps the first of equal pairs (same bytes of image and caption); 16 bytes of memory per pair.
-      progress: called after every shard.
+    The name of the TFDS dataset may have lower case letters, digits and underscores. `drop_duplicates` keeps the first
+    of equal pairs (same bytes of image and caption) and needs 16 bytes of memory per pair.
     """
     folder = Path(folder)
-    shards = [read_shard(stem) for stem in stems]
+    shards = [shard for stem in stems if (shard := read_shard(stem))]
+    if len(shards) < len(stems):
+        raise InputError(f"{len(stems) - len(shards)} of {len(stems)} shards are incomplete; write them first")
     counts = [shard.pairs for shard in shards]
     keeps = list(_first_ones(stems, counts)) if drop_duplicates else [np.ones(count, bool) for count in counts]
     filled = [number for number, keep in enumerate(keeps) if keep.any()]
@@ -145,12 +133,7 @@ def _write_metadata(folder: Path, name: str, lengths: list[int], size: int) -> N
 
 
 def read_manifest(folder: PathLike) -> Manifest:
-    """Reads the manifest in the folder of a prepared corpus.
-
-    Raises:
-      FileNotFoundError: the folder holds no prepared corpus, or its preparation is incomplete.
-      InputError: the manifest is damaged, or of another version.
-    """
+    """Reads the manifest in the folder of a prepared corpus; raises FileNotFoundError if there is none."""
     path = Path(folder).expanduser() / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
@@ -188,9 +171,6 @@ def image_reader(folder: PathLike) -> Callable[[int], np.ndarray]:
     """Returns a function that reads the images of a prepared corpus: `read(number) -> uint8 [height, width, 3]`.
 
     Threads may share it. It raises `ImageError`, which names folder and number, if an image cannot be decoded.
-
-    Raises:
-      InputError: shards are missing, or their number of pairs differs from the manifest.
     """
     from gram_jax.clip.images import ImageTransform
 

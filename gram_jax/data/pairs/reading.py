@@ -15,18 +15,12 @@ from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.errors import InputError
 
 # Each reader is a module with two generators: `plan(source, rest, reading)` yields units, `read(unit)` yields entries.
-_READERS = {
-    "csv": tables,
-    "tsv": tables,
-    "webdataset": archives,
-    "folder": folder,
-    "tfds": records,
-    "glyphs": records,
-}
+_READERS: dict[str, Any] = {"csv": tables, "tsv": tables, "webdataset": archives, "folder": folder}
+_READERS |= {"tfds": records, "glyphs": records}
 
 
 def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, Any]]:
-    """Divides a specification into units for `read_unit`; memory does not grow with the number of pairs.
+    """Returns an iterator of the units of a specification, JSON objects for `read_unit`, in constant memory.
 
     Args:
       spec: one of
@@ -40,9 +34,6 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
         * "glyphs": the glyph benchmark.
 
       reading: settings; by default those of `Reading()`.
-
-    Returns:
-      An iterator of JSON objects.
 
     Raises:
       InputError, FileNotFoundError: the specification cannot be read, for example because a table lacks a column.
@@ -63,13 +54,10 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
 
 
 def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
-    """Reads the entries of a unit in order.
+    """Returns the entries of a unit in order: each a `Pair`, or `Skipped` if it is none.
 
     Args:
       unit: a unit of `plan_units`, unchanged or after a JSON round trip.
-
-    Returns:
-      An iterator of `Pair`, and of `Skipped` for entries that are not pairs.
 
     Raises:
       InputError, FileNotFoundError: a file has changed since it was planned, or is missing.
@@ -83,13 +71,10 @@ def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
 
 
 def read_pairs(spec: str, reading: Reading | None = None) -> Iterator[Pair | Skipped]:
-    """Reads all entries of a specification in order, in this process.
+    """Returns all entries of a specification in order, `Pair` or `Skipped`, read in this process.
 
     Args:
       spec, reading: as for `plan_units`.
-
-    Returns:
-      An iterator of `Pair` and `Skipped`.
 
     Example:
       >>> next(read_pairs("glyphs", Reading(pairs=2))).image[1:4]

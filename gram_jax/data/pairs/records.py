@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, choose_columns, make_pair
+from gram_jax.data.readers.tfds import open_source
 from gram_jax.errors import InputError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -81,14 +82,6 @@ def _builder(name: str, version: str, data_dir: str) -> Any:
             f"there is no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}; give its "
             "data_dir, or the folder that holds its dataset_info.json"
         ) from error
-
-
-def open_source(folder: str, split: str, image: str) -> Any:
-    """Returns the records of a TFDS dataset in random access, with encoded images."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
 
 
 _opened = functools.lru_cache(maxsize=1)(open_source)  # a process reads units of one source

@@ -30,12 +30,7 @@ _MAX_RATIO = 100  # of an image's sides; beyond it the resized image would excee
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The content of a shard.
-
-    Attributes:
-      pairs: the number of pairs.
-      skipped: the number of skipped entries, by reason.
-    """
+    """The number of pairs in a shard, and the numbers of skipped entries by reason."""
 
     pairs: int
     skipped: dict[str, int]
@@ -78,12 +73,7 @@ def check_image(pair: Pair, max_pixels: int) -> Pair | Skipped:
 
 
 def write_shard(stem: PathLike, unit: dict[str, Any], max_pixels: int) -> Shard:
-    """Reads, checks and writes the pairs of a unit; memory does not grow with their number.
-
-    Args:
-      stem: the path of the shard without suffix.
-      unit: a unit of `plan_units`.
-      max_pixels: see `check_image`.
+    """Reads, checks and writes the pairs of a unit of `plan_units` in constant memory.
 
     Example:
       >>> import tempfile

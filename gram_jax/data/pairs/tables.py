@@ -31,8 +31,7 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
         if header is None:
             raise InputError(f"{path} is empty; the first line must name the columns")
         header = [name.strip().removeprefix("\ufeff") for name in header]
-        columns = base.choose_columns(path, header, reading, PATH_NAMES)
-        columns = [header.index(name) for name in columns]
+        columns = [header.index(name) for name in base.choose_columns(path, header, reading, PATH_NAMES)]
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
         offset, first, count = lines.consumed, 1, 0
         for row in rows:

@@ -10,8 +10,8 @@ import bz2
 import gzip
 import lzma
 import tarfile
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 MAX_EXTENDED = 1 << 20  # bytes of an extended header
 MAX_HEADERS = 100  # extended headers of one member
@@ -19,7 +19,12 @@ MAX_GLOBAL = 1000  # entries of headers that apply to all following members
 _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 16
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x5d\x00\x00\x80": lzma.open}
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\x00\x00\x80": lzma.open,
+}
 
 
 class Member(NamedTuple):
@@ -29,7 +34,7 @@ class Member(NamedTuple):
     size: int  # bytes
     is_file: bool
     is_folder: bool
-    file: BinaryIO
+    file: BinaryIO | _Counted
 
     def read(self) -> bytes:
         """Returns the content; it can be read once, before the next member."""
@@ -40,7 +45,7 @@ def open_archive(path: str) -> BinaryIO:
     """Opens an archive, plain or compressed (gzip, bzip2, xz), for reading."""
     with open(path, "rb") as file:
         begin = file.read(6)
-    opener = next((opener for magic, opener in _OPENERS.items() if begin.startswith(magic)), open)
+    opener: Callable[..., Any] = next((each for magic, each in _OPENERS.items() if begin.startswith(magic)), open)
     return opener(path, "rb")
 
 
@@ -136,7 +141,7 @@ def _number(digits: str) -> int:
     return int(digits)
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _exactly(file: BinaryIO | _Counted, size: int) -> bytes:
     content = file.read(size)
     if len(content) < size:
         raise tarfile.ReadError("unexpected end of data")

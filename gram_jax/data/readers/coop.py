@@ -84,14 +84,12 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
     Splits, labels, class names and templates are CoOp's; underscores in class names become spaces. Images are in the
     order of the split file, and sorted by name where CoOp uses the order of the disk. Without the split file, a split
     is made by the published rule, and ``about["split"]`` begins with "made". All images of a split file must exist.
+    References are paths relative to the dataset's folder; reading returns the path of an image.
 
     Args:
       root: the folder that holds the datasets' folders.
       name: a name of ``NAMES``.
       seed: the seed of a split that is made.
-
-    Returns:
-      A ``Dataset`` whose references are paths relative to the dataset's folder; reading returns the path of an image.
 
     Reference:
       Zhou et al., "Learning to Prompt for Vision-Language Models" (2022) and its DATASETS.md.
@@ -109,12 +107,7 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
 
 
 def survey(root: str | os.PathLike[str], name: str) -> list[Part]:
-    """Lists the files and folders that a dataset is read from; the first is the dataset's folder.
-
-    Args:
-      root: the folder that holds the datasets' folders.
-      name: a name of ``NAMES``.
-    """
+    """Lists the files and folders that the dataset `name` below `root` is read from; the first is its folder."""
     require_known("coop dataset", name, NAMES)
     entry = DATASETS[name]
     folder = local_folder(root, f"{PREFIX}{name}") / entry.folder

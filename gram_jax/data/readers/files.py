@@ -55,16 +55,10 @@ def list_folder(folder: Path) -> Listing:
 def class_images(
     root: Path, folder: str, what: str, excluded: Collection[str] = ()
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Lists the images of a folder of class folders.
+    """Lists the images of a folder of class folders, which is relative to the dataset's folder ``root``.
 
-    Args:
-      root: the dataset's folder.
-      folder: the folder of class folders, relative to it; "" for the root itself.
-      what: the name of the dataset in messages.
-      excluded: class folders to leave out.
-
-    Returns:
-      For each class folder, sorted, its images as sorted paths relative to ``root``; and notes on other files.
+    Returns, for each class folder in sorted order, its images as sorted paths relative to ``root``; and notes on other
+    files.
     """
     top = root / folder
     if not top.is_dir():

@@ -65,7 +65,7 @@ def register_reader(prefix: str, form: str, read: Callable[[str, int], Dataset])
 
 
 def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
-    """Opens the dataset that a specification names.
+    """Returns the dataset that a specification names.
 
     * "glyphs:NAME" or "glyphs:NAME/DOMAIN": the glyph benchmark; DOMAIN is a typeface, a rendering, face+rendering, or
       the path of a font file ("glyphs:greek_small//path/to/any.ttf").
@@ -83,9 +83,6 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
     Args:
       spec: the specification.
       seed: the seed of drawn datasets, and of splits that are made because none is given.
-
-    Returns:
-      A ``Dataset``.
 
     Raises:
       InputError: the prefix, dataset or domain is unknown, or files are missing or invalid; the message names them.

@@ -30,7 +30,8 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
     and splits with other names are left out, unless ``split`` asks for one: then it is test.
 
     The splits and label orders of TFDS differ from those of CoOp's tables. TFDS keeps no index of labels, so all
-    records are read once: about 3,000 images of 100 KB a second. Images are decoded when they are read.
+    records are read once: about 3,000 images of 100 KB a second. Images are decoded, to uint8 ``[H, W, 3]``, when they
+    are read. References are (split, index).
 
     Args:
       data_dir: TFDS's folder of datasets, local or remote; "" for TFDS's default (``TFDS_DATA_DIR``, or
@@ -38,9 +39,6 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
       name: "NAME", "NAME/CONFIG", "NAME/VERSION" or "NAME/CONFIG/VERSION", as folders below ``data_dir``.
       split: the only split of TFDS to read; "" for all.
       seed: the seed of a division.
-
-    Returns:
-      A ``Dataset`` whose references are (split, index); reading returns a uint8 array ``[H, W, 3]``.
 
     Reference:
       tensorflow.org/datasets, data sources.
@@ -50,7 +48,7 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
     prepared = _open(folder, what)
     if split and split not in prepared.sizes:
         raise InputError(f"{what} has no images of split {split!r}; it has {', '.join(prepared.sizes)}")
-    sources = {each: _source(str(folder), prepared.image, each) for each in prepared.sizes}
+    sources = {each: _source(str(folder), each, prepared.image) for each in prepared.sizes}
     unlabeled = [each for each, source in sources.items() if int(source[0][prepared.label]) == UNLABELED]
     usual = [each for each in prepared.sizes if each in ROLES and each not in unlabeled]
     wanted = [split] if split else usual
@@ -120,8 +118,7 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
 def read_record(folder: str, image: str, reference: tuple[str, int]) -> np.ndarray:
     """Returns the image of a record, (split, index), as uint8 ``[H, W, 3]``."""
     split, index = reference
-    record = _source(folder, image, split)[index]
-    return _DECODE.pixels(record[image], f"record {index} of split {split} in {folder}")
+    return _DECODE.pixels(_source(folder, split, image)[index][image], f"record {index} of split {split} in {folder}")
 
 
 class _Prepared(NamedTuple):
@@ -156,13 +153,15 @@ def _open(folder: epath.Path, what: str) -> _Prepared:
     return _Prepared(info.full_name, image, label, list(features[label].names), sizes)
 
 
-@functools.lru_cache(maxsize=16)
-def _source(folder: str, image: str, split: str) -> Any:
-    """Opens the records of a split, with undecoded images; once in each process."""
+def open_source(folder: str, split: str, image: str) -> Any:
+    """Opens the records of a split in random access, with encoded images."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
     return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+
+
+_source = functools.lru_cache(maxsize=16)(open_source)  # once in each process
 
 
 def _items(source: Any, split: str, prepared: _Prepared, what: str) -> list[Item]:
