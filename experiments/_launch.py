@@ -90,7 +90,11 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
     for field in dataclasses.fields(config_class):
         _define(field, typing.get_type_hints(config_class)[field.name])
     if distributed:
-        _define_distributed()
+        cluster = "detected on TPU, Slurm and Open MPI"
+        flags.DEFINE_boolean("distributed", False, "this is one of several processes of one run, on one or more hosts")
+        flags.DEFINE_string("coordinator_address", None, f"with --distributed: HOST:PORT of process 0; {cluster}")
+        flags.DEFINE_integer("num_processes", None, f"with --distributed: the number of processes; {cluster}")
+        flags.DEFINE_integer("process_id", None, f"with --distributed: the number of this process, from 0; {cluster}")
 
     def main(config: Any) -> int:
         from ._execute import execute  # it imports JAX: late, so that --help and flag errors answer at once
@@ -125,14 +129,6 @@ def _define(field: dataclasses.Field, annotation: Any) -> None:
         flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
     else:
         _DEFINE[annotation](name, default, help)
-
-
-def _define_distributed() -> None:
-    cluster = "detected on TPU, Slurm and Open MPI"
-    flags.DEFINE_boolean("distributed", False, "this is one of several processes of one run, on one or several hosts")
-    flags.DEFINE_string("coordinator_address", None, f"with --distributed: HOST:PORT of process 0; {cluster}")
-    flags.DEFINE_integer("num_processes", None, f"with --distributed: the number of processes; {cluster}")
-    flags.DEFINE_integer("process_id", None, f"with --distributed: the number of this process, from 0; {cluster}")
 
 
 class _ListParser(flags.ListParser):

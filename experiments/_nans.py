@@ -28,15 +28,14 @@ def all_finite(*values: Any) -> bool:
 
 
 def explain(step: Callable[..., Any], **arguments: Any) -> str:
-    """Repeats a step with checks and names the source of the first NaN.
+    """Repeats a step with checks and returns a sentence about the source of the first NaN.
+
+    It names the inputs that are not finite; or the first operation that makes a NaN or divides by zero, with file, line
+    and function; or it says that there is none.
 
     Args:
       step: a function of arrays, jitted or not, mapped over devices or not.
       **arguments: its arguments in order, by the names that the message uses.
-
-    Returns:
-      A sentence: the inputs that are not finite; or the first operation that makes a NaN or divides by zero, with file,
-      line and function; or that there is none.
 
     Example:
       >>> print(explain(lambda x: jnp.log(x), x=jnp.array([-1.0])))

@@ -21,6 +21,7 @@ grow with the corpus: 85 MB per worker and 180 MB for the program; --drop_duplic
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +127,17 @@ def write_shards(config: Config, workdir: Path, units: int) -> None:
 
 def _written(pool: ProcessPoolExecutor, config: Config, workdir: Path, done: set[int], ahead: int) -> Iterator[Shard]:
     """Yields shards as they are finished; at most `ahead` units are in memory at a time."""
-    running = set()
+    running: set[Future[Shard]] = set()
     try:
         with open(workdir / PLAN) as lines:
-            for number, line in enumerate(lines):
-                if number in done:
-                    continue
-                running.add(pool.submit(write_shard, _stem(workdir, number), json.loads(line), config.max_pixels))
-                if len(running) >= ahead:
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in finished)
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
+            submitted = (  # one after the other, when there is room
+                pool.submit(write_shard, _stem(workdir, number), json.loads(line), config.max_pixels)
+                for number, line in enumerate(lines)
+                if number not in done
+            )
+            while running := running | set(itertools.islice(submitted, ahead - len(running))):
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
     except BrokenExecutor as error:
         raise InputError(f"a worker process was killed, possibly for lack of memory; {_KEPT}") from error
     except (OSError, InputError) as error:

@@ -63,8 +63,7 @@ def augmented_view(
       transform: the clip's image transform, with an output size.
       image: any image that the transform accepts.
       seed, item: the seed of the views, and the number of the image in its dataset or corpus.
-      number: the number of the view, from 0.
-      name: the name of the image in errors.
+      number, name: the number of the view, from 0, and the name of the image in errors.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))

@@ -60,17 +60,15 @@ class _Prepared(Corpus):
 
 
 def load_corpus(spec: str = "glyphs", *, pairs: int = 20000, seed: int = 0) -> Corpus:
-    """Opens the corpus that a specification names.
+    """Returns the corpus that a specification names; its images are drawn or decoded when they are read.
+
+    References to a prepared corpus are the numbers of its records; its location does not change the content hash.
 
     Args:
       spec: "glyphs", the corpus of the glyph benchmark; or "array_record:FOLDER", a corpus that
         experiments.prepare_corpus wrote.
       pairs: the number of pairs, at least 1; for a prepared corpus, its first pairs, or 0 for all of them.
       seed: the seed of a drawn corpus.
-
-    Returns:
-      A ``Corpus``; images are drawn or decoded when they are read. References to a prepared corpus are the numbers of
-      its records; its location does not change the content hash.
 
     Example:
       >>> corpus = load_corpus("glyphs", pairs=3)

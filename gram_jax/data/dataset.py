@@ -16,12 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Images:
-    """Images that are read one by one: a sequence of ``read(reference)``.
-
-    Attributes:
-      references: one JSON value for each image.
-      read: turns a reference into an image that ``Clip.preprocess`` accepts.
-    """
+    """Images that are read one by one: a sequence of ``read(reference)``."""
 
     references: tuple[Any, ...]
     read: Callable[[Any], Any]
@@ -125,8 +120,7 @@ def base_and_new(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     Reference:
       Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (2022); CoOp's ``subsample_classes``.
     """
-    if num_classes < 2:
-        raise InputError(f"num_classes={num_classes}: base and new classes need at least 2")
+    require_int("num_classes", num_classes, 2)
     labels, middle = np.arange(num_classes), -(-num_classes // 2)
     return labels[:middle], labels[middle:]
 

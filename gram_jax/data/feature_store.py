@@ -43,8 +43,7 @@ def feature_key(clip: Clip, source: Corpus | Dataset) -> dict[str, Any]:
     """Returns everything that the frozen features of a source depend on.
 
     Args:
-      clip: the clip, with tokenizer and image transform.
-      source: the corpus or dataset.
+      clip, source: the clip, with tokenizer and image transform, and the corpus or dataset.
 
     Returns:
       JSON values: "clip" (the hash of its weights), "compute_dtype", "transform" (its version), "tokenizer" (its hash;
@@ -85,8 +84,7 @@ class FeatureBank:
     Args:
       items, shape: the number of items, and the shape of the features of one.
       folder: the folder that keeps the features; None keeps them in memory only.
-      dtype: the precision of the files; rows are float32.
-      source: the corpus or the whole dataset.
+      dtype, source: the precision of the files (rows are float32), and the corpus or the whole dataset.
     """
 
     def __init__(
@@ -189,12 +187,10 @@ def open_bank(
     """Opens the features of a corpus or a dataset, or begins to collect them.
 
     Args:
-      clip: the clip, with tokenizer and image transform.
-      source: the corpus, or the whole dataset.
+      clip, source: the clip, with tokenizer and image transform, and the corpus or the whole dataset.
       folder: the store of a corpus; or a folder of stores, one for each dataset and number of views, see `store_name`.
         Made if need be. None keeps the features in memory only.
-      views: for a dataset, 0 for the images themselves, or the number of augmented views of each image.
-      view_seed: the seed of the views.
+      views, view_seed: the number of augmented views of each image of a dataset and their seed; 0 for the images.
       dtype: "float16" or "float32", the precision of the files.
       separate: keep features of other clips and of other images in stores of their own, whose names end in a hash,
         instead of refusing them.
@@ -249,8 +245,7 @@ def store_name(dataset: Dataset, views: int = 0) -> str:
     """Returns the name of a dataset's store in a folder of stores.
 
     Args:
-      dataset: the dataset.
-      views: the number of augmented views of each image; 0 for the images themselves.
+      dataset, views: the dataset, and the number of augmented views of each image; 0 for the images themselves.
 
     Example:
       >>> from gram_jax.data import load_dataset

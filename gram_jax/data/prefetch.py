@@ -84,11 +84,9 @@ def ordered(
 
     Args:
       map_function: a pure function of an index, called by several threads or processes at once.
-      count: the number of indices, including those before ``start``.
-      start: the first index.
-      workers: the number of threads, if there are no processes.
+      count, start: the number of indices, including those before the first one, ``start``.
+      workers, processes: the number of threads; or the number of processes, on the CPU, if it is not 0.
       prefetch: the number of results in memory, finished or not, besides the next one.
-      processes: the number of processes, on the CPU; 0 for threads.
       clock: returns seconds; for tests.
 
     Returns:

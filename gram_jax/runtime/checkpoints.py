@@ -74,14 +74,10 @@ class Checkpoints:
         self._previous_handler: Any = None
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing a checkpoint; training may continue meanwhile.
+        """Starts writing the state after some steps, unless this step is saved; training may continue meanwhile.
 
-        Args:
-          step: the number of steps done; a step that is already saved is skipped.
-          state: a pytree of JAX and NumPy arrays, typed keys and Python numbers; do not change them in place later.
-
-        Raises:
-          CheckpointError: this checkpoint or the previous one cannot be written, for example to a full disk.
+        The state is a pytree of JAX and NumPy arrays, typed keys and Python numbers; do not change them in place later.
+        Raises CheckpointError if this checkpoint or the previous one cannot be written, for example to a full disk.
         """
         if step in self._manager.all_steps():
             return
@@ -94,16 +90,13 @@ class Checkpoints:
             )
 
     def restore(self, target: Any) -> Restored | None:
-        """Reads the latest good checkpoint.
+        """Reads the latest good checkpoint; returns None if the folder holds no checkpoint.
 
         A damaged checkpoint is logged and renamed to `damaged-STEP`; the previous one is read instead.
 
         Args:
           target: a pytree of arrays or `jax.ShapeDtypeStruct` with the state's structure. Its shardings place the
             leaves, whatever they were when saved; leaves without a sharding go to the first local device.
-
-        Returns:
-          The step and the state, or None if the folder holds no checkpoint.
 
         Raises:
           CheckpointError: the configuration, leaves, shapes or types differ (the message names every difference), or

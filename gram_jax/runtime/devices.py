@@ -42,16 +42,12 @@ def connect(
 
     Args:
       coordinator_address: HOST:PORT of process 0; the port must be free and reachable.
-      num_processes: the number of processes.
-      process_id: the number of this process, from 0.
+      num_processes, process_id: the number of processes, and of this process, from 0.
       timeout_seconds: the time to wait for the other processes. After it the program ends with status 1 and a message,
         because JAX waits in native code, which cannot be interrupted.
       heartbeat_seconds: JAX ends the run when a process does not answer for this long.
       preemption: lets JAX handle SIGTERM and notify all processes, for `Checkpoints.exit_if_preempted`; False leaves
         SIGTERM to the program.
-
-    Raises:
-      InputError: a setting is missing or out of range, there is no cluster, or the port is in use.
 
     Example:
       >>> connect("localhost:8476", num_processes=4)
@@ -112,8 +108,7 @@ def make_mesh(axis: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     `jax.make_mesh` has explicit axes by default, with which Flax modules fail.
 
     Args:
-      axis: the name of the axis.
-      devices: the devices, in order; by default those of all processes.
+      axis, devices: the name of the axis, and the devices in order, by default those of all processes.
     """
     return Mesh(np.array(all_devices() if devices is None else list(devices)), (axis,), axis_types=(AxisType.Auto,))
 
@@ -122,8 +117,7 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
     """Returns the numbers of the rows of a global array that this process holds.
 
     Args:
-      sharding: a sharding that divides or replicates the first axis.
-      count: the number of all rows.
+      sharding, count: a sharding that divides or replicates the first axis, and the number of all rows.
 
     Raises:
       InputError: the rows of this process are not contiguous; use the device order of `all_devices`.
@@ -145,15 +139,11 @@ def own_rows(sharding: NamedSharding, count: int) -> range:
 
 
 def global_arrays(sharding: NamedSharding, rows: Any, count: int) -> Any:
-    """Assembles arrays over all devices from the rows that each process holds.
+    """Returns arrays `[count, ...]` over all devices, of which each process gives its own rows.
 
     Args:
-      sharding: as for `own_rows`.
+      sharding, count: as for `own_rows`.
       rows: a pytree of arrays `[own rows, ...]`, on the host.
-      count: the number of all rows.
-
-    Returns:
-      The pytree of `jax.Array` `[count, ...]`; each process needs only its own rows.
     """
 
     def place(leaf: Any) -> jax.Array:
@@ -168,21 +158,17 @@ def barrier(name: str, *, timeout_seconds: int = _DAY) -> None:
     No device takes part, so processes may arrive hours apart. The wait ends with an error if a process is lost.
 
     Args:
-      name: a name, the same in every process.
-      timeout_seconds: the longest wait.
+      name, timeout_seconds: a name, the same in every process, and the longest wait.
     """
     if jax.distributed.is_initialized():
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * timeout_seconds)
 
 
 def gather(value: Any) -> list[Any]:
-    """Gathers a value from every process; every process receives all of them.
+    """Returns the values of all processes, in order, to every process.
 
     Args:
-      value: JSON values of any size.
-
-    Returns:
-      One value per process, in order, after a JSON round trip (tuples become lists).
+      value: JSON values of any size; a JSON round trip turns tuples into lists.
 
     Example:
       >>> gather({"rows": [1, 2]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import jax
@@ -17,10 +18,8 @@ def available_memory() -> int | None:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None and device.platform == "cpu":
-        try:
+        with contextlib.suppress(ValueError, OSError):  # a system without these settings
             limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-        except (ValueError, OSError):  # a system without these settings
-            limit = None
     return limit
 
 

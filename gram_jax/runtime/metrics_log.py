@@ -18,13 +18,10 @@ from gram_jax.io import PathLike, write_file
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """Returns the records of a metrics file, one dict per line, in order.
 
-    An incomplete last line, which a killed run may leave, is dropped.
+    An incomplete last line, which a killed run may leave, is dropped; any other damaged line is an InputError.
 
     Args:
       path: a file of `MetricsLog`.
-
-    Raises:
-      InputError: another line is not a JSON object with a step.
     """
     try:
         text = epath.Path(path).read_bytes().decode()
@@ -83,9 +80,6 @@ class MetricsLog(contextlib.AbstractContextManager):
           step: the number of steps done, >= 0.
           **values: scalars (Python, NumPy or JAX, shape [] or size 1), strings or booleans. JSON has no infinities and
             no NaN; they are written as the strings "inf", "-inf" and "nan".
-
-        Raises:
-          InputError: a value is not a scalar.
         """
         record = {"step": int(step)} | {name: _plain(name, value) for name, value in values.items()}
         if self._file is not None:

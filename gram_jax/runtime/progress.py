@@ -28,13 +28,10 @@ class Progress(contextlib.AbstractContextManager):
     rate = n / t and the remaining time is (total - done) / rate.
 
     Args:
-      total: the number of steps of the whole loop, >= 0.
-      description: the name of the loop, e.g. "train".
-      initial: steps done by an earlier run that this one resumes.
-      unit: the name of one step.
+      total, initial: the number of steps of the whole loop, and of those done by an earlier run.
+      description, unit: the names of the loop and of one step.
       every_seconds: seconds between two log lines without a terminal.
-      stream: the stream of the bar; standard error by default.
-      clock: returns seconds as a float; for tests.
+      stream, clock: standard error by default; a function that returns seconds, for tests.
 
     Example:
       >>> with Progress(3, "train") as progress:

@@ -40,13 +40,10 @@ class Units(_Results):
 
     The first line holds the identity of the run and appears atomically. Each unit adds one line, which is on disk when
     `add` returns. An incomplete last line, which a kill or a full disk may leave, is dropped and its unit is repeated.
+    A damaged file, or one of another run, is an InputError; the message names each difference.
 
     Args:
-      path: the file, local or remote.
-      identity: JSON values that identify the run.
-
-    Raises:
-      InputError: the file belongs to another run (the message names each difference), or it is damaged.
+      path, identity: the file, local or remote, and JSON values that identify the run.
     """
 
     def __init__(self, path: epath.Path, identity: dict[str, Any]):
@@ -113,8 +110,7 @@ class SharedUnits(_Results):
     Every process must ask for the same units in the same order and call `exchange` at the same places.
 
     Args:
-      folder: the folder of the files, local or remote.
-      identity: JSON values that identify the run, see `Units`.
+      folder, identity: the folder of the files, and JSON values that identify the run, see `Units`.
     """
 
     def __init__(self, folder: epath.Path, identity: dict[str, Any]):
@@ -122,10 +118,11 @@ class SharedUnits(_Results):
         self._own = Units(folder / ("rows.jsonl" if index == 0 else f"rows-{index}.jsonl"), identity)
         self._results = dict(self._own)
         self._unsent = dict(self._results)
-        if index == 0:  # it also reads the files of processes that no longer take part
-            for number, path in _other_files(folder):
-                if number >= count:
-                    self._unsent |= Units(path, identity)
+        # Process 0 also reads the files of processes that no longer take part.
+        for path in sorted(folder.glob("rows-*.jsonl")) if index == 0 and folder.exists() else ():
+            match = re.fullmatch(r"rows-(\d+)\.jsonl", path.name)
+            if match and int(match[1]) >= count:
+                self._unsent |= Units(path, identity)
         self._groups: dict[Hashable, int] = {}
         self.exchange()
 
@@ -148,13 +145,6 @@ class SharedUnits(_Results):
             self._results |= {tuple(unit): result for unit, result in unsent}
         self._unsent = {}
         return len(self._results) - before
-
-
-def _other_files(folder: epath.Path) -> Iterator[tuple[int, epath.Path]]:
-    """Yields the numbers and files of all processes but 0."""
-    for path in sorted(folder.glob("rows-*.jsonl")) if folder.exists() else ():
-        if match := re.fullmatch(r"rows-(\d+)\.jsonl", path.name):
-            yield int(match[1]), path
 
 
 def _line(value: Any) -> bytes:

@@ -23,27 +23,17 @@ _PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.E
 
 
 class Pair(NamedTuple):
-    """An image-text pair as it is stored.
+    """An image-text pair as it is stored."""
 
-    Attributes:
-      name: its origin, for logs: "00003.tar/000030012.jpg".
-      image: the encoded image, unchanged.
-      caption: the text, without surrounding white space.
-    """
-
-    name: str
-    image: bytes
-    caption: str
+    name: str  # its origin, for logs: "00003.tar/000030012.jpg"
+    image: bytes  # encoded, unchanged
+    caption: str  # without surrounding white space
 
 
 class Skipped(NamedTuple):
-    """An entry that is not a pair.
+    """An entry that is not a pair: its origin, the category in which it is counted, and the problem.
 
-    Attributes:
-      name: its origin.
-      reason: the category in which it is counted: "no image", "no caption", "broken image", "refused" (an unsafe or too
-        large member of an archive), "damaged archive".
-      detail: a description of the problem.
+    The categories are "no image", "no caption", "broken image", "refused" (unsafe or too large) and "damaged archive".
     """
 
     name: str
@@ -62,8 +52,7 @@ class Reading:
       max_bytes: the size limit of an encoded image; larger ones are refused.
       unit_pairs: the most pairs in a unit; an archive is one unit whatever its size.
       data_dir: the folder of TFDS datasets; "" for TFDS's default.
-      pairs: the number of pairs to draw (glyphs).
-      seed: the seed of drawn pairs (glyphs).
+      pairs, seed: the number of pairs to draw, and their seed (glyphs).
     """
 
     image_column: str = ""

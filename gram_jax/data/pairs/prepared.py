@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -76,13 +77,13 @@ def publish(
             progress()
     lengths = [int(keeps[number].sum()) for number in filled]
     _write_metadata(folder, name, lengths, record_bytes)
-    reasons = sorted({reason for shard in shards for reason in shard.skipped})
+    skipped = sum((Counter(shard.skipped) for shard in shards), Counter())
     manifest = Manifest(
         content_hash=hasher.hexdigest(),
         pairs=sum(lengths),
         record_bytes=record_bytes,
         source=source,
-        skipped={reason: sum(shard.skipped.get(reason, 0) for shard in shards) for reason in reasons},
+        skipped=dict(sorted(skipped.items())),
         duplicates=sum(counts) - sum(lengths),
     )
     write_json(folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})

@@ -35,9 +35,6 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
 
       reading: settings; by default those of `Reading()`.
 
-    Raises:
-      InputError, FileNotFoundError: the specification cannot be read, for example because a table lacks a column.
-
     Example:
       >>> [unit["count"] for unit in plan_units("glyphs", Reading(pairs=5, unit_pairs=2))]
       [2, 2, 1]
@@ -56,11 +53,10 @@ def plan_units(spec: str, reading: Reading | None = None) -> Iterator[dict[str, 
 def read_unit(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     """Returns the entries of a unit in order: each a `Pair`, or `Skipped` if it is none.
 
+    A file that has changed since it was planned is an InputError.
+
     Args:
       unit: a unit of `plan_units`, unchanged or after a JSON round trip.
-
-    Raises:
-      InputError, FileNotFoundError: a file has changed since it was planned, or is missing.
 
     Example:
       >>> (unit,) = plan_units("glyphs", Reading(pairs=2))

@@ -52,9 +52,8 @@ def open_archive(path: str) -> BinaryIO:
 def members(file: BinaryIO) -> Iterator[Member]:
     """Yields the members of an archive in order; each must be read before the next one is requested.
 
-    Raises:
-      tarfile.ReadError: the archive is damaged, or a header exceeds a limit.
-      EOFError, OSError, zlib.error, lzma.LZMAError: the decompressor fails.
+    A damaged archive or a header above a limit raises tarfile.ReadError; decompressors raise EOFError, OSError,
+    zlib.error or lzma.LZMAError.
     """
     common: dict[str, str] = {}
     first = True

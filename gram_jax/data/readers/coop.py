@@ -87,8 +87,7 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
     References are paths relative to the dataset's folder; reading returns the path of an image.
 
     Args:
-      root: the folder that holds the datasets' folders.
-      name: a name of ``NAMES``.
+      root, name: the folder that holds the datasets' folders, and a name of ``NAMES``.
       seed: the seed of a split that is made.
 
     Reference:

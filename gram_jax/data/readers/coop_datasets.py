@@ -13,35 +13,20 @@ from gram_jax.data.templates import DEFAULT
 
 
 class CoopDataset(NamedTuple):
-    """The facts about a published dataset.
+    """The facts about a published dataset."""
 
-    Attributes:
-      name: its name, as in "coop:ROOT:NAME".
-      folder: its folder below the common root.
-      images: the folders of its images, relative to ``folder``.
-      counts: the published numbers of classes and of images in train, val and test.
-      read: reads the dataset without a split file (and then makes a split, if there should be one).
-      template: the hand-written template of CoOp's zero-shot CLIP.
-      loss_templates: templates that a regularizer's public code uses instead, by regularizer.
-      split_file: the published split, if there is one.
-      needed: files without which the dataset cannot be read.
-      annotations: files that a split is made from, if the split file is missing.
-      domain: the visual domain of a variant of ImageNet; "" for an ordinary dataset.
-      late_average: whether PromptSRC's few-shot recipe averages the prompts of later epochs.
-    """
-
-    name: str
-    folder: str
-    images: tuple[str, ...]
-    counts: tuple[int, int, int, int]
-    read: Callable[[Source], Contents]
-    template: str = DEFAULT
-    loss_templates: Mapping[str, str] = MappingProxyType({})
-    split_file: str | None = None
-    needed: tuple[str, ...] = ()
-    annotations: tuple[str, ...] = ()
-    domain: str = ""
-    late_average: bool = False
+    name: str  # as in "coop:ROOT:NAME"
+    folder: str  # below the common root
+    images: tuple[str, ...]  # the folders of its images, relative to `folder`
+    counts: tuple[int, int, int, int]  # the published numbers of classes and of images in train, val and test
+    read: Callable[[Source], Contents]  # without a split file; makes a split, if there should be one
+    template: str = DEFAULT  # the hand-written template of CoOp's zero-shot CLIP
+    loss_templates: Mapping[str, str] = MappingProxyType({})  # used by a regularizer's public code, by regularizer
+    split_file: str | None = None  # the published split
+    needed: tuple[str, ...] = ()  # files without which the dataset cannot be read
+    annotations: tuple[str, ...] = ()  # files that a split is made from, if the split file is missing
+    domain: str = ""  # the visual domain of a variant of ImageNet; "" for an ordinary dataset
+    late_average: bool = False  # whether PromptSRC's few-shot recipe averages the prompts of later epochs
 
     @property
     def base(self) -> str:

@@ -43,10 +43,7 @@ class Contents(NamedTuple):
 
 
 def by_folders(
-    source: Source,
-    images: str,
-    excluded: Sequence[str] = (),
-    renamed: Mapping[str, str] = MappingProxyType({}),
+    source: Source, images: str, excluded: Sequence[str] = (), renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Contents:
     """Reads class folders below `images`, without the `excluded` ones, and makes a split.
 

@@ -33,9 +33,6 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     validation) and test; other columns are ignored. Without the column, or with train alone, the images are divided by
     ``splits.divide`` with the seed; without test, val serves as test. Labels follow the sorted class names. References
     are the paths in the file; reading returns the path of an image.
-
-    Raises:
-      InputError: a line cannot be used (the message gives its number), or images are missing.
     """
     what = f"csv:{os.fspath(path)}"
     file = local_folder(os.path.dirname(path) or ".", what) / os.path.basename(path)

@@ -26,9 +26,6 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     underscores, or the folder's name in classnames.txt (lines of a folder, a space or a tab, and a name) or in
     classes.json (an object). template.txt may hold a template; the default is "a photo of a {}.". References are paths
     relative to the folder; reading returns the path of an image.
-
-    Raises:
-      InputError: folders hold no images, are too small to divide, or lack a name.
     """
     what = f"folder:{os.fspath(path)}"
     root = files.local_folder(path, what)

@@ -84,9 +84,6 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
       spec: the specification.
       seed: the seed of drawn datasets, and of splits that are made because none is given.
 
-    Raises:
-      InputError: the prefix, dataset or domain is unknown, or files are missing or invalid; the message names them.
-
     Example:
       >>> load_dataset("glyphs:chess/negative").class_names[0]
       'white king'
