@@ -74,12 +74,9 @@ class MetricsLog(contextlib.AbstractContextManager):
         self._file = file.open("a")
 
     def write(self, step: int, **values: Any) -> None:
-        """Writes one line and flushes it.
+        """Writes and flushes one line: the number of steps done, and scalars (shape [] or size 1), strings or booleans.
 
-        Args:
-          step: the number of steps done, >= 0.
-          **values: scalars (Python, NumPy or JAX, shape [] or size 1), strings or booleans. JSON has no infinities and
-            no NaN; they are written as the strings "inf", "-inf" and "nan".
+        JSON has no infinities and no NaN; they are written as the strings "inf", "-inf" and "nan".
         """
         record = {"step": int(step)} | {name: _plain(name, value) for name, value in values.items()}
         if self._file is not None:

@@ -105,9 +105,8 @@ class SharedUnits(_Results):
     """The units of a distributed run: each process does a share of them and learns the results of the others.
 
     Process 0 appends to rows.jsonl, process i to rows-i.jsonl, in a folder that need not be shared. A run can resume
-    with another number of processes in one folder.
-
-    Every process must ask for the same units in the same order and call `exchange` at the same places.
+    with another number of processes in one folder. Every process must ask for the same units in the same order and call
+    `exchange` at the same places.
 
     Args:
       folder, identity: the folder of the files, and JSON values that identify the run, see `Units`.

@@ -153,10 +153,8 @@ def _read(source: Source, entry: CoopDataset, seed: int) -> Contents:
     if entry.split_file and (source.folder / entry.split_file).is_file():
         return read_split_file(source, entry.split_file, entry.base)
     contents = entry.read(source)
-    if entry.split_file:
-        remark = f"made, because {entry.split_file} is missing: {contents.split}; seed {seed}"
-        contents = contents._replace(split=remark)
-    return contents
+    made = f"made, because {entry.split_file} is missing: {contents.split}; seed {seed}"
+    return contents._replace(split=made) if entry.split_file else contents
 
 
 def _check(folder: Path, contents: Contents, what: str) -> None:

@@ -155,9 +155,8 @@ def read_class_names(path: Path, what: str) -> dict[str, str]:
     return names
 
 
-def names_of_folders(folders: Iterable[str], names: dict[str, str], path: Path, what: str) -> list[str]:
+def names_of_folders(folders: Collection[str], names: dict[str, str], path: Path, what: str) -> list[str]:
     """Returns the class name of each folder, from names by folder, which were read from `path`."""
-    folders = list(folders)
     if unnamed := [folder for folder in folders if folder not in names]:
         raise InputError(
             f"{what}: {len(unnamed)} class folders have no name in {path}: {examples(unnamed)}; add their names, or "
