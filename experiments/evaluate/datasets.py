@@ -118,12 +118,11 @@ def draw_hashes(
         return {"rule": VIEWS}
     hashes = {"rule": drawing.RULE}
     for name, (dataset, targets) in opened.items():
-        for protocol in targets:
-            for shots in counts(protocol):
-                for seed in seeds:
-                    key = ", ".join((name, *protocol.tuning_key(shots), f"seed {seed}"))
-                    if key not in hashes:
-                        drawn = protocol.support(dataset, shots, seed)
-                        text = json.dumps([drawn.references, drawn.labels.tolist()])
-                        hashes[key] = hashlib.sha256(text.encode()).hexdigest()
+        runs = [(protocol, shots, seed) for protocol in targets for shots in counts(protocol) for seed in seeds]
+        for protocol, shots, seed in runs:
+            key = ", ".join((name, *protocol.tuning_key(shots), f"seed {seed}"))
+            if key not in hashes:
+                drawn = protocol.support(dataset, shots, seed)
+                text = json.dumps([drawn.references, drawn.labels.tolist()])
+                hashes[key] = hashlib.sha256(text.encode()).hexdigest()
     return hashes

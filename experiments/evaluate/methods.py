@@ -46,8 +46,7 @@ def choose_tuner(settings: Settings) -> Tuner:
             f"--tuner={settings.tuner}: --meta={settings.meta} was learned with the tuner {tuner.name!r}; leave "
             "--tuner out, or give a checkpoint of that tuner"
         )
-    asked = tuners.make(tuner.name, **(dict(tuner.settings) | call.settings))
-    for name, value in asked.settings.items():
+    for name, value in tuners.make(tuner.name, **(dict(tuner.settings) | call.settings)).settings.items():
         if value != tuner.settings[name]:
             raise InputError(
                 f"--tuner={settings.tuner}: --meta={settings.meta} was learned with {name}={tuner.settings[name]!r}; "
@@ -74,8 +73,7 @@ def build(settings: Settings, tuner: Tuner, clip: Clip) -> tuple[list[Method], L
     }
     tuned = [family.method(*method) for part, methods in parts.items() if part in wanted for method in methods]
     fixed = [ZeroShot("zero_shot"), ZeroShot("zero_shot:own", template=None)] if "zero_shot" in wanted else []
-    baselines = settings.baseline_methods
-    without, with_labels = ([each for each in baselines if each.has_runs is labeled] for labeled in (False, True))
+    without, with_labels = ([m for m in settings.baseline_methods if m.has_runs is runs] for runs in (False, True))
     return [*fixed, *without, *tuned, *with_labels], checkpoint
 
 
@@ -149,11 +147,9 @@ class _Family:
 
     def _candidates(self, initial: LoadedMeta | None, learned: LoadedMeta | None) -> Any:
         """Yields every combination of initialization, learning rate and length."""
-        settings = self.settings
         begins = self.words if initial is None else {"meta": meta_initialization(initial.meta)}
-        for (text, begin), (described, rate), (length, of_length) in itertools.product(
-            begins.items(), self._rates(learned), _lengths(settings)
-        ):
+        each = itertools.product(begins.items(), self._rates(learned), _lengths(self.settings))
+        for (text, begin), (described, rate), (length, of_length) in each:
             shown = {"start": "random" if text == RANDOM else text or "the tuner's", **described, **length}
             yield Candidate(shown, begin, rate, of_length)
 
@@ -216,8 +212,7 @@ def _shapes(prompt: Any) -> list[tuple[int, ...]]:
 
 def _fits(tuner: Tuner, clip: Clip, text: str) -> bool:
     """Returns whether words are as many tokens as the tuner's context."""
-    settings = tuner.settings
-    count = settings.get("num_tokens", settings.get("num_text"))
-    if count is None and settings["init_text"] is not None:
-        count = clip.tokenize([settings["init_text"]]).shape[1] - 2
+    words, count = tuner.settings["init_text"], tuner.settings.get("num_tokens", tuner.settings.get("num_text"))
+    if count is None and words is not None:
+        count = clip.tokenize([words]).shape[1] - 2
     return count in (None, clip.tokenize([text]).shape[1] - 2)

@@ -205,12 +205,15 @@ class Comparison:
 
     def score(self) -> None:
         """Scores the candidates of all methods on validation images; no test image is read."""
-        for method in self.methods:
-            for name in self.opened if len(method.candidates) > 1 else ():
-                unit = ("select", method.name, name)
-                if self.units.is_mine(unit, unit):
-                    self.units.add(unit, self._scores(method, self.opened[name].dataset))
-                    self.progress.update()
+        settings, chosen_by = self.settings, selecting(self.settings.protocols)
+        counts = [(protocol, shots) for protocol in chosen_by for shots in settings.counts(protocol, select=True)]
+        several = [method for method in self.methods if len(method.candidates) > 1]
+        for method, (name, (dataset, _)) in itertools.product(several, self.opened.items()):
+            unit = ("select", method.name, name)
+            if self.units.is_mine(unit, unit):
+                tasks = [task_of(dataset, *each, settings.select_seeds) for each in counts]
+                self.units.add(unit, validation_scores(method, self.encoder, tasks, settings.max_test_images))
+                self.progress.update()
         self.progress.update(self.units.exchange())
 
     def select(self, method: Method) -> tuple[Candidate, dict[str, Any] | None]:
@@ -218,20 +221,10 @@ class Comparison:
         if len(method.candidates) == 1:
             return method.candidates[0], None
         scores = np.mean([self.units["select", method.name, name] for name in self.opened], axis=0)
-        best = int(np.argmax(scores))
         described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
-        chosen = method.candidates[best].described
-        print(f"{method.name}: {chosen} of {len(method.candidates)} on the validation split")
-        return method.candidates[best], {"chosen": chosen, "candidates": described}
-
-    def _scores(self, method: Method, dataset: Dataset) -> list[float]:
-        settings = self.settings
-        tasks = [
-            task_of(dataset, protocol, shots, settings.select_seeds)
-            for protocol in selecting(settings.protocols)
-            for shots in settings.counts(protocol, select=True)
-        ]
-        return validation_scores(method, self.encoder, tasks, settings.max_test_images)
+        candidate = method.candidates[int(np.argmax(scores))]
+        print(f"{method.name}: {candidate.described} of {len(method.candidates)} on the validation split")
+        return candidate, {"chosen": candidate.described, "candidates": described}
 
     def _units(self) -> Any:
         """Yields (unit, method, protocol, shots) in the order of the rows."""

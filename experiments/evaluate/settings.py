@@ -216,15 +216,13 @@ def _check_test_time(flags: Flags) -> None:
 
 def _terms(text: str) -> tuple[objectives.Term, ...]:
     with explain(f"--regularizers={text}: "):
-        terms = objectives.positive_terms(text)
-        objectives.parse(terms)
+        objectives.parse(terms := objectives.positive_terms(text))
         return terms
 
 
 def _plan(flags: Flags, terms: tuple[objectives.Term, ...]) -> TuningPlan | TestTimePlan:
     if TEST_TIME in flags.protocol:
-        views = flags.test_time_views, flags.test_time_share
-        descent = flags.optimizer, flags.weight_decay
+        views, descent = (flags.test_time_views, flags.test_time_share), (flags.optimizer, flags.weight_decay)
         return TestTimePlan(flags.learning_rate[0], flags.steps[0], *views, *descent, flags.test_time_batch)
     names = ("batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augmentation", "views")
     return TuningPlan(
@@ -349,13 +347,11 @@ def _check_composition(settings: Settings) -> None:
         require_number("--aggregation: the width", settings.aggregation[1], above=0)
         if settings.epochs is None and settings.preset is None:
             raise InputError(f"--aggregation={shown} averages over epochs; give --epochs instead of --steps")
-    if settings.test_time:
-        return
-    if settings.plan.staged is not None:
+    if not settings.test_time and settings.plan.staged is not None:
         if named:
             raise InputError(f"{text} and --loss=dpt: DPT's loss has no regularizers; drop one of them")
         require_one_gradient(settings.fixed_regulator)
-    if settings.plan.alternating:
+    if not settings.test_time and settings.plan.alternating:
         _check_alternating(settings, text if named else "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -119,15 +118,14 @@ class Encoder:
         `shown` holds the position of the image, the seed and the number of each view; `keep` keeps them in memory.
         """
 
-        def make(item: int, seed: int, number: int) -> np.ndarray:
+        def draw(item: int, seed: int, number: int) -> np.ndarray:
             image, name = _read(dataset, item)
             return augmented_view(self.clip.transform, image, seed, dataset.item_number(item), number, name)
 
-        pixels = []
-        for item, seed, number in shown:
-            draw = functools.partial(make, item, seed, number)
-            pixels.append(self.keep(dataset, item, f"view {seed} {number}", draw) if keep else draw())
-        return self.clip.transform.normalize(np.stack(pixels))
+        def kept(item: int, seed: int, number: int) -> np.ndarray:
+            return self.keep(dataset, item, f"view {seed} {number}", lambda: draw(item, seed, number))
+
+        return self.clip.transform.normalize(np.stack([(kept if keep else draw)(*each) for each in shown]))
 
     def view_features(self, dataset: Dataset, count: int) -> np.ndarray:
         """Returns the features of the stored views of every image, `[images, views, embed_dim]`."""
@@ -213,10 +211,9 @@ def view_numbers(seed: int, order: np.ndarray, count: int, stored: int) -> np.nd
     if stored:
         return np.random.default_rng((seed, stored)).integers(stored, size=order.shape)
     seen, numbers = np.zeros(count, np.int64), np.empty_like(order)
-    for step, items in enumerate(order):
-        for place, item in enumerate(items):
-            numbers[step, place] = seen[item]
-            seen[item] += 1
+    for place, item in np.ndenumerate(order):
+        numbers[place] = seen[item]
+        seen[item] += 1
     return numbers
 
 

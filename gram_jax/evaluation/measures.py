@@ -123,10 +123,9 @@ def save_confusion(path: PathLike, measured: Iterable[tuple[Part, Predictions | 
     arrays: dict[str, Any] = {}
     for part, predictions in measured:
         if predictions is not None:
-            labels, names = part.dataset.labels, part.dataset.class_names
+            labels, names = part.dataset.labels, np.array(part.dataset.class_names)
             counts = [confusion_matrix(predicted, labels, len(names)) for predicted in predictions.labels]
-            arrays[array_name(part, "counts")] = np.stack(counts).astype(np.int32)
-            arrays[array_name(part, "class_names")] = np.array(names)
+            arrays |= {array_name(part, "counts"): np.array(counts, np.int32), array_name(part, "class_names"): names}
     write_npz(path, arrays)
 
 

@@ -153,10 +153,9 @@ class ZeroShot(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineMethod(Method):
-    """A baseline, fitted to the draw of each seed.
+    """A baseline, fitted to the draw of each seed; settings are chosen on its min(shots, 4) validation images per class.
 
-    Settings are chosen on the validation images of the draw, min(shots, 4) per class. A baseline that reads labels
-    classifies the classes that it was fitted to; parts with other classes are left out.
+    A baseline that reads labels classifies the classes that it was fitted to; parts with other classes are left out.
     """
 
     baseline: Baseline

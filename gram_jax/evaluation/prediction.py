@@ -19,12 +19,7 @@ _IMAGES = 256  # sets of images are filled up to this many, or twice, four times
 
 
 class Predictions(NamedTuple):
-    """Predicted classes of images.
-
-    Attributes:
-      labels: the predicted label of each image, int `[runs, images]`.
-      confidence: the probability of that label, float `[runs, images]`.
-    """
+    """Predicted labels of images, int `[runs, images]`, and their probabilities, float `[runs, images]`."""
 
     labels: np.ndarray
     confidence: np.ndarray

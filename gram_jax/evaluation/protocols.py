@@ -81,10 +81,10 @@ class Protocol:
     def targets(self, datasets: Iterable[Dataset]) -> dict[str, Dataset]:
         """Returns datasets by the domain that rows name: the visual domain, or the name of the dataset."""
         datasets = list(datasets)
-        names = [dataset.domain or dataset.name for dataset in datasets]
-        if self.elsewhere == "datasets" or len(set(names)) < len(names):
-            names = [dataset.name for dataset in datasets]
-        return dict(zip(names, datasets, strict=True))
+        by_domain = {dataset.domain or dataset.name: dataset for dataset in datasets}
+        if self.elsewhere == "datasets" or len(by_domain) < len(datasets):
+            return {dataset.name: dataset for dataset in datasets}
+        return by_domain
 
     def parts(
         self, dataset: Dataset, split: str = "test", targets: Mapping[str, Dataset] | None = None, limit: int = 0
@@ -157,9 +157,7 @@ class TestTime(Protocol):
 class Imbalanced(BaseToNew):
     """Base-to-new with a long tail of labeled images; also reports the head, middle and tail third of the base classes.
 
-    Attributes:
-      tau: images of the smallest class over those of the largest.
-      largest: images of the largest class.
+    The largest class has `largest` images, the smallest `tau` times as many.
     """
 
     tau: float = 1.0

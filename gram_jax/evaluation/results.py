@@ -59,10 +59,9 @@ _DRAW = tuple(field.name for field in dataclasses.fields(Row) if field.name not 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A comparison of two methods on the same draws.
+    """A comparison of two methods, a and b, on the same draws.
 
     Attributes:
-      a, b, metric: the methods and the compared quantity.
       over: the fields whose values vary between the pairs, e.g. "dataset, seed".
       mean_difference: the mean of a - b.
       ci95: (low, high) of its 95 % confidence interval; None for one pair.

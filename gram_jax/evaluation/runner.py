@@ -49,7 +49,7 @@ def evaluate(
     """Evaluates one method on one dataset; the images of the dataset are encoded once, and all seeds run side by side.
 
     Args:
-      clip: the clip; or a `Encoder` of it, so that several calls share encoded images.
+      clip: the clip; or an `Encoder` of it, so that several calls share encoded images.
       method: a tuner of the library or of your own; a baseline; or a method, e.g. from `prompt_method`.
       dataset: the dataset, or a text for `gram_jax.data.load_dataset`.
       protocol: one of `protocols.PROTOCOLS`, "imbalanced:0.25" for a long tail, or a protocol of your own.
@@ -102,10 +102,9 @@ def method_rows(
     parts: Sequence[Part],
     metrics: Sequence[str] = (),
 ) -> list[Row]:
-    """Returns the rows of a method on a task, step after step, with those of the cost if it was measured.
+    """Returns the rows of what a method learned and predicted, step after step, and those of the cost if measured.
 
-    `learned` and `predicted` are the results of the method's `learn` and `predict`. The metrics besides accuracy are
-    measured after the last step.
+    The metrics besides accuracy are measured after the last step.
     """
     shots, seeds = (task.shots, task.seeds) if method.has_runs else (None, (None,))
     name = task.dataset.name

@@ -54,11 +54,7 @@ def search(
 def tune_keys(
     state: State, logit_scale: Array, labels: np.ndarray, epochs: int, learning_rate: float, batch_size: int, seed: int
 ) -> Array:
-    """Returns the keys `[cached, embed_dim]` after tuning them by AdamW under a cosine schedule.
-
-    The keys of the state are the labeled features. The last batch of a pass may be smaller; the seed is that of the
-    order.
-    """
+    """Returns the keys `[cached, embed_dim]`, at first the labeled features, tuned by AdamW with a cosine schedule."""
     orders = jnp.asarray(_orders(len(labels), batch_size, epochs, seed))
     schedule = optax.cosine_decay_schedule(learning_rate, len(orders))
     optimizer = optax.adamw(schedule, eps=1e-4, weight_decay=0.01)

@@ -51,10 +51,8 @@ class TunedMethod(PromptMethod):
             # Compiled here, and not again when the step is taken.
             encoder.announce(self.name, where, tuning.memory_bytes(lowered.compile()))
             batches = itertools.chain([first], batches)
-        report = [step for step in report if step <= len(orders[0])]
-        return tuning.tune(
-            placed, prompts, phi, encoder.clip, batches, recipe, report=report, measure_cost=measure_cost
-        )
+        told: dict[str, Any] = {"report": [s for s in report if s <= len(orders[0])], "measure_cost": measure_cost}
+        return tuning.tune(placed, prompts, phi, encoder.clip, batches, recipe, **told)
 
     def predict(self, trial: Trial, learned: tuning.Tuned, parts: Sequence[Part]) -> PredictionsByStep:
         by_step = sorted(learned.prompts.items())
@@ -102,14 +100,13 @@ class TunedMethod(PromptMethod):
     def shared_runs(self) -> list[list[int]]:
         """Groups candidates that differ in steps only, longest first: at a constant rate, a shorter run begins it."""
         groups: dict[Any, list[int]] = {}
-        constant = self.plan.schedule == "constant"
+        apart = self.plan.schedule != "constant"
         for i, candidate in enumerate(self.candidates):
-            described = {k: v for k, v in candidate.described.items() if k != "steps" or not constant}
-            groups.setdefault(tuple(described.items()), []).append(i)
-        return [
-            sorted(group, key=lambda i: self.candidates[i].described.get("steps", 0), reverse=True)
-            for group in groups.values()
-        ]
+            groups.setdefault(tuple(kv for kv in candidate.described.items() if apart or kv[0] != "steps"), []).append(
+                i
+            )
+        steps = [candidate.described.get("steps", 0) for candidate in self.candidates]
+        return [sorted(group, key=steps.__getitem__, reverse=True) for group in groups.values()]
 
     def require_finite(self, task: Task, tuned: tuning.Tuned) -> None:
         """Raises InputError if a loss is not finite."""
@@ -158,9 +155,8 @@ class TunedMethod(PromptMethod):
         """Yields the batch of every step, all runs together."""
         plan, loss, encoder, seeds = self.plan, self.compiled.loss, trial.encoder, trial.task.seeds
         classes, valid = encoder.classes(self.tuner, supports[0].class_names)
-        shared = {"classes": classes, "valid": valid}
-        shared["context"] = regulator_contexts(self.regulator, self.structure, context)
-        own_reference, frozen = {}, False
+        context = regulator_contexts(self.regulator, self.structure, context)
+        shared, own_reference, frozen = {"classes": classes, "valid": valid, "context": context}, {}, False
         if loss is not None:
             shared["reference"] = class_reference(encoder, supports[0], loss)
             frozen = bool(loss.reads & {"image_features", "logits"})
@@ -169,10 +165,8 @@ class TunedMethod(PromptMethod):
                 own_reference["counts"] = np.stack(counts)
         shared, own_reference = jax.device_put((shared, own_reference))
         options = {"augmentation": plan.augmentation, "stored": plan.views, "frozen": frozen}
-        runs = [
-            training_images(encoder, self.tuner, support, order, seed, **options)
-            for support, order, seed in zip(supports, orders, seeds, strict=True)
-        ]
+        draws = zip(supports, orders, seeds, strict=True)
+        runs = [training_images(encoder, self.tuner, *each, **options) for each in draws]
         for step, (positions, *pairs) in enumerate(zip(zip(*orders, strict=True), *runs, strict=True)):
             images, features = zip(*pairs, strict=True)
             batch = shared | {
