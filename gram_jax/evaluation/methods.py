@@ -153,7 +153,7 @@ class ZeroShot(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineMethod(Method):
-    """A baseline, fitted to the draw of each seed; settings are chosen on its min(shots, 4) validation images per class.
+    """A baseline, fitted to the draw of each seed; its min(shots, 4) validation images per class choose settings.
 
     A baseline that reads labels classifies the classes that it was fitted to; parts with other classes are left out.
     """
