@@ -23,12 +23,9 @@ TITLES = {
 
 
 class Scope(NamedTuple):
-    """A protocol, tested either where prompts were tuned or elsewhere.
+    """A protocol, tested where prompts were tuned or, if shifted, on shifted domains or other datasets.
 
-    Attributes:
-      protocol: the protocol.
-      shifted: whether the test is on shifted domains or on other datasets.
-      thirds: thirds of the base classes; empty for the usual splits of the protocol.
+    `thirds` are thirds of the base classes; empty for the usual splits of the protocol.
     """
 
     protocol: str
@@ -61,7 +58,7 @@ WITHIN_DATASET = tuple(
 
 def scopes(rows: Iterable[Row]) -> tuple[Scope, ...]:
     """Returns all possible scopes of rows: within a dataset, then transfer, then long tails, the most even first."""
-    protocols = {imbalance(row.protocol): row.protocol for row in rows if imbalance(row.protocol) is not None}
+    protocols = {tau: row.protocol for row in rows if (tau := imbalance(row.protocol)) is not None}
     transfer = [Scope(protocol, shifted) for protocol in TRANSFER for shifted in (False, True)]
     return (*WITHIN_DATASET, *transfer, *(Scope(protocols[tau], False) for tau in sorted(protocols, reverse=True)))
 
@@ -77,8 +74,7 @@ class Grid:
     """Accuracies of several methods on the same datasets and seeds.
 
     Attributes:
-      scope: what was measured.
-      shots: labeled images per class.
+      scope, shots: what was measured; shots are labeled images per class.
       items: (dataset, domain) pairs, the first axis of the values.
       seeds: the second axis.
       values: fractions `[items, seeds]` by method and split.
@@ -104,15 +100,9 @@ class Grid:
         return harmonic_mean(*values) if len(values) == 2 else values[0]
 
     def summary(self, method: str, split: str | None = None, items: Sequence[int] | None = None) -> Summary | None:
-        """Averages over items within each seed and summarizes over seeds.
+        """Averages over items, given by position, within each seed and summarizes over seeds.
 
-        Args:
-          method: the method.
-          split: the split; None for the score.
-          items: positions of items; None for all.
-
-        Returns:
-          The summary; None if the method was not measured on them.
+        None stands for the score and for all items. Returns None if the method was not measured on them.
         """
         if method not in self.values:
             return None
@@ -135,7 +125,7 @@ class Grid:
 def shots_of(rows: Iterable[Row], scope: Scope, metric: str = "accuracy") -> list[int | None]:
     """Returns the measured numbers of shots; [None] if only zero-shot was measured."""
     shots = {row.shots for row in rows if scope.includes(row, metric)}
-    return sorted(shots - {None}) or list(shots)
+    return [*sorted(count for count in shots if count is not None)] or list(shots)
 
 
 def default_shots(rows: Sequence[Row]) -> int | None:
@@ -155,24 +145,17 @@ def common_steps(rows: Iterable[Row], scope: Scope, shots: int | None) -> list[i
 def measure(
     rows: Iterable[Row], scope: Scope, shots: int | None, step: int | None = None, metric: str = "accuracy"
 ) -> Grid:
-    """Arranges the methods on the draws that all of them share.
+    """Arranges the methods on the draws that all of them share, without items if they share none.
 
-    Args:
-      rows: measurements, each draw once.
-      scope: the scope.
-      shots: labeled images per class; rows without training belong to every number.
-      step: the step; None for the last step of each method.
-      metric: the metric.
-
-    Returns:
-      The grid, without items if the methods share no draw.
+    Rows, each draw once, belong to every number of shots if they are without training. The step None is the last step
+    of each method.
     """
     steps, chosen = _at_step([row for row in rows if scope.includes(row, metric) and row.shots in (None, shots)], step)
     methods, chosen = list(steps), [row for row in chosen if row.split in scope.splits]
     seeded = {row.method for row in chosen if row.seed is not None}
     constant = frozenset(method for method in methods if steps[method] is None and method not in seeded)
-    seeds = sorted({row.seed for row in chosen if row.method not in constant}, key=lambda s: (s is not None, s))
-    seeds = seeds or [None]
+    own_seeds = {row.seed for row in chosen if row.method not in constant}
+    seeds = sorted(own_seeds or {None}, key=lambda seed: (seed is not None, seed))
     chosen.sort(key=lambda row: methods.index(row.method))
     items = list(dict.fromkeys((row.dataset, row.domain) for row in chosen))
     values = np.full((len(methods), len(scope.splits), len(items), len(seeds)), np.nan)
@@ -182,7 +165,7 @@ def measure(
     present = ~np.isnan(values)
     complete, any_draw = present.all(axis=1), present.any(axis=(0, 1))
     kept = rectangle(complete.all(axis=0) if methods else np.zeros((0, 0), bool))
-    values = values[:, :, *np.ix_(*kept)]
+    values = values[:, :, kept[0]][..., kept[1]]
     lacking = dict(zip(methods, (any_draw.sum() - complete.sum(axis=(1, 2))).tolist(), strict=True))
     return Grid(
         scope,
@@ -199,11 +182,10 @@ def measure(
 
 def _at_step(rows: Sequence[Row], step: int | None) -> tuple[dict[str, int | None], list[Row]]:
     """Returns the step of each method, in the order of methods, and its rows; None for the last step."""
-    last: dict[str, int | None] = {}
+    seen: dict[str, set[int]] = {}
     for row in rows:
-        known = [s for s in (last.get(row.method), row.step) if s is not None]
-        last[row.method] = max(known, default=None)
-    steps = {name: last[name] if step is None or last[name] is None else step for name in ordered(last)}
+        seen.setdefault(row.method, set()).update({row.step} - {None})
+    steps = {name: (max(seen[name]) if step is None else step) if seen[name] else None for name in ordered(seen)}
     return steps, [row for row in rows if row.step == steps[row.method]]
 
 
@@ -239,7 +221,7 @@ def comparisons(rows: Iterable[Row], against: str | None = None) -> tuple[Compar
       against: a method that every other method is compared with, too.
 
     Returns:
-      The comparisons. Their metric names the quantity, the protocol and the number of shots.
+      The comparisons, whose metric names the quantity, the protocol and the number of shots.
     """
     rows, pairs = list(rows), []
     for scope in scopes(rows):

@@ -24,15 +24,7 @@ def notes(
     results: Sequence[Results],
     names: Sequence[str],
 ) -> list[str]:
-    """Returns all notes of a report.
-
-    Args:
-      rows: the reported measurements.
-      sheets: the tables.
-      unlike: datasets without published rows, and the reason.
-      results: the results that the rows come from.
-      names: the names of these results.
-    """
+    """Returns all notes of a report; `unlike` are datasets without published rows, and the reason."""
     return [
         *_reading(rows, sheets),
         *_published(sheets, unlike),
@@ -107,9 +99,11 @@ def _draw_note(grid: Grid) -> str:
     if not grid.items:
         return f"no mean, because the methods share no draw ({lacking})"
     datasets, domains = ({item[i] for item in grid.items} for i in (0, 1))
-    over = [_count(len(datasets), "dataset")]
-    if grid.scope.shifted:
-        over.append(_count(len(domains), "target" if grid.scope.protocol == "cross_dataset" else "domain"))
+    over, elsewhere = (
+        [_count(len(datasets), "dataset")],
+        "target" if grid.scope.protocol == "cross_dataset" else "domain",
+    )
+    over += [_count(len(domains), elsewhere)] * grid.scope.shifted
     over += [] if grid.seeds == (None,) else [_count(len(grid.seeds), "seed")]
     text = f"means over {' x '.join(over)}{_after(grid)}"
     if grid.left_out:

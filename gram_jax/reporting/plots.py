@@ -93,18 +93,14 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
     """
     scope = Scope("base_to_new", False)
     counts = shots_of(rows, scope)
-    if not counts:
-        return False
-    grid = measure(rows, scope, shots if shots in counts else counts[-1])
-    if not grid.items:
+    if not counts or not (grid := measure(rows, scope, shots if shots in counts else counts[-1])).items:
         return False
     methods = list(grid.values)
     with drawing(0.9 + 0.36 * len(methods), 1, 3, sharey=True) as (figure, axes):
         panels = {"base classes": "base", "new classes": "new", "H, mean over draws": None}
         for axis, (title, split) in zip(axes[0], panels.items(), strict=True):
             for place, method in enumerate(methods):
-                mean, half = percent(grid.summary(method, split))
-                style = style_of(method)
+                (mean, half), style = percent(grid.summary(method, split)), style_of(method)
                 axis.errorbar(mean, place, xerr=half, color=style.color, marker=style.marker or "|", capsize=2.5)
                 axis.annotate(
                     f"{mean:.1f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=8.5,
@@ -117,7 +113,9 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
             axis.margins(x=0.12)
         axes[0][0].set_yticks(range(len(methods)), [label(method) for method in methods])
         axes[0][0].set_ylim(len(methods) - 0.5, -0.65)
-        figure.suptitle(f"{scope.title}, {in_shots(grid.shots)}{_over(grid)}", fontsize=10)
+        over = f"{len(grid.items)} dataset" + "s" * (len(grid.items) != 1)
+        over += f", {len(grid.seeds)} seeds: mean and 95 % interval" * (len(grid.seeds) > 1)
+        figure.suptitle(f"{scope.title}, {in_shots(grid.shots)} ({over})", fontsize=10)
         save(figure, path)
     return True
 
@@ -128,8 +126,7 @@ def regulation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
     rows = [row for row in rows if row.step is not None and row.domain is None]
     counts = sorted({row.shots for row in rows if row.shots is not None})
     rows = [row for row in rows if row.shots in (None, shots if shots in counts else max(counts, default=None))]
-    curves = {method: _along(rows, method) for method in ordered(row.method for row in rows)}
-    curves = {method: panels for method, panels in curves.items() if panels}
+    curves = {method: panels for method in ordered(row.method for row in rows) if (panels := _along(rows, method))}
     if not curves:
         return False
     titles = {RATIO: "length of the regulated gradient, |R(g)| / |g|", COSINE: "cosine of R(g) and g"}
@@ -151,7 +148,7 @@ def _along(rows: Sequence[Row], method: str) -> dict[str, tuple[list[int], np.nd
     panels = {}
     for metric in (RATIO, COSINE):
         chosen = [row for row in rows if row.method == method and row.metric == metric]
-        values = {(row.dataset, row.seed, row.step): row.value for row in chosen}
+        values = {(row.dataset, row.seed, step): row.value for row in chosen if (step := row.step) is not None}
         draws = {(dataset, seed) for dataset, seed, _ in values}
         measured = sorted({step for _, _, step in values})
         steps = [step for step in measured if all((*draw, step) in values for draw in draws)]
@@ -202,12 +199,12 @@ def _curves(
             tuned = [method for method in methods if split_method(method)[0] == base]
             for axis, (scope, grids) in zip(line, curves.items(), strict=True):
                 at = scale(np.asarray(places[scope]))
-                for method in references:
-                    _curve(axis, at, grids, method, _name(method, several))
-                for index, method in enumerate(tuned):
-                    # Side by side, so that intervals do not cover each other.
-                    shift = (index - (len(tuned) - 1) / 2) * 0.012 * (at[-1] - at[0])
-                    _curve(axis, at + shift, grids, method, _name(method, several))
+                # Side by side, so that intervals do not cover each other.
+                shifts = (np.arange(len(tuned)) - (len(tuned) - 1) / 2) * 0.012 * (at[-1] - at[0])
+                for method, shift in (*((method, 0.0) for method in references), *zip(tuned, shifts, strict=True)):
+                    width = 2.2 if split_method(method)[1] in ("gram", "tuner") else 1.3
+                    summaries, name = [grid.summary(method) for grid in grids], _name(method, several)
+                    intervals(axis, at + shift, summaries, method, linewidth=width, markersize=5, label=name)
                 axis.set_title(f"{scope.title}\n{scope.quantity}, %")
                 _ticks(axis, places[scope], at)
             line[0].set_ylabel(base_label(base) * several)
@@ -226,17 +223,18 @@ def _name(method: str, several: bool) -> str:
     return role_label(role).removeprefix(" ") or "tuner alone"
 
 
-def _curve(axis: Any, at: np.ndarray, grids: Sequence[Grid], method: str, name: str) -> None:
+def other_template(method: str) -> bool:
+    """Returns whether a method is zero-shot with another template than that of "zero_shot"."""
+    return method != ZERO_SHOT and not split_method(method)[0]
+
+
+def intervals(axis: Any, at: np.ndarray, summaries: Sequence[Summary | None], method: str, **drawn: Any) -> None:
+    """Draws means with their intervals in the style of a method, which `drawn` may change."""
     style = style_of(method)
-    means, halves = np.array([percent(grid.summary(method)) for grid in grids]).T
-    base, role = split_method(method)
-    line, width = style.line, 2.2 if role in ("gram", "tuner") else 1.3
-    if method != ZERO_SHOT and not base:
-        line = ":"  # another template than that of "zero_shot"
-    axis.errorbar(
-        at, means, yerr=halves if halves.any() else None, color=style.color, linestyle=line, linewidth=width,
-        elinewidth=1, capsize=2, marker=style.marker, markersize=5, label=name,
-    )  # fmt: skip
+    means, halves = np.array([percent(summary) for summary in summaries]).T
+    given = {"marker": style.marker, "linestyle": ":" if other_template(method) else style.line} | drawn
+    yerr = halves if halves.any() else None
+    axis.errorbar(at, means, yerr=yerr, color=style.color, elinewidth=1, capsize=2, **given)
 
 
 def percent(summary: Summary | None) -> tuple[float, float]:
@@ -251,11 +249,6 @@ def style_of(method: str) -> Style:
     """Returns the style of a method's role."""
     role = split_method(method)[1]
     return STYLES.get(role) or STYLES.get(role.partition(":")[0], _OTHER)
-
-
-def _over(grid: Grid) -> str:
-    seeds = f", {len(grid.seeds)} seeds: mean and 95 % interval" if len(grid.seeds) > 1 else ""
-    return f" ({len(grid.items)} dataset{'s' * (len(grid.items) != 1)}{seeds})"
 
 
 def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from gram_jax.evaluation.results import Row
 from gram_jax.evaluation.statistics import Summary
 from gram_jax.reporting import plots
 from gram_jax.reporting.grid import Grid, Scope, in_shots, measure, scopes, shots_of, with_thirds
-from gram_jax.reporting.names import ZERO_SHOT, label, ordered, split_method
+from gram_jax.reporting.names import label, ordered
 
 _TARGETS = 16  # in a panel; more would be illegible
 
@@ -23,8 +23,7 @@ def transfer(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | 
     panels: list[tuple[str, Grid, str]] = []
     for protocol in TRANSFER:
         scope = Scope(protocol, True)
-        counts = shots_of(rows, scope)
-        if counts:
+        if counts := shots_of(rows, scope):
             grid = measure(rows, scope, shots if shots in counts else counts[-1])
             panels += [(scope.title, grid, source) for source in dict.fromkeys(dataset for dataset, _ in grid.items)]
     if not panels:
@@ -62,8 +61,7 @@ def long_tails(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
     with plots.drawing(3.6, 1, 4) as (figure, axes):
         for axis, (title, split) in zip(axes[0], panels.items(), strict=False):
             for index, method in enumerate(methods):
-                summaries = [grid.summary(method, split) for grid in grids]
-                _dots(axis, summaries, index, len(methods), method, joined=True)
+                _dots(axis, [grid.summary(method, split) for grid in grids], index, len(methods), method, joined=True)
             axis.set_xticks(range(len(taus)), taus)
             axis.set_xlabel("tau, smallest class / largest")
             axis.set_title(title)
@@ -83,12 +81,7 @@ def _dots(
     axis: Any, summaries: Sequence[Summary | None], index: int, count: int, method: str, joined: bool = False
 ) -> None:
     """Draws means with their intervals; those of several methods are side by side."""
-    style = plots.style_of(method)
-    means, halves = np.array([plots.percent(summary) for summary in summaries]).T
-    own_template = method != ZERO_SHOT and not split_method(method)[0]
-    marker, line = ("x", ":") if own_template else (style.marker or "_", style.line)
-    shift = (index - (count - 1) / 2) * min(0.12, 0.5 / count)
-    axis.errorbar(
-        np.arange(len(means)) + shift, means, yerr=halves if halves.any() else None, color=style.color,
-        linestyle=line if joined else "", marker=marker, markersize=6, elinewidth=1, capsize=2, label=label(method),
-    )  # fmt: skip
+    at = np.arange(len(summaries)) + (index - (count - 1) / 2) * min(0.12, 0.5 / count)
+    marker = "x" if plots.other_template(method) else plots.style_of(method).marker or "_"
+    line = {} if joined else {"linestyle": ""}
+    plots.intervals(axis, at, summaries, method, marker=marker, markersize=6, label=label(method), **line)

@@ -86,7 +86,7 @@ def base_to_new(datasets: Collection[str]) -> list[Published]:
         values = {"base": float(base.mean()), "new": float(new.mean())}
         values |= {"H of means": harmonic_of_means(base, new), "mean of H": mean_of_harmonics(base, new)}
         rows.append(row._replace(values=values))
-    return rows + (_table("base_to_new, averages") if ELEVEN == set(datasets) else [])
+    return rows + (_table("base_to_new, averages") if set(datasets) == ELEVEN else [])
 
 
 def transfer(protocol: str, source: str, others: Sequence[str]) -> list[Published]:

@@ -36,13 +36,7 @@ PUBLISHED = "published:"  # the beginning of the names of published rows
 
 
 class Cell(NamedTuple):
-    """A number of a table, or a text.
-
-    Attributes:
-      summary: the number, a fraction; None for a text.
-      signed: whether it is a difference, shown with its sign and whole interval.
-      text: the text that replaces the number.
-    """
+    """A number of a table, a fraction, or a text; a signed number is a difference, shown with its whole interval."""
 
     summary: Summary | None
     signed: bool = False
@@ -58,14 +52,9 @@ class Cell(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A table of numbers.
+    """A table of numbers: rows have names in files and labels in the displayed table.
 
-    Attributes:
-      title: the title.
-      header: the column titles; the first is the title of the row names.
-      names: the names of the rows in files.
-      labels: the names of the rows in the displayed table.
-      rows: the cells, without the names.
+    The first column title is that of the row names, which `rows` do not contain.
     """
 
     title: str
@@ -76,22 +65,16 @@ class Sheet(NamedTuple):
 
     def table(self) -> Table:
         """Returns the displayed table."""
-        return Table(
-            self.header,
-            tuple((name, *map(str, cells)) for name, cells in zip(self.labels, self.rows, strict=True)),
-        )
+        rows = zip(self.labels, self.rows, strict=True)
+        return Table(self.header, tuple((name, *map(str, cells)) for name, cells in rows))
 
 
 def sheets(
     rows: Sequence[Row], shots: int | None, against: str | None = None, unlike: Collection[str] = ()
 ) -> Iterator[Sheet]:
-    """Yields all tables of a report.
+    """Yields all tables of a report, as `write_report` describes them.
 
-    Args:
-      rows: measurements, each draw once.
-      shots: labeled images per class in the tables along adaptation, by dataset, and of other metrics.
-      against: a method that all others are compared with, too.
-      unlike: datasets that differ from the published ones of the same name; they get no published rows.
+    Datasets in `unlike` differ from the published ones of the same name and get no published rows.
     """
     for scope in WITHIN_DATASET:
         counts = shots_of(rows, scope)
@@ -121,9 +104,8 @@ def _base_to_new(grid: Grid, unlike: Collection[str]) -> Sheet:
     body = []
     for method, values in grid.values.items():
         base, new, score = (Cell(grid.summary(method, split)) for split in ("base", "new", None))
-        of_means = Cell(None)
-        if base.summary is not None:
-            of_means = _exact(harmonic_of_means(values["base"], values["new"]), base.summary.n)
+        n = base.summary and base.summary.n
+        of_means = Cell(None) if n is None else _exact(harmonic_of_means(values["base"], values["new"]), n)
         body.append((base, new, of_means, score, _to_tuner(grid, method)))
     sheet = _sheet(f"{grid.scope.title}, {in_shots(grid.shots)}", header, tuple(grid.values), body)
     datasets, tau = [dataset for dataset, _ in grid.items], imbalance(grid.scope.protocol)
@@ -305,11 +287,9 @@ def _to_tuner(grid: Grid, method: str, items: Sequence[int] | None = None) -> Ce
 
 def _with_published(sheet: Sheet, published: Sequence[Published], columns: Mapping[str, str]) -> Sheet:
     """Appends published rows; `columns` maps the titles of the sheet to the published names."""
+    of_header = [columns.get(column, "") for column in sheet.header[1:]]
     body = [
-        tuple(
-            _exact(row.values[name], 0) if (name := columns.get(column)) in row.values else Cell(None)
-            for column in sheet.header[1:]
-        )
+        tuple(_exact(row.values[name], 0) if name in row.values else Cell(None) for name in of_header)
         for row in published
     ]
     return sheet._replace(
