@@ -41,11 +41,9 @@ def adapt(  # long: each argument is a symbol of the formula, or a setting of ho
     Args:
       loss: `loss(prompt, batch) -> scalar`; it may close over frozen values if this is called inside `jit`.
       prompt: theta_0, a pytree of float arrays.
-      phi: the regulator's parameters.
+      phi, regulator: the regulator's parameters, and R.
       support: the batch of every step.
-      regulator: R.
-      steps: K, >= 0.
-      learning_rate: alpha, one number, or a pytree like the prompt with a number for each leaf.
+      steps, learning_rate: K, >= 0, and alpha, one number, or a number for each leaf of the prompt.
       context: the regulator's input, see `regulator_context`.
       gradient: how the result is differentiated. "exact": through everything, including second derivatives of the
         loss. "first_order": every raw gradient is a constant, so that d theta_K / d theta_0 = 1; phi and alpha are
@@ -106,8 +104,6 @@ def differentiated_steps(steps: int, gradient: str | int) -> int:
     if isinstance(gradient, str) and gradient in GRADIENTS:
         return steps
     if isinstance(gradient, bool) or not isinstance(gradient, int) or not 1 <= gradient <= steps:
-        raise InputError(
-            f"gradient={gradient!r} with steps={steps}: choose 'exact', 'first_order', or a number of last steps from "
-            "1 to steps"
-        )
+        remedy = "choose 'exact', 'first_order', or a number of last steps from 1 to steps"
+        raise InputError(f"gradient={gradient!r} with steps={steps}: {remedy}")
     return gradient

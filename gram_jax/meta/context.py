@@ -20,9 +20,8 @@ def task_context(clip: Clip, image_features: Array, text_features: Array) -> Arr
         c = [ mean_i f_i ; mean_k t_k ]
 
     Args:
-      clip: the frozen clip.
-      image_features: frozen features of the support, `[images, embed_dim]`.
-      text_features: frozen features of the classes under "a photo of a {}.", `[classes, embed_dim]`.
+      clip, image_features: the frozen clip, and its features of the support, `[images, embed_dim]`.
+      text_features: its features of the classes under "a photo of a {}.", `[classes, embed_dim]`.
 
     Returns:
       float32 `[2 * embed_dim]`.
@@ -40,9 +39,8 @@ class Structure:
     """The prototypes of themes that a structured initialization or regulator uses; gradients do not change it.
 
     Attributes:
-      prototypes: float32 `[prototypes, context_dim]`, the context of each theme.
+      prototypes, temperature: the context of each theme, float32 `[prototypes, context_dim]`, and tau, float32.
       center: float32 `[context_dim]`, the origin from which contexts are measured.
-      temperature: float32, temperature of the softmax over prototypes.
     """
 
     prototypes: Array
@@ -56,8 +54,7 @@ def relation(structure: Structure, context: Array) -> Array:
         w_p = softmax_p( cos(c - m, c_p - m) / tau )
 
     Args:
-      structure: prototypes c_p, their center m and the temperature tau.
-      context: c, float `[context_dim]`, see `task_context`.
+      structure, context: prototypes c_p, their center m and tau; and c, float `[context_dim]`, see `task_context`.
 
     Returns:
       float32 `[prototypes]`, positive, with sum 1.
@@ -73,10 +70,9 @@ def relation(structure: Structure, context: Array) -> Array:
     """
     context = jnp.asarray(context, jnp.float32)
     if context.shape != structure.center.shape:
-        raise InputError(
-            f"the context has shape {list(context.shape)}, the prototypes have {structure.center.shape[0]} channels; "
-            f"pass one vector [{structure.center.shape[0]}] per task"
-        )
+        shape, channels = list(context.shape), len(structure.center)
+        text = f"the context has shape {shape}, the prototypes have {channels} channels"
+        raise InputError(f"{text}; pass one vector [{channels}] per task")
 
     def unit(vector: Array) -> Array:
         return vector / jnp.sqrt(jnp.sum(vector**2, -1, keepdims=True) + _EPSILON)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,8 +23,7 @@ class Meta:
     """The learned initialization, regulator parameters and step sizes; they belong to no class list.
 
     Attributes:
-      prompt: theta, the initial prompt.
-      phi: the regulator's parameters.
+      prompt, phi: theta, the initial prompt, and the regulator's parameters.
       log_rates: the logarithm of the inner step size of each prompt leaf.
       offsets: structured initialization only: the offset of each prototype, `[prototypes, ...]` each leaf; or None.
       structure: the prototypes of a structured initialization or regulator; or None.
@@ -45,8 +45,7 @@ def init_meta(prompt: PyTree, phi: PyTree, learning_rate: float) -> Meta:
     """Returns the state before meta-learning, a `Meta` with one step size for all leaves.
 
     Args:
-      prompt: a new prompt, from the tuner's `init`.
-      phi: new parameters, from the regulator's `init` with that prompt.
+      prompt, phi: a new prompt, from the tuner's `init`, and parameters, from the regulator's `init` with that prompt.
       learning_rate: inner step size, > 0; stored as a logarithm, so that learning keeps it positive.
 
     Reference:
@@ -73,11 +72,10 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05, *, 
     if prototypes.ndim != 2 or not len(prototypes):
         raise InputError(f"prototypes have shape {list(prototypes.shape)}, not [1 or more, context_dim]")
     require_number("temperature", temperature, above=0)
-    meta = meta.replace(structure=Structure(prototypes, prototypes.mean(0), jnp.float32(temperature)))
-    if not offsets:
-        return meta
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)
-    return meta.replace(offsets=zeros)
+    structure, added = Structure(prototypes, prototypes.mean(0), jnp.float32(temperature)), meta.offsets
+    if offsets:
+        added = jax.tree.map(lambda leaf: jnp.zeros((len(prototypes), *leaf.shape), leaf.dtype), meta.prompt)
+    return dataclasses.replace(meta, structure=structure, offsets=added)
 
 
 def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
@@ -93,20 +91,18 @@ def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
         return meta.prompt
     if context is None:
         raise InputError("a structured initialization needs the task's context; compute it with meta.task_context")
+    assert meta.structure is not None  # offsets belong to prototypes
     weights = relation(meta.structure, context)
-
-    def shifted(leaf: Array, offsets: Array) -> Array:
-        return leaf + jnp.tensordot(weights.astype(leaf.dtype), offsets, 1)
-
-    return jax.tree.map(shifted, meta.prompt, meta.offsets)
+    return jax.tree.map(
+        lambda leaf, offsets: leaf + jnp.tensordot(weights.astype(leaf.dtype), offsets, 1), meta.prompt, meta.offsets
+    )
 
 
 def regulator_context(meta: Meta, regulator: Regulator, context: Array | None = None) -> Array | None:
     """Returns the input of a regulator: the task's context c, or w(c) for a regulator with a setting "prototypes".
 
     Args:
-      meta: holds the prototypes.
-      regulator: the regulator.
+      meta, regulator: the prototypes are those of `meta`.
       context: c of the task, `[context_dim]`, see `task_context`.
 
     Returns:
@@ -116,7 +112,7 @@ def regulator_context(meta: Meta, regulator: Regulator, context: Array | None = 
     if count is None:
         return context
     available = 0 if meta.structure is None else len(meta.structure.prototypes)
-    if available != count:
+    if meta.structure is None or available != count:
         raise InputError(
             f"the regulator {regulator.name} needs prototypes={count}, found {available}; add them by with_structure"
         )

@@ -53,12 +53,9 @@ def meta_objective(
         mean over tasks of   L(theta_K; same) + lambda L(theta_K; cross)
 
     Args:
-      loss: `loss(prompt, batch) -> scalar`.
+      loss, regulator, steps, gradient: as in `adapt`.
       meta: the initialization, the regulator's parameters and the step sizes.
       tasks: stacked on a leading axis; every task has the same shapes.
-      regulator: the gradient-regulating function.
-      steps: inner steps K.
-      gradient: see `adapt`.
       cross_weight: lambda, >= 0. At 0 the cross query is ignored and may be None.
 
     Returns:
@@ -70,22 +67,14 @@ def meta_objective(
     """
     require_number("cross_weight", cross_weight, least=0)
     if cross_weight and not jax.tree.leaves(tasks.cross):
-        raise InputError(
-            f"cross_weight={cross_weight}, but the tasks have no cross query; add one or set the weight to 0"
-        )
+        problem = f"cross_weight={cross_weight}, but the tasks have no cross query"
+        raise InputError(f"{problem}; add one or set the weight to 0")
 
     def of_task(task: Task) -> dict[str, Array]:
+        first, context = initial_prompt(meta, task.context), regulator_context(meta, regulator, task.context)
+        of_run: dict[str, Any] = {"learning_rate": meta.rates, "context": context, "trajectory": True}
         prompt, support = adapt(
-            loss,
-            initial_prompt(meta, task.context),
-            meta.phi,
-            task.support,
-            regulator=regulator,
-            steps=steps,
-            learning_rate=meta.rates,
-            context=regulator_context(meta, regulator, task.context),
-            gradient=gradient,
-            trajectory=True,
+            loss, first, meta.phi, task.support, regulator=regulator, steps=steps, gradient=gradient, **of_run
         )
         same = loss(prompt, task.same)
         metrics = {"loss": same, "same": same, "support": support}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,9 +33,8 @@ class MetaState:
     """The state of meta-training, as stored in a checkpoint.
 
     Attributes:
-      meta: the values being learned.
+      meta, step: the values being learned, and the number of outer steps done, int32.
       optimizer_state: state of the outer optimizer, over the learned parts of `meta`.
-      step: int32, number of outer steps done.
     """
 
     meta: Meta
@@ -94,12 +94,9 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
 
     Args:
       loss: `loss(prompt, frozen, batch) -> scalar`; `frozen` is the clip, or a pytree that contains it.
-      regulator: the gradient-regulating function.
+      regulator, steps, gradient, cross_weight: as in `meta_objective`.
       optimizer: Optax, for a dictionary of the learned parts, `{"prompt": ..., "phi": ...}`; with
         `optax.multi_transform` each part has its own.
-      steps: inner steps K.
-      gradient: see `adapt`.
-      cross_weight: see `meta_objective`.
       learn: the learned parts: "prompt", "phi", "log_rates" (the inner step sizes), "offsets" (of the structured
         initialization that `with_structure` makes). The others do not change.
       mapper: "shard_map", or "pmap" for the devices of a single process; the result is the same.
@@ -116,12 +113,9 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
       >>> from gram_jax.regulators import affine
       >>> loss = lambda prompt, frozen, batch: jnp.mean((frozen * prompt["x"] - batch) ** 2)
       >>> regulator, prompt = affine(), {"x": jnp.zeros(2)}
-      >>> step = make_meta_step(
-      ...     loss, regulator, optax.adam(0.1), steps=3, cross_weight=0, devices=jax.devices()[:1]
-      ... )
+      >>> step = make_meta_step(loss, regulator, optax.adam(0.1), steps=3, cross_weight=0, devices=jax.devices()[:1])
       >>> state = step.init(init_meta(prompt, regulator.init(jax.random.key(0), prompt), learning_rate=0.1))
-      >>> tasks = Task(support=jnp.ones((4, 2)), same=jnp.ones((4, 2)))
-      >>> state, metrics = step(state, jnp.ones(2), tasks)
+      >>> state, metrics = step(state, jnp.ones(2), Task(support=jnp.ones((4, 2)), same=jnp.ones((4, 2))))
       >>> metrics["loss"].shape
       (4,)
 
@@ -131,14 +125,20 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
     """
     differentiated_steps(steps, gradient)
     require_number("cross_weight", cross_weight, least=0)
-    learn = _check_learn(learn)
+    given, learn = learn, (learn,) if isinstance(learn, str) else tuple(learn)
+    if not learn or len(set(learn)) != len(learn) or not set(learn) <= set(PARTS):
+        raise InputError(f"learn={given!r}: name one or more of {', '.join(PARTS)}, each once")
     if tasks_at_once is not None:
         require_int("tasks_at_once", tasks_at_once)
-
-    settings = {"regulator": regulator, "steps": steps, "gradient": gradient, "cross_weight": cross_weight}
+    settings: dict[str, Any] = {
+        "regulator": regulator,
+        "steps": steps,
+        "gradient": gradient,
+        "cross_weight": cross_weight,
+    }
 
     def objective(learned: PyTree, meta: Meta, frozen: PyTree, tasks: Task) -> tuple[Array, Metrics]:
-        meta = meta.replace(**learned)
+        meta = dataclasses.replace(meta, **learned)
         return meta_objective(lambda prompt, batch: loss(prompt, frozen, batch), meta, tasks, **settings)
 
     def update(state: MetaState, frozen: PyTree, tasks: Task) -> tuple[MetaState, Metrics]:
@@ -149,7 +149,7 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
         grads, metrics = _by_groups(gradients, learned, tasks, tasks_at_once)
         grads = jax.lax.pmean(grads, AXIS)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, learned)
-        meta = state.meta.replace(**optax.apply_updates(learned, updates))
+        meta = dataclasses.replace(state.meta, **optax.apply_updates(learned, updates))
         # Gathered, so that every host can name a task whose loss is not finite.
         metrics = jax.lax.all_gather(metrics, AXIS, tiled=True)
         metrics |= {f"{part}_gradient_norm": optax.tree.norm(grads[part]) for part in learn}
@@ -163,7 +163,6 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
 
     mesh = _make_mesh(devices, mapper)
     replicated = NamedSharding(mesh, PartitionSpec())
-
     return MetaStep(
         lambda meta: _replicate(_init(meta, optimizer, learn), replicated),
         lambda frozen: _replicate(frozen, replicated),
@@ -247,10 +246,3 @@ def _by_groups(
 
 def _parts(meta: Meta, learn: Sequence[str]) -> dict[str, PyTree]:
     return {part: getattr(meta, part) for part in learn}
-
-
-def _check_learn(learn: Sequence[str]) -> tuple[str, ...]:
-    parts = (learn,) if isinstance(learn, str) else tuple(learn)
-    if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(PARTS):
-        raise InputError(f"learn={learn!r}: name one or more of {', '.join(PARTS)}, each once")
-    return parts

@@ -184,7 +184,7 @@ def _at_step(rows: Sequence[Row], step: int | None) -> tuple[dict[str, int | Non
     """Returns the step of each method, in the order of methods, and its rows; None for the last step."""
     seen: dict[str, set[int]] = {}
     for row in rows:
-        seen.setdefault(row.method, set()).update({row.step} - {None})
+        seen.setdefault(row.method, set()).update([] if row.step is None else [row.step])
     steps = {name: (max(seen[name]) if step is None else step) if seen[name] else None for name in ordered(seen)}
     return steps, [row for row in rows if row.step == steps[row.method]]
 

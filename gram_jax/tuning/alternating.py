@@ -16,11 +16,11 @@ from gram_jax.errors import InputError, require_known, require_number
 from gram_jax.objectives import batch_loss
 from gram_jax.objectives.base import exclude, normalize, weighted_mean
 from gram_jax.regulators import Regulator
-from gram_jax.tuners import Outputs, Tuner
+from gram_jax.tuners import Tuner
 from gram_jax.tuners.vpt import visual_prompt
 from gram_jax.tuning.gradient_metrics import regulation
-from gram_jax.tuning.schedules import SCHEDULES, scheduled_rate
-from gram_jax.tuning.step import Tuning, descent, run_logits, step_arguments
+from gram_jax.tuning.schedules import SCHEDULES, WARMUP_RATE, scheduled_rate
+from gram_jax.tuning.step import Batch, Tuning, descent, run_logits, step_arguments
 
 Array = jax.Array
 PyTree = Any
@@ -32,13 +32,9 @@ _PER_RUN = ("images", "labels", "context", "run_reference", "seed")  # entries o
 
 @flax.struct.dataclass
 class AlternatingState:
-    """The state of a run: prompts and regulators, stacked on a leading axis of runs.
+    """The state of a run: prompts, regulators and their SGD; each leaf `[runs, ...]`.
 
     Attributes:
-      prompts: each leaf `[runs, ...]`.
-      optimizer_state: the state of the prompts' SGD, each leaf `[runs, ...]`.
-      phi: the regulators, each leaf `[runs, ...]`.
-      phi_state: the state of the regulators' SGD, each leaf `[runs, ...]`.
       step: int32, the number of completed batches.
     """
 
@@ -53,7 +49,7 @@ class _Method(NamedTuple):
     tuner: Tuner
     regulator: Regulator
     reference: str  # the regularizers whose gradient the regulator reads, or ""
-    losses: Callable[..., tuple[Array, Array]]
+    loss: Callable[..., Any]
     direction: optax.GradientTransformation
     adapt_rate: float
     query_weight: float
@@ -91,24 +87,16 @@ def make_alternating(
     a mask, so that the step is compiled once.
 
     Args:
-      tuner: the tuner.
-      regulator: R, with parameters to learn, e.g. `regulators.prometar()`.
-      momentum: that of both, in [0, 1).
-      weight_decay: that of both, at least 0.
+      tuner, regulator: the tuner, and R, with parameters to learn, e.g. `regulators.prometar()`.
+      momentum, weight_decay: those of both; the momentum in [0, 1).
       schedule: one of `schedules.SCHEDULES`.
-      adapt_rate: beta, above 0.
-      query_weight: w, above 0.
-      phi_rate: rho, above 0.
+      adapt_rate, query_weight, phi_rate: beta, w and rho, above 0.
 
     Returns:
       A `Tuning` as that of `make_tuning`, with three differences. `init(prompts, phi)` takes the initial regulators,
       each leaf `[runs, ...]`; the steps ignore their argument phi, because the state contains it. A batch also has
       "seed", int `[runs]`, which together with the step number determines queries and mixtures. The metrics are those
       of step 1, and "query_loss", q / w, 0 without a second step.
-
-    Raises:
-      InputError: a setting has an impossible value, or the regulator reads prototypes; `init` raises it if phi has
-        no parameters.
 
     Example:
       >>> from gram_jax import regulators, tuners
@@ -130,41 +118,37 @@ def make_alternating(
     if "prototypes" in regulator.settings:
         raise InputError(f"{regulator.name} reads prototypes, which meta-training learns; use another regulator")
     direction, reference = descent("sgd", momentum, weight_decay), regulator.settings.get("reference", "")
-    method = _Method(tuner, regulator, reference, _losses(tuner, reference), direction, adapt_rate, query_weight)
+    loss = batch_loss(tuner, reference=reference).loss
+    method = _Method(tuner, regulator, reference, loss, direction, adapt_rate, query_weight)
 
     def init(prompts: PyTree, phi: PyTree = None) -> AlternatingState:
         prompts, phi = jax.tree.map(jnp.asarray, (prompts, phi))
         if not jax.tree.leaves(phi):
-            raise InputError(
-                f"{regulator.name}: phi has no parameters to learn; pass its stacked init, or use make_tuning"
-            )
+            problem = "phi has no parameters to learn; pass its stacked init, or use make_tuning"
+            raise InputError(f"{regulator.name}: {problem}")
         states = jax.vmap(direction.init)(prompts), jax.vmap(direction.init)(phi)
         return AlternatingState(prompts, states[0], phi, states[1], jnp.zeros((), jnp.int32))
 
     @jax.jit
     def update(
-        state: AlternatingState,
-        clip: Clip,
-        batch: dict[str, Any],
-        rates: PyTree,
-        lengths: tuple[Array, Array],
-        warmup: PyTree,
+        state: AlternatingState, clip: Clip, batch: Batch, rates: PyTree, lengths: tuple[Array, Array], warmup: PyTree
     ) -> tuple[AlternatingState, dict[str, Array]]:
-        def scheduled(rate: Array, epochs: Array, **of_warmup: float) -> Array:
-            return scheduled_rate(schedule, rate, state.step, *lengths, epochs, **of_warmup)
+        def scheduled(factor: float, of_warmup: float) -> PyTree:
+            def rate(rate: Array, epochs: Array) -> Array:
+                return scheduled_rate(schedule, factor * rate, state.step, *lengths, epochs, of_warmup)
 
-        def scheduled_phi(rate: Array, epochs: Array) -> Array:
-            return scheduled(phi_rate * rate, epochs, warmup_rate=PHI_WARMUP_RATE)
+            return jax.tree.map(rate, rates, warmup)
 
-        both = jax.tree.map(scheduled, rates, warmup), jax.tree.map(scheduled_phi, rates, warmup)
+        both = scheduled(1.0, WARMUP_RATE), scheduled(phi_rate, PHI_WARMUP_RATE)
         own = {name: batch[name] for name in _PER_RUN if name in batch}
         shared = {name: value for name, value in batch.items() if name not in _PER_RUN}
 
         def one(*run: Any) -> tuple:
             return _two_steps(method, run[:-1], clip, shared | run[-1], state.step, both)
 
-        *learned, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, state.phi, state.phi_state, own)
-        return AlternatingState(*learned, state.step + 1), metrics
+        learned, metrics = jax.vmap(one)(state.prompts, state.optimizer_state, state.phi, state.phi_state, own)
+        prompts, optimizer_state, phi, phi_state = learned
+        return AlternatingState(prompts, optimizer_state, phi, phi_state, state.step + 1), metrics
 
     return Tuning(
         init,
@@ -182,16 +166,19 @@ def _arguments(*given: Any, **named: Any) -> tuple[Any, ...]:
     return state, *rest
 
 
-def _two_steps(
-    method: _Method, learned: tuple, clip: Clip, batch: dict[str, Any], number: Array, rates: tuple
-) -> tuple:
-    """Takes both steps of one run; returns prompt, its SGD, phi, its SGD, and the metrics."""
+def _two_steps(method: _Method, learned: tuple, clip: Clip, batch: Batch, number: Array, rates: tuple) -> tuple:
+    """Takes both steps of one run; returns (prompt, its SGD, phi, its SGD), and the metrics."""
     prompt, prompt_state, phi, phi_state = learned
     labels = batch["labels"]
 
     def gradients(prompt: PyTree, phi: PyTree, counts: Array) -> tuple[Array, PyTree, PyTree]:
         """Returns loss, gradient and regulated gradient on the images that count."""
-        (value, other), pull = jax.vjp(lambda prompt: method.losses(prompt, clip, batch, counts), prompt)
+
+        def losses(prompt: PyTree) -> tuple[Array, Array]:
+            value = method.loss(prompt, clip, batch | {"weights": counts})
+            return value if method.reference else (value, jnp.zeros(()))
+
+        (value, other), pull = jax.vjp(losses, prompt)
         (grads,) = pull((jnp.ones_like(value), jnp.zeros_like(other)))
         (reference,) = pull((jnp.zeros_like(value), jnp.ones_like(other)))
         context = reference if method.reference else batch.get("context")
@@ -215,7 +202,7 @@ def _two_steps(
     several = jnp.any(query < 1)
     kept = jax.tree.map(lambda new, old: jnp.where(several, new, old), after, before)
     metrics["query_loss"] = jnp.where(several, loss / method.query_weight, 0.0)
-    return *kept[0], *kept[1], metrics
+    return (*kept[0], *kept[1]), metrics
 
 
 def _descend(method: _Method, learned: PyTree, state: PyTree, grads: PyTree, rates: PyTree) -> tuple[PyTree, PyTree]:
@@ -225,13 +212,15 @@ def _descend(method: _Method, learned: PyTree, state: PyTree, grads: PyTree, rat
     return optax.apply_updates(learned, updates), state
 
 
-def _query_loss(
-    tuner: Tuner, prompt: PyTree, clip: Clip, batch: dict[str, Any], split: tuple[Array, Array, Array]
-) -> Array:
+def _query_loss(tuner: Tuner, prompt: PyTree, clip: Clip, batch: Batch, split: tuple[Array, Array, Array]) -> Array:
     """Returns q / w for a split from `draw_query`."""
     query, partner, share = split
     outputs = tuner.apply(prompt, clip, batch["classes"], batch["images"])
-    features = at_least_float32(_features(tuner, prompt, clip, batch["images"], outputs))
+    features: Any = outputs.image_features
+    if tuner.name == "ivlp":
+        visual = visual_prompt(prompt["visual"], tuner.settings["placement"])
+        features = encode_image(clip, batch["images"], visual, normalize=False)
+    features = at_least_float32(features)
     mixed = normalize(share[:, None] * features + (1 - share[:, None]) * features[partner])
     scores = exclude(logits(mixed, outputs.text_features, clip.params["logit_scale"]), batch.get("valid"))
     labels = jnp.stack([batch["labels"], batch["labels"][partner]], axis=1)
@@ -240,11 +229,7 @@ def _query_loss(
 
 
 def draw_query(key: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Draws the query of a batch, and the partner of each image with their mixture weight.
-
-    Args:
-      key: the random key.
-      labels: int `[images]`.
+    """Draws the query of a batch from its labels, int `[images]`, and each image's partner and mixture weight.
 
     Returns:
       * float `[images]`, 1 for the images of one random class, with equal probability for each class of the batch;
@@ -262,25 +247,6 @@ def draw_query(key: Array, labels: Array) -> tuple[Array, Array, Array]:
     class_key, partner_key, share_key = jax.random.split(key, 3)
     labels, images = jnp.asarray(labels), jnp.arange(len(labels))
     first = jnp.argmax(labels[:, None] == labels[None], axis=1) == images  # of its class in this batch
-    chosen = labels[jax.random.categorical(class_key, jnp.where(first, 0.0, -jnp.inf))]
-    query = labels == chosen
+    query = labels == labels[jax.random.categorical(class_key, jnp.where(first, 0.0, -jnp.inf))]
     partner = jax.random.categorical(partner_key, jnp.where(query, -jnp.inf, 0.0), shape=images.shape)
     return query.astype(jnp.float32), partner, jax.random.beta(share_key, _BETA, _BETA, images.shape)
-
-
-def _losses(tuner: Tuner, reference: str) -> Callable[..., tuple[Array, Array]]:
-    """Returns a function for the cross-entropy and the regularizers of the reference gradient, or 0, of some images."""
-    loss = batch_loss(tuner, reference=reference).loss
-
-    def losses(prompt: PyTree, clip: Clip, batch: dict[str, Any], counts: Array) -> tuple[Array, Array]:
-        value = loss(prompt, clip, batch | {"weights": counts})
-        return value if reference else (value, jnp.zeros(()))
-
-    return losses
-
-
-def _features(tuner: Tuner, prompt: PyTree, clip: Clip, images: Array, outputs: Outputs) -> Array:
-    """Returns image features, not normalized if the tuner is `ivlp`."""
-    if tuner.name != "ivlp":
-        return outputs.image_features
-    return encode_image(clip, images, visual_prompt(prompt["visual"], tuner.settings["placement"]), normalize=False)

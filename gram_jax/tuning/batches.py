@@ -27,9 +27,7 @@ def shuffled_batches(seed: int, count: int, batch_size: int, steps: int) -> np.n
 
     Args:
       seed: the seed of the order.
-      count: the number of items, at least 1.
-      batch_size: the number of items in a batch, at least 1.
-      steps: the number of batches, at least 0.
+      count, batch_size, steps: the number of items, of items in a batch, and of batches, which may be 0.
 
     Returns:
       int64 `[steps, batch_size]`, from 0 to `count - 1`.
@@ -39,7 +37,7 @@ def shuffled_batches(seed: int, count: int, batch_size: int, steps: int) -> np.n
       >>> sorted(drawn.ravel().tolist())
       [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     """
-    _require_counts(count, batch_size, steps=steps)
+    _require_counts(count, batch_size, "steps", steps)
     rng = np.random.default_rng(seed)
     order = [rng.permutation(count) for _ in range(-(-steps * batch_size // count))]
     stream = np.concatenate(order) if order else np.empty(0, np.int64)
@@ -53,7 +51,7 @@ def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.nda
 
     Args:
       seed, count, batch_size: as in `shuffled_batches`.
-      epochs: the number of epochs, at least 0.
+      epochs: the number of epochs.
 
     Returns:
       int64 `[epochs * max(1, count // batch_size), min(batch_size, count)]`, from 0 to `count - 1`.
@@ -66,7 +64,7 @@ def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.nda
       The loader of Dassl: shuffled, `drop_last` if there is at least one complete batch. The random order differs, as
       Dassl's comes from PyTorch.
     """
-    _require_counts(count, batch_size, epochs=epochs)
+    _require_counts(count, batch_size, "epochs", epochs)
     rng = np.random.default_rng(seed)
     size = min(batch_size, count)
     order = [rng.permutation(count)[: count // size * size] for _ in range(epochs)]
@@ -97,22 +95,27 @@ def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> 
     count = len(classes.eot) if isinstance(classes, Classes) else len(classes)
     size = round_up(count, CLASS_MULTIPLE)
     valid = np.arange(size) < count
+
+    def padded(array: Array, *length: int) -> Array:
+        return jnp.asarray(pad_to(array, size, *length))
+
     if not isinstance(classes, Classes):
-        return jnp.asarray(pad_to(classes, size)), valid
+        return padded(classes), valid
     limit = clip.config.text.context_length
     # The context is one of the leaves. If another leaf is longer, names are padded less, which is always correct.
     tokens = max((leaf.shape[-2] for leaf in jax.tree.leaves(prompt) if len(leaf.shape) > 1), default=0)
     template, tail = classes.token_ids.shape[1], classes.tail_ids.shape[1]
-    padded = Classes(
-        token_ids=pad_to(classes.token_ids, size, min(round_up(template, _TEMPLATE_MULTIPLE), limit)),
-        eot=pad_to(classes.eot, size),
-        tail_ids=pad_to(classes.tail_ids, size, min(round_up(tail, _NAME_MULTIPLE), max(tail, limit - 1 - tokens))),
-        name_length=pad_to(classes.name_length, size),
-        tail_eot=pad_to(classes.tail_eot, size),
+    together = Classes(
+        token_ids=padded(classes.token_ids, min(round_up(template, _TEMPLATE_MULTIPLE), limit)),
+        eot=padded(classes.eot),
+        tail_ids=padded(classes.tail_ids, min(round_up(tail, _NAME_MULTIPLE), max(tail, limit - 1 - tokens))),
+        name_length=padded(classes.name_length),
+        tail_eot=padded(classes.tail_eot),
     )
-    return jax.tree.map(jnp.asarray, padded), valid
+    return together, valid
 
 
-def _require_counts(count: int, batch_size: int, **length: int) -> None:
-    for name, value in {"count": count, "batch_size": batch_size, **length}.items():
-        require_int(name, value, least=int(name not in length))
+def _require_counts(count: int, batch_size: int, name: str, length: int) -> None:
+    require_int("count", count)
+    require_int("batch_size", batch_size)
+    require_int(name, length, least=0)

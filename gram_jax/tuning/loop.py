@@ -22,10 +22,8 @@ class Recipe(NamedTuple):
     """The learning rate and the length of a run, and the averaging of its prompts.
 
     Attributes:
-      learning_rate: alpha, one number, or a number for each leaf of a prompt.
-      total_steps: the number of steps, at least 0.
-      epoch_steps: the number of steps in an epoch, at least 1, for schedules that count epochs.
-      warmup_epochs: the number of epochs of the warm-up, one number, or a number for each leaf of a prompt.
+      learning_rate, warmup_epochs: alpha and the epochs of the warm-up, one number, or one for each leaf of a prompt.
+      total_steps, epoch_steps: the number of steps of the run and, for schedules that count epochs, of an epoch.
       epoch_weights: a weight for the prompts after each epoch, `[epochs]`, e.g. `objectives.gaussian_weights(20, 15,
         1)`; the result of the last step is then their weighted sum. None: the last prompts.
     """
@@ -77,10 +75,9 @@ def tune(
     """Tunes a stack of prompts, one step on each batch.
 
     Args:
-      tuning: the result of `make_tuning`.
+      tuning, clip: the result of `make_tuning`, and the frozen clip.
       prompts: the initial prompts of the runs, each leaf `[runs, ...]`.
       phi: the regulator's parameters, frozen; for `make_alternating` their initial values, each leaf `[runs, ...]`.
-      clip: the frozen clip.
       batches: at least `recipe.total_steps` batches in the form that `make_tuning` describes.
       recipe: the learning rate and the length of the run.
       report: the numbers of steps after which the prompts are kept; the final ones are always kept.
@@ -89,10 +86,6 @@ def tune(
 
     Returns:
       The prompts, the metrics of every step, and the cost of a step.
-
-    Raises:
-      InputError: there are too few batches, a number in `report` is never reached, or `recipe.epoch_weights` does not
-        have one weight for each epoch.
 
     Example:
       >>> from gram_jax import regulators, tuners
@@ -149,10 +142,8 @@ def _check_recipe(recipe: Recipe, wanted: set[int]) -> None:
         raise InputError(f"report={sorted(wanted)} with total_steps={recipe.total_steps}: report steps up to the total")
     weights = recipe.epoch_weights
     if weights is not None and len(weights) * recipe.epoch_steps != recipe.total_steps:
-        raise InputError(
-            f"{len(weights)} epoch_weights do not fit total_steps={recipe.total_steps} with epoch_steps="
-            f"{recipe.epoch_steps}; give one weight for each epoch"
-        )
+        length = f"total_steps={recipe.total_steps} with epoch_steps={recipe.epoch_steps}"
+        raise InputError(f"{len(weights)} epoch_weights do not fit {length}; give one weight for each epoch")
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int:

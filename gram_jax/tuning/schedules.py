@@ -39,12 +39,8 @@ def scheduled_rate(
 
     Args:
       schedule: one of `SCHEDULES`.
-      rate: the learning rate, a scalar.
-      step: k, from 0, int scalar.
-      total_steps: K, int scalar.
-      epoch_steps: S, int scalar, at least 1; only "warmup_cosine" reads it.
-      warmup_epochs: W, a scalar, at least 0; only "warmup_cosine" reads it.
-      warmup_rate: the rate during the warm-up, a scalar.
+      rate, step, total_steps, epoch_steps, warmup_epochs: the learning rate, k from 0, K, S and W, scalars.
+      warmup_rate: the rate during the warm-up.
 
     Returns:
       A scalar.
@@ -68,24 +64,19 @@ def scheduled_rate(
 
 
 def per_leaf(value: PyTree, prompt: PyTree, name: str = "learning_rate", dtype: Any = None) -> PyTree:
-    """Returns a setting as one scalar array for each leaf of a prompt.
-
-    Args:
-      value: one number, or a pytree of numbers with the structure of the prompt.
-      prompt: the prompt.
-      name: the name of the setting, for messages.
-      dtype: the dtype of the arrays; None keeps that of the numbers.
+    """Returns a setting, one number or a pytree of numbers like the prompt, as a scalar array for each leaf.
 
     Example:
       >>> {name: float(rate) for name, rate in per_leaf(0.5, {"bias": 0, "kernel": 0}).items()}
       {'bias': 0.5, 'kernel': 0.5}
     """
-    structure = jax.tree.structure(prompt)
-    if jax.tree.structure(value) != structure:
-        if jax.tree.structure(value) != jax.tree.structure(0.0) or jnp.ndim(value):
-            raise InputError(
-                f"{name} has the structure {jax.tree.structure(value)}, and the prompt {structure}; give one number, "
-                "or one number for each leaf of the prompt"
-            )
-        value = jax.tree.unflatten(structure, [value] * structure.num_leaves)
-    return jax.tree.map(lambda number: jnp.asarray(number, dtype), value)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (0.0, value, prompt)]
+    leaf, given, structure = structures
+    if given == structure:
+        return jax.tree.map(lambda number: jnp.asarray(number, dtype), value)
+    if given != leaf or jnp.ndim(value):
+        raise InputError(
+            f"{name} has the structure {given}, and the prompt {structure}; give one number, "
+            "or one number for each leaf of the prompt"
+        )
+    return jax.tree.map(lambda _: jnp.asarray(value, dtype), prompt)

@@ -22,17 +22,17 @@ from gram_jax.tuning.schedules import SCHEDULES, per_leaf, scheduled_rate
 Array = jax.Array
 PyTree = Any
 
+Batch = dict[str, Any]
+
 OPTIMIZERS = ("sgd", "adam")
 _PER_RUN = ("images", "labels", "context", "run_reference")  # entries of a batch with a leading axis of runs
 
 
 @flax.struct.dataclass
 class TuningState:
-    """The state of a tuning run: prompts stacked on a leading axis of runs.
+    """The state of a tuning run: prompts and the state of the optimizer, each leaf `[runs, ...]`.
 
     Attributes:
-      prompts: each leaf `[runs, ...]`.
-      optimizer_state: the state of the optimizer, each leaf `[runs, ...]`.
       step: int32, the number of completed steps.
     """
 
@@ -53,13 +53,13 @@ class Tuning(NamedTuple):
       lower: takes the arguments of `step`, returns its `jax.stages.Lowered`, to analyze memory and operations.
     """
 
-    init: Callable[..., TuningState]
-    step: Callable[..., tuple[TuningState, dict[str, Array]]]
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, dict[str, Array]]]
     logits: Callable[[PyTree, Clip, Any, Array], Array]
     lower: Callable[..., jax.stages.Lowered]
 
 
-def classification_loss(tuner: Tuner) -> Callable[[PyTree, Clip, dict[str, Any]], Array]:
+def classification_loss(tuner: Tuner) -> Callable[[PyTree, Clip, Batch], Array]:
     """Returns the cross-entropy of a tuner on a batch, whose class list may be padded.
 
         loss = CE( where(valid, logits, -1e9), labels )
@@ -84,7 +84,7 @@ def classification_loss(tuner: Tuner) -> Callable[[PyTree, Clip, dict[str, Any]]
       "Learning to Prompt for Vision-Language Models", section 3.2, equation 4.
     """
 
-    def loss(prompt: PyTree, clip: Clip, batch: dict[str, Any]) -> Array:
+    def loss(prompt: PyTree, clip: Clip, batch: Batch) -> Array:
         outputs = tuner.apply(prompt, clip, batch["classes"], batch["images"])
         return cross_entropy(outputs._replace(logits=exclude(outputs.logits, batch.get("valid"))), batch["labels"])
 
@@ -95,7 +95,7 @@ def make_tuning(
     tuner: Tuner,
     regulator: Regulator,
     *,
-    loss: Callable[[PyTree, Clip, dict[str, Any]], Any] | None = None,
+    loss: Callable[[PyTree, Clip, Batch], Any] | None = None,
     optimizer: str = "sgd",
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -115,15 +115,12 @@ def make_tuning(
     arguments. Methods that share a tuner, a regulator and a loss should share this object.
 
     Args:
-      tuner: the tuner.
-      regulator: R.
+      tuner, regulator: the tuner, and R.
       loss: L, `loss(prompt, clip, batch) -> scalar`, e.g. `objectives.batch_loss(tuner, "kgcoop:8").loss`. For a
         regulator with a reference gradient `-> (scalar, scalar)`: L, and the loss whose gradient is the reference.
         None: the cross-entropy, and the reference that the regulator names.
-      optimizer: "sgd" or "adam".
-      momentum: the momentum of SGD, in [0, 1).
-      weight_decay: w, at least 0.
-      schedule: one of `schedules.SCHEDULES`.
+      optimizer, schedule: one of `OPTIMIZERS` and of `schedules.SCHEDULES`.
+      momentum, weight_decay: the momentum of SGD, in [0, 1), and w.
 
     Returns:
       The `Tuning`. The arguments of its step are the state; phi, shared by the runs; the clip; a batch; a learning
@@ -133,9 +130,6 @@ def make_tuning(
       for regulators that read one, and further entries that the loss reads, shared by the runs, except
       "run_reference", each leaf `[runs, ...]`. The metrics, each `[runs]`, are "loss" and those of
       `gradient_metrics.regulation`, before the update.
-
-    Raises:
-      InputError: a setting has an impossible value; on a step, if a learning rate has another form.
 
     Example:
       >>> from gram_jax import regulators, tuners
@@ -163,13 +157,7 @@ def make_tuning(
 
     @jax.jit
     def update(
-        state: TuningState,
-        phi: PyTree,
-        clip: Clip,
-        batch: dict[str, Any],
-        rates: PyTree,
-        lengths: tuple[Array, Array],
-        warmup: PyTree,
+        state: TuningState, phi: PyTree, clip: Clip, batch: Batch, rates: PyTree, lengths: PyTree, warmup: PyTree
     ) -> tuple[TuningState, dict[str, Array]]:
         rates = jax.tree.map(lambda *of: scheduled_rate(schedule, of[0], state.step, *lengths, of[1]), rates, warmup)
         shared = {name: value for name, value in batch.items() if name not in _PER_RUN}
@@ -226,7 +214,7 @@ def step_arguments(
     state: Any,
     phi: PyTree,
     clip: Clip,
-    batch: dict[str, Any],
+    batch: Batch,
     learning_rate: PyTree,
     total_steps: int,
     epoch_steps: int = 1,

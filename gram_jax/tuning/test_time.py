@@ -83,12 +83,10 @@ def make_test_time_tuning(
     it. Computations that all images share, such as the class texts of a shared initialization, run once.
 
     Args:
-      tuner: the tuner.
-      regulator: R; None for no regulation.
+      tuner, regulator: the tuner, and R; None for no regulation.
       share: the share of the views that are tuned on, in (0, 1].
       steps: the number of steps, at least 1.
-      optimizer: "adamw" or "sgd".
-      weight_decay: w, decoupled, at least 0.
+      optimizer, weight_decay: "adamw" or "sgd", and w, decoupled.
 
     Returns:
       `tune(prompt, phi, clip, batch, learning_rate, own=False) -> TestTimeTuning`. The prompt is the initialization of
@@ -97,9 +95,6 @@ def make_test_time_tuning(
       the tuner requires them; optionally "valid" bool `[classes]`; and for regulators that read one, "context"
       `[images, ...]`. The rate is one number, or a number for each leaf of a prompt. The call raises InputError if
       `share` leaves no view.
-
-    Raises:
-      InputError: a setting has an impossible value, or the regulator reads a second gradient.
 
     Example:
       >>> from gram_jax import tuners
@@ -144,9 +139,8 @@ def make_test_time_tuning(
     ) -> TestTimeTuning:
         count = np.shape(batch["views"])[1]
         if not select_views(count, share):
-            raise InputError(
-                f"share={share:g} of {count} views is less than one view; give more views, or a larger share"
-            )
+            less = f"share={share:g} of {count} views is less than one view"
+            raise InputError(f"{less}; give more views, or a larger share")
         if regulator.name == "identity" and phi is None:
             phi = jax.eval_shape(regulator.init, jax.random.key(0), prompt)  # it has no arrays
         return run(prompt, phi, clip, batch, per_leaf(learning_rate, prompt, dtype=jnp.float32), own)
@@ -188,8 +182,7 @@ def _tune_image(
     if method.steps > 1:
         carry, rest = jax.lax.scan(step, carry, length=method.steps - 1)
         losses = jnp.concatenate([losses, rest])
-    prompt, _ = carry
-    return TestTimeTuning(logits(prompt, own["views"][:1])[0], initial[0], losses, kept)
+    return TestTimeTuning(logits(carry[0], own["views"][:1])[0], initial[0], losses, kept)
 
 
 def predict_test_time(
@@ -206,8 +199,7 @@ def predict_test_time(
     """Runs test-time tuning on any number of images, a fixed number at once, with one compiled program.
 
     Args:
-      tune: the result of `make_test_time_tuning`.
-      prompt, phi, clip, learning_rate, own: the arguments of `tune`.
+      tune, prompt, phi, clip, learning_rate, own: the result of `make_test_time_tuning`, and its arguments.
       batch: that of `tune`, for all images. "views" may be a lazy sequence whose slices are arrays; "classes" and
         "valid" come from `pad_classes`.
       batch_size: the number of images at once, at least 1.
@@ -251,14 +243,10 @@ def _entropy(log_probabilities: Array) -> Array:
 
 
 def select_views(views: int, share: float) -> int:
-    """Returns the number of views that are tuned on, floor(share views).
+    """Returns the number of views that are tuned on, floor(share views); 0 if the share is less than one view.
 
     Args:
-      views: V.
-      share: as in `make_test_time_tuning`. The result is exact for decimal shares such as 0.29.
-
-    Returns:
-      The number; 0 if the share is less than one view.
+      views, share: V, and a share as in `make_test_time_tuning`; the result is exact for decimal shares such as 0.29.
 
     Example:
       >>> select_views(64, 0.1), select_views(100, 0.29)
