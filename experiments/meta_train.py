@@ -247,10 +247,8 @@ def image_reader(
     if corpus is None:
         corpus = load_corpus(about["corpus"], pairs=about["pairs"], seed=about["seed"])
     if corpus.content_hash != about["content_hash"]:
-        raise InputError(
-            f"the hierarchy was built from a corpus with the hash {about['content_hash'][:12]}, this corpus has "
-            f"{corpus.content_hash[:12]}; run experiments.build_tasks again"
-        )
+        hashes = f"with the hash {about['content_hash'][:12]}, this corpus has {corpus.content_hash[:12]}"
+        raise InputError(f"the hierarchy was built from a corpus {hashes}; run experiments.build_tasks again")
 
     def pixels(rows: np.ndarray) -> np.ndarray:
         images = transform(corpus.images(hierarchy.members[rows.ravel()].tolist()))
@@ -328,11 +326,10 @@ def train(
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)
     if not runtime.is_main():
         return learned, ()
-    tuner, regulator = training.tuner, training.regulator
     notes = {"settings": settings, "tasks": dict(hierarchy.about)}
-    gram.save_meta(workdir / "meta.safetensors", learned, tuner, regulator, clip, notes=notes)
+    gram.save_meta(workdir / "meta.safetensors", learned, training.tuner, training.regulator, clip, notes=notes)
     rows = tuple(
-        evaluation.Row(f"{tuner.name}+gram", "meta_train", "corpus", name, value, step=record["step"])
+        evaluation.Row(f"{training.tuner.name}+gram", "meta_train", "corpus", name, value, step=record["step"])
         for record in runtime.read_metrics(workdir / "metrics.jsonl")
         for name, value in record.items()
         if name.startswith("val_")

@@ -195,16 +195,9 @@ def _curves(
         return False
     with drawing(0.9 + 2.9 * len(bases), len(bases), len(curves), sharey="col") as (figure, axes):
         for line, base in zip(axes, bases, strict=True):
-            references = [method for method in methods if not split_method(method)[0]]
-            tuned = [method for method in methods if split_method(method)[0] == base]
             for axis, (scope, grids) in zip(line, curves.items(), strict=True):
                 at = scale(np.asarray(places[scope]))
-                # Side by side, so that intervals do not cover each other.
-                shifts = (np.arange(len(tuned)) - (len(tuned) - 1) / 2) * 0.012 * (at[-1] - at[0])
-                for method, shift in (*((method, 0.0) for method in references), *zip(tuned, shifts, strict=True)):
-                    width = 2.2 if split_method(method)[1] in ("gram", "tuner") else 1.3
-                    summaries, name = [grid.summary(method) for grid in grids], _name(method, several)
-                    intervals(axis, at + shift, summaries, method, linewidth=width, markersize=5, label=name)
+                _curve_panel(axis, at, grids, [m for m in methods if split_method(m)[0] in ("", base)], several)
                 axis.set_title(f"{scope.title}\n{scope.quantity}, %")
                 _ticks(axis, places[scope], at)
             line[0].set_ylabel(base_label(base) * several)
@@ -213,6 +206,17 @@ def _curves(
         legend(figure, axes)
         save(figure, path)
     return True
+
+
+def _curve_panel(axis: Any, at: np.ndarray, grids: Sequence[Grid], methods: Sequence[str], several: bool) -> None:
+    tuned = [method for method in methods if split_method(method)[0]]
+    for method in methods:
+        # Side by side, so that intervals do not cover each other.
+        place = tuned.index(method) - (len(tuned) - 1) / 2 if method in tuned else 0.0
+        width = 2.2 if split_method(method)[1] in ("gram", "tuner") else 1.3
+        given = {"linewidth": width, "markersize": 5, "label": _name(method, several)}
+        summaries = [grid.summary(method) for grid in grids]
+        intervals(axis, at + place * 0.012 * (at[-1] - at[0]), summaries, method, **given)
 
 
 def _name(method: str, several: bool) -> str:

@@ -23,6 +23,7 @@ Array = jax.Array
 PyTree = Any
 
 Batch = dict[str, Any]
+Lengths = tuple[Array, Array]  # of a run and of an epoch, in steps
 
 OPTIMIZERS = ("sgd", "adam")
 _PER_RUN = ("images", "labels", "context", "run_reference")  # entries of a batch with a leading axis of runs
@@ -157,9 +158,9 @@ def make_tuning(
 
     @jax.jit
     def update(
-        state: TuningState, phi: PyTree, clip: Clip, batch: Batch, rates: PyTree, lengths: PyTree, warmup: PyTree
+        state: TuningState, phi: PyTree, clip: Clip, batch: Batch, rates: PyTree, lengths: Lengths, warmup: PyTree
     ) -> tuple[TuningState, dict[str, Array]]:
-        rates = jax.tree.map(lambda *of: scheduled_rate(schedule, of[0], state.step, *lengths, of[1]), rates, warmup)
+        rates = jax.tree.map(lambda r, w: scheduled_rate(schedule, r, state.step, *lengths, w), rates, warmup)
         shared = {name: value for name, value in batch.items() if name not in _PER_RUN}
 
         def one(prompt: PyTree, optimizer_state: PyTree, own: dict[str, Any]) -> Any:
