@@ -34,9 +34,6 @@ def write_arrays(path: PathLike, tree: Mapping[str, Any], header: Mapping[str, A
       tree: nested dictionaries with arrays as leaves; keys are strings without "/".
       header: JSON values.
 
-    Raises:
-      InputError: the tree holds something else, or the header is not JSON.
-
     Example:
       >>> import tempfile
       >>> path = f"{tempfile.mkdtemp()}/arrays.safetensors"
@@ -62,22 +59,17 @@ def write_arrays(path: PathLike, tree: Mapping[str, Any], header: Mapping[str, A
 
 
 def read_arrays(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a file that `write_arrays` wrote.
+    """Returns the tree, with NumPy arrays as leaves, and the header of a file that `write_arrays` wrote.
 
-    Returns:
-      The tree, with NumPy arrays as leaves, and the header.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ArrayFileError: the file is damaged, or `write_arrays` did not write it.
+    A file that is damaged, or that something else wrote, raises ArrayFileError.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    path = epath.Path(path)
-    if not path.exists():
+    file = epath.Path(path)
+    if not file.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    data = path.read_bytes()
+    data = file.read_bytes()
     try:
         leaves = load(data)
         size = int.from_bytes(data[:8], "little")
@@ -105,10 +97,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
             raise InputError(f"the key {key!r} below {prefix or '/'!r} must be a string without '/'")
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            if value:
-                yield from _flatten(value, f"{name}/")
-            else:
-                yield name, None
+            yield from _flatten(value, f"{name}/") if value else [(name, None)]
             continue
         if not isinstance(value, (np.ndarray, np.generic, jax.Array)) or str(value.dtype) not in _DTYPES:
             found = getattr(value, "dtype", type(value).__name__)
@@ -133,8 +122,7 @@ def _unflatten(leaves: Mapping[str, np.ndarray], empty: Sequence[str]) -> dict[s
 
 def _digest(content: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(leaves):
-        leaf = leaves[name]
+    for name, leaf in sorted(leaves.items()):
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()

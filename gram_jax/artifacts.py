@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -57,11 +58,8 @@ def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> Non
     Args:
       path: the file, usually `NAME.safetensors`.
       prompt: the prompt.
-      tuner: its tuner, a registered one.
+      tuner: its tuner, one in `gram_jax.tuners.REGISTRY`.
       clip: the clip that it was tuned on.
-
-    Raises:
-      InputError: the prompt does not fit the tuner and the clip, or the tuner is not in `gram_jax.tuners.REGISTRY`.
 
     Example:
       >>> import tempfile
@@ -77,19 +75,14 @@ def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> Non
 
 
 def load_prompt(path: PathLike, clip: Clip) -> LoadedPrompt:
-    """Loads a tuned prompt, bit for bit as it was saved, together with its tuner.
+    """Returns a tuned prompt, bit for bit as it was saved, and its tuner.
 
     Args:
       path: a file that `save_prompt` wrote.
       clip: the clip that the prompt was tuned on.
 
-    Returns:
-      The prompt and its tuner.
-
     Raises:
-      FileNotFoundError: there is no such file.
-      ArrayFileError: the file is damaged, is not a prompt, belongs to another clip, or needs a tuner that is not
-        registered.
+      ArrayFileError: the file is damaged, is not a prompt, belongs to another clip, or needs an unregistered tuner.
     """
     tree, header = read_arrays(path)
     tuner = _describe(path, header, PROMPT).tuner
@@ -110,19 +103,13 @@ def save_meta(
 ) -> None:
     """Saves the result of meta-learning: initialization, regulator parameters and inner learning rates.
 
-    Equal contents make equal files.
-
     Args:
       path: the file, usually `NAME.safetensors`.
-      meta: the initialization, structured or not, with the regulator's parameters and the inner learning rates.
-      tuner: the tuner of the prompt, a registered one.
+      meta: the result; its initialization may be structured.
+      tuner: the tuner of the prompt, a registered one that is not class-specific.
       regulator: the regulator of the parameters, a registered one.
       clip: the clip that it was learned on.
       notes: JSON values to keep with it, e.g. the settings of the run.
-
-    Raises:
-      InputError: the tuner is class-specific, `meta` does not fit the tuner, the regulator and the clip, or the tuner
-        or the regulator is not registered.
 
     Example:
       >>> import tempfile
@@ -159,22 +146,18 @@ def save_meta(
 
 
 def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
-    """Loads a meta checkpoint, bit for bit as it was saved, together with its tuner and regulator.
+    """Returns a meta checkpoint, bit for bit as it was saved, with its tuner, its regulator and its notes.
 
     Args:
       path: a file that `save_meta` wrote, as `experiments.meta_train` does.
       clip: the clip that it was learned on.
 
-    Returns:
-      The `Meta`, its tuner, its regulator and its notes.
-
     Raises:
-      FileNotFoundError: there is no such file.
-      ArrayFileError: the file is damaged, is not a meta checkpoint, belongs to another clip, or needs a tuner or a
-        regulator that is not registered.
+      ArrayFileError: the file is damaged, is no meta checkpoint, or needs another clip or an unregistered method.
     """
     tree, header = read_arrays(path)
-    described = _describe(path, header, META)
+    _, tuner, regulator, notes = _describe(path, header, META)
+    assert regulator is not None  # a meta checkpoint has one
     _check_clip(path, header, clip)
     tree = jax.tree.map(jnp.asarray, tree)
     try:
@@ -183,17 +166,12 @@ def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
         meta = Meta(**tree)
     except TypeError as error:
         raise ArrayFileError(f"{path} is not a complete meta checkpoint ({error}); save it again") from error
-    _check_meta(str(path), meta, described.tuner, described.regulator, clip)
-    return LoadedMeta(meta, described.tuner, described.regulator, described.notes)
+    _check_meta(str(path), meta, tuner, regulator, clip)
+    return LoadedMeta(meta, tuner, regulator, notes)
 
 
 def describe(path: PathLike) -> Description:
-    """Returns the header of a file that `save_prompt` or `save_meta` wrote, without the clip that it belongs to.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ArrayFileError: the file is damaged, holds something else, or needs a tuner or regulator that is not registered.
-    """
+    """Returns the header of a file that `save_prompt` or `save_meta` wrote, without the clip that it belongs to."""
     return _describe(path, read_arrays(path)[1], PROMPT, META)
 
 
@@ -211,10 +189,8 @@ def _header(tuner: Tuner, clip: Clip) -> dict[str, Any]:
     _check_registered(tuners.REGISTRY, tuner.name)
     versions = {}
     for name in ("gram_jax", "jax"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-            continue
     return {
         "tuner": tuner.name,
         "settings": dict(tuner.settings),
@@ -241,8 +217,7 @@ def _describe(path: PathLike, header: Mapping[str, Any], *kinds: str) -> Descrip
     if kind == PROMPT:
         return Description(kind, tuner, None, {})
     regulator = _make(path, regulators.REGISTRY, header.get("regulator"), header.get("regulator_settings"))
-    notes = header.get("notes")
-    if not isinstance(notes, dict):
+    if not isinstance(notes := header.get("notes"), dict):
         raise ArrayFileError(f"{path} has no notes; save it again")
     return Description(kind, tuner, regulator, notes)
 
@@ -298,7 +273,9 @@ def _check_meta(what: str, meta: Meta, tuner: Tuner, regulator: Regulator, clip:
         if meta.offsets is not None:
             expected["offsets"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), meta.prompt)
         sizes = {"prototypes": (count, width), "center": (width,), "temperature": ()}
-        expected["structure"] = Structure(**{k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in sizes.items()})
+        expected["structure"] = jax.eval_shape(
+            lambda: Structure(**{k: jnp.zeros(v, jnp.float32) for k, v in sizes.items()})
+        )
     for part, shapes in expected.items():
         _check_shapes(f"{part} of {what}", getattr(meta, part), shapes)
 

@@ -20,15 +20,12 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def pad_to(array: Any, *lengths: int, fill: Any = None) -> np.ndarray:
-    """Pads the leading axes at their ends.
+    """Pads the leading axes of an array at their ends, on the host.
 
     Args:
-      array: the array.
+      array: an array or nested lists.
       lengths: the new length of each leading axis, at least the present one.
       fill: the value to pad with; None repeats the last entry.
-
-    Returns:
-      The padded array, on the host.
 
     Example:
       >>> pad_to([1, 2, 3], 5).tolist(), pad_to([[1], [2]], 2, 3, fill=0).tolist()
@@ -41,14 +38,13 @@ def pad_to(array: Any, *lengths: int, fill: Any = None) -> np.ndarray:
 
 
 def padded_batches(items: Any, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of exactly `size` rows, so that one compiled program serves all of them.
+    """Yields batches of exactly `size` rows, so that one compiled program serves all of them, and their counts.
+
+    The last row fills up the last batch, whose first `count` rows are real.
 
     Args:
       items: an array, or a lazy sequence whose slices are arrays, `[rows, ...]`.
       size: rows in a batch.
-
-    Yields:
-      `(batch, count)`: the last row fills up the last batch, whose first `count` rows are real.
     """
     for begin in range(0, len(items), size):
         chunk = np.asarray(items[begin : begin + size])
@@ -56,15 +52,11 @@ def padded_batches(items: Any, size: int) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def map_batches(function: Callable[[np.ndarray], Any], items: Sequence[Any] | np.ndarray, size: int) -> Any:
-    """Applies a function batch by batch and joins what it returns.
+    """Applies a function batch by batch and joins what it returns, a pytree of arrays `[rows, ...]`, on the host.
 
     Args:
       function: maps `[size, ...]` to a pytree of arrays `[size, ...]`.
-      items: as in `padded_batches`, with at least one row.
-      size: rows in a batch.
-
-    Returns:
-      A pytree of arrays `[rows, ...]`, on the host.
+      items, size: as in `padded_batches`, with at least one row.
 
     Example:
       >>> map_batches(lambda rows: 2 * rows, np.arange(5), 2).tolist()

@@ -52,11 +52,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def require_known(name: str, value: str, known: Iterable[str]) -> None:
-    """Raises InputError unless `value` is one of the known words; suggests the closest one.
-
-    Example:
-      >>> require_known("optimizer", "sgd", ["adam", "sgd"])
-    """
+    """Raises InputError unless `value` is one of the known words; suggests the closest one."""
     known = list(known)
     if value not in known:
         raise InputError(
@@ -65,11 +61,7 @@ def require_known(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def require_int(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raises InputError unless `value` is an integer of at least `least` and at most `most`.
-
-    Example:
-      >>> require_int("num_tokens", 4)
-    """
+    """Raises InputError unless `value` is an integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{name}={value!r}: it must be an integer {bound}")
@@ -84,11 +76,7 @@ def require_bool(name: str, value: Any) -> None:
 def require_number(
     name: str, value: Any, least: float | None = None, above: float | None = None, below: float | None = None
 ) -> None:
-    """Raises InputError unless `value` is a finite number, at least `least`, greater than `above`, less than `below`.
-
-    Example:
-      >>> require_number("learning_rate", 0.1, above=0)
-    """
+    """Raises InputError unless `value` is a finite number, of at least `least`, above `above`, and less than `below`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
     if number and not (
         (least is not None and value < least)
@@ -119,6 +107,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
       >>> differences({"steps": 3, "seed": 0}, {"steps": 5, "seed": 0})
       ['steps was 3 and is 5']
     """
-    names = sorted(before.keys() | now.keys())
-    changed = [name for name in names if before.get(name) != now.get(name)]
+    changed = (name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
     return [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed]

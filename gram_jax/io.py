@@ -27,8 +27,7 @@ def absolute(path: PathLike) -> epath.Path:
       >>> str(absolute("gs://bucket/run")), absolute("run").is_absolute()
       ('gs://bucket/run', True)
     """
-    path = epath.Path(path)
-    return path if is_remote(path) else epath.Path(os.path.abspath(path))
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def is_remote(path: PathLike) -> bool:
@@ -44,12 +43,12 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
     The temporary name is unique and ends in ".part", so processes of several hosts may write the same file. An OSError
     without a file name (such as a full disk) gets the name of the file.
     """
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{path.name}.{uuid.uuid4().hex[:12]}.part"
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f"{target.name}.{uuid.uuid4().hex[:12]}.part"
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
@@ -71,12 +70,7 @@ def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
 
 
 def read_json(path: PathLike) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-      InputError: the file is not valid UTF-8 or not valid JSON.
-      FileNotFoundError: there is no such file.
-    """
+    """Returns the content of a JSON file; raises InputError if it is not valid UTF-8 or not valid JSON."""
     try:
         return json.loads(epath.Path(path).read_bytes().decode())
     except (ValueError, RecursionError) as error:
@@ -86,7 +80,7 @@ def read_json(path: PathLike) -> Any:
 def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a compressed `.npz` file atomically."""
     with atomic_path(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
 
 
 def write_npy(path: PathLike, array: np.ndarray) -> None:

@@ -44,22 +44,14 @@ class Registry(Generic[T]):
         return tuple(sorted(self._factories))
 
     def register(self, factory: Callable[..., T]) -> Callable[..., T]:
-        """Adds a factory under its `__name__` and returns it; can be used as a decorator.
-
-        Raises:
-          InputError: the name is taken.
-        """
+        """Adds a factory under its `__name__`, which must be new, and returns it; can be used as a decorator."""
         if factory.__name__ in self._factories:
             raise InputError(f"{self.family} {factory.__name__!r} exists already; give the function another name")
         self._factories[factory.__name__] = factory
         return factory
 
     def factory(self, name: str) -> Callable[..., T]:
-        """Returns the factory of a name.
-
-        Raises:
-          InputError: the name is unknown; the message suggests the closest one.
-        """
+        """Returns the factory of a name; InputError about an unknown name suggests the closest one."""
         if name not in self._factories:
             raise InputError(
                 f"there is no {self.family} {name!r}{nearest(name, self.names)}; choose from {', '.join(self.names)}"
@@ -84,32 +76,19 @@ class Registry(Generic[T]):
                 raise InputError(f"{self.family} {name!r} needs the setting {setting!r}; {listed}")
 
     def make(self, name: str, **settings: Any) -> T:
-        """Calls the factory of a name.
+        """Returns the member that a factory makes; InputError if name or settings are unknown, missing or refused.
 
         Args:
-          name: the name of the factory.
-          **settings: its settings.
-
-        Returns:
-          A member of the family.
-
-        Raises:
-          InputError: the name or a setting is unknown, or the factory refuses a value.
+          name, settings: the factory's name and arguments.
         """
         self.check_settings(name, settings)
         return self.factory(name)(**settings)
 
     def parse(self, text: str) -> T:
-        """Makes a member from its text form.
+        """Returns the member that a text describes; InputError as `parse_call` and `make`.
 
         Args:
-          text: `NAME` or `NAME(setting=literal, ...)`, see `parse_call`.
-
-        Returns:
-          A member of the family.
-
-        Raises:
-          InputError: as `make` and `parse_call`.
+          text: `NAME` or `NAME(setting=literal, ...)`.
         """
         call = parse_call(text)
         return self.make(call.name, **call.settings)
@@ -127,17 +106,9 @@ class Call(NamedTuple):
 
 
 def parse_call(text: str) -> Call:
-    """Parses `NAME` or `NAME(setting=literal, ...)`; nothing is evaluated but literals.
+    """Parses `NAME` or `NAME(setting=literal, ...)`; another form raises InputError.
 
-    Args:
-      text: the text; values are Python literals: numbers, quoted strings, True, False, None, tuples, lists,
-        dictionaries.
-
-    Returns:
-      The name and the settings.
-
-    Raises:
-      InputError: the text has another form.
+    Nothing is evaluated but Python literals: numbers, quoted strings, True, False, None, tuples, lists, dictionaries.
 
     Example:
       >>> parse_call("ivlp(depth=9, init_text='a photo of a')")
@@ -152,10 +123,10 @@ def parse_call(text: str) -> Call:
             return Call(node.id, {})
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
             raise InputError(problem)
-        names = [keyword.arg for keyword in node.keywords]
-        if None in names or len(set(names)) < len(names):
+        settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+        if len(settings) < len(node.keywords):  # one was given twice, or as **settings
             raise InputError(f"{problem}, each setting once")
-        return Call(node.func.id, {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords})
+        return Call(node.func.id, settings)
     except InputError:
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:

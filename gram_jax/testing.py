@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -29,35 +28,24 @@ def tiny_config(**overrides: Any) -> ClipConfig:
     Args:
       overrides: fields of `ClipConfig`, or of a tower with a prefix: `text_layers=3`, `vision_activation="gelu"`.
     """
-    towers = {
-        "text": TextConfig(
-            vocab_size=VOCAB_SIZE,
-            width=24,
-            layers=3,
-            heads=2,
-            mlp_width=48,
-            context_length=24,
-            bos_token_id=VOCAB_SIZE - 2,
-            eos_token_id=VOCAB_SIZE - 1,
-            pad_token_id=VOCAB_SIZE - 1,
-        ),
-        "vision": VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=12, patch_size=4),
-    }
-    fields = {name: {field.name for field in dataclasses.fields(tower)} for name, tower in towers.items()}
-    settings: dict[str, Any] = {"embed_dim": 16}
-    changes: dict[str, dict[str, Any]] = {tower: {} for tower in towers}
+    end = VOCAB_SIZE - 1
+    text: dict[str, Any] = {"width": 24, "layers": 3, "heads": 2, "mlp_width": 48, "context_length": 24}
+    text |= {"vocab_size": VOCAB_SIZE, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    vision: dict[str, Any] = {"width": 32, "layers": 3, "heads": 2, "mlp_width": 64, "image_size": 12, "patch_size": 4}
+    both: dict[str, Any] = {"embed_dim": 16}
     for name, value in overrides.items():
         tower, _, field = name.partition("_")
-        if field in fields.get(tower, ()):
-            changes[tower][field] = value
-        elif name in ClipConfig.__dataclass_fields__ and name not in towers:
-            settings[name] = value
+        if tower == "text" and field in TextConfig.__dataclass_fields__:
+            text[field] = value
+        elif tower == "vision" and field in VisionConfig.__dataclass_fields__:
+            vision[field] = value
+        elif name in ClipConfig.__dataclass_fields__ and name not in ("text", "vision"):
+            both[name] = value
         else:
             raise InputError(
                 f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD"
             )
-    towers = {tower: dataclasses.replace(config, **changes[tower]) for tower, config in towers.items()}
-    return ClipConfig(**towers, **settings)
+    return ClipConfig(TextConfig(**text), VisionConfig(**vision), **both)
 
 
 @functools.cache
@@ -72,7 +60,7 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
     Biases and norms are random too, so that no test passes because they are zero and one.
 
     Args:
-      seed: seed of the parameters.
+      seed: of the parameters.
       overrides: as in `tiny_config`, except `text_vocab_size`, which the tokenizer determines.
 
     Example:

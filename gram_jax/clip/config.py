@@ -36,10 +36,8 @@ class TextConfig:
 
     Attributes:
       vocab_size: rows of the token embedding.
-      width: width of the residual stream.
-      layers: transformer layers.
-      heads: attention heads per layer; must divide `width`.
-      mlp_width: hidden width of the two-layer perceptron.
+      width, mlp_width: width of the residual stream, and hidden width of the two-layer perceptron.
+      layers, heads: transformer layers, and attention heads per layer, which must divide `width`.
       context_length: positions, [SOS] and [EOS] included.
       activation: name of the perceptron's activation, as in Hugging Face's `hidden_act`.
       norm_eps: epsilon of every layer norm.
@@ -78,7 +76,6 @@ class VisionConfig:
       width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
       image_size: side of the square input image, pixels.
       patch_size: side of a square patch, pixels; a remainder at the right and lower edge is dropped.
-      channels: color channels.
 
     Example:
       >>> VisionConfig(image_size=224, patch_size=16).num_patches
@@ -111,8 +108,7 @@ class ClipConfig:
     """Sizes and settings of a CLIP: everything that is not an array.
 
     Attributes:
-      text: the text transformer.
-      vision: the vision transformer.
+      text, vision: the transformers.
       embed_dim: width of the joint embedding space.
       logit_scale_init: initial value of the log of the logit scale.
       compute_dtype: "float32" or "bfloat16", the dtype of the transformers' matrix products. Norms, softmax, residual
@@ -147,9 +143,6 @@ class ClipConfig:
 
         Missing keys take the defaults of transformers' `CLIPConfig`. Old files repeat the towers as `text_config_dict`
         and `vision_config_dict`, whose values win, as in transformers.
-
-        Raises:
-          InputError: the file describes another kind of model, or a size or setting is impossible or unsupported.
         """
         if config.get("model_type") != "clip":
             raise InputError(f"model_type={config.get('model_type')!r}: only 'clip' is supported")
@@ -193,9 +186,7 @@ _TRANSFORMER_KEYS = {
 _TEXT_KEYS = _TRANSFORMER_KEYS | {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-    "pad_token_id": "pad_token_id",
+    **{name: name for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
 }
 _SIDES = ("image_size", "patch_size")
 _VISION_KEYS = _TRANSFORMER_KEYS | {name: name for name in _SIDES} | {"channels": "num_channels"}

@@ -40,7 +40,7 @@ def encode_image(
     Args:
       clip: the frozen clip.
       images: float `[images, size, size, channels]`, from `clip.preprocess`.
-      prompt: visual prompt, or None.
+      prompt: visual prompt.
       layer_prompts: by layer number, a function that maps the layer's other tokens `[images, 1 + patches, width]` to
         the layer's prompt tokens `[images, n, width]`, or to `MaskedTokens`; n may differ between layers. The new
         tokens replace the previous prompt tokens, at the place given by `prompt.placement` (without a prompt: the end
@@ -66,8 +66,8 @@ def encode_image(
     validation.check_images(images, clip.config.vision)
     validation.check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
     params = clip.params["vision"]
+    aux: dict[int, Any] = {}
     if not layer_prompts:
-        aux: dict[int, Any] = {}
         features = _image(params, images, prompt, config=clip.config, normalize=normalize)
     else:
         # The functions close over what a tuner learns, so they belong to the caller's trace and are not jitted here.
@@ -88,8 +88,7 @@ def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
         f = normalize( W^T post_norm(x_L[class token]) ),    z_p = W^T post_norm(x_L[patch p]).
 
     Args:
-      clip: the frozen clip.
-      images: float `[images, size, size, channels]`, from `clip.preprocess`.
+      clip, images: as in `encode_image`.
     """
     validation.check_images(images, clip.config.vision)
     return _patches(clip.params["vision"], images, config=clip.config)
@@ -102,9 +101,8 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
     no effect and texts may be cut to the longest one.
 
     Args:
-      clip: the frozen clip.
+      clip, normalize: as in `encode_image`.
       token_ids: int `[..., tokens]` with [SOS] first, from `clip.tokenize`.
-      normalize: divide by the Euclidean norm.
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
@@ -116,20 +114,12 @@ def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Arra
 def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = None, *, normalize: bool = True) -> Array:
     """Returns the text features of classes, under their template or under a learned context.
 
-    Exact shortcuts keep this cheap: sequences are cut to the longest class, a prefix that all classes share runs once,
-    and the last layer computes the end token only. See `gram_jax.clip.text`.
-
     Args:
-      clip: the frozen clip.
       classes: the class names, from `clip.class_tokens`.
       prompt: the context and its position; None: the template of `classes`.
-      normalize: divide by the Euclidean norm.
 
     Returns:
       Features `[classes, embed_dim]`, or `[images, classes, embed_dim]` under a prompt per image; at least float32.
-
-    Raises:
-      InputError: the prompt does not fit, or it and the longest class name exceed the context length.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -155,14 +145,7 @@ def embed_tokens(clip: Clip, token_ids: Array) -> Array:
 
     Args:
       clip: the frozen clip.
-      token_ids: int `[..., tokens]`.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip = tiny_clip()
-      >>> words = clip.tokenize(["a photo of a"])[0, 1:-1]
-      >>> embed_tokens(clip, words).shape == (len(words), clip.config.text.width)
-      True
+      token_ids: int `[..., tokens]`, such as `clip.tokenize(["a photo of a"])[0, 1:-1]`.
     """
     validation.check_token_ids(token_ids, clip.config.text)
     return text.embed(clip.params["text"], token_ids)
@@ -202,7 +185,6 @@ def _patches(params: Any, images: Array, *, config: ClipConfig) -> tuple[Array, 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))
 def _text(params: Any, token_ids: Array, end: Array | None, *, config: ClipConfig, normalize: bool) -> Array:
-    end = text.find_end(config.text, token_ids) if end is None else end
     return _finish(text.text_features(params, config, token_ids, end), normalize)
 
 

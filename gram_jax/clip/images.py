@@ -43,8 +43,7 @@ class ImageTransform:
       crop: (height, width) of the center crop, or None for no crop; pixels.
       resample: Pillow's number of the resampling filter; 3 is bicubic.
       rescale_factor: factor of the bytes, or None.
-      mean: subtracted from each channel after rescaling, or None for no normalization.
-      std: divisor of each channel afterwards, or None for no normalization.
+      mean, std: subtracted from each channel after rescaling, and its divisor then; None for no normalization.
       max_pixels: images with more pixels are refused before decoding.
 
     Example:
@@ -89,10 +88,6 @@ class ImageTransform:
 
         Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`. Files of other model
         families, and sizes or steps that CLIP's transform lacks, raise InputError.
-
-        Example:
-          >>> ImageTransform.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336}).size
-          336
         """
         family = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
         if not family.startswith("CLIP"):
@@ -103,13 +98,12 @@ class ImageTransform:
         def given(key: str, default: Any) -> Any:
             return default if config.get(key) is None else config[key]
 
-        square = config.get("default_to_square") or config.get("use_square_size")
-        size = _read_size(given("size", 224), square) if given("do_resize", True) else None
+        square = bool(config.get("default_to_square") or config.get("use_square_size"))
         crop = _read_size(given("crop_size", 224), True) if given("do_center_crop", True) else None
         normalize = given("do_normalize", True)
         return cls(
-            size=size,
-            crop=crop,
+            size=_read_size(given("size", 224), square) if given("do_resize", True) else None,
+            crop=crop,  # type: ignore[arg-type]  # checked in __post_init__
             resample=int(given("resample", BICUBIC)),
             rescale_factor=given("rescale_factor", 1 / 255) if given("do_rescale", True) else None,
             mean=_read_channels(given("image_mean", MEAN)) if normalize else None,
@@ -172,16 +166,15 @@ class ImageTransform:
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Returns `(pixels * rescale_factor - mean) / std`, float32 `[..., 3]`, of uint8 `[..., 3]`."""
         table = self._table()
-        floats = np.empty(pixels.shape, np.float32)
-        for channel in range(3):
-            floats[..., channel] = table[:, channel][pixels[..., channel]]
-        return floats
+        return np.stack([table[:, channel][pixels[..., channel]] for channel in range(3)], axis=-1)
 
     def _table(self) -> np.ndarray:
         """Returns the normalized value of each byte and channel, `[256, 3]`, with transformers' rounding."""
         table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
         table = (table if self.rescale_factor is None else table * self.rescale_factor).astype(np.float32)
-        return table if self.mean is None else (table - np.float32(self.mean)) / np.float32(self.std)
+        return (
+            table if self.mean is None else (table - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        )
 
     def pixels(self, image: Any, name: str = "the image") -> np.ndarray:
         """Returns one image, resized and cropped, as uint8 `[H, W, 3]` before normalization.
@@ -250,7 +243,8 @@ def _read_size(size: Any, square: bool) -> int | tuple[int, int]:
     raise InputError(f"size={size!r}: expected a number, a shortest_edge, or height and width")
 
 
-def _read_channels(value: Any) -> tuple[float, ...]:
+def _read_channels(value: Any) -> Any:
+    """Returns one value per channel; `ImageTransform` checks that there are three."""
     return tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * 3
 
 
@@ -272,16 +266,15 @@ def _read_rgb(source: Any, name: str, max_pixels: int) -> Any:
             return _to_rgb(image, name, max_pixels)
     except ImageError:
         raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist; check the path") from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is no image of a known format ({', '.join(FORMATS)}); convert or remove it"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} may be a decompression bomb ({error}); make it smaller") from error
     except Exception as error:  # decoders raise errors of every type on broken data
-        raise ImageError(f"{name} cannot be read, it is truncated or damaged ({error}); replace it") from error
+        problem = f"cannot be read, it is truncated or damaged ({error}); replace it"
+        if isinstance(error, FileNotFoundError):
+            problem = "does not exist; check the path"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            problem = f"is no image of a known format ({', '.join(FORMATS)}); convert or remove it"
+        elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            problem = f"may be a decompression bomb ({error}); make it smaller"
+        raise ImageError(f"{name} {problem}") from error
 
 
 def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
@@ -299,9 +292,8 @@ def _to_rgb(image: Any, name: str, max_pixels: int) -> Any:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_gray_to_rgb(image, name)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

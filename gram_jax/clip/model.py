@@ -26,7 +26,6 @@ class Clip:
 
     Attributes:
       params: nested dictionary of arrays, see `init_params`.
-      config: sizes and settings.
       tokenizer: maps texts to token ids; None for a clip that receives token ids only.
       transform: maps images to float arrays; None for a clip that receives such arrays only.
 
@@ -45,13 +44,7 @@ class Clip:
     def class_tokens(
         self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False
     ) -> Classes:
-        """Tokenizes class names for `encode_classes`; see `gram_jax.clip.class_tokens`.
-
-        Example:
-          >>> from gram_jax.testing import tiny_clip
-          >>> tiny_clip().class_tokens(["cat", "dog"]).token_ids.shape[0]
-          2
-        """
+        """Tokenizes class names for `encode_classes`; see `gram_jax.clip.class_tokens`."""
         return class_tokens(self._require_tokenizer(), names, template, allow_duplicates=allow_duplicates)
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
@@ -61,14 +54,7 @@ class Clip:
     def preprocess(self, images: Any) -> np.ndarray:
         """Returns the input of `encode_image`, float32 `[images, image size, image size, 3]`.
 
-        Args:
-          images: a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
-
-        Example:
-          >>> from gram_jax.testing import tiny_clip
-          >>> clip = tiny_clip()
-          >>> clip.preprocess([np.zeros((5, 9, 3), np.uint8)]).shape == (1, *2 * [clip.config.vision.image_size], 3)
-          True
+        `images` is a list of PIL images, paths, encoded bytes or uint8 arrays `[height, width, 3]`.
         """
         if self.transform is None:
             raise InputError("this clip has no image transform; add one with clip.replace(transform=...)")
@@ -88,8 +74,7 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
     image positions and both final projections d^-1/2; patches (3 p^2 c)^-1/2. Biases are 0, norms the identity.
 
     Args:
-      key: a PRNG key.
-      config: the sizes.
+      key, config: a PRNG key and the sizes.
 
     Returns:
       A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,12 +20,7 @@ Memory = tuple[Array, Array]
 
 
 def at_least_float32(x: Array) -> Array:
-    """Casts half precision to float32; leaves float32 and float64 unchanged.
-
-    Example:
-      >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
-      dtype('float32')
-    """
+    """Casts half precision to float32; leaves float32 and float64 unchanged."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -63,7 +59,6 @@ class Attention(nn.Module):
 
         query = split(dense(name="query")(queries) * (width // self.heads) ** -0.5)
         key, value = split(dense(name="key")(tokens)), split(dense(name="value")(tokens))
-
         scores = at_least_float32(_scores(query, key))  # [..., heads, queries, tokens]
         if mask is not None:
             scores = jnp.where(mask[..., None, :, :], scores, jnp.finfo(scores.dtype).min)
@@ -129,6 +124,16 @@ def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
+def apply_norm(epsilon: float, params: Any, x: Array) -> Array:
+    """Applies a tower's layer norm with its parameters."""
+    return cast(Array, layer_norm(epsilon).apply({"params": params}, x))
+
+
+def slice_layers(layers: Any, index: int | slice) -> Any:
+    """Returns the parameters of one layer, or of a range of them, from a tower's stack."""
+    return jax.tree.map(lambda leaf: leaf[index], layers)
+
+
 def project(x: Array, kernel: Array) -> Array:
     """Projects features `[..., width]` into the joint space `[..., embed_dim]`, in full precision on every device."""
     return jnp.matmul(x, at_least_float32(kernel), precision="highest")
@@ -156,8 +161,7 @@ def run_layers(
     depth. Returns the last carry.
 
     Args:
-      step: a function of the carry, one layer's parameters, and the deep prompt to insert before the layer.
-      carry: the value passed from layer to layer.
+      step, carry: the function above, and the value passed from layer to layer.
       layers: parameters with a leading axis of layers.
       start, stop: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
@@ -174,18 +178,11 @@ def run_layers(
         return step(carry, *xs), None
 
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    for first, last, row in _segments(start, stop, deep_layers):
-        run = jax.tree.map(lambda leaf, first=first, last=last: leaf[first:last], layers)
-        carry, _ = jax.lax.scan(body, carry, (run, None if row is None else deep[row : row + last - first]))
+    for prompted, group in itertools.groupby(range(start, stop), deep_layers.__contains__):
+        run = list(group)
+        own = None
+        if prompted:
+            assert deep is not None
+            own = deep[deep_layers.index(run[0]) :][: len(run)]
+        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(run[0], run[-1] + 1)), own))
     return carry
-
-
-def _segments(start: int, stop: int, deep_layers: tuple[int, ...]) -> list[tuple[int, int, int | None]]:
-    """Splits a range of layers where deep prompts begin or end: (start, stop, row of the first deep prompt or None)."""
-    segments = []
-    first = start
-    for layer in range(start + 1, stop + 1):
-        if layer == stop or (layer in deep_layers) != (first in deep_layers):
-            segments.append((first, layer, deep_layers.index(first) if first in deep_layers else None))
-            first = layer
-    return segments

@@ -11,6 +11,13 @@ CLASS_POSITIONS = ("end", "middle", "front")
 PLACEMENTS = ("before_norm", "after_norm", "after_class")
 
 
+def _layers(prompt: TextPrompt | VisualPrompt) -> tuple[int, ...]:
+    """The layers before which deep prompts are inserted."""
+    if prompt.deep is None:
+        return ()
+    return tuple(range(1, 1 + prompt.deep.shape[0]) if prompt.deep_layers is None else prompt.deep_layers)
+
+
 @flax.struct.dataclass
 class TextPrompt:
     """Context tokens around a class name.
@@ -44,11 +51,7 @@ class TextPrompt:
     deep: jax.Array | None = None
     class_position: str = flax.struct.field(pytree_node=False, default="end")
     deep_layers: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers before which deep prompts are inserted."""
-        return _layers(self)
+    layers = property(_layers)
 
 
 @flax.struct.dataclass
@@ -71,11 +74,6 @@ class VisualPrompt:
       deep_layers: increasing layer numbers, one per deep prompt; None means 1, 2, ..., depth. Layer 0 is allowed only
         without `tokens`.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> VisualPrompt(None, deep=jnp.zeros((2, 10, 64)), placement="after_norm", deep_layers=(0, 1)).layers
-      (0, 1)
-
     Reference:
       "Visual Prompt Tuning" (VPT), section 3.2; the placements are those of the public code of the methods named.
     """
@@ -84,11 +82,7 @@ class VisualPrompt:
     deep: jax.Array | None = None
     placement: str = flax.struct.field(pytree_node=False, default="before_norm")
     deep_layers: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers before which deep prompts are inserted."""
-        return _layers(self)
+    layers = property(_layers)
 
 
 class MaskedTokens(NamedTuple):
@@ -101,9 +95,3 @@ class MaskedTokens(NamedTuple):
 
     tokens: jax.Array
     keep: jax.Array
-
-
-def _layers(prompt: TextPrompt | VisualPrompt) -> tuple[int, ...]:
-    if prompt.deep is None:
-        return ()
-    return tuple(range(1, 1 + prompt.deep.shape[0])) if prompt.deep_layers is None else tuple(prompt.deep_layers)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig, TextConfig
-from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
+from gram_jax.clip.modules import apply_norm, at_least_float32, make_block, project, run_layers, slice_layers
 from gram_jax.clip.prompts import TextPrompt
 from gram_jax.clip.tokenizer import Classes
 
@@ -39,8 +39,9 @@ def embed(params: Any, token_ids: Array) -> Array:
     return at_least_float32(jnp.take(params["token_embedding"], token_ids, axis=0))
 
 
-def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array) -> Array:
+def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array | None = None) -> Array:
     """Returns the features `[..., embed_dim]` of texts without a prompt, read at `end`, int `[...]`; not normalized."""
+    end = find_end(config.text, token_ids) if end is None else end
     return _full(params, config, embed(params, token_ids), end)
 
 
@@ -84,7 +85,7 @@ def _in_chunks(
 
     def one(own: dict[str, Any]) -> Array:
         own = dict(own)
-        return run(own.pop("classes"), prompt.replace(**own))
+        return run(own.pop("classes"), prompt.replace(**own))  # type: ignore[attr-defined]  # flax adds it
 
     # Inside a loop, XLA cannot merge the recomputation with the first computation, so no barrier is needed.
     features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), own)  # [chunks, (images,) size, embed_dim]
@@ -98,7 +99,6 @@ def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: T
     tail = embed(params, classes.tail_ids)  # [classes, tail, width]
     if share_prefix and prompt.class_position == "end" and not any(_per_class(prompt)):
         return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt)
-
     n = prompt.context.shape[-2]
     leading = jnp.broadcast_shapes(
         (tail.shape[0],), prompt.context.shape[:-2], () if prompt.deep is None else prompt.deep.shape[1:-2]
@@ -133,8 +133,9 @@ def _expand(index: Array, x: Array) -> Array:
     return jnp.broadcast_to(index, x.shape[:-1])[..., None]
 
 
-def _replace(x: Array, deep: Array, source: Array) -> Array:
+def _replace(x: Array, deep: Array, source: Array | None) -> Array:
     """Replaces the first m context tokens, at any position, by deep prompts."""
+    assert source is not None  # every prompt comes with the order of its tokens
     m = deep.shape[-2]
     deep = jnp.broadcast_to(deep, (*x.shape[:-2], *deep.shape[-2:])).astype(x.dtype)
     new = jnp.take_along_axis(deep, _expand(jnp.clip(source - 1, 0, m - 1), x), axis=-2)
@@ -142,12 +143,7 @@ def _replace(x: Array, deep: Array, source: Array) -> Array:
 
 
 def _full(
-    params: Any,
-    config: ClipConfig,
-    x: Array,
-    end: Array,
-    prompt: TextPrompt | None = None,
-    source: Array | None = None,
+    params: Any, config: ClipConfig, x: Array, end: Array, prompt: TextPrompt | None = None, source: Array | None = None
 ) -> Array:
     """Runs whole sequences of embedded tokens `[..., tokens, width]` and returns the features at `end` `[...]`."""
     block = make_block(config.text, config.compute_dtype)
@@ -163,10 +159,10 @@ def _full(
 
     last = config.text.layers - 1
     x = run_layers(step, x, params["layers"], 0, last, deep, deep_layers, config.remat)
-    if last in deep_layers:
+    if deep is not None and last in deep_layers:
         x = _replace(x, deep[-1], source)
     mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
-    x, _ = block.apply({"params": _layer(params, last)}, x, mask, read=end)
+    x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=end)
     return _project(params, config, x)
 
 
@@ -199,20 +195,15 @@ def _shared_prefix(
 
     last = config.text.layers - 1
     prefix, tail = run_layers(step, (prefix, tail), params["layers"], 0, last, prompt.deep, prompt.layers, config.remat)
-    if last in prompt.layers:
+    if prompt.deep is not None and last in prompt.layers:
         prefix = replace(prefix, prompt.deep[-1])
-    layer = {"params": _layer(params, last)}
+    layer = {"params": slice_layers(params["layers"], last)}
     memory = block.apply(layer, prefix, prefix_mask)[1]
     mask = jnp.arange(tail.shape[-2]) <= tail_end[:, None, None]  # [classes, 1, tail]
     tail, _ = block.apply(layer, tail, mask, memory, read=tail_end)
     return _project(params, config, tail)
 
 
-def _layer(params: Any, index: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], params["layers"])
-
-
 def _project(params: Any, config: ClipConfig, x: Array) -> Array:
     """Returns the feature `[..., embed_dim]` of a final hidden state `[..., 1, width]`."""
-    normed = layer_norm(config.text.norm_eps).apply({"params": params["final_norm"]}, x[..., 0, :])
-    return project(normed, params["projection"])
+    return project(apply_norm(config.text.norm_eps, params["final_norm"], x[..., 0, :]), params["projection"])

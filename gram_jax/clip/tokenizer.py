@@ -10,7 +10,7 @@ import collections
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Tokenizer:
         if not truncate:
             _check_lengths(texts, rows, limit)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        lengths = np.array([len(row) for row in rows])
         ids = np.full((len(rows), int(lengths.max()) if length is None else length), self.pad_token_id, np.int32)
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
@@ -172,23 +172,16 @@ def class_tokens(
     *,
     allow_duplicates: bool = False,
 ) -> Classes:
-    """Tokenizes class names for zero-shot classification and for prompt tuning.
+    """Returns class names as tokens, each array cut to its longest class.
 
     As in CoOp, underscores become spaces, and the tail after a learned context is `name + suffix`, tokenized as one
     text (a name that ends in a full stop may share a token with the suffix).
 
     Args:
-      tokenizer: the clip's tokenizer.
-      names: C class names.
+      tokenizer, names: the clip's tokenizer, and C class names.
       template: a text with one `{}` for the name.
       suffix: the end of a prompt, by default CoOp's full stop; may be empty.
       allow_duplicates: accept names with equal tokens (some published class lists have a few).
-
-    Returns:
-      `Classes`, each array cut to its longest class.
-
-    Raises:
-      InputError: a name is empty, too long, contains a special token, or has the tokens of another name.
 
     Example:
       >>> tokenizer = train_tokenizer(["a photo of a cat.", "a dog"] * 4, vocab_size=600, context_length=32)
@@ -266,23 +259,16 @@ def _encode_classes(tokenizer: Tokenizer, names: Sequence[str], texts: list[str]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
-    """Trains CLIP's tokenizer, a lower-cased byte-level byte-pair encoding, on texts.
+    """Returns CLIP's tokenizer, a lower-cased byte-level byte-pair encoding, trained on texts.
 
     The vocabulary has OpenAI's layout: 256 bytes, 256 bytes at the end of a word, the merges in order, start, end.
-    Hence there are no unknown tokens, and the end token has the highest id.
+    Hence there are no unknown tokens, and the end token has the highest id. Equal texts give equal tokenizers, in every
+    run and on every machine.
 
     Args:
       texts: the training texts; read once.
       vocab_size: the largest number of tokens, at least 514; smaller if no more pairs occur twice.
       context_length: the largest number of tokens in a text, start and end included.
-
-    Returns:
-      A `Tokenizer`, the same for the same texts in every run and on every machine.
-
-    Example:
-      >>> tokenizer = train_tokenizer(["greek small letter alpha"] * 3, vocab_size=600, context_length=16)
-      >>> tokenizer.encode(["GREEK small letter alpha"]).shape  # [SOS], four whole words, [EOS]
-      (1, 6)
 
     Reference:
       Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016; byte level and layout as
@@ -302,7 +288,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     # between merges. One private-use character per word-final byte makes the order that of the sorted alphabet.
     final = {byte: chr(0xE000 + index) for index, byte in enumerate(alphabet)}
 
-    def marked_words():
+    def marked_words() -> Iterator[str]:
         for text, count in texts_of.items():
             words = pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))
             line = " ".join(word[:-1] + final[word[-1]] for word, _ in words)
@@ -312,16 +298,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
         raise InputError("the texts contain no words to train a tokenizer on")
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=[*alphabet, *final.values()],
-    )
+    start = [*alphabet, *final.values()]
+    size = vocab_size - 2
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=start)
     backend.train_from_iterator(marked_words(), trainer)
     marks = str.maketrans({mark: byte + WORD_END for byte, mark in final.items()})
     trained = backend.get_vocab()
     tokens = [token.translate(marks) for token in sorted(trained, key=trained.__getitem__)]
     vocab = {token: index for index, token in enumerate([*tokens, START, END])}
     merges = [tuple(part.translate(marks) for part in pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
-    return Tokenizer(CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length), context_length)
+    hf = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)  # type: ignore[arg-type]  # pairs
+    return Tokenizer(hf, context_length)

@@ -15,22 +15,18 @@ from gram_jax.errors import InputError, require_known
 def check_images(images: Any, config: VisionConfig) -> None:
     """Raises InputError unless images are floats `[images, size, size, channels]`."""
     shape, dtype = jnp.shape(images), jnp.result_type(images)
-    size = (config.image_size, config.image_size, config.channels)
-    if len(shape) != 4 or shape[1:] != size or not jnp.issubdtype(dtype, jnp.floating):
-        raise InputError(
-            f"images are {dtype}{list(shape)}; expected floats [images, {', '.join(map(str, size))}] "
-            "from clip.preprocess"
-        )
+    size = [config.image_size, config.image_size, config.channels]
+    if len(shape) != 4 or [*shape[1:]] != size or not jnp.issubdtype(dtype, jnp.floating):
+        wanted = f"floats [images, {', '.join(map(str, size))}] from clip.preprocess"
+        raise InputError(f"images are {dtype}{list(shape)}; expected {wanted}")
 
 
 def check_token_ids(token_ids: Any, config: TextConfig) -> None:
     """Raises InputError unless token ids are integers `[..., tokens]` that fit the context length."""
     shape, dtype = jnp.shape(token_ids), jnp.result_type(token_ids)
     if not jnp.issubdtype(dtype, jnp.integer) or not shape or not 1 <= shape[-1] <= config.context_length:
-        raise InputError(
-            f"token_ids are {dtype}{list(shape)}; expected integers [..., 1 to {config.context_length} tokens], "
-            "see clip.tokenize"
-        )
+        wanted = f"integers [..., 1 to {config.context_length} tokens], see clip.tokenize"
+        raise InputError(f"token_ids are {dtype}{list(shape)}; expected {wanted}")
 
 
 def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ...]) -> None:
@@ -93,10 +89,10 @@ def check_made_prompt(tokens: Any, keep: Any, layer: int, config: ClipConfig, im
     name = f"the result of layer_prompts[{layer}]"
     shape = _check_tokens(name, tokens, config.vision.width, (2, 3))
     _check_axis(name, "images", shape[:-2], images)
-    if keep is not None and (jnp.shape(keep) != (images, shape[-2]) or jnp.result_type(keep) != jnp.bool_):
-        raise InputError(
-            f"{name} has keep of {jnp.result_type(keep)}{list(jnp.shape(keep))}; expected bool[{images}, {shape[-2]}]"
-        )
+    if keep is not None:
+        found, wanted = f"{jnp.result_type(keep)}{list(jnp.shape(keep))}", f"bool[{images}, {shape[-2]}]"
+        if found != wanted:
+            raise InputError(f"{name} has keep of {found}; expected {wanted}")
 
 
 def check_features(image_features: Any, text_features: Any) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig
-from gram_jax.clip.modules import at_least_float32, layer_norm, make_block, project, run_layers
+from gram_jax.clip.modules import apply_norm, at_least_float32, make_block, project, run_layers, slice_layers
 from gram_jax.clip.prompts import MaskedTokens, VisualPrompt
 from gram_jax.clip.validation import check_made_prompt
 
@@ -19,10 +19,9 @@ LayerPrompts = Mapping[int, Callable[[Array], Any]]
 
 
 def patchify(images: Array, patch_size: int) -> Array:
-    """Cuts images into flat patches, in row-major order; a remainder at the right and lower edge is dropped.
+    """Cuts images into flat patches `[images, patches, patch_size * patch_size * channels]`, in row-major order.
 
-    Returns:
-      `[images, patches, patch_size * patch_size * channels]`, each patch ordered (row, column, channel).
+    Each is ordered (row, column, channel); a remainder at the right and lower edge is dropped.
 
     Example:
       >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1].tolist()
@@ -50,17 +49,14 @@ def image_features(
     layer_prompts = layer_prompts or {}
     after_class = prompt.placement == "after_class"
     block = make_block(config.vision, config.compute_dtype)
-    norm = layer_norm(config.vision.norm_eps)
-
     x = _embed(params, config, images)  # [images, 1 + patches, width]
     x = x.astype(jnp.result_type(x, *jax.tree.leaves(prompt)))
     count = 0
     if prompt.tokens is not None and prompt.placement == "before_norm":
         x, count = _swap(x, count, prompt.tokens, after_class)
-    x = norm.apply({"params": params["pre_norm"]}, x)
+    x = apply_norm(config.vision.norm_eps, params["pre_norm"], x)
     if prompt.tokens is not None and prompt.placement != "before_norm":
         x, count = _swap(x, count, prompt.tokens, after_class)
-
     mask = None  # bool [images, 1, tokens]: the tokens that may be attended to; None: all
 
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
@@ -77,33 +73,28 @@ def image_features(
             check_made_prompt(tokens, keep, start, config, x.shape[0])
             mask = None if keep is None else _mask(x.shape[-2] - count, keep, after_class)
             x, count = _swap(x, count, tokens, after_class)
-        elif start in prompt.layers:
+        elif prompt.deep is not None and start in prompt.layers:
             x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], after_class)
             mask = None
         if start < last:
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
             # Only the class token is needed: its query, its row of attention and its perceptron.
-            x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[last], params["layers"])}, x, mask, read=0)
-    feature = norm.apply({"params": params["post_norm"]}, x[..., 0, :])
+            x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=0)
+    feature = apply_norm(config.vision.norm_eps, params["post_norm"], x[..., 0, :])
     return project(feature, params["projection"]), aux
 
 
 def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
-    """Returns features `[images, 1 + patches, embed_dim]` of all tokens, each read as the class token, not normalized.
-
-    There is no prompt; `params` is the `vision` branch of the parameters.
-    """
+    """Returns features `[images, 1 + patches, embed_dim]` of all tokens, read as the class token is; not normalized."""
     block = make_block(config.vision, config.compute_dtype)
-    norm = layer_norm(config.vision.norm_eps)
 
-    def step(x: Array, layer: Any, deep: None) -> Array:
-        del deep
+    def step(x: Array, layer: Any, _: None) -> Array:
         return block.apply({"params": layer}, x)[0]
 
-    x = norm.apply({"params": params["pre_norm"]}, _embed(params, config, images))
+    x = apply_norm(config.vision.norm_eps, params["pre_norm"], _embed(params, config, images))
     x = run_layers(step, x, params["layers"], 0, config.vision.layers, remat=config.remat)
-    return project(norm.apply({"params": params["post_norm"]}, x), params["projection"])
+    return project(apply_norm(config.vision.norm_eps, params["post_norm"], x), params["projection"])
 
 
 def _embed(params: Any, config: ClipConfig, images: Array) -> Array:

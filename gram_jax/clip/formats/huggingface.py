@@ -68,9 +68,8 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
     _check_parts(clip.config, clip.tokenizer, transform, "the clip")
     stale = _check_target(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**clip.config.to_hf(), "dtype": dtype or clip.params["logit_scale"].dtype.name}
     clip.tokenizer.save(folder)
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, clip.config.to_hf() | {"dtype": dtype or clip.params["logit_scale"].dtype.name})
     write_json(folder / PREPROCESSOR, transform.to_hf())
     write_weights(clip.params, clip.config, folder / WEIGHTS, dtype)
     for path in stale:
@@ -107,8 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the weights of a folder: one file, or the shards that its index names."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
+    if not (index := folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; check that the folder is a complete copy of a clip")
     shards = _read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):

@@ -27,7 +27,7 @@ def load_clip(
     compute_dtype: str = "float32",
     revision: str | None = None,
 ) -> Clip:
-    """Loads a CLIP in Hugging Face's format: configuration, weights, tokenizer and image transform.
+    """Returns a CLIP in Hugging Face's format: configuration, weights, tokenizer and image transform.
 
     Weights are read from `model.safetensors`, in one file or in shards; pickles are refused. A folder without a
     preprocessor configuration gets CLIP's own transform, at the image size of its `config.json`.
@@ -38,9 +38,6 @@ def load_clip(
       dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
       compute_dtype: dtype of the matrix products: "float32" or "bfloat16" (see `ClipConfig`).
       revision: branch, tag or commit on the hub, such as "refs/pr/3".
-
-    Returns:
-      The clip.
 
     Raises:
       FileNotFoundError: the folder, the hub name or a file of the model does not exist, or the hub is unreachable.
@@ -85,22 +82,18 @@ def _download(name: str, revision: str | None) -> Path:
     model = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=huggingface.HUB_FILES))
-    except errors.GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{model} requires that you accept its terms on the Hugging Face hub; do so, then run: hf auth login"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{model} does not exist on the Hugging Face hub; check the revision") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{model} is neither a local folder nor a model on the Hugging Face hub; check the spelling, or log in "
-            "(hf auth login) if it is private"
-        ) from error
     except Exception as error:  # no network, a proxy, an outage: each HTTP library has its own errors
-        raise FileNotFoundError(
-            f"{model} is not a local folder, and the Hugging Face hub or its local cache did not provide it "
-            f"({type(error).__name__}: {error}); connect once, or copy the model's folder and pass its path"
-        ) from error
+        if isinstance(error, errors.GatedRepoError):
+            problem = "requires that you accept its terms on the Hugging Face hub; do so, then run: hf auth login"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            problem = "does not exist on the Hugging Face hub; check the revision"
+        elif isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+            problem = "is neither a local folder nor a model on the Hugging Face hub; check the spelling, or log in "
+            problem += "(hf auth login) if it is private"
+        else:
+            problem = "is not a local folder, and the Hugging Face hub or its local cache did not provide it "
+            problem += f"({type(error).__name__}: {error}); connect once, or copy the model's folder and pass its path"
+        raise FileNotFoundError(f"{model} {problem}") from error
 
 
 def _pickle_message(problem: str, source: str, target: str, hint: str = "") -> str:

@@ -167,21 +167,15 @@ def _locate(files: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> d
 def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "float32") -> Params:
     """Reads Hugging Face CLIP weights from one safetensors file or the shards of one model.
 
-    Reads one leaf at a time: the peak host memory is the parameters and a few copies of the largest leaf.
-
-    Args:
-      files: the files.
-      config: the sizes that the tensors must have.
-      dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
-
-    Raises:
-      WeightsError: a file is damaged, or tensors are missing, unexpected, or have another shape or type (all listed).
+    Reads one leaf at a time: the peak host memory is the parameters and a few copies of the largest leaf. A damaged
+    file, and tensors that are missing, unexpected, or have another shape or type than `config` demands, raise
+    WeightsError, which lists them all. `dtype` of the parameters is "float32", "float16" or "bfloat16".
     """
     require_known("dtype", dtype, DTYPES)
-    files, shapes = [Path(file) for file in files], _shapes(config)
+    shapes = _shapes(config)
     # A broadcast scalar has a shape but needs no memory.
     views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    where = _locate(files, {name: tensor.shape for name, tensor in _tensors(views)})
+    where = _locate([Path(file) for file in files], {name: tensor.shape for name, tensor in _tensors(views)})
     leaves, shapes = {}, flatten_dict(shapes)
     for row in TABLE:
         shape, stacked = shapes[row.path].shape, "{}" in row.hf
@@ -197,20 +191,17 @@ def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "
 
 
 def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: str | None = None) -> None:
-    """Writes parameters atomically as the safetensors file of a Hugging Face CLIP.
+    """Writes parameters, which must fit `config`, atomically as the safetensors file of a Hugging Face CLIP.
 
-    Args:
-      params: the parameters.
-      config: the sizes that they must have.
-      file: the target.
-      dtype: "float32", "float16" or "bfloat16"; default: that of each leaf.
+    `dtype` is "float32", "float16" or "bfloat16"; None is that of each leaf.
     """
     from safetensors.numpy import save_file
 
     if dtype is not None:
         require_known("dtype", dtype, DTYPES)
     _check_params(params, config)
-    tensors = {name: np.array(tensor, DTYPES.get(dtype), order="C") for name, tensor in _tensors(params)}
+    target = DTYPES[dtype] if dtype else None
+    tensors = {name: np.array(tensor, target, order="C") for name, tensor in _tensors(params)}
     with atomic_path(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})  # transformers refuses the file without it
         # safetensors makes the file readable by its owner only; the other files of the folder follow the user's mask.
@@ -231,7 +222,7 @@ def weights_hash(params: Params) -> str:
     digests = []
     for name, tensor in _tensors(params):
         values = np.array(tensor, "<f4", order="C")
-        digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values).hexdigest()}")
+        digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values.data).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
