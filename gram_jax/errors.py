@@ -14,12 +14,6 @@ class InputError(ValueError):
 
     The message is one line that names the thing, the value found and the remedy. The command line prints it without a
     traceback and exits with status 2.
-
-    Example:
-      >>> raise InputError("--shots=0: it must be at least 1")
-      Traceback (most recent call last):
-        ...
-      gram_jax.errors.InputError: --shots=0: it must be at least 1
     """
 
 
@@ -76,7 +70,7 @@ def require_bool(name: str, value: Any) -> None:
 def require_number(
     name: str, value: Any, least: float | None = None, above: float | None = None, below: float | None = None
 ) -> None:
-    """Raises InputError unless `value` is a finite number, of at least `least`, above `above`, and less than `below`."""
+    """Raises InputError unless `value` is a finite number, of at least `least`, above `above`, less than `below`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
     if number and not (
         (least is not None and value < least)

@@ -60,7 +60,6 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
     Biases and norms are random too, so that no test passes because they are zero and one.
 
     Args:
-      seed: of the parameters.
       overrides: as in `tiny_config`, except `text_vocab_size`, which the tokenizer determines.
 
     Example:

@@ -150,8 +150,7 @@ class ClipConfig:
             if not isinstance(config.get(name) or {}, Mapping):
                 raise InputError(f"{name}={config[name]!r}: it must be a JSON object")
         scale = _default(config, "logit_scale_init_value", 2.6592)
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise InputError(f"logit_scale_init_value={scale!r}: it must be a number")
+        require_number("logit_scale_init_value", scale)
         text = _tower(config, "text", _TEXT_KEYS, TextConfig)
         vision = _tower(config, "vision", _VISION_KEYS, VisionConfig)
         return cls(

@@ -115,6 +115,7 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
     """Returns the text features of classes, under their template or under a learned context.
 
     Args:
+      clip, normalize: as in `encode_image`.
       classes: the class names, from `clip.class_tokens`.
       prompt: the context and its position; None: the template of `classes`.
 

@@ -28,12 +28,6 @@ class Clip:
       params: nested dictionary of arrays, see `init_params`.
       tokenizer: maps texts to token ids; None for a clip that receives token ids only.
       transform: maps images to float arrays; None for a clip that receives such arrays only.
-
-    Example:
-      >>> from gram_jax.testing import tiny_clip
-      >>> clip = tiny_clip()
-      >>> clip.params["text"]["projection"].shape == (clip.config.text.width, clip.config.embed_dim)
-      True
     """
 
     params: Params

@@ -180,9 +180,6 @@ def run_layers(
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
     for prompted, group in itertools.groupby(range(start, stop), deep_layers.__contains__):
         run = list(group)
-        own = None
-        if prompted:
-            assert deep is not None
-            own = deep[deep_layers.index(run[0]) :][: len(run)]
+        own = deep[deep_layers.index(run[0]) :][: len(run)] if prompted and deep is not None else None
         carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(run[0], run[-1] + 1)), own))
     return carry

@@ -40,7 +40,6 @@ def load_clip(
       revision: branch, tag or commit on the hub, such as "refs/pr/3".
 
     Raises:
-      FileNotFoundError: the folder, the hub name or a file of the model does not exist, or the hub is unreachable.
       WeightsError: the weights are damaged or do not fit `config.json`; all problems are listed.
       InputError: the weights are pickled, the model is not a CLIP, or its parts do not fit together.
 
