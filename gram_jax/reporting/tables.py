@@ -19,12 +19,7 @@ EMPTY = "-"  # the text of a cell without a value
 
 
 class Table(NamedTuple):
-    """A table of text.
-
-    Attributes:
-      header: the column titles; the first is the title of the row names.
-      rows: the cells, each row as long as the header.
-    """
+    """A table of text: column titles, the first of which is the title of the row names, and rows of the same length."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -45,14 +40,12 @@ def pivot(
 
     Args:
       rows: measurements; those of other metrics are ignored.
-      index: the `Row` field that names the table's rows.
-      columns: the field that names its columns. Both keep the order of first appearance.
+      index, columns: the `Row` fields that name the rows and columns, which keep the order of first appearance.
       over: the fields that a cell averages over; its rows must agree in every other field.
       metric: the metric.
       mean_column: appends the mean over the columns, taken within each draw first, so that its interval is that of the
         mean over `over`. It is empty for a row without all columns and draws.
-      scale: the factor of the values; 100 shows fractions as percentages.
-      digits: the number of digits after the decimal point.
+      scale, digits: the factor of the values, and the number of digits after the decimal point.
 
     Returns:
       The table. A cell of one measurement has no interval; an empty cell is "-".

@@ -32,8 +32,7 @@ class TestTimeTuning(NamedTuple):
     """The result of tuning on each of several test images.
 
     Attributes:
-      logits: the logits of each unaugmented image after its own tuning, `[images, classes]`.
-      initial_logits: the same before tuning.
+      logits, initial_logits: those of each unaugmented image after its own tuning and before, `[images, classes]`.
       losses: `[images, steps]`, the loss before each step.
       kept: int `[images, kept]`, the views that were tuned on, the most confident first.
     """
