@@ -1,4 +1,4 @@
-"""From a config to results: runs an experiment in its work directory and turns errors into exit statuses."""
+"""Runs an experiment in its work directory and turns errors into exit statuses."""
 
 from __future__ import annotations
 

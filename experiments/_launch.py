@@ -1,4 +1,4 @@
-"""From the command line to a frozen config dataclass.
+"""Turns the command line into a frozen config dataclass.
 
 An experiment module holds a frozen dataclass of settings, a function `run(config, workdir)`, and at its end::
 

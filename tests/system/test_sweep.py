@@ -112,7 +112,7 @@ def killed(field):
         assert count <= len(kept[-1]) < UNITS
         assert not (folder / RESULTS).exists()
     finish(folder, *EVALUATE)
-    # What was finished is neither lost nor done again: each tuned unit says so once.
+    # What was finished is neither lost nor done again: each tuned unit is reported once.
     assert all(units(folder)[: len(lines)] == lines for lines in kept)
     said = [
         line.partition(", coop: ")[0] for line in (folder / "log.txt").read_text().splitlines() if ", coop: " in line
