@@ -28,7 +28,7 @@ _PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirec
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full or read-only disk
 
 
-def execute(run: Callable[[Any, Any], Any], config: Any, name: str, distributed: str | None) -> int:
+def execute(run: Callable[[Any, Any], Any], config: object, name: str, distributed: str | None) -> int:
     """Runs an experiment called `name`, see `_launch.launch`; returns the exit status."""
     runtime.compile_quickly()  # before anything uses a device
     try:
@@ -64,7 +64,7 @@ def _refuse(message: str) -> int:
     return _processes.leave(2)
 
 
-def _run(run: Callable[[Any, Any], Any], config: Any, folder: Any, name: str) -> None:
+def _run(run: Callable[[Any, Any], Any], config: object, folder: Any, name: str) -> None:
     # Orbax logs every file that it touches at info level, and errors of its threads with a traceback each; the errors
     # themselves reach the run.
     if not flags.FLAGS["verbosity"].present:

@@ -49,19 +49,19 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "repeated": repeated})
 
 
-def at_least(config: Any, least: int, *names: str) -> None:
+def at_least(config: object, least: int, *names: str) -> None:
     """Raises InputError if an integer setting, or an element of a tuple setting, is below a bound; None passes."""
     for name, value in _values(config, names):
         require_int(name, value, least)
 
 
-def positive(config: Any, *names: str) -> None:
+def positive(config: object, *names: str) -> None:
     """Raises InputError if a setting, or an element of a tuple setting, is not a positive number; None passes."""
     for name, value in _values(config, names):
         require_number(name, value, above=0)
 
 
-def _values(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _values(config: object, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -96,7 +96,7 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
         flags.DEFINE_integer("num_processes", None, f"with --distributed: the number of processes; {cluster}")
         flags.DEFINE_integer("process_id", None, f"with --distributed: the number of this process, from 0; {cluster}")
 
-    def main(config: Any) -> int:
+    def main(config: object) -> int:
         from ._execute import execute  # it imports JAX: late, so that --help and flag errors answer at once
 
         return execute(run, config, name, distributed)

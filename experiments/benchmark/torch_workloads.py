@@ -129,7 +129,9 @@ class TorchClip:
         x = self._norm(x.transpose(0, 1), params["final_norm"], config)
         return _unit(x[self.torch.arange(len(x), device=x.device), end] @ params["projection"])
 
-    def _layers(self, x: Any, layers: Any, config: Any, mask: Any, deep: Any, replace: Callable[..., Any]) -> Any:
+    def _layers(
+        self, x: Any, layers: Any, config: TextConfig | VisionConfig, mask: Any, deep: Any, replace: Callable[..., Any]
+    ) -> Any:
         """Runs the layers on `[tokens, batch, width]`; deep prompt i replaces prompt tokens before layer 1 + i."""
         for number, layer in enumerate(layers):
             if 0 < number <= len(deep):
@@ -147,7 +149,7 @@ class TorchClip:
     def _dense(self, x: Any, params: Mapping[str, Any]) -> Any:
         return self.functional.linear(x, params["kernel"], params["bias"])
 
-    def _norm(self, x: Any, params: Mapping[str, Any], config: Any) -> Any:
+    def _norm(self, x: Any, params: Mapping[str, Any], config: TextConfig | VisionConfig) -> Any:
         return self.functional.layer_norm(x, x.shape[-1:], params["scale"], params["bias"], config.norm_eps)
 
     def batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:

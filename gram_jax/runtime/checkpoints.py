@@ -221,14 +221,14 @@ def _parts(meta: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return config, leaves
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of nested mappings under dotted names."""
-    if not isinstance(config, Mapping):
-        return {prefix: config}
+    if not isinstance(value, Mapping):
+        return {prefix: value}
     return {
         name: leaf
-        for key, value in config.items()
-        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        for key, member in value.items()
+        for name, leaf in _flat(member, f"{prefix}.{key}" if prefix else key).items()
     }
 
 

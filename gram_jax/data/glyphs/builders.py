@@ -122,7 +122,9 @@ def build_labeled(
     return _build(GlyphLabeled, config, data_dir)
 
 
-def _build(builder_class: Any, config: Any, data_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def _build(
+    builder_class: Any, config: CorpusConfig | LabeledConfig, data_dir: str | os.PathLike[str]
+) -> dict[str, Any]:
     builder = builder_class(config=config, data_dir=os.fspath(data_dir), file_format="array_record")
     # Only array_record files can be written and read without TensorFlow.
     with contextlib.redirect_stdout(sys.stderr):  # TFDS prints to standard output
