@@ -105,8 +105,8 @@ class Call(NamedTuple):
         return f"{self.name}({inside})" if inside else self.name
 
 
-def parse_call(text: str) -> Call:
-    """Parses `NAME` or `NAME(setting=literal, ...)`; another form raises InputError.
+def parse_call(text: str, flag: str = "") -> Call:
+    """Parses `NAME` or `NAME(setting=literal, ...)`; another form raises InputError, which names the flag.
 
     Nothing is evaluated but Python literals: numbers, quoted strings, True, False, None, tuples, lists, dictionaries.
 
@@ -116,7 +116,8 @@ def parse_call(text: str) -> Call:
       >>> str(parse_call("coop"))
       'coop'
     """
-    problem = f"{text!r} is not NAME or NAME(setting=value, ...), with numbers, quoted strings, True, False or None"
+    named = f"--{flag}={text}" if flag else repr(text)
+    problem = f"{named} is not NAME or NAME(setting=value, ...), with numbers, quoted strings, True, False or None"
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
@@ -130,7 +131,7 @@ def parse_call(text: str) -> Call:
     except InputError:
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(f"{problem}: {error}") from error
+        raise InputError(problem) from error
 
 
 def split_calls(text: str) -> list[str]:

@@ -121,7 +121,7 @@ def resolve(given: Flags) -> Settings:
     settings = Settings(
         **dataclasses.asdict(flags),
         protocols=tuple(itertools.chain.from_iterable(each)),
-        tuner_call=None if flags.meta and flags.tuner is None else parse_call(flags.tuner or "coop"),
+        tuner_call=None if flags.meta and flags.tuner is None else parse_call(flags.tuner or "coop", "tuner"),
         plan=_plan(flags, terms := _terms(flags.regularizers)),
         fixed_regulator=_regulator(flags),
         baseline_methods=_baselines(flags.baselines),
@@ -149,7 +149,7 @@ def _filled(given: Flags) -> dict[str, Any]:
         recipe = presets.flags_of(given.preset)
         tuner = parse_call(recipe["tuner"])
         if given.tuner is not None:
-            asked = parse_call(given.tuner)
+            asked = parse_call(given.tuner, "tuner")
             if asked.name != tuner.name:
                 raise InputError(f"--tuner={given.tuner}: --preset={given.preset} uses {tuner.name}; leave --tuner out")
             values["tuner"] = str(Call(tuner.name, tuner.settings | asked.settings))
@@ -235,7 +235,7 @@ def _plan(flags: Flags, terms: tuple[objectives.Term, ...]) -> TuningPlan | Test
 
 
 def _staged(text: str) -> StagedLoss | None:
-    call = parse_call(text)
+    call = parse_call(text, "loss")
     require_known("--loss", call.name, LOSSES)
     known = StagedLoss._fields if call.name == "dpt" else ()
     for name in call.settings:
@@ -259,7 +259,7 @@ def _regulator(flags: Flags) -> Regulator:
             f"{text} and --meta={flags.meta} both define a gradient transform; drop one of them, and compare two "
             "evaluations by experiments.report"
         )
-    call = parse_call(flags.regulator)
+    call = parse_call(flags.regulator, "regulator")
     # Any number of prototypes shows that there are parameters to learn.
     known = {"prototypes": 1} if call.name == "structured" else {}
     regulator = _named("regulator", regulators.make, Call(call.name, known | call.settings))
@@ -287,7 +287,7 @@ def _named(flag: str, make: Callable[..., Any], call: Call) -> Any:
 
 
 def _baselines(text: str) -> tuple[BaselineMethod, ...]:
-    calls = map(parse_call, split_calls(text))
+    calls = [parse_call(call, "baselines") for call in split_calls(text)]
     methods = [BaselineMethod(str(call), baseline=_named("baselines", baselines.make, call)) for call in calls]
     if len({method.name for method in methods}) < len(methods):
         raise InputError(f"--baselines={text}: give each baseline once")

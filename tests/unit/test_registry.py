@@ -84,6 +84,11 @@ NAMES = st.from_regex(r"[a-z]{2,8}_", fullmatch=True)
 CALLS = st.builds(Call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3))
 
 
+def test_the_flag_is_named():
+    with pytest.raises(InputError, match=r"^--tuner=coop\(1 is not NAME"):
+        parse_call("coop(1", "tuner")
+
+
 @given(st.lists(CALLS, max_size=3))
 def test_calls_survive_their_text_form(calls):
     texts = split_calls(", ".join(map(str, calls)))
