@@ -190,9 +190,9 @@ def test_two_processes_measure_what_one_does_each_its_own_units(files, cache, tm
     assert "validation" not in silent
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
     kept = [[json.loads(line) for line in path.read_text().splitlines()[1:]] for path in unit_files(tmp_path / "two")]
-    assert [len(lines) for lines in kept] == [3, 3]
+    assert [len(lines) for lines in kept] == [4, 4]
     units = [tuple(line["unit"]) for lines in kept for line in lines]
-    assert len(units) == len(set(units)) == 2 + 2 + 2  # selection, zero-shot, CoOp
+    assert len(units) == len(set(units)) == 2 + 2 * 2 + 2  # selection, zero-shot with two templates, CoOp
     # One process takes over what two have found, and does the rest.
     first, second = unit_files(tmp_path / "two")
     second.write_text("".join(line + "\n" for line in second.read_text().splitlines()[:-2]))
