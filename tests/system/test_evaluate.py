@@ -299,7 +299,7 @@ def test_scores_are_validation_accuracy_of_the_candidate_alone(schedule):
         ({"meta": "FOLDER/vpt.safetensors", "tuner": "coop"}, "--tuner=coop: .*vpt.safetensors.* 'vpt'"),
         ({"controls": ("a=FOLDER/vpt.safetensors",)}, "vpt.safetensors .*tuner='vpt', not 'coop'"),
         ({"tuner": "coop(position='front')"}, "--tuner=coop.position='front'.: .* position='end'"),
-        ({"tuner": "coop num_tokens=4"}, "'coop num_tokens=4'"),
+        ({"tuner": "coop num_tokens=4"}, "--tuner=coop num_tokens=4 is not NAME"),
         ({"init_text": ("a photo of a cat",)}, r"\[\(3, 24\)\].* init_text 'a photo of a cat'"),
         (ALONE | {"tuner": "coop(class_specific=True)"}, "class-specific prompt of coop .* base_to_new"),
         (ALONE | {"tuner": "coop(num_tokens=38)"}, "coop on glyphs:chess: "),
