@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.formats.shards import read_object, shard_files
 from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip
 from gram_jax.clip.tokenizer import Tokenizer
 from gram_jax.errors import InputError
-from gram_jax.io import read_json, write_json
+from gram_jax.io import write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
@@ -25,7 +26,6 @@ HUB_FILES = [
     *(CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCAB, MERGES, TOKENIZER_CONFIG, *OLD_TOKENIZER_FILES),
     *(WEIGHTS, INDEX, "model-*-of-*.safetensors"),
 ]
-MAX_JSON = 256 << 20  # bytes of a JSON file
 
 
 def has_weights(folder: Path) -> bool:
@@ -78,7 +78,7 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
 
 def read_config(folder: Path) -> ClipConfig:
     """Reads `config.json`."""
-    return _parsed(ClipConfig.from_hf, folder / CONFIG, _read_object(folder / CONFIG))
+    return _parsed(ClipConfig.from_hf, folder / CONFIG, read_object(folder / CONFIG))
 
 
 def read_tokenizer(folder: Path, config: ClipConfig) -> Tokenizer:
@@ -94,11 +94,11 @@ def read_tokenizer(folder: Path, config: ClipConfig) -> Tokenizer:
 def read_transform(folder: Path, config: ClipConfig) -> ImageTransform:
     """Reads the image transform from the first file that has one, in transformers' order."""
     if (folder / PROCESSOR).is_file():  # written by newer versions, with the image processor inside
-        nested = _read_object(folder / PROCESSOR).get("image_processor")
+        nested = read_object(folder / PROCESSOR).get("image_processor")
         if isinstance(nested, dict):
             return _parsed(ImageTransform.from_hf, folder / PROCESSOR, nested)
     if (folder / PREPROCESSOR).is_file():
-        return _parsed(ImageTransform.from_hf, folder / PREPROCESSOR, _read_object(folder / PREPROCESSOR))
+        return _parsed(ImageTransform.from_hf, folder / PREPROCESSOR, read_object(folder / PREPROCESSOR))
     return _default_transform(config)
 
 
@@ -108,30 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (index := folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; check that the folder is a complete copy of a clip")
-    shards = _read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise InputError(f"{index} has no valid weight_map; download it again")
-    names = sorted(set(shards.values()))
-    outside = [shard for shard in names if Path(shard).name != shard]
-    if outside:
-        raise InputError(f"{index} names a shard outside the folder, {outside[0][:200]!r}; do not trust it")
-    existing = {path.name for path in folder.iterdir()}  # a shard may have a name that no file can have
-    missing = [shard for shard in names if shard not in existing]
-    if missing:
-        shown = ", ".join(shard[:200] for shard in missing[:20])
-        raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} shards: {shown}")
-    return [folder / shard for shard in names]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; check that the folder is a complete copy of a clip")
-    if (size := path.stat().st_size) > MAX_JSON:
-        raise InputError(f"{path} has {size} bytes, the limit is {MAX_JSON}; download it again")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} contains a {type(content).__name__}; it must be a JSON object")
-    return content
+    return shard_files(index)
 
 
 def _parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[str, Any]) -> Any:
@@ -173,7 +150,7 @@ def _check_target(folder: Path, overwrite: bool) -> list[Path]:
     if not folder.is_dir() or not any(folder.iterdir()):
         return []
     try:
-        is_clip = _read_object(folder / CONFIG).get("model_type") == "clip"
+        is_clip = read_object(folder / CONFIG).get("model_type") == "clip"
     except (OSError, InputError):
         is_clip = False
     if not is_clip and not overwrite:
