@@ -28,13 +28,14 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import artifacts, evaluation, meta, runtime, tuners
+from gram_jax import artifacts, evaluation, meta, runtime
 from gram_jax.batching import pad_to
 from gram_jax.clip.images import ImageError
 from gram_jax.data import load_dataset, templates
 from gram_jax.data.readers.files import SUFFIXES
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
+from gram_jax.evaluation.scoring import Scorer, make_scorer, zero_shot_scorer
 from gram_jax.io import atomic_path
 from gram_jax.tuners import Prompt, Tuner
 
@@ -179,56 +180,16 @@ def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner
     return tuner, meta.initial_prompt(learned, context)
 
 
-def make_classifier(
-    clip: gram.Clip, names: Sequence[str], path: str, template: str | None
-) -> Callable[[np.ndarray], jax.Array]:
+def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: str | None) -> Scorer:
     """Returns a function from pixels `[images, size, size, 3]` to probabilities `[images, classes]`.
 
     It is zero-shot if `path`, of a prompt or a meta checkpoint, is empty. `template` is for classifiers without a text
     prompt; None is the default one.
     """
-    clip.class_tokens(names, "{}")  # raises an error if two names have the same tokens
-    tuner, prompt = load_prompt(path, clip, names) if path else (_zero_shot(), {})
-    if not tuner.needs_names:
-        classes = evaluation.class_features(clip, names, [template or templates.DEFAULT])
-        return make_scorer(tuner, prompt, clip, classes)
-    if template is not None:
-        raise InputError(f"--template={template!r}: {path} has a {tuner.name} prompt instead of a template; omit it")
-    if tuner.settings.get("class_specific"):
-        count = len(jax.tree.leaves(prompt)[0])
-        if count != len(names):
-            raise InputError(
-                f"{path} is class-specific, for {count} classes, but {len(names)} names are given; give the class list "
-                "that it was tuned on, in its order"
-            )
-    return make_scorer(tuner, prompt, clip, clip.class_tokens(names, "{}"))
-
-
-def make_scorer(tuner: Tuner, prompt: Prompt, clip: gram.Clip, classes: Any) -> Callable[[np.ndarray], jax.Array]:
-    """Returns a function from pixels to probabilities; texts that do not depend on the image are encoded once."""
-    vision = clip.config.vision
-    blank = jnp.zeros((1, vision.image_size, vision.image_size, vision.channels))
-    # The compiler removes the image side, whose result is not used.
-    texts = jax.jit(lambda *inputs: tuner.apply(*inputs).text_features)(prompt, clip, classes, blank)
-
-    @jax.jit
-    def score(prompt: Prompt, clip: gram.Clip, classes: Any, texts: jax.Array, pixels: jax.Array) -> jax.Array:
-        outputs = tuner.apply(prompt, clip, classes, pixels)
-        if texts.ndim == 3:  # text features per image
-            return jax.nn.softmax(outputs.logits, axis=-1)
-        return jax.nn.softmax(gram.logits(outputs.image_features, texts, clip.params["logit_scale"]), axis=-1)
-
-    return lambda pixels: score(prompt, clip, classes, texts, pixels)
-
-
-def _zero_shot() -> Tuner:
-    """Returns a tuner without a prompt."""
-
-    def apply(prompt: Prompt, clip: gram.Clip, classes: Any, images: jax.Array) -> tuners.Outputs:
-        del prompt
-        return tuners.frozen_outputs(clip, classes, images)
-
-    return Tuner("zero_shot", {}, lambda key, clip, classes: {}, apply, needs_pixels=False, needs_names=False)
+    if not path:
+        return zero_shot_scorer(clip, names, template)
+    tuner, prompt = load_prompt(path, clip, names)
+    return make_scorer(tuner, prompt, clip, names, template=template, source=path)
 
 
 def predict(

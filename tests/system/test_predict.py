@@ -14,6 +14,7 @@ import gram_jax as gram
 from experiments import predict
 from gram_jax import meta, regulators, tuners
 from gram_jax.array_file import write_arrays
+from gram_jax.evaluation import scoring
 from gram_jax.testing import tiny_clip
 from tests.unit.data import layouts
 
@@ -119,7 +120,7 @@ def test_texts_that_depend_on_the_image(clip):
     tuner = tuners.Tuner("mixed", {}, None, apply, True, False)
     classes = np.eye(clip.config.embed_dim, dtype=np.float32)[:3]
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    found = predict.make_scorer(tuner, {"mix": 0.5}, clip, classes)(images)
+    found = scoring.with_classes(tuner, {"mix": 0.5}, clip, NAMES, classes)(images)
     features = np.asarray(gram.encode_image(clip, images))
     scores = np.stack([[f @ (0.5 * f + k) for k in classes] for f in features])
     np.testing.assert_allclose(found, np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), rtol=1e-4)
@@ -248,7 +249,7 @@ def save_nonsense(path, clip):
     [
         (save_foreign, {}, r"p\.safetensors.*other weights"),
         (save_class_specific, {}, r"p\.safetensors .* 2 classes, but 3"),
-        (save_coop, {"template": TEMPLATE}, "--template=.*coop"),
+        (save_coop, {"template": TEMPLATE}, "template=.*coop"),
         (save_long, {}, "context length"),
         (save_other_kind, {}, "'features'"),
         (save_nonsense, {}, r"p\.safetensors"),
@@ -263,12 +264,11 @@ def test_prompts_that_do_not_fit_are_refused_before_work(folder, clip, tmp_path,
     assert not list(tmp_path.glob("*.csv*"))
 
 
-def test_a_class_specific_prompt_of_as_many_classes(clip, tmp_path, monkeypatch):
+def test_a_class_specific_prompt_of_as_many_classes(clip, tmp_path):
     save_class_specific(tmp_path / "p.safetensors", clip)
-    monkeypatch.setattr(predict, "make_scorer", lambda *arguments: arguments)
-    tuner, prompt, _, classes = predict.make_classifier(clip, ["cat", "dog"], str(tmp_path / "p.safetensors"), None)
-    assert tuner.settings["class_specific"]
-    assert len(prompt["context"]) == len(classes.tail_ids) == 2
+    scorer = predict.make_classifier(clip, ["cat", "dog"], str(tmp_path / "p.safetensors"), None)
+    assert scorer.tuner.settings["class_specific"]
+    assert len(scorer.prompt["context"]) == len(scorer.classes.tail_ids) == len(scorer.texts) == 2
 
 
 @pytest.mark.parametrize(
