@@ -1,7 +1,8 @@
-"""CLIP's byte-pair tokenizer, and class names tokenized for prompts.
+"""The tokenizer of a clip, and class names tokenized for prompts.
 
-The tokenizer itself is transformers' `CLIPTokenizer`. This module adds a content hash (so that a tokenizer can be a
-static part of a `Clip`), a fast batch encoder, and the two forms of class names that prompt tuning needs.
+The tokenizer itself is transformers' `CLIPTokenizer`, or the one of SigLIP or MetaCLIP 2 (`cleaning.py`). This module
+adds OpenAI's repair of texts, a content hash (so that a tokenizer can be a static part of a `Clip`), a fast batch
+encoder, and the two forms of class names that prompt tuning needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from gram_jax.clip.cleaning import read_siglip_tokenizer, read_xlm_tokenizer, repair
 from gram_jax.errors import InputError, require_int
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -49,13 +51,14 @@ class Classes:
 
 
 class Tokenizer:
-    """A CLIP tokenizer with a length limit, compared and hashed by content.
+    """The tokenizer of a clip with a length limit, compared and hashed by content.
 
     Two tokenizers are equal if vocabulary, merges, normalization, special tokens and context length are equal; the
-    place from which they were loaded does not matter.
+    place from which they were loaded does not matter. `bos_token_id` is None if texts have no start token (SigLIP).
 
     Args:
-      hf: a transformers `CLIPTokenizer`.
+      hf: a transformers tokenizer; a `CLIPTokenizer` receives texts repaired as OpenAI's tokenizer repairs them
+        (`cleaning.repair`), which transformers leaves out.
       context_length: the largest number of tokens in a text, start and end included; default: the tokenizer's
         `model_max_length`.
 
@@ -77,31 +80,49 @@ class Tokenizer:
         self.hf = hf
         self.context_length = int(limit)
         self._backend = type(hf.backend_tokenizer).from_str(json.dumps(state))
+        self._repairs = type(hf).__name__.startswith("CLIPTokenizer")
         ids = {name: getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         for name, value in ids.items():
-            if value is None:
+            if value is None and (self._repairs or name != "bos"):
                 raise InputError(f"the tokenizer has no {name}_token; CLIP needs {START!r} and {END!r}")
         self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
         parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
-        content = {part: state[part] for part in parts} | {key: state["model"][key] for key in ("vocab", "merges")}
-        content |= ids | {"context_length": self.context_length}
+        content = {part: state[part] for part in parts}
+        content |= {key: state["model"].get(key) for key in ("vocab", "merges")}
+        content |= ids | {"context_length": self.context_length, "repairs": self._repairs}
         self.content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, context_length: int | None = None) -> Tokenizer:
-        """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, as transformers does; never uses the network."""
+    def from_folder(cls, folder: str | Path, context_length: int | None = None, model_type: str = "clip") -> Tokenizer:
+        """Reads `tokenizer.json` or, for CLIP, `vocab.json` and `merges.txt`; never uses the network.
+
+        Args:
+          folder, context_length: the files, and the limit as above.
+          model_type: "clip", "siglip" (also SigLIP 2) or "metaclip_2", as in `config.json`.
+        """
         from transformers import CLIPTokenizer
 
-        return cls(CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), context_length)
+        if model_type == "siglip":
+            hf = read_siglip_tokenizer(Path(folder))
+        elif model_type == "metaclip_2":
+            hf = read_xlm_tokenizer(Path(folder))
+        else:
+            hf = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return cls(hf, context_length)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the files that `CLIPTokenizer.from_pretrained(folder)` reads."""
+        """Writes the files that transformers and `from_folder` read."""
         self.hf.save_pretrained(str(folder))
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, including special ones: the rows that the token embedding needs."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def num_start(self) -> int:
+        """Number of start tokens of a text: 1, or 0 if `bos_token_id` is None."""
+        return int(self.bos_token_id is not None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.content_hash == other.content_hash
@@ -113,12 +134,16 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, context_length={self.context_length})"
 
     def normalize(self, text: str) -> str:
-        """Returns a text as the tokenizer sees it: composed Unicode, lower case, single spaces."""
-        return self._backend.normalizer.normalize_str(text).strip()
+        """Returns a text as the tokenizer sees it: repaired, composed Unicode, lower case, single spaces."""
+        return self._backend.normalizer.normalize_str(*self._repaired([text])).strip()
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each text without start and end."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = self._repaired(texts)
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _repaired(self, texts: Sequence[str]) -> list[str]:
+        return [repair(text) for text in texts] if self._repairs else list(texts)
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of a row of ids, without special tokens."""
@@ -126,6 +151,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], *, length: int | None = None, truncate: bool = False) -> np.ndarray:
         """Returns token ids of texts, `[SOS] ... [EOS]`, padded at the end, int32 `[N, T]`.
+
+        SigLIP has no `[SOS]`.
 
         Padding after `[EOS]` does not change a feature, so by default the batch is cut to its longest text.
 
@@ -141,7 +168,7 @@ class Tokenizer:
             _check_unicode(text, f"text {index}")
         limit = self.context_length if length is None else length
         require_int("length", limit, least=2, most=self.context_length)
-        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts)]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(self._repaired(texts))]
         if not truncate:
             _check_lengths(texts, rows, limit)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
@@ -175,7 +202,8 @@ def class_tokens(
     """Returns class names as tokens, each array cut to its longest class.
 
     As in CoOp, underscores become spaces, and the tail after a learned context is `name + suffix`, tokenized as one
-    text (a name that ends in a full stop may share a token with the suffix).
+    text that follows a space (a name that ends in a full stop may share a token with the suffix). A tokenizer that
+    removes punctuation (SigLIP) removes the suffix, too.
 
     Args:
       tokenizer, names: the clip's tokenizer, and C class names.
@@ -197,7 +225,8 @@ def class_tokens(
     _check_unicode(template, "the template")
     _check_unicode(suffix, "the suffix")
     cleaned = _clean_names(names)
-    name_pieces = tokenizer.pieces(cleaned)
+    # The space in front matters to SigLIP 2, whose tokens include it; the other tokenizers remove it.
+    name_pieces = tokenizer.pieces([f" {name}" for name in cleaned])
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     seen: dict[tuple[int, ...], int] = {}
     for index, pieces in enumerate(name_pieces):
@@ -209,12 +238,13 @@ def class_tokens(
                 f"classes {first}, {names[first]!r}, and {index}, {names[index]!r}, have the same tokens "
                 f"({tokenizer.normalize(cleaned[index])!r}); rename one, or pass allow_duplicates=True"
             )
-    # The tail, too, is encoded with [SOS], so that [SOS] and the tail fit the context length.
+    # The tail, too, is encoded with [SOS], if there is one, so that [SOS] and the tail fit the context length.
     token_ids, eot = _encode_classes(tokenizer, names, [template.replace("{}", name) for name in cleaned])
-    with_start, tail_end = _encode_classes(tokenizer, names, [name + suffix for name in cleaned])
-    tail_eot = tail_end - 1
+    with_start, tail_end = _encode_classes(tokenizer, names, [f" {name}{suffix}" for name in cleaned])
+    start = tokenizer.num_start
+    tail_eot = tail_end - start
     name_length = np.minimum([len(pieces) for pieces in name_pieces], tail_eot)
-    arrays = (token_ids, eot, with_start[:, 1:], name_length, tail_eot)
+    arrays = (token_ids, eot, with_start[:, start:], name_length, tail_eot)
     return Classes(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
@@ -247,15 +277,16 @@ def _check_unicode(text: Any, name: str) -> None:
 
 def _encode_classes(tokenizer: Tokenizer, names: Sequence[str], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids `[SOS] text [EOS]` and the position of `[EOS]`; errors name the class of a text that is too long."""
-    limit = tokenizer.context_length - 2
+    special = tokenizer.num_start + 1
     lengths = np.array([len(pieces) for pieces in tokenizer.pieces(texts)])
-    bad = np.flatnonzero(lengths > limit)
+    bad = np.flatnonzero(lengths + special > tokenizer.context_length)
     if bad.size:
+        index, text = bad[0], texts[bad[0]].strip()
         raise InputError(
-            f"class {bad[0]}, {names[bad[0]]!r}, is too long: {texts[bad[0]]!r} has {lengths[bad[0]] + 2} tokens, the "
-            f"limit is {tokenizer.context_length}; shorten the name or the template"
+            f"class {index}, {names[index]!r}, is too long: {text!r} has {lengths[index] + special} tokens, the limit "
+            f"is {tokenizer.context_length}; shorten the name or the template"
         )
-    return tokenizer.encode(texts), lengths + 1
+    return tokenizer.encode(texts), lengths + special - 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
