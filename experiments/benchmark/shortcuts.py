@@ -107,4 +107,4 @@ def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: b
         x = run_layers(step, x, params["layers"], 0, config.layers)
     x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
     x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
-    return normalize(project(x, params["projection"]))
+    return normalize(project(x, params))

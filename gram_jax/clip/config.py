@@ -1,4 +1,8 @@
-"""The sizes and settings of a CLIP, read from and written to a Hugging Face `config.json`."""
+"""The sizes, properties and settings of a CLIP, read from and written to a Hugging Face `config.json`.
+
+Everything that depends on the architecture asks for a property, such as `text.causal` or `vision.class_token`, never
+for the name of a model family. The defaults are those of OpenAI's vision transformers.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gram_jax.clip.activations import ACTIVATIONS
-from gram_jax.errors import InputError, require_int, require_known, require_number
+from gram_jax.errors import InputError, require_bool, require_int, require_known, require_number
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+TEXT_POOLINGS = ("end", "last")
+VISION_POOLINGS = ("class", "attention")
+PROJECTIONS = ("kernel", "dense", "none")
 # Larger values appear in damaged files only, and would fill the memory before they fail.
 MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
 _LIMITS = {"layers": MAX_LAYERS, "image_size": 1 << 14, "patch_size": 1 << 14, "channels": 1 << 10}
@@ -28,6 +35,7 @@ def _require_transformer(config: TextConfig | VisionConfig) -> None:
         raise InputError(f"{tower}.width={config.width}: it must be a multiple of heads={config.heads}")
     require_known(f"{tower}.activation", config.activation, sorted(ACTIVATIONS))
     require_number(f"{tower}.norm_eps", config.norm_eps, above=0)
+    require_known(f"{tower}.projection", config.projection, PROJECTIONS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,12 @@ class TextConfig:
       norm_eps: epsilon of every layer norm.
       bos_token_id, eos_token_id, pad_token_id: the ids in the file. Files written before mid-2023 hold wrong ids
         (0, 2, 1); `eos_rule` accounts for that, and the tokenizer has the correct ones.
+      causal: a token attends to earlier tokens only. Otherwise it attends to all tokens, and every text is filled up
+        with `pad_token_id` after its end token, to exactly `context_length` tokens.
+      start_token: texts begin with a start token.
+      pooling: the token that becomes the feature: "end" (the end token, see `eos_rule`), or "last" (the last of
+        `context_length` positions, if the transformer is not causal).
+      projection: from the pooled token to the feature: "kernel" (a matrix), "dense" (a matrix and a bias) or "none".
     """
 
     vocab_size: int = 49408
@@ -56,11 +70,22 @@ class TextConfig:
     bos_token_id: int | None = 49406
     eos_token_id: int = 49407
     pad_token_id: int | None = 1
+    causal: bool = True
+    start_token: bool = True
+    pooling: str = "end"
+    projection: str = "kernel"
 
     def __post_init__(self) -> None:
         _require_transformer(self)
         _require_sizes(self, "vocab_size", "context_length")
         require_int("TextConfig.eos_token_id", self.eos_token_id, least=0)
+        require_bool("TextConfig.causal", self.causal)
+        require_bool("TextConfig.start_token", self.start_token)
+        require_known("TextConfig.pooling", self.pooling, TEXT_POOLINGS)
+        if self.causal and self.pooling == "last":
+            raise InputError("TextConfig.pooling='last' needs causal=False; read a causal transformer at the 'end'")
+        if not self.causal:
+            require_int("TextConfig.pad_token_id", self.pad_token_id, least=0, most=self.vocab_size - 1)
 
     @property
     def eos_rule(self) -> str:
@@ -76,6 +101,13 @@ class VisionConfig:
       width, layers, heads, mlp_width, activation, norm_eps: as in `TextConfig`.
       image_size: side of the square input image, pixels.
       patch_size: side of a square patch, pixels; a remainder at the right and lower edge is dropped.
+      channels: channels of the image.
+      class_token: a learned token precedes the patches.
+      patch_bias: the patch embedding has a bias.
+      pre_norm: a layer norm precedes the first layer.
+      pooling: how the tokens after the last layer become one: "class" (the class token) or "attention" (a learned query
+        attends to all tokens but those of prompts, and a perceptron follows).
+      projection: as in `TextConfig`.
 
     Example:
       >>> VisionConfig(image_size=224, patch_size=16).num_patches
@@ -91,16 +123,31 @@ class VisionConfig:
     channels: int = 3
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True
+    pooling: str = "class"
+    projection: str = "kernel"
 
     def __post_init__(self) -> None:
         _require_transformer(self)
         _require_sizes(self, "image_size", "patch_size", "channels")
         require_int("VisionConfig.patch_size", self.patch_size, most=self.image_size)
+        for name in ("class_token", "patch_bias", "pre_norm"):
+            require_bool(f"VisionConfig.{name}", getattr(self, name))
+        require_known("VisionConfig.pooling", self.pooling, VISION_POOLINGS)
+        if self.pooling == "class" and not self.class_token:
+            raise InputError("VisionConfig.pooling='class' needs class_token=True; use pooling='attention'")
 
     @property
     def num_patches(self) -> int:
         """Patches of an image."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether visual prompts can join the tokens of an image."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -111,6 +158,8 @@ class ClipConfig:
       text, vision: the transformers.
       embed_dim: width of the joint embedding space.
       logit_scale_init: initial value of the log of the logit scale.
+      logit_bias_init: initial value of the bias of logits; None for a clip without one. The bias is the same for all
+        pairs, so `gram_jax.logits` and every softmax leave it out; the probability of a single pair needs it.
       compute_dtype: "float32" or "bfloat16", the dtype of the transformers' matrix products. Norms, softmax, residual
         sums and features are float32 in both cases. "float32" is a lower bound: float64 parameters (under
         `jax.enable_x64`) are computed in float64.
@@ -128,6 +177,7 @@ class ClipConfig:
     vision: VisionConfig = VisionConfig()
     embed_dim: int = 512
     logit_scale_init: float = 2.6592
+    logit_bias_init: float | None = None
     compute_dtype: str = "float32"
     remat: bool = False
     class_chunk: int = 512
@@ -135,6 +185,11 @@ class ClipConfig:
     def __post_init__(self) -> None:
         _require_sizes(self, "embed_dim")
         require_int("ClipConfig.class_chunk", self.class_chunk, least=0)
+        if self.logit_bias_init is not None:
+            require_number("ClipConfig.logit_bias_init", self.logit_bias_init)
+        for tower, config in (("text", self.text), ("vision", self.vision)):
+            if config.projection == "none" and config.width != self.embed_dim:
+                raise InputError(f"{tower}.width={config.width}: without a projection it must be {self.embed_dim}")
         require_known("ClipConfig.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
 
     @classmethod
@@ -162,6 +217,9 @@ class ClipConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a `config.json`; `compute_dtype`, `remat` and `class_chunk` are settings of a run."""
+        for tower, keys in ((self.text, _TEXT_KEYS), (self.vision, _VISION_KEYS)):
+            if tower != type(tower)(**{name: getattr(tower, name) for name in keys}):
+                raise InputError(f"{tower} does not fit Hugging Face's model_type 'clip'; save it in its own format")
         text = {hf_name: getattr(self.text, name) for name, hf_name in _TEXT_KEYS.items()}
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}
         return {

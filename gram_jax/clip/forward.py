@@ -83,9 +83,12 @@ def encode_image(
 def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
     """Returns image features `[images, embed_dim]` and patch features `[images, patches, embed_dim]`.
 
-    Every token x_L after the last layer is projected as the class token is; only f is normalized:
+    Every patch x_L after the last layer is pooled and projected as the image is; only f is normalized. With a class
+    token,
 
         f = normalize( W^T post_norm(x_L[class token]) ),    z_p = W^T post_norm(x_L[patch p]).
+
+    With attention pooling, z_p is the result of pooling patch p alone.
 
     Args:
       clip, images: as in `encode_image`.
@@ -97,12 +100,12 @@ def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
 def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
     """Returns the features of texts, `[..., embed_dim]`, at least float32; NaN for an id outside the vocabulary.
 
-    The transformer is causal and the feature is read at the end token (`TextConfig.eos_rule`), so padding after it has
-    no effect and texts may be cut to the longest one.
+    The feature is read as `TextConfig.pooling` says. What follows the end token has no effect, and texts may be cut to
+    the longest one: a causal transformer does not read it, and for another one it is replaced by padding.
 
     Args:
       clip, normalize: as in `encode_image`.
-      token_ids: int `[..., tokens]` with [SOS] first, from `clip.tokenize`.
+      token_ids: int `[..., tokens]` from `clip.tokenize`.
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
@@ -180,8 +183,8 @@ def _image(params: Any, images: Array, prompt: VisualPrompt | None, *, config: C
 
 @functools.partial(jax.jit, static_argnames="config")
 def _patches(params: Any, images: Array, *, config: ClipConfig) -> tuple[Array, Array]:
-    tokens = vision.token_features(params, config, images)
-    return _finish(tokens[:, 0], normalize=True), tokens[:, 1:]
+    features, patches = vision.token_features(params, config, images)
+    return _finish(features, normalize=True), patches
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -11,6 +12,7 @@ import numpy as np
 
 from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
+from gram_jax.clip.modules import slice_layers
 from gram_jax.clip.tokenizer import Classes, Tokenizer, class_tokens
 from gram_jax.errors import InputError
 
@@ -71,39 +73,72 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
       key, config: a PRNG key and the sizes.
 
     Returns:
-      A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`::
+      A nested dictionary of float32 arrays. Layers are stacked on the first axis, kernels are `[in, out]`. With the
+      default properties::
 
         {"text": {"token_embedding", "position_embedding", "layers", "final_norm", "projection"},
          "vision": {"class_embedding", "patch_embedding", "position_embedding", "pre_norm", "layers", "post_norm",
                     "projection"},
          "logit_scale"}
 
+      Each property of the configuration adds or removes its own leaves: `text.projection_bias`, `vision.patch_bias`,
+      `vision.pool` (`probe`, `attention`, `norm`, `mlp`), `logit_bias`.
+
     Reference:
       github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
     """
     text_key, vision_key = jax.random.split(key)
-    keys = [*jax.random.split(text_key, 4), *jax.random.split(vision_key, 5)]
-    text, vision, dim = config.text, config.vision, config.embed_dim
-    patch = vision.patch_size**2 * vision.channels
-    return {
-        "text": {
-            "token_embedding": _normal(keys[0], 0.02, text.vocab_size, text.width),
-            "position_embedding": _normal(keys[1], 0.01, text.context_length, text.width),
-            "layers": _init_layers(keys[2], text),
-            "final_norm": _init_norm(text.width),
-            "projection": _normal(keys[3], text.width**-0.5, text.width, dim),
-        },
-        "vision": {
-            "class_embedding": _normal(keys[4], vision.width**-0.5, vision.width),
-            "patch_embedding": _normal(keys[5], (3 * patch) ** -0.5, patch, vision.width),
-            "position_embedding": _normal(keys[6], vision.width**-0.5, 1 + vision.num_patches, vision.width),
-            "pre_norm": _init_norm(vision.width),
-            "layers": _init_layers(keys[7], vision),
-            "post_norm": _init_norm(vision.width),
-            "projection": _normal(keys[8], vision.width**-0.5, vision.width, dim),
-        },
+    params: Params = {
+        "text": _init_text(text_key, config.text, config.embed_dim),
+        "vision": _init_vision(vision_key, config.vision, config.embed_dim),
         "logit_scale": jnp.float32(config.logit_scale_init),
     }
+    if config.logit_bias_init is not None:
+        params["logit_bias"] = jnp.float32(config.logit_bias_init)
+    return params
+
+
+def _init_text(key: jax.Array, text: TextConfig, dim: int) -> Params:
+    keys = jax.random.split(key, 4)
+    return {
+        "token_embedding": _normal(keys[0], 0.02, text.vocab_size, text.width),
+        "position_embedding": _normal(keys[1], 0.01, text.context_length, text.width),
+        "layers": _init_layers(keys[2], text),
+        "final_norm": _init_norm(text.width),
+        **_init_projection(keys[3], text, dim),
+    }
+
+
+def _init_vision(key: jax.Array, vision: VisionConfig, dim: int) -> Params:
+    keys = jax.random.split(key, 5)
+    patch, std = vision.patch_size**2 * vision.channels, vision.width**-0.5
+    params: Params = {"class_embedding": _normal(keys[0], std, vision.width)} if vision.class_token else {}
+    params["patch_embedding"] = _normal(keys[1], (3 * patch) ** -0.5, patch, vision.width)
+    if vision.patch_bias:
+        params["patch_bias"] = jnp.zeros(vision.width, jnp.float32)
+    positions = int(vision.class_token) + vision.num_patches
+    params["position_embedding"] = _normal(keys[2], std, positions, vision.width)
+    if vision.pre_norm:
+        params["pre_norm"] = _init_norm(vision.width)
+    params["layers"] = _init_layers(keys[3], vision)
+    params["post_norm"] = _init_norm(vision.width)
+    if vision.pooling == "attention":
+        params["pool"] = _init_pool(jax.random.fold_in(key, 0), vision)
+    return params | _init_projection(keys[4], vision, dim)
+
+
+def _init_projection(key: jax.Array, config: TextConfig | VisionConfig, dim: int) -> Params:
+    if config.projection == "none":
+        return {}
+    bias = {"projection_bias": jnp.zeros(dim, jnp.float32)} if config.projection == "dense" else {}
+    return {"projection": _normal(key, config.width**-0.5, config.width, dim), **bias}
+
+
+def _init_pool(key: jax.Array, vision: VisionConfig) -> Params:
+    probe_key, layer_key = jax.random.split(key)
+    layer = slice_layers(_init_layers(layer_key, dataclasses.replace(vision, layers=1)), 0)
+    probe = _normal(probe_key, vision.width**-0.5, vision.width)
+    return {"probe": probe, "attention": layer["attention"], "norm": layer["norm_2"], "mlp": layer["mlp"]}
 
 
 def _normal(key: jax.Array, std: float, *shape: int) -> jax.Array:

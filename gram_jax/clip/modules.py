@@ -129,14 +129,42 @@ def apply_norm(epsilon: float, params: Any, x: Array) -> Array:
     return cast(Array, layer_norm(epsilon).apply({"params": params}, x))
 
 
+class AttentionPool(nn.Module):
+    """Pools tokens by a learned query: `a = attention(probe, tokens); a + mlp(norm(a))`.
+
+    Reference:
+      "Scaling Vision Transformers", section 3.3, "multihead attention pooling".
+    """
+
+    heads: int
+    mlp_width: int
+    activation: str
+    norm_eps: float
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """Returns one token `[..., width]` of `[..., tokens, width]`."""
+        probe = self.param("probe", nn.initializers.zeros, tokens.shape[-1:])
+        query = jnp.broadcast_to(probe, (*tokens.shape[:-2], 1, tokens.shape[-1]))
+        pooled = at_least_float32(Attention(self.heads, self.dtype, name="attention")(query, tokens)[0])
+        normed = layer_norm(self.norm_eps, name="norm")(pooled)
+        return (pooled + Mlp(self.mlp_width, self.activation, self.dtype, name="mlp")(normed))[..., 0, :]
+
+
 def slice_layers(layers: Any, index: int | slice) -> Any:
     """Returns the parameters of one layer, or of a range of them, from a tower's stack."""
     return jax.tree.map(lambda leaf: leaf[index], layers)
 
 
-def project(x: Array, kernel: Array) -> Array:
-    """Projects features `[..., width]` into the joint space `[..., embed_dim]`, in full precision on every device."""
-    return jnp.matmul(x, at_least_float32(kernel), precision="highest")
+def project(x: Array, params: Any) -> Array:
+    """Projects features `[..., width]` into the joint space `[..., embed_dim]`, in full precision on every device.
+
+    `params` is a tower's branch of the parameters; what it lacks, the kernel or its bias, is left out.
+    """
+    if "projection" in params:
+        x = jnp.matmul(x, at_least_float32(params["projection"]), precision="highest")
+    return x + params["projection_bias"] if "projection_bias" in params else x
 
 
 def make_block(config: TextConfig | VisionConfig, compute_dtype: str) -> Block:

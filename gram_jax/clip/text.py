@@ -9,6 +9,9 @@ Attention is causal: a token attends to itself and to earlier tokens. Three shor
   layer, the keys and values (K_P, V_P) of the prefix are computed once, and a query q of a tail attends to both parts:
 
       softmax( q [K_P, K_c]^T / sqrt(d) ) [V_P, V_c]
+
+Without `TextConfig.causal`, a token attends to all tokens, padding included. Then every sequence is filled with padding
+to the context length, no prefix is shared, and only the last layer is cut: to the pooled token.
 """
 
 from __future__ import annotations
@@ -42,7 +45,17 @@ def embed(params: Any, token_ids: Array) -> Array:
 def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array | None = None) -> Array:
     """Returns the features `[..., embed_dim]` of texts without a prompt, read at `end`, int `[...]`; not normalized."""
     end = find_end(config.text, token_ids) if end is None else end
+    token_ids = _fill(config.text, token_ids, end, config.text.context_length)
     return _full(params, config, embed(params, token_ids), end)
+
+
+def _fill(config: TextConfig, token_ids: Array, end: Array, length: int) -> Array:
+    """Returns token ids that have padding after the end token, up to `length`, if the transformer reads padding."""
+    if config.causal:
+        return token_ids
+    more = length - token_ids.shape[-1]
+    token_ids = jnp.pad(token_ids, [*[(0, 0)] * (token_ids.ndim - 1), (0, more)])
+    return jnp.where(jnp.arange(length) <= end[..., None], token_ids, jnp.int32(config.pad_token_id))
 
 
 def class_features(
@@ -94,21 +107,22 @@ def _in_chunks(
 
 
 def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool) -> Array:
-    # All classes start with the same token; config.bos_token_id is wrong in files written before mid-2023.
-    start = embed(params, classes.token_ids[:1, :1])  # [1, 1, width]
-    tail = embed(params, classes.tail_ids)  # [classes, tail, width]
-    if share_prefix and prompt.class_position == "end" and not any(_per_class(prompt)):
+    # All classes start with the same token, or with none; config.bos_token_id is wrong in files before mid-2023.
+    first, n = int(config.text.start_token), prompt.context.shape[-2]
+    start = embed(params, classes.token_ids[:1, :first])  # [1, first, width]
+    tail_ids = _fill(config.text, classes.tail_ids, classes.tail_eot, config.text.context_length - first - n)
+    tail = embed(params, tail_ids)  # [classes, tail, width]
+    if share_prefix and config.text.causal and prompt.class_position == "end" and not any(_per_class(prompt)):
         return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt)
-    n = prompt.context.shape[-2]
     leading = jnp.broadcast_shapes(
         (tail.shape[0],), prompt.context.shape[:-2], () if prompt.deep is None else prompt.deep.shape[1:-2]
     )
     parts = [jnp.broadcast_to(part, (*leading, *part.shape[-2:])) for part in (start, prompt.context, tail)]
-    x = jnp.concatenate(parts, axis=-2)  # [..., classes, 1 + n + tail, width], the context before the name
-    end = 1 + n + classes.tail_eot
+    x = jnp.concatenate(parts, axis=-2)  # [..., classes, first + n + tail, width], the context before the name
+    end = first + n + classes.tail_eot
     if prompt.class_position == "end":
         return _full(params, config, x, end, prompt, jnp.broadcast_to(jnp.arange(x.shape[-2]), x.shape[-3:-1]))
-    source = _order(prompt.class_position, n, classes.name_length, x.shape[-2])
+    source = _order(prompt.class_position, first, n, classes.name_length, x.shape[-2])
     return _full(params, config, jnp.take_along_axis(x, _expand(source, x), axis=-2), end, prompt, source)
 
 
@@ -119,50 +133,58 @@ def _per_class(prompt: TextPrompt) -> tuple[bool, bool]:
     return bool(context) and context[-1] != 1, bool(deep) and deep[-1] != 1
 
 
-def _order(class_position: str, n: int, name_length: Array, length: int) -> Array:
-    """Returns, for each place of a sequence, its token's place in [SOS] context name rest; int `[classes, length]`."""
+def _order(class_position: str, first: int, n: int, name_length: Array, length: int) -> Array:
+    """Returns, for each place of a sequence, its token's place in [SOS] context name rest; int `[classes, length]`.
+
+    There are `first` start tokens, 0 or 1.
+    """
     before = n // 2 if class_position == "middle" else 0  # context tokens before the name
-    place = jnp.arange(length)
+    place = jnp.arange(length) - first  # from the start token on
     name_length = name_length[:, None]
-    source = jnp.where(place > n + name_length, place, place - name_length)
-    source = jnp.where(place <= before + name_length, place + n - before, source)
-    return jnp.where(place <= before, place, source)
+    source = jnp.where(place >= n + name_length, place, place - name_length)
+    source = jnp.where(place < before + name_length, place + n - before, source)
+    return jnp.where(place < before, place, source) + first
 
 
 def _expand(index: Array, x: Array) -> Array:
     return jnp.broadcast_to(index, x.shape[:-1])[..., None]
 
 
-def _replace(x: Array, deep: Array, source: Array | None) -> Array:
-    """Replaces the first m context tokens, at any position, by deep prompts."""
+def _replace(x: Array, deep: Array, source: Array | None, first: int) -> Array:
+    """Replaces the first m context tokens, at any position, by deep prompts; `first` is the number of start tokens."""
     assert source is not None  # every prompt comes with the order of its tokens
     m = deep.shape[-2]
     deep = jnp.broadcast_to(deep, (*x.shape[:-2], *deep.shape[-2:])).astype(x.dtype)
-    new = jnp.take_along_axis(deep, _expand(jnp.clip(source - 1, 0, m - 1), x), axis=-2)
-    return jnp.where(_expand((source >= 1) & (source <= m), x), new, x)
+    new = jnp.take_along_axis(deep, _expand(jnp.clip(source - first, 0, m - 1), x), axis=-2)
+    return jnp.where(_expand((source >= first) & (source < first + m), x), new, x)
 
 
 def _full(
     params: Any, config: ClipConfig, x: Array, end: Array, prompt: TextPrompt | None = None, source: Array | None = None
 ) -> Array:
-    """Runs whole sequences of embedded tokens `[..., tokens, width]` and returns the features at `end` `[...]`."""
+    """Runs whole sequences of embedded tokens `[..., tokens, width]` and returns their features.
+
+    `end` is the position of the end token, int `[...]`.
+    """
     block = make_block(config.text, config.compute_dtype)
-    length = x.shape[-2]
+    length, first = x.shape[-2], int(config.text.start_token)
     x = x + params["position_embedding"][:length]
-    mask = jnp.tril(jnp.ones((length, length), bool))
+    mask = jnp.tril(jnp.ones((length, length), bool)) if config.text.causal else None
     deep, deep_layers = (None, ()) if prompt is None else (prompt.deep, prompt.layers)
 
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
         if deep is not None:
-            x = _replace(x, deep, source)
+            x = _replace(x, deep, source, first)
         return block.apply({"params": layer}, x, mask)[0]
 
     last = config.text.layers - 1
     x = run_layers(step, x, params["layers"], 0, last, deep, deep_layers, config.remat)
     if deep is not None and last in deep_layers:
-        x = _replace(x, deep[-1], source)
-    mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
-    x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=end)
+        x = _replace(x, deep[-1], source, first)
+    if config.text.causal:
+        mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
+    read = end if config.text.pooling == "end" else length - 1
+    x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=read)
     return _project(params, config, x)
 
 
@@ -176,7 +198,7 @@ def _shared_prefix(
     context = jnp.broadcast_to(prompt.context, (*leading, *prompt.context.shape[-2:]))
     start = jnp.broadcast_to(start[0], (*leading, *start.shape[-2:]))
     prefix = jnp.concatenate([start, context], axis=-2)  # [(images, 1,) prefix, width]
-    split = prefix.shape[-2]
+    first, split = start.shape[-2], prefix.shape[-2]
     prefix = prefix + params["position_embedding"][:split]
     tail = tail + params["position_embedding"][split : split + tail.shape[-2]]
     tail = jnp.broadcast_to(tail.astype(prefix.dtype), (*leading[:-1], *tail.shape))  # [(images,) classes, tail, width]
@@ -184,7 +206,7 @@ def _shared_prefix(
 
     def replace(prefix: Array, deep: Array) -> Array:
         deep = jnp.broadcast_to(deep, (*leading, *deep.shape[-2:])).astype(prefix.dtype)
-        return jnp.concatenate([prefix[..., :1, :], deep, prefix[..., 1 + deep.shape[-2] :, :]], axis=-2)
+        return jnp.concatenate([prefix[..., :first, :], deep, prefix[..., first + deep.shape[-2] :, :]], axis=-2)
 
     def step(carry: tuple[Array, Array], layer: Any, deep: Array | None) -> tuple[Array, Array]:
         prefix, tail = carry
@@ -206,4 +228,4 @@ def _shared_prefix(
 
 def _project(params: Any, config: ClipConfig, x: Array) -> Array:
     """Returns the feature `[..., embed_dim]` of a final hidden state `[..., 1, width]`."""
-    return project(apply_norm(config.text.norm_eps, params["final_norm"], x[..., 0, :]), params["projection"])
+    return project(apply_norm(config.text.norm_eps, params["final_norm"], x[..., 0, :]), params)

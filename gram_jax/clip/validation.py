@@ -37,11 +37,13 @@ def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ..
     classes, tail = tail_shape
     shape = _check_tokens("context", prompt.context, config.width, (2, 4))
     _check_axis("context", "classes", shape[:-2][-1:], classes)
-    length = 1 + shape[-2] + tail
+    first = int(config.start_token)
+    length = first + shape[-2] + tail
     if length > config.context_length:
         raise InputError(
-            f"the prompt has {length} tokens (1 start token, {shape[-2]} context tokens, {tail} for the longest class "
-            f"name and its end), the context length is {config.context_length}; shorten the context or the class names"
+            f"the prompt has {length} tokens ({first} start token, {shape[-2]} context tokens, {tail} for the longest "
+            f"class name and its end), the context length is {config.context_length}; shorten the context or the "
+            "class names"
         )
     if prompt.deep is None:
         return _check_layers(prompt, range(0))
@@ -54,8 +56,19 @@ def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ..
         raise InputError(f"context is for {shape[0]} images, but deep is for {deep[1]}")
 
 
+def require_visual_prompts(config: VisionConfig) -> None:
+    """Raises InputError if no visual prompt can join the tokens of the image tower."""
+    if not config.takes_prompts:
+        raise InputError(
+            "visual prompts join the tokens of a vision transformer, but this clip's image tower has none; use a tuner "
+            "of the text side, such as coop"
+        )
+
+
 def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_prompts: Mapping[int, Any]) -> None:
     """Raises InputError unless a visual prompt fits the vision transformer, the number of images and the functions."""
+    if prompt is not None or layer_prompts:
+        require_visual_prompts(config)
     for layer, function in layer_prompts.items():
         if not 0 <= layer < config.layers or not callable(function):
             raise InputError(

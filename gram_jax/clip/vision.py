@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.clip.config import ClipConfig
-from gram_jax.clip.modules import apply_norm, at_least_float32, make_block, project, run_layers, slice_layers
+from gram_jax.clip.config import ClipConfig, VisionConfig
+from gram_jax.clip.modules import (
+    AttentionPool,
+    apply_norm,
+    at_least_float32,
+    make_block,
+    project,
+    run_layers,
+    slice_layers,
+)
 from gram_jax.clip.prompts import MaskedTokens, VisualPrompt
 from gram_jax.clip.validation import check_made_prompt
 
 Array = jax.Array
 LayerPrompts = Mapping[int, Callable[[Array], Any]]
+# By pooling, the only token that the last layer computes: its query, its row of attention and its perceptron.
+_READ = {"class": 0, "attention": None}
 
 
 def patchify(images: Array, patch_size: int) -> Array:
@@ -47,54 +57,57 @@ def image_features(
     """
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
-    after_class = prompt.placement == "after_class"
+    # The tokens before the prompts; None: all of the image's.
+    before = int(config.vision.class_token) if prompt.placement == "after_class" else None
     block = make_block(config.vision, config.compute_dtype)
-    x = _embed(params, config, images)  # [images, 1 + patches, width]
+    x = _embed(params, config, images)  # [images, class token and patches, width]
     x = x.astype(jnp.result_type(x, *jax.tree.leaves(prompt)))
     count = 0
     if prompt.tokens is not None and prompt.placement == "before_norm":
-        x, count = _swap(x, count, prompt.tokens, after_class)
-    x = apply_norm(config.vision.norm_eps, params["pre_norm"], x)
+        x, count = _swap(x, count, prompt.tokens, before)
+    x = _pre_norm(params, config.vision, x)
     if prompt.tokens is not None and prompt.placement != "before_norm":
-        x, count = _swap(x, count, prompt.tokens, after_class)
+        x, count = _swap(x, count, prompt.tokens, before)
     mask = None  # bool [images, 1, tokens]: the tokens that may be attended to; None: all
 
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
         if deep is not None:
-            x, _ = _swap(x, deep.shape[-2], deep, after_class)
+            x, _ = _swap(x, deep.shape[-2], deep, before)
         return block.apply({"params": layer}, x, mask)[0]
 
     aux = {}
-    last = config.vision.layers - 1
+    last, pooling = config.vision.layers - 1, config.vision.pooling
     for start, stop in itertools.pairwise([*_breaks(last, prompt, layer_prompts), last + 1]):
         if start in layer_prompts:
-            made, aux[start] = layer_prompts[start](_remove(x, count, after_class))
+            made, aux[start] = layer_prompts[start](_remove(x, count, before))
             tokens, keep = made if isinstance(made, MaskedTokens) else (made, None)
             check_made_prompt(tokens, keep, start, config, x.shape[0])
-            mask = None if keep is None else _mask(x.shape[-2] - count, keep, after_class)
-            x, count = _swap(x, count, tokens, after_class)
+            mask = None if keep is None else _mask(x.shape[-2] - count, keep, before)
+            x, count = _swap(x, count, tokens, before)
         elif prompt.deep is not None and start in prompt.layers:
-            x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], after_class)
+            x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], before)
             mask = None
         if start < last:
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
-            # Only the class token is needed: its query, its row of attention and its perceptron.
-            x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=0)
-    feature = apply_norm(config.vision.norm_eps, params["post_norm"], x[..., 0, :])
-    return project(feature, params["projection"]), aux
+            x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=_READ[pooling])
+    return _pool(params, config, x if pooling == "class" else _remove(x, count, before)), aux
 
 
-def token_features(params: Any, config: ClipConfig, images: Array) -> Array:
-    """Returns features `[images, 1 + patches, embed_dim]` of all tokens, read as the class token is; not normalized."""
+def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Array, Array]:
+    """Returns the feature `[images, embed_dim]`, not normalized, and features of all patches `[images, patches, ...]`.
+
+    Those are pooled and projected as the image is, one patch at a time.
+    """
     block = make_block(config.vision, config.compute_dtype)
 
     def step(x: Array, layer: Any, _: None) -> Array:
         return block.apply({"params": layer}, x)[0]
 
-    x = apply_norm(config.vision.norm_eps, params["pre_norm"], _embed(params, config, images))
+    x = _pre_norm(params, config.vision, _embed(params, config, images))
     x = run_layers(step, x, params["layers"], 0, config.vision.layers, remat=config.remat)
-    return project(apply_norm(config.vision.norm_eps, params["post_norm"], x), params["projection"])
+    patches = x[:, int(config.vision.class_token) :, None]  # [images, patches, 1, width]
+    return _pool(params, config, x), _pool(params, config, patches)
 
 
 def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
@@ -102,9 +115,28 @@ def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
     kernel = params["patch_embedding"]
     if config.compute_dtype == "bfloat16":
         patches, kernel = patches.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    patches = at_least_float32(patches @ kernel)  # [images, patches, width]
-    first = jnp.broadcast_to(params["class_embedding"], (patches.shape[0], 1, patches.shape[-1]))
-    return jnp.concatenate([first, patches], axis=1) + params["position_embedding"]
+    tokens = at_least_float32(patches @ kernel)  # [images, patches, width]
+    if config.vision.patch_bias:
+        tokens = tokens + params["patch_bias"]
+    if config.vision.class_token:
+        first = jnp.broadcast_to(params["class_embedding"], (tokens.shape[0], 1, tokens.shape[-1]))
+        tokens = jnp.concatenate([first, tokens], axis=1)
+    return tokens + params["position_embedding"]
+
+
+def _pre_norm(params: Any, config: VisionConfig, x: Array) -> Array:
+    return apply_norm(config.norm_eps, params["pre_norm"], x) if config.pre_norm else x
+
+
+def _pool(params: Any, config: ClipConfig, x: Array) -> Array:
+    """Returns the feature `[..., embed_dim]` of the tokens `[..., tokens, width]` after the last layer."""
+    vision = config.vision
+    if vision.pooling == "class":
+        return project(apply_norm(vision.norm_eps, params["post_norm"], x[..., 0, :]), params)
+    dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
+    pool = AttentionPool(vision.heads, vision.mlp_width, vision.activation, vision.norm_eps, dtype)
+    pooled = pool.apply({"params": params["pool"]}, apply_norm(vision.norm_eps, params["post_norm"], x))
+    return project(cast(Array, pooled), params)
 
 
 def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> list[int]:
@@ -118,23 +150,22 @@ def _breaks(last: int, prompt: VisualPrompt, layer_prompts: LayerPrompts) -> lis
     return sorted(breaks - {last + 1})
 
 
-def _mask(count: int, keep: Array, after_class: bool) -> Array:
+def _mask(count: int, keep: Array, before: int | None) -> Array:
     """Returns which of `count` image tokens and the prompt tokens may be attended to, bool `[images, 1, tokens]`."""
     image = jnp.ones((keep.shape[0], count), bool)
-    parts = [image[:, :1], keep, image[:, 1:]] if after_class else [image, keep]
-    return jnp.concatenate(parts, axis=-1)[:, None]
+    return jnp.concatenate([image[:, :before], keep, image[:, count if before is None else before :]], axis=-1)[:, None]
 
 
-def _remove(x: Array, count: int, after_class: bool) -> Array:
-    """Removes `count` prompt tokens from a sequence."""
-    if after_class:
-        return jnp.concatenate([x[..., :1, :], x[..., 1 + count :, :]], axis=-2)
-    return x[..., : x.shape[-2] - count, :]
+def _remove(x: Array, count: int, before: int | None) -> Array:
+    """Removes the `count` prompt tokens from a sequence, which follow its first `before` tokens (None: at the end)."""
+    if before is None:
+        return x[..., : x.shape[-2] - count, :]
+    return jnp.concatenate([x[..., :before, :], x[..., before + count :, :]], axis=-2)
 
 
-def _swap(x: Array, count: int, tokens: Array, after_class: bool) -> tuple[Array, int]:
+def _swap(x: Array, count: int, tokens: Array, before: int | None) -> tuple[Array, int]:
     """Replaces the `count` prompt tokens of a sequence; returns the sequence and the new number of prompt tokens."""
     tokens = jnp.broadcast_to(tokens, (*x.shape[:-2], *tokens.shape[-2:])).astype(x.dtype)
-    x = _remove(x, count, after_class)
-    parts = [x[..., :1, :], tokens, x[..., 1:, :]] if after_class else [x, tokens]
+    x = _remove(x, count, before)
+    parts = [x, tokens] if before is None else [x[..., :before, :], tokens, x[..., before:, :]]
     return jnp.concatenate(parts, axis=-2), tokens.shape[-2]

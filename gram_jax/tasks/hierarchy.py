@@ -201,11 +201,13 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
         raise InputError("the clip lacks the class tokens of the hierarchy; give centroid_clip(clip, hierarchy)")
     before, after, suffix = tokenizer.pieces([*TEMPLATE.split("{}"), SUFFIX])
 
+    start = [tokenizer.bos_token_id] if clip.config.text.start_token else []
+
     def around(left: list[int], right: list[int]) -> Any:
         sides = np.array([*left, *right, tokenizer.eos_token_id], np.int32)
         return np.insert(np.tile(sides, (count, 1)), len(left), np.arange(first, first + count), axis=1)
 
-    token_ids, tail_ids = around([tokenizer.bos_token_id, *before], after), around([], suffix)
+    token_ids, tail_ids = around([*start, *before], after), around([], suffix)
     lengths = (token_ids.shape[1] - 1, 1, tail_ids.shape[1] - 1)
     eot, name_length, tail_eot = (np.full(count, length, np.int32) for length in lengths)
     return Classes(token_ids, eot, tail_ids, name_length, tail_eot)  # type: ignore[arg-type]  # NumPy arrays, see above

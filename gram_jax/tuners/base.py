@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classes, encode_image, logits
-from gram_jax.clip.validation import check_text_prompt
+from gram_jax.clip.validation import check_text_prompt, require_visual_prompts
 from gram_jax.errors import InputError, require_int
 
 Array = jax.Array
@@ -165,7 +165,7 @@ def word_vectors(words: Words, clip: Clip, spare: bool = False) -> Array:
     """Returns the token embeddings of the words, float32 `[tokens, width]`; see `context_vectors`."""
     count, text = words.count, words.text
     assert text is not None
-    tokens = clip.tokenize([text])[0, 1:-1]
+    tokens = clip.tokenize([text])[0, int(clip.config.text.start_token) : -1]
     if not len(tokens):
         raise InputError(f"init_text={text!r} has no tokens for this clip; give words, or None")
     if count is not None and (len(tokens) < count or (len(tokens) > count and not spare)):
@@ -192,8 +192,11 @@ def check_names(classes: Any) -> Classes:
     return classes
 
 
-def check_depth(depth: int, layers: Mapping[str, int], setting: str = "depth") -> None:
-    """Raises InputError if a prompt is deeper than a transformer of the clip; `layers` is by the transformer's name."""
+def check_depth(depth: int, clip: Clip, *towers: str, setting: str = "depth") -> None:
+    """Raises InputError if a prompt is deeper than these towers, "text" or "vision", or one of them takes no prompt."""
+    if "vision" in towers:
+        require_visual_prompts(clip.config.vision)
+    layers = {tower: getattr(clip.config, tower).layers for tower in towers}
     short = {tower: count for tower, count in layers.items() if depth > count}
     if short:
         counts = " and ".join(f"{count} {tower} layers" for tower, count in short.items())

@@ -115,7 +115,7 @@ def dpt(
 
     def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
         layers, width = clip.config.vision.layers, clip.config.vision.width
-        check_depth(class_layers, {"vision": layers}, "class_layers")
+        check_depth(class_layers, clip, "vision", setting="class_layers")
         context_key, visual_key, aware_key, classifier_key = jax.random.split(key, 4)
         prompt = {"text": text_init(words, context_key, context_key, clip, classes, 1)}
         if class_layers < layers:

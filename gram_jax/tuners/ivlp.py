@@ -52,7 +52,7 @@ def ivlp(
     settings = {**sizes, "init_text": init_text, "position": position, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})
+        check_depth(depth, clip, "text", "vision")
         context_key, text_key, visual_key = jax.random.split(key, 3)
         text = text_init(words, context_key, text_key, clip, classes, depth)
         return {"text": text, "visual": visual_init(visual_key, clip, num_visual, depth)}

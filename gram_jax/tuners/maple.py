@@ -52,7 +52,7 @@ def maple(
     settings = {"num_tokens": words.count, "depth": depth, "init_text": init_text, "placement": placement}
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        check_depth(depth, {"text": clip.config.text.layers, "vision": clip.config.vision.layers})
+        check_depth(depth, clip, "text", "vision")
         context_key, text_key, first_key, deep_key = jax.random.split(key, 4)
         widths = clip.config.text.width, clip.config.vision.width
         coupling = {"first": dense_init(first_key, *widths)}

@@ -68,7 +68,7 @@ def text_init(
     words: Words, context_key: jax.Array, deep_key: jax.Array, clip: Clip, classes: Classes | None, depth: int
 ) -> Prompt:
     """Returns the contexts of the first `depth` text layers; the words may have more tokens than the context."""
-    check_depth(depth, {"text": clip.config.text.layers})
+    check_depth(depth, clip, "text")
     whole = context_vectors(words, context_key, clip, spare=True)
     check_room(clip, whole, classes)
     context = whole[: words.count]

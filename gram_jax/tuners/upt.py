@@ -81,7 +81,7 @@ def upt(
     block = Block(heads=1, mlp_width=_GROWTH * width, activation="quick_gelu", norm_eps=NORM_EPS)
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
-        check_depth(depth, {"vision": clip.config.vision.layers})
+        check_depth(depth, clip, "vision")
         vision, sides = clip.config.vision, (("text", clip.config.text.width), ("visual", clip.config.vision.width))
         context_key, tokens_key, block_key, *dense_keys = jax.random.split(key, 7)
         context = random_vectors(context_key, num_text, clip.config.text.width)

@@ -55,7 +55,7 @@ def vpt(num_tokens: int = 8, depth: int = 1, placement: str = "before_norm") -> 
 
 def visual_init(key: jax.Array, clip: Clip, num_tokens: int, depth: int) -> Prompt:
     """Returns random visual tokens for the first `depth` layers, those of layer 0 apart."""
-    check_depth(depth, {"vision": clip.config.vision.layers})
+    check_depth(depth, clip, "vision")
     drawn = random_vectors(key, depth, num_tokens, clip.config.vision.width)
     return {"tokens": drawn[0]} | ({"deep": drawn[1:]} if depth > 1 else {})
 
