@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import mmap
 import struct
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.clip.formats import torch_globals
-from gram_jax.clip.formats.shards import shard_files
+from gram_jax.clip.formats.shards import read_object, shard_files
 from gram_jax.clip.formats.torch_globals import Storage, Tensor
 from gram_jax.clip.formats.unpickle import Module, unpickle
 from gram_jax.clip.formats.zip_members import members, start_of
@@ -28,6 +29,7 @@ from gram_jax.errors import InputError, examples
 
 MAX_PICKLE = 16 << 20  # bytes; that of a checkpoint with optimizer states of 1,500 tensors has 1 MiB
 _MAX_NAME, _MAX_DEPTH, _MAX_ENTRIES = 1000, 50, 100_000  # characters of a name; modules inside modules; attributes
+_MIN_EXPANDED = 1 << 20  # elements that a view may have even if the file has fewer bytes
 _PLAIN = (str, int, float, bool)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the state dict
 _PARALLEL = "module."  # what DataParallel puts before all names
@@ -131,7 +133,7 @@ def read_sharded(index: str | Path) -> TorchFile:
     """Returns the tensors of all shards that an index file (pytorch_model.bin.index.json) names.
 
     Raises:
-      InputError: the index or a shard is damaged, or two shards have a tensor of the same name.
+      InputError: the index or a shard is damaged, or a tensor is missing or in two shards.
       FileNotFoundError: the index or a shard is missing.
     """
     tensors: dict[str, Place] = {}
@@ -144,6 +146,8 @@ def read_sharded(index: str | Path) -> TorchFile:
         tensors |= file.tensors
         metadata |= file.metadata
         left_out += file.left_out
+    if missing := sorted(read_object(Path(index))["weight_map"].keys() - tensors.keys()):
+        raise InputError(f"{index} lists {examples(missing)}, which no shard has; use the files of one model")
     return TorchFile(tensors, metadata, left_out)
 
 
@@ -170,7 +174,7 @@ def _read(path: Path, file: mmap.mmap) -> TorchFile:
         if (extent := extents.get(key)) is None or extent.size < size:
             found = "is missing" if extent is None else f"has {extent.size} bytes instead of {size}"
             raise InputError(f"the storage {key[:100]!r} of {name!r} {found}; copy the file again")
-        if math.prod(tensor.shape) > len(file):
+        if math.prod(max(side, 1) for side in tensor.shape) > max(len(file), _MIN_EXPANDED):
             raise InputError(f"{name!r} is expanded to {list(tensor.shape)}; call .contiguous() before saving")
         places[name] = Place(tensor.shape, tensor.dtype, extent, tensor.offset, tensor.strides)
     return TorchFile(places, metadata, left_out)
@@ -271,10 +275,14 @@ def _script_state(root: Module) -> _State:
     metadata: dict[str, Any] = {}
     left_out: list[str] = []
 
+    visits = itertools.count(1)
+
     def visit(module: Module, prefix: str, depth: int) -> None:
         if depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
             raise InputError(f"its modules are nested more than {_MAX_DEPTH} deep, or in a cycle; do not trust it")
         for name, item in module.attributes.items():
+            if next(visits) > _MAX_ENTRIES:
+                raise InputError(f"its modules have more than {_MAX_ENTRIES} attributes; do not trust it")
             path = f"{prefix}{name}"
             if isinstance(item, Module):
                 visit(item, f"{path}.", depth + 1)
@@ -284,8 +292,6 @@ def _script_state(root: Module) -> _State:
                 metadata[path] = item
             elif item is not None:
                 left_out.append(path)
-        if len(tensors) + len(metadata) + len(left_out) > _MAX_ENTRIES:
-            raise InputError(f"its modules have more than {_MAX_ENTRIES} attributes; do not trust it")
 
     visit(root, "", 0)
     return _checked(tensors, metadata, left_out)

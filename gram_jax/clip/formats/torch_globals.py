@@ -106,7 +106,8 @@ def _tensor(
         raise InputError(
             f"a tensor {list(shape)} ends at element {last} of a storage of {storage.size} bytes; copy it again"
         )
-    return Tensor(storage, dtype, offset, shape, strides)
+    used = (stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
+    return Tensor(storage, dtype, offset, shape, tuple(used))
 
 
 def _check_sizes(thing: str, sizes: tuple[Any, ...]) -> None:

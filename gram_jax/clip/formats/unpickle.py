@@ -60,8 +60,8 @@ def unpickle(file: BinaryIO, find: Callable[[str], Any], load: Callable[[Any], A
     """Returns the value of a pickle, and leaves the file behind it.
 
     Lists, dictionaries, tuples, text, bytes, numbers, booleans and None are read. Every other opcode, and a call of
-    of anything but a `Call`, raises InputError that names it. The number of steps is limited; a step takes constant
-    that it reads; the number of steps is limited.
+    anything but a `Call`, raises InputError that names it. The number of steps is limited, and each takes time and
+    memory in proportion to the bytes that it reads or the values that it takes from the stack.
 
     Args:
       file: an in-memory or memory-mapped file: its `read` must not allocate more than it has.
