@@ -1,7 +1,8 @@
 from .config import ClipConfig, TextConfig, VisionConfig
 from .formats.huggingface import save_clip
-from .formats.loading import load_clip
-from .formats.weights import WeightsError, weights_hash
+from .formats.loading import convert, load_clip
+from .formats.table import WeightsError
+from .formats.weights import weights_hash
 from .forward import embed_tokens, encode_classes, encode_image, encode_patches, encode_text, logits
 from .images import ImageError, ImageTransform
 from .model import Clip, init_params
@@ -22,6 +23,7 @@ __all__ = [
     "VisualPrompt",
     "WeightsError",
     "class_tokens",
+    "convert",
     "embed_tokens",
     "encode_classes",
     "encode_image",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gram_jax.clip.config import ClipConfig
-from gram_jax.clip.formats.shards import read_object, shard_files
+from gram_jax.clip.formats.shards import read_object
+from gram_jax.clip.formats.source import Format, Request, Source, check_parts
 from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip
@@ -21,24 +21,27 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, OLD_TOKENIZER_FILES = "tokenizer_config.json", ("special_tokens_map.json", "added_tokens.json")
-# The only files that are downloaded from the hub: no pickles, no code.
-HUB_FILES = [
-    *(CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCAB, MERGES, TOKENIZER_CONFIG, *OLD_TOKENIZER_FILES),
-    *(WEIGHTS, INDEX, "model-*-of-*.safetensors"),
-]
+TOKENIZER_FILES = (TOKENIZER, VOCAB, MERGES, TOKENIZER_CONFIG, *OLD_TOKENIZER_FILES)
 
 
-def has_weights(folder: Path) -> bool:
-    """Returns whether a folder contains weights in this format."""
-    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+def read_clip(source: Source, request: Request) -> Clip:
+    """Reads a clip from a folder; see `load_clip` for the errors."""
+    folder = source.folder
+    config = request.configured(read_config(folder), folder / CONFIG, source.facts)
+    tokenizer, found = read_tokenizer(folder, config), read_transform(folder, config)
+    transform = request.transformed(config, found, source.facts)
+    check_parts(config, tokenizer, transform, str(folder), CONFIG)
+    return Clip(read_weights(source.files, config, request.dtype, CONFIG), config, tokenizer, transform)
 
 
-def read_clip(folder: Path, dtype: str, compute_dtype: str) -> Clip:
-    """Reads a clip from a folder; see `load_clip` for the arguments and the errors."""
-    config = dataclasses.replace(read_config(folder), compute_dtype=compute_dtype)
-    tokenizer, transform = read_tokenizer(folder, config), read_transform(folder, config)
-    _check_parts(config, tokenizer, transform, str(folder))
-    return Clip(read_weights(weight_files(folder), config, dtype), config, tokenizer, transform)
+FORMAT = Format(
+    "Hugging Face",
+    CONFIG,
+    (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    (PREPROCESSOR, PROCESSOR, *TOKENIZER_FILES),
+    lambda config: "model_type" in config,
+    read_clip,
+)
 
 
 def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> None:
@@ -65,7 +68,7 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
     if clip.tokenizer is None:
         raise InputError("this clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     transform = clip.transform or _default_transform(clip.config)
-    _check_parts(clip.config, clip.tokenizer, transform, "the clip")
+    check_parts(clip.config, clip.tokenizer, transform, "the clip", CONFIG)
     stale = _check_target(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     clip.tokenizer.save(folder)
@@ -78,7 +81,7 @@ def save_clip(clip: Clip, folder: str | os.PathLike[str], *, dtype: str | None =
 
 def read_config(folder: Path) -> ClipConfig:
     """Reads `config.json`."""
-    return _parsed(ClipConfig.from_hf, folder / CONFIG, read_object(folder / CONFIG))
+    return parsed(ClipConfig.from_hf, folder / CONFIG, read_object(folder / CONFIG))
 
 
 def read_tokenizer(folder: Path, config: ClipConfig) -> Tokenizer:
@@ -96,22 +99,13 @@ def read_transform(folder: Path, config: ClipConfig) -> ImageTransform:
     if (folder / PROCESSOR).is_file():  # written by newer versions, with the image processor inside
         nested = read_object(folder / PROCESSOR).get("image_processor")
         if isinstance(nested, dict):
-            return _parsed(ImageTransform.from_hf, folder / PROCESSOR, nested)
+            return parsed(ImageTransform.from_hf, folder / PROCESSOR, nested)
     if (folder / PREPROCESSOR).is_file():
-        return _parsed(ImageTransform.from_hf, folder / PREPROCESSOR, read_object(folder / PREPROCESSOR))
+        return parsed(ImageTransform.from_hf, folder / PREPROCESSOR, read_object(folder / PREPROCESSOR))
     return _default_transform(config)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the weights of a folder: one file, or the shards that its index names."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (index := folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; check that the folder is a complete copy of a clip")
-    return shard_files(index)
-
-
-def _parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[str, Any]) -> Any:
+def parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[str, Any]) -> Any:
     """Parses the content of a file; errors name the file."""
     try:
         return parse(content)
@@ -122,25 +116,6 @@ def _parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[st
 def _default_transform(config: ClipConfig) -> ImageTransform:
     side = config.vision.image_size
     return ImageTransform(size=side, crop=(side, side))
-
-
-def _check_parts(config: ClipConfig, tokenizer: Tokenizer, transform: ImageTransform, name: str) -> None:
-    """Raises InputError unless the parts of a clip fit together."""
-    text, side = config.text, config.vision.image_size
-    end, others = tokenizer.eos_token_id, max(tokenizer.bos_token_id, tokenizer.pad_token_id)
-    problem = None
-    if tokenizer.vocab_size > text.vocab_size:
-        problem = f"the tokenizer has {tokenizer.vocab_size} tokens, {CONFIG} has vocab_size {text.vocab_size}"
-    elif tokenizer.context_length > text.context_length:
-        problem = f"the tokenizer allows {tokenizer.context_length} tokens, {CONFIG} allows {text.context_length}"
-    elif text.eos_rule == "first" and end != text.eos_token_id:
-        problem = f"the tokenizer ends a text with id {end}, {CONFIG} has eos_token_id {text.eos_token_id}"
-    elif text.eos_rule == "highest" and end < others:
-        problem = f"with eos_token_id 2 in {CONFIG}, the tokenizer's end {end} must be its highest id, but {others} is"
-    elif transform.output_size not in (None, (side, side)):
-        problem = f"the image transform makes {transform.output_size} pixels, {CONFIG} has image_size {side}"
-    if problem:
-        raise InputError(f"{name}: {problem}; use the files of one model, or correct {CONFIG}")
 
 
 def _check_target(folder: Path, overwrite: bool) -> list[Path]:

@@ -1,23 +1,24 @@
-"""`load_clip`: finds a checkpoint by its name or path, recognizes the format and calls the reader.
-
-A format is a module of this package with a function `read_clip(path, dtype, compute_dtype)`. `_reader` chooses it.
-"""
+"""`load_clip` and `convert`: from a name or path to a clip, and from any format to a Hugging Face folder."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 
-from gram_jax.clip.formats import huggingface
+from gram_jax.clip.formats import hub, tags
+from gram_jax.clip.formats.huggingface import save_clip
+from gram_jax.clip.formats.recognition import Reader, recognize
+from gram_jax.clip.formats.source import Facts, Request, Source
+from gram_jax.clip.formats.weights import DTYPES
+from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, require_known
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's package downloads its files
+_HUB_NAME = re.compile(r"(hf-hub:)?(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+_MODEL_NAME = re.compile(r"(?P<model>\w[\w-]+):(?P<rest>.+)", re.DOTALL)
 
 
 def load_clip(
@@ -26,82 +27,100 @@ def load_clip(
     dtype: str = "float32",
     compute_dtype: str = "float32",
     revision: str | None = None,
+    activation: str | None = None,
+    transform: ImageTransform | None = None,
 ) -> Clip:
-    """Returns a CLIP in Hugging Face's format: configuration, weights, tokenizer and image transform.
+    """Returns a CLIP with its configuration, weights, tokenizer and image transform, from any public format.
 
-    Weights are read from `model.safetensors`, in one file or in shards; pickles are refused. A folder without a
-    preprocessor configuration gets CLIP's own transform, at the image size of its `config.json`.
+    ============================  ======================================================================
+    "mini"                        the small clip in this package
+    a folder                      Hugging Face's, OpenCLIP's, sentence-transformers' or of the hub's cache
+    a file                        OpenAI's archive; weights beside their configuration
+    "owner/model", "...@refs/pr/3"  a name on the Hugging Face hub, optionally with a revision
+    "ViT-B-16:dfn2b"              OpenCLIP's model and pretrained tag; "ViT-B/16" is OpenAI's
+    "ViT-B-16:epoch_32.pt"        a file of OpenCLIP's training, and the model that was trained
+    ============================  ======================================================================
+
+    A local path takes precedence over a name. Pickled weights (`.bin`, `.pt`) are read without executing them.
 
     Args:
-      name_or_path: "mini" (the small clip in this package), a local folder, or a name on the Hugging Face hub such as
-        "openai/clip-vit-large-patch14". A local folder takes precedence over a name.
+      name_or_path: one of the above.
       dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
       compute_dtype: dtype of the matrix products: "float32" or "bfloat16" (see `ClipConfig`).
       revision: branch, tag or commit on the hub, such as "refs/pr/3".
+      activation: "gelu" or "quick_gelu", for a file that does not state it; the wrong one costs accuracy silently.
+      transform: the image transform, instead of the checkpoint's own.
 
     Raises:
-      WeightsError: the weights are damaged or do not fit `config.json`; all problems are listed.
-      InputError: the weights are pickled, the model is not a CLIP, or its parts do not fit together.
+      WeightsError: the weights are damaged or do not fit the configuration; all problems are listed.
+      InputError: the model is not a CLIP, its parts do not fit together, or it does not state its activation.
 
     Example:
       >>> load_clip("mini").config.embed_dim
       128
     """
+    require_known("dtype", dtype, DTYPES)
+    if activation is not None:
+        require_known("activation", activation, ("gelu", "quick_gelu"))
+    read, source = _find(name_or_path, revision)
+    return read(source, Request(dtype, compute_dtype, activation, transform))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    activation: str | None = None,
+    transform: ImageTransform | None = None,
+) -> None:
+    """Saves a clip in any public format as a Hugging Face folder, which transformers' `CLIPModel` can read.
+
+    Args:
+      source: a name or path, as for `load_clip`.
+      folder: the target, as for `save_clip`.
+      dtype: dtype of the weights in the folder.
+      revision, activation, transform: as for `load_clip`.
+    """
+    clip = load_clip(source, dtype=dtype, revision=revision, activation=activation, transform=transform)
+    save_clip(clip, folder)
+
+
+def _find(name_or_path: str | os.PathLike[str], revision: str | None) -> tuple[Reader, Source]:
+    """Returns the reader and the files of a name or path."""
     name = os.fspath(name_or_path)
-    path = MINI if name == "mini" else Path(name).expanduser()
-    if not path.exists():
-        if name == "mini":
-            raise FileNotFoundError(f"{MINI} is missing; install gram_jax again")
-        if not isinstance(name_or_path, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-            raise FileNotFoundError(f"there is no folder {name!r}; check the path, or pass a hub name, owner/model")
-        path = _download(name, revision)
-        if not huggingface.has_weights(path):
-            problem = f"{name!r} on the Hugging Face hub has no {huggingface.WEIGHTS}, only pickled weights"
-            hint = "try revision='refs/pr/NUMBER' of a pull request with a converted copy, or "
-            raise FileNotFoundError(_pickle_message(problem, name, name.rpartition("/")[2], hint))
-    return _reader(path)(path, dtype, compute_dtype)
+    path = MINI if name == "mini" else Path(name.removeprefix("local-dir:")).expanduser()
+    if path.exists():
+        return recognize(path)
+    if name == "mini":
+        raise FileNotFoundError(f"{MINI} is missing; install gram_jax again")
+    name = tags.from_openai_name(name) or name
+    if not isinstance(name_or_path, str):
+        raise FileNotFoundError(f"there is no folder {name!r}; check the path")
+    if (match := _HUB_NAME.fullmatch(name)) is not None:
+        if revision is not None and match["revision"] is not None:
+            raise InputError(f"{name!r} and revision={revision!r}: give one revision")
+        return _recognize_hub(match["name"], revision or match["revision"], None)
+    if (match := _MODEL_NAME.fullmatch(name)) is not None and "\\" not in name:
+        return _find_model(match["model"], match["rest"], revision)
+    raise FileNotFoundError(f"there is no folder {name!r}; check the path, or pass a hub name, owner/model")
 
 
-def _reader(path: Path) -> Callable[[Path, str, str], Clip]:
-    """Returns the reader of the format of a file or folder. This is the place to recognize further formats."""
-    if path.is_file():
-        if path.suffix in PICKLES:
-            raise InputError(_pickle_message(f"{path} is a pickle", "FOLDER OR NAME OF THE MODEL", "NEW FOLDER"))
-        raise InputError(f"{path} is a file; pass the folder that contains it")
-    pickles = sorted(each.name for each in path.iterdir() if each.suffix in PICKLES)
-    if pickles and not huggingface.has_weights(path):
-        raise InputError(_pickle_message(f"the weights in {path} are pickled, {pickles[0]}", str(path), str(path)))
-    return huggingface.read_clip
+def _find_model(model: str, rest: str, revision: str | None) -> tuple[Reader, Source]:
+    """Finds OpenCLIP's `MODEL:TAG` or `MODEL:FILE`."""
+    if (path := Path(rest).expanduser()).exists():
+        return recognize(path, tags.facts_of_model(model))
+    if path.suffix in tags.FILES or "/" in rest:
+        tags.require_model(model)
+        raise FileNotFoundError(f"there is no file {rest!r}; check the path")
+    repository, facts = tags.facts_of_tag(model, rest)
+    own = OPENAI_CACHE.expanduser() / tags.openai_file(model)
+    if facts.name.endswith(":openai") and own.is_file():
+        return recognize(own, facts)
+    return _recognize_hub(repository, revision, facts)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Returns the local copy of a model on the Hugging Face hub."""
-    from huggingface_hub import errors, snapshot_download
-
-    model = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=huggingface.HUB_FILES))
-    except Exception as error:  # no network, a proxy, an outage: each HTTP library has its own errors
-        if isinstance(error, errors.GatedRepoError):
-            problem = "requires that you accept its terms on the Hugging Face hub; do so, then run: hf auth login"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            problem = "does not exist on the Hugging Face hub; check the revision"
-        elif isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-            problem = "is neither a local folder nor a model on the Hugging Face hub; check the spelling, or log in "
-            problem += "(hf auth login) if it is private"
-        else:
-            problem = "is not a local folder, and the Hugging Face hub or its local cache did not provide it "
-            problem += f"({type(error).__name__}: {error}); connect once, or copy the model's folder and pass its path"
-        raise FileNotFoundError(f"{model} {problem}") from error
-
-
-def _pickle_message(problem: str, source: str, target: str, hint: str = "") -> str:
-    """Returns a message with the command that converts a pickled model."""
-    # Converted in place, a folder keeps its tokenizer and preprocessor; otherwise they must be saved too.
-    parts = ["CLIPModel"] if source == target else ["CLIPModel", "CLIPTokenizer", "CLIPImageProcessor"]
-    steps = (f"{part}.from_pretrained({json.dumps(source)}).save_pretrained({json.dumps(target)})" for part in parts)
-    code = "; ".join([f"from transformers import {', '.join(parts)}", *steps])
-    return (
-        f"{problem}; a pickle can run any code: {hint}convert it in a safe place, where torch and transformers are "
-        f"installed, with: python -c {shlex.quote(code)} and load {target!r}"
-    )
+def _recognize_hub(name: str, revision: str | None, facts: Facts | None) -> tuple[Reader, Source]:
+    folder, places = hub.fetch(name, revision)
+    return recognize(folder, facts, places)

@@ -1,14 +1,12 @@
-"""CLIP weights in Hugging Face's safetensors layout: one table for reading, writing and hashing."""
+"""CLIP weights: reading under any known naming, writing, and hashing."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,184 +14,56 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.formats.namings import naming_of_params, naming_of_tensors
+from gram_jax.clip.formats.table import PARTS, Naming, WeightsError, from_file, to_file
+from gram_jax.clip.formats.tensors import Tensors, open_tensors
+from gram_jax.clip.formats.vit import HUGGINGFACE
 from gram_jax.clip.model import Params, init_params
-from gram_jax.errors import InputError, require_known
+from gram_jax.errors import require_known
 from gram_jax.io import atomic_path
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
 _FILE_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CHANNELS = 3
 _MOST_LISTED = 10  # problems of one type in an error message
 
 
-class WeightsError(InputError):
-    """Weights that cannot be read or do not fit the configuration; the message lists all problems."""
-
-
-class Row(NamedTuple):
-    """One leaf of the parameter tree, by its keys, and its tensors in the file.
-
-    `hf` is the tensor's name; with `{}` for the layer, there is one tensor per index of the leaf's first axis. `layout`
-    is "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
-    [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
-    """
-
-    hf: str
-    path: tuple[str, ...]
-    layout: str = "same"
-
-
-def _norm(hf: str, *path: str) -> list[Row]:
-    return [Row(f"{hf}.weight", (*path, "scale")), Row(f"{hf}.bias", (*path, "bias"))]
-
-
-def _dense(hf: str, *path: str) -> list[Row]:
-    return [Row(f"{hf}.weight", (*path, "kernel"), "transposed"), Row(f"{hf}.bias", (*path, "bias"))]
-
-
-def _layers(tower: str) -> list[Row]:
-    hf, path = f"{tower}_model.encoder.layers.{{}}", (tower, "layers")
-    attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
-    return [
-        *_norm(f"{hf}.layer_norm1", *path, "norm_1"),
-        *(row for name, key in attention.items() for row in _dense(f"{hf}.self_attn.{name}", *path, "attention", key)),
-        *_norm(f"{hf}.layer_norm2", *path, "norm_2"),
-        *_dense(f"{hf}.mlp.fc1", *path, "mlp", "up"),
-        *_dense(f"{hf}.mlp.fc2", *path, "mlp", "down"),
-    ]
-
-
-TABLE: tuple[Row, ...] = (
-    Row("logit_scale", ("logit_scale",)),
-    Row("text_model.embeddings.token_embedding.weight", ("text", "token_embedding")),
-    Row("text_model.embeddings.position_embedding.weight", ("text", "position_embedding")),
-    *_layers("text"),
-    *_norm("text_model.final_layer_norm", "text", "final_norm"),
-    Row("text_projection.weight", ("text", "projection"), "transposed"),
-    Row("vision_model.embeddings.class_embedding", ("vision", "class_embedding")),
-    Row("vision_model.embeddings.patch_embedding.weight", ("vision", "patch_embedding"), "patches"),
-    Row("vision_model.embeddings.position_embedding.weight", ("vision", "position_embedding")),
-    *_norm("vision_model.pre_layrnorm", "vision", "pre_norm"),  # the misspelling is the file format's
-    *_layers("vision"),
-    *_norm("vision_model.post_layernorm", "vision", "post_norm"),
-    Row("visual_projection.weight", ("vision", "projection"), "transposed"),
-)
-
-
-def _to_hf(array: np.ndarray, layout: str) -> np.ndarray:
-    if layout == "transposed":
-        return array.T
-    if layout == "patches":
-        rows, width = array.shape
-        side = math.isqrt(rows // _CHANNELS)
-        if side * side * _CHANNELS != rows:
-            raise WeightsError(f"the patch embedding has {rows} rows: only square patches of RGB images are supported")
-        return array.reshape(side, side, _CHANNELS, width).transpose(3, 2, 0, 1)
-    return array
-
-
-def _from_hf(array: np.ndarray, layout: str) -> np.ndarray:
-    if layout == "transposed":
-        return array.T
-    if layout == "patches":
-        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-    return array
-
-
-def _tensors(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the names, and views in the file's layout, of the tensors of parameters."""
-    leaves = flatten_dict(params)
-    for row in TABLE:
-        leaf = np.asarray(leaves[row.path])
-        for index, part in enumerate(leaf) if "{}" in row.hf else [(0, leaf)]:
-            yield row.hf.format(index), _to_hf(part, row.layout)
-
-
-def _shapes(config: ClipConfig) -> Params:
-    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
-
-
-@contextlib.contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        opened = safe_open(str(file), "numpy")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is not a complete safetensors file ({error}); download it again") from error
-    with opened as tensors:
-        yield tensors
-
-
-def _refuse(subject: str, problems: Mapping[str, Sequence[str]]) -> None:
-    """Raises WeightsError if there are problems; lists the first ones of each type in one line."""
-    parts = []
-    for problem, names in problems.items():
-        if names:
-            more = f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-            parts.append(f"{len(names)} {problem} ({', '.join(names[:_MOST_LISTED])}{more})")
-    if parts:
-        raise WeightsError(f"{subject}: {'; '.join(parts)}")
-
-
-def _locate(files: Sequence[Path], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Path]:
-    """Returns the file of every tensor; all misfits are reported in one error."""
-    where: dict[str, Path] = {}
-    unexpected, misshaped, mistyped = [], [], []
-    for file in files:
-        with _open(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dictionary, cannot be iterated)
-                if name.endswith(".position_ids"):  # a constant in old files
-                    continue
-                part = tensors.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                if name not in expected:
-                    unexpected.append(f"{name} {list(shape)}")
-                elif name in where:
-                    unexpected.append(f"{name} in both {where[name].name} and {file.name}")
-                elif shape != expected[name]:
-                    misshaped.append(f"{name} {list(shape)} instead of {list(expected[name])}")
-                elif dtype not in _FILE_DTYPES:
-                    mistyped.append(f"{name} {dtype} instead of {', '.join(_FILE_DTYPES)}")
-                where[name] = file
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in where]
-    subject = f"{', '.join(map(str, files))} does not fit config.json, use the files of one model"
-    _refuse(
-        subject, {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "of a wrong type": mistyped}
-    )
-    return where
-
-
-def read_weights(files: Sequence[str | Path], config: ClipConfig, dtype: str = "float32") -> Params:
-    """Reads Hugging Face CLIP weights from one safetensors file or the shards of one model.
+def read_weights(
+    source: Tensors | Sequence[str | Path], config: ClipConfig, dtype: str = "float32", stated: str = "config.json"
+) -> Params:
+    """Reads CLIP weights from the tensors of one checkpoint, or from its files.
 
     Reads one leaf at a time: the peak host memory is the parameters and a few copies of the largest leaf. A damaged
-    file, and tensors that are missing, unexpected, or have another shape or type than `config` demands, raise
-    WeightsError, which lists them all. `dtype` of the parameters is "float32", "float16" or "bfloat16".
+    file, and tensors that are missing, unexpected, or have another shape or
+    type than `config` demands, raise WeightsError, which lists them all.
+
+    Args:
+      source: the tensors, or safetensors files, or PyTorch files.
+      config: the sizes.
+      dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
+      stated: the place that states the sizes, for messages.
     """
     require_known("dtype", dtype, DTYPES)
-    shapes = _shapes(config)
-    # A broadcast scalar has a shape but needs no memory.
-    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    where = _locate([Path(file) for file in files], {name: tensor.shape for name, tensor in _tensors(views)})
-    leaves, shapes = {}, flatten_dict(shapes)
-    for row in TABLE:
-        shape, stacked = shapes[row.path].shape, "{}" in row.hf
-        names = [row.hf.format(index) for index in range(shape[0])] if stacked else [row.hf]
+    tensors = source if isinstance(source, Tensors) else open_tensors([Path(file) for file in source])
+    naming = naming_of_tensors(tensors.entries) or HUGGINGFACE
+    shapes = flatten_dict(_shapes(config))
+    _check_tensors(tensors, naming, {path: leaf.shape for path, leaf in shapes.items()}, stated)
+    leaves = {}
+    for row in naming.rows:
+        shape, stacked = shapes[row.path].shape, "{}" in row.name
+        names = [row.name.format(index) for index in range(shape[0])] if stacked else [row.name]
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
-        # Opened again for each leaf: the pages of a mapped file count as memory of the process until it is closed.
-        with contextlib.ExitStack() as stack:
-            opened = {file: stack.enter_context(_open(file)) for file in {where[name] for name in names}}
+        with tensors.reading(names) as read:
             for index, name in enumerate(names):
-                leaf[index] = _from_hf(opened[where[name]].get_tensor(name), row.layout)
+                leaf[index] = from_file(read(name), row.layout, row.part).reshape(leaf.shape[1:])
         leaves[row.path] = jnp.asarray(leaf if stacked else leaf[0])
     return unflatten_dict(leaves)
 
 
 def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: str | None = None) -> None:
-    """Writes parameters, which must fit `config`, atomically as the safetensors file of a Hugging Face CLIP.
+    """Writes parameters, which must fit `config`, atomically as a safetensors file.
 
-    `dtype` is "float32", "float16" or "bfloat16"; None is that of each leaf.
+    The names are those of Hugging Face for every architecture that transformers has. `dtype` is "float32", "float16" or
+    "bfloat16"; None is that of each leaf.
     """
     from safetensors.numpy import save_file
 
@@ -213,7 +83,7 @@ def write_weights(params: Params, config: ClipConfig, file: str | Path, dtype: s
 def weights_hash(params: Params) -> str:
     """Returns a hash of the weights' content: 64 hexadecimal digits of SHA-256.
 
-    Each tensor is hashed under its Hugging Face name and shape, as little-endian float32. Hence the hash depends
+    Each tensor is hashed under its name and shape in a written file, as little-endian float32. Hence the hash depends
     neither on the layout of the parameter tree nor on the dtype of a lossless copy.
 
     Args:
@@ -224,6 +94,72 @@ def weights_hash(params: Params) -> str:
         values = np.array(tensor, "<f4", order="C")
         digests.append(f"{name} {list(values.shape)} {hashlib.sha256(values.data).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _shapes(config: ClipConfig) -> Params:
+    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+
+
+def _tensors(params: Params, naming: Naming | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the names, and views in the file's layout, of the tensors of parameters."""
+    leaves = flatten_dict(params)
+    naming = naming or naming_of_params(leaves)
+    for name, group in itertools.groupby(naming.rows, key=lambda row: row.name):
+        rows = list(group)
+        arrays = [np.asarray(leaves[row.path]) for row in rows]
+        for index in range(len(arrays[0])) if "{}" in name else [None]:
+            parts = [
+                to_file(array if index is None else array[index], row.layout)
+                for row, array in zip(rows, arrays, strict=True)
+            ]
+            yield name.format(index), parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _expected(naming: Naming, leaves: Mapping[tuple[str, ...], tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape that each tensor must have; leaves that the naming lacks are listed under their own path."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for row in naming.rows:
+        if row.path not in leaves:
+            continue
+        shape, stacked = leaves[row.path], "{}" in row.name
+        # A broadcast scalar has a shape but needs no memory.
+        found = to_file(np.broadcast_to(np.float32(0), shape[1:] if stacked else shape), row.layout).shape
+        found = found if row.part is None else (PARTS * found[0], *found[1:])
+        expected |= {row.name.format(index): found for index in (range(shape[0]) if stacked else [None])}
+    named = {row.path for row in naming.rows}
+    return expected | {"/".join(path): shape for path, shape in leaves.items() if path not in named}
+
+
+def _check_tensors(
+    tensors: Tensors, naming: Naming, leaves: Mapping[tuple[str, ...], tuple[int, ...]], stated: str
+) -> None:
+    """Reports all misfits of the tensors in one error."""
+    expected = _expected(naming, leaves)
+    unexpected, misshaped, mistyped = list(tensors.repeated), [], []
+    for name, (_, _, shape, dtype) in tensors.entries.items():
+        if name.endswith(naming.constants):
+            continue
+        if name not in expected:
+            unexpected.append(f"{name} {list(shape)}")
+        elif shape != expected[name] and not (expected[name] == () and shape == (1,)):  # a scalar in either form
+            misshaped.append(f"{name} {list(shape)} instead of {list(expected[name])}")
+        elif dtype not in _FILE_DTYPES:
+            mistyped.append(f"{name} {dtype} instead of {', '.join(_FILE_DTYPES)}")
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors.entries]
+    subject = f"{', '.join(map(str, tensors.files))} does not fit {stated}, use the files of one model"
+    problems = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "of a wrong type": mistyped}
+    _refuse(subject, problems)
+
+
+def _refuse(subject: str, problems: Mapping[str, Sequence[str]]) -> None:
+    """Raises WeightsError if there are problems; lists the first ones of each type in one line."""
+    parts = []
+    for problem, names in problems.items():
+        if names:
+            more = f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+            parts.append(f"{len(names)} {problem} ({', '.join(names[:_MOST_LISTED])}{more})")
+    if parts:
+        raise WeightsError(f"{subject}: {'; '.join(parts)}")
 
 
 def _check_params(params: Params, config: ClipConfig) -> None:

@@ -1,25 +1,18 @@
-"""Folders and hub names: round trips, also through transformers, and errors that name the problem."""
+"""Hugging Face folders: round trips, also through transformers, and errors that name the problem."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import types
 
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from gram_jax.clip import ImageTransform, Tokenizer, WeightsError, load_clip, save_clip, weights_hash
+from gram_jax.clip.formats import hub
 from gram_jax.clip.formats.loading import MINI
 from gram_jax.testing import tiny_clip, tiny_config
 
@@ -162,21 +155,6 @@ def test_transform_files_in_transformers_order(small, folder):
     assert load_clip(folder).transform == ImageTransform(size=side, crop=(side, side))
 
 
-def test_pickles_are_refused_and_the_command_converts_them(small, folder):
-    torch = pytest.importorskip("torch", reason="only it writes and converts such files")
-    tensors = {name: torch.tensor(value) for name, value in load_file(folder / "model.safetensors").items()}
-    torch.save(tensors, folder / "pytorch_model.bin")
-    assert_same(load_clip(folder), small)  # ignored next to safetensors
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"pytorch_model.bin") as caught:
-        load_clip(folder)
-    command = re.search(r"python (-c .*) and load", str(caught.value))[1]
-    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
-    assert_same(load_clip(folder), small)
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle"):
-        load_clip(folder / "pytorch_model.bin")
-
-
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -279,84 +257,6 @@ def test_the_shipped_clip():
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "../x", "C:\\clips\\x", ""])
 def test_no_such_folder(name, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **settings: pytest.fail("the hub was used"))
+    monkeypatch.setattr(hub, "fetch", lambda *args: pytest.fail("the hub was used"))
     with pytest.raises((FileNotFoundError, ValueError), match=r"there is no folder|config.json is missing"):
         load_clip(name)
-
-
-def test_hub_names(small, folder, monkeypatch):
-    calls = []
-
-    def download(name, **settings):
-        calls.append((name, settings))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert_same(load_clip("openai/clip-vit-base-patch16", revision="refs/pr/3"), small)
-    (name, settings), *rest = calls
-    assert not rest
-    assert name == "openai/clip-vit-base-patch16"
-    assert settings["revision"] == "refs/pr/3"
-    # Only safetensors and the text files of a clip are downloaded.
-    endings = {os.path.splitext(pattern)[1] for pattern in settings["allow_patterns"]}
-    assert endings == {".safetensors", ".json", ".txt"}
-    assert set(FILES) <= set(settings["allow_patterns"])
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"'openai/clip-vit-base-patch16' on .* has no model.safetensors"
-    ) as caught:
-        load_clip("openai/clip-vit-base-patch16")
-    assert 'CLIPModel.from_pretrained("openai/clip-vit-base-patch16").save_pretrained("clip-vit-base-patch16")' in str(
-        caught.value
-    )
-
-
-def http(kind, message="no"):
-    return kind(message, response=types.SimpleNamespace(headers={}, request=None))
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (http(errors.GatedRepoError), "'some/clip' .*accept.*hf auth login"),
-        (
-            http(errors.RepositoryNotFoundError),
-            "'some/clip' .* is neither a local folder nor a model on",
-        ),
-        (http(errors.RevisionNotFoundError), "'some/clip' at revision 'v2' does not exist"),
-        (
-            errors.LocalEntryNotFoundError("offline"),
-            r"\(LocalEntryNotFoundError: offline\)",
-        ),
-        (
-            ConnectionError("no route"),
-            r"'some/clip' at revision 'v2' .*\(ConnectionError: no route\)",
-        ),
-    ],
-)
-def test_hub_errors(monkeypatch, error, message):
-    def download(name, **settings):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(FileNotFoundError, match=message):
-        load_clip("some/clip", revision="v2")
-
-
-def test_the_hub_cache_works_offline(small, folder, tmp_path, monkeypatch):
-    """Runs the hub client itself, offline, on a cache made by hand."""
-    snapshot = tmp_path / "hub/models--some--clip/snapshots/0123456789012345678901234567890123456789"
-    shutil.copytree(folder, snapshot)
-    (tmp_path / "hub/models--some--clip/refs").mkdir()
-    (tmp_path / "hub/models--some--clip/refs/main").write_text(snapshot.name)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    real = huggingface_hub.snapshot_download
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda *args, **settings: real(*args, cache_dir=tmp_path / "hub", **settings),
-    )
-    assert_same(load_clip("some/clip"), small)
-    with pytest.raises(FileNotFoundError, match="'other/clip' is not a local folder"):
-        load_clip("other/clip")

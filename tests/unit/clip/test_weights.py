@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gram_jax.clip import WeightsError, init_params, weights_hash
-from gram_jax.clip.formats.weights import TABLE, read_weights, write_weights
+from gram_jax.clip.formats.vit import HUGGINGFACE
+from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.testing import tiny_clip, tiny_config
 
 
@@ -63,7 +64,7 @@ def test_names_and_layouts(small, file):
 
 def test_the_table_covers_the_tree(small, file):
     paths = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_flatten_with_path(small.params)[0]}
-    assert {row.path for row in TABLE} == paths
+    assert {row.path for row in HUGGINGFACE.rows} == paths
     assert len(load_file(file)) == 3 + 4 + 7 + 16 * (2 + 3)  # projections and scale, text, vision, layers
 
 

@@ -1,0 +1,83 @@
+"""The parts of a naming: which tensor of a file is which leaf of the parameter tree, and in which layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gram_jax.clip.config import ClipConfig
+from gram_jax.errors import InputError
+
+Path = tuple[str, ...]
+Shapes = Mapping[str, tuple[int, ...]]
+CHANNELS = 3
+PARTS = 3  # query, key and value in one tensor
+
+
+class WeightsError(InputError):
+    """Weights that cannot be read or do not fit the configuration; the message lists all problems."""
+
+
+class Row(NamedTuple):
+    """One leaf of the parameter tree and its tensors in a file.
+
+    Attributes:
+      name: the tensor's name; with `{}` for the layer, there is one tensor per index of the leaf's first axis.
+      path: the keys of the leaf.
+      layout: "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
+        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
+      part: None, or which third of the tensor's first axis the leaf is: 0 query, 1 key, 2 value. The rows of the three
+        parts of a tensor follow each other.
+    """
+
+    name: str
+    path: Path
+    layout: str = "same"
+    part: int | None = None
+
+
+class Naming(NamedTuple):
+    """The names that one family of files gives to the tensors of one architecture.
+
+    Attributes:
+      name: what messages call it.
+      mark: a tensor that files with this naming have, and files with the namings before it in the list do not.
+      rows: one row per leaf of the parameter tree, or three for a fused tensor.
+      constants: endings of the names of tensors that are no weights; they are skipped.
+      sizes: builds the configuration from the shapes of the tensors and the name of the activation, for files without
+        a configuration; None if the shapes do not decide it.
+    """
+
+    name: str
+    mark: str
+    rows: tuple[Row, ...]
+    constants: tuple[str, ...] = ()
+    sizes: Callable[[Shapes, str], ClipConfig] | None = None
+
+
+def to_file(array: np.ndarray, layout: str) -> np.ndarray:
+    """Returns a view of one leaf, or of one of its layers, in the layout of the file."""
+    if layout == "transposed":
+        return array.T
+    if layout == "patches":
+        rows, width = array.shape
+        side = math.isqrt(rows // CHANNELS)
+        if side * side * CHANNELS != rows:
+            raise WeightsError(f"the patch embedding has {rows} rows: only square patches of RGB images are supported")
+        return array.reshape(side, side, CHANNELS, width).transpose(3, 2, 0, 1)
+    return array
+
+
+def from_file(array: np.ndarray, layout: str, part: int | None = None) -> np.ndarray:
+    """Returns a view of a file's tensor, or of one third of it, in the layout of the parameter tree."""
+    if part is not None:
+        size = array.shape[0] // PARTS
+        array = array[part * size : (part + 1) * size]
+    if layout == "transposed":
+        return array.T
+    if layout == "patches":
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return array
