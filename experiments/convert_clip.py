@@ -1,0 +1,51 @@
+"""Saves a CLIP of any public format as a Hugging Face folder, which transformers reads, too.
+
+    python -m experiments.convert_clip --source=ViT-B-16.pt --out=clips/vit-b-16
+    python -m experiments.convert_clip --source=ViT-B-16:laion2b_s34b_b88k --out=clips/laion --dtype=float16
+    python -m experiments.convert_clip --source=ViT-B-16-quickgelu:epoch_32.pt --out=clips/mine
+
+The source is everything that `--clip` of the other programs accepts; docs/how-to/checkpoints.md lists the formats. No
+PyTorch is needed, and pickled weights are read without executing them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gram_jax.clip import convert, load_clip, weights_hash
+from gram_jax.errors import InputError
+
+from ._launch import launch, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The clip and the folder."""
+
+    source: str = setting("", "folder, file, hub name, or OpenCLIP's MODEL:TAG or MODEL:FILE")
+    out: str = setting("", "the new folder")
+    dtype: str = setting("float32", "type of the weights in the folder", choices=("float32", "float16", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        for name in ("source", "out"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} is empty; give --source=NAME_OR_PATH and --out=FOLDER")
+
+
+def run(config: Config, workdir: Any) -> None:
+    """Converts the clip and prints what the folder contains."""
+    convert(config.source, config.out, dtype=config.dtype)
+    clip = load_clip(config.out)
+    text, vision = clip.config.text, clip.config.vision
+    print(f"{config.source} is saved in {config.out} as {config.dtype}")
+    print(
+        f"  images  {vision.image_size} pixels, patches {vision.patch_size}, {vision.layers} layers, {vision.width} wide"
+    )
+    print(f"  texts  {text.context_length} tokens of {text.vocab_size}, {text.layers} layers, {text.width} wide")
+    print(f"  activation {vision.activation}, embedding {clip.config.embed_dim} wide")
+    print(f"  content hash of the weights: {weights_hash(clip.params)}")
+
+
+if __name__ == "__main__":
+    launch(run, Config)
