@@ -42,7 +42,7 @@ def run(config: Config, workdir: Any) -> None:
     print(
         f"  images  {vision.image_size} pixels, patches {vision.patch_size}, {vision.layers} layers, {vision.width} wide"
     )
-    print(f"  texts  {text.context_length} tokens of {text.vocab_size}, {text.layers} layers, {text.width} wide")
+    print(f"  texts  {text.context_length} of {text.vocab_size} tokens; {text.layers} layers of {text.width}")
     print(f"  activation {vision.activation}, embedding {clip.config.embed_dim} wide")
     print(f"  content hash of the weights: {weights_hash(clip.params)}")
 
