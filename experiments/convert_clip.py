@@ -39,10 +39,8 @@ def run(config: Config, workdir: Any) -> None:
     clip = load_clip(config.out)
     text, vision = clip.config.text, clip.config.vision
     print(f"{config.source} is saved in {config.out} as {config.dtype}")
-    print(
-        f"  images  {vision.image_size} pixels, patches {vision.patch_size}, {vision.layers} layers, {vision.width} wide"
-    )
-    print(f"  texts  {text.context_length} of {text.vocab_size} tokens; {text.layers} layers of {text.width}")
+    print(f"  images  {vision.image_size} pixels, patch {vision.patch_size}; {vision.layers} layers of {vision.width}")
+    print(f"  texts   {text.context_length} of {text.vocab_size} tokens; {text.layers} layers of {text.width}")
     print(f"  activation {vision.activation}, embedding {clip.config.embed_dim} wide")
     print(f"  content hash of the weights: {weights_hash(clip.params)}")
 

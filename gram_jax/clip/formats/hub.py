@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -84,11 +85,11 @@ def _cached(name: str, revision: str | None) -> tuple[Path, list[Path]]:
     """Returns the same from the local cache; what a pull request lacks comes from the main branch."""
     from huggingface_hub import snapshot_download
 
-    only = {"allow_patterns": SMALL, "local_files_only": True}
-    place = Path(snapshot_download(name, revision=revision, **only))
+    find = functools.partial(snapshot_download, name, allow_patterns=SMALL, local_files_only=True)
+    place = Path(find(revision=revision))
     if revision is None or any((place / each.config).is_file() for each in FORMATS):
         return place, []
-    return Path(snapshot_download(name, **only)), [place]
+    return Path(find()), [place]
 
 
 def _is_answer(error: Exception) -> bool:

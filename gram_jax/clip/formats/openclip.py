@@ -138,7 +138,7 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
             patch_size=_side(vision.get("patch_size", 16)),
             **_transformer(vision, 768, activation),
         ),
-        embed_dim=model.get("embed_dim"),
+        embed_dim=model.get("embed_dim", 512),
     )
 
 

@@ -31,10 +31,10 @@ def transform_of(
     """Returns the image transform of OpenCLIP's settings: `shortest` crops the center, `squash` ignores the aspect."""
     require_known("interpolation", interpolation, RESAMPLE)
     require_known("resize_mode", resize_mode, ("shortest", "squash"))
-    channels = [tuple(map(float, value)) if isinstance(value, list | tuple) else 3 * (value,) for value in (mean, std)]
+    mean, std = (tuple(map(float, value)) if isinstance(value, list | tuple) else 3 * (value,) for value in (mean, std))
     square = (image_size, image_size)
     size, crop = (image_size, square) if resize_mode == "shortest" else (square, None)
-    return ImageTransform(size, crop, RESAMPLE[interpolation], mean=channels[0], std=channels[1])
+    return ImageTransform(size, crop, RESAMPLE[interpolation], mean=mean, std=std)
 
 
 OPENAI = Facts("openai", "quick_gelu", transform_of)

@@ -78,7 +78,7 @@ def _from_merges(path: Path) -> Any:
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != VOCAB_SIZE:
         raise InputError(f"{path} repeats merges; download it again")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)  # type: ignore[arg-type]  # pairs
 
 
 def _from_hub() -> Path | None:
