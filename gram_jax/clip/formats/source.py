@@ -67,7 +67,7 @@ class Request(NamedTuple):
     def configured(self, config: ClipConfig, stated: Path, facts: Facts | None) -> ClipConfig:
         """Returns the configuration for this run.
 
-        Raises InputError if the argument or the tag contradicts the activation that the file `stated` has.
+        Raises InputError if the argument or the tag contradicts the activation and sizes that the file `stated` has.
         """
         activations = {config.text.activation, config.vision.activation}
         claims = {} if facts is None else {f"the tag {facts.name}": facts.activation}
@@ -78,6 +78,8 @@ class Request(NamedTuple):
                 raise InputError(
                     f"{stated} states the activation {found}, but {claim} says {value}; correct one of them"
                 )
+        if facts is not None and facts.sizes is not None:
+            _check_sizes(config, facts.sizes, f"{stated} does not fit {facts.name}")
         return dataclasses.replace(config, compute_dtype=self.compute_dtype)
 
     def transformed(self, config: ClipConfig, found: ImageTransform, facts: Facts | None) -> ImageTransform:
