@@ -47,7 +47,8 @@ def openai_clip() -> Any:
         pytest.skip("OpenAI's package clip is not installed")
     path = f"{package.submodule_search_locations[0]}/model.py"
     spec = importlib.util.spec_from_file_location("openai_clip_model", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
