@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,7 @@ from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.errors import InputError
 from gram_jax.io import absolute
 from gram_jax.meta import Meta, MetaState, MetaStep
+from gram_jax.meta.adapt import SCHEDULES
 from gram_jax.meta.step import MAPPERS
 from gram_jax.registry import parse_call
 from gram_jax.regulators import Regulator
@@ -51,7 +53,7 @@ from ._launch import at_least, launch, positive, setting
 
 # A resumed run may change these settings.
 MAY_CHANGE = (
-    *("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "workers", "worker_processes"),
+    *("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "meta", "workers", "worker_processes"),
     *("debug_nans", "tasks_at_once"),
 )
 AHEAD = 2  # batches that are drawn while the device computes
@@ -70,6 +72,7 @@ class Config:
 
     tasks: str = setting("runs/build_tasks/hierarchy.safetensors", "the hierarchy, a file of experiments.build_tasks")
     clip: str = setting("mini", 'a folder, a hub name, or "mini"; the clip that the hierarchy was built with')
+    meta: str = setting("", "meta checkpoint to start from: its initialization, and its regulator if that is the same")
     tuner: str = setting("coop(init_text='a photo of a')", "the tuner, NAME or NAME(setting=value, ...)")
     regulator: str = setting("gated_low_rank", "the regulator, NAME or NAME(setting=value, ...)")
     learn: tuple[str, ...] = setting(("prompt", "phi", "offsets"), "learned parts; also log_rates, the inner steps")
@@ -87,6 +90,8 @@ class Config:
     curriculum: float = setting(0.0, "share of the steps after which all tasks have a single theme; 0: from step 0")
     inner_steps: int = setting(3, "gradient steps on the support")
     inner_rate: float = setting(0.3, "step size of the inner steps")
+    inner_schedule: str = setting("constant", "change of the step size over the inner steps", choices=SCHEDULES)
+    depths: int = setting(1, "numbers of inner steps after which the queries are evaluated: the last, and random ones")
     gradient: str = setting("first_order", "exact, first_order, or the number of last inner steps to differentiate")
     learning_rate: float = setting(2e-3, "peak learning rate of the prompt")
     offsets_learning_rate: float = setting(5e-3, "peak learning rate of the offsets")
@@ -106,7 +111,7 @@ class Config:
     debug_nans: bool = setting(False, "repeat a step with a non-finite loss, with checks that find the operation")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "inner_steps", "save_every", "eval_batches", "workers")
+        at_least(self, 1, "steps", "batch_size", "inner_steps", "depths", "save_every", "eval_batches", "workers")
         at_least(self, 0, "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
         positive(self, *RATE.values(), "inner_rate", "clip_norm", "temperature")
         for flag, make in (("tuner", lambda: tuners.parse(self.tuner)), ("regulator", lambda: make_regulator(self))):
@@ -157,6 +162,7 @@ def make_program(config: Config, prototypes: int) -> tuple[Tuner, Regulator, Met
         regulator,
         make_optimizer(config),
         steps=config.inner_steps,
+        schedule=config.inner_schedule,
         gradient=int(config.gradient) if config.gradient.isdigit() else config.gradient,
         cross_weight=config.cross_weight,
         learn=config.learn,
@@ -203,8 +209,9 @@ def prepare(
     config: Config, clip: Clip, hierarchy: tasks.Hierarchy, corpus: Corpus | None
 ) -> tuple[Training, MetaState]:
     """Builds the source of tasks, the compiled step and the initial state."""
-    offsets = "offsets" in config.learn
-    reads_context = offsets or config.structured or make_regulator(config).settings.get("context_dim") is not None
+    loaded = gram.load_meta(config.meta, clip) if config.meta else None
+    has_offsets = "offsets" in config.learn or (loaded is not None and loaded.meta.offsets is not None)
+    reads_context = has_offsets or config.structured or make_regulator(config).settings.get("context_dim") is not None
     # Classes named by tokens of their own need a clip with these tokens, which belong to this hierarchy only.
     task_clip = tasks.centroid_clip(clip, hierarchy)
     names = ("ways", "shots", "queries", "cross", "cross_queries", "curriculum")
@@ -214,27 +221,51 @@ def prepare(
         max_tokens=config.max_tokens or None,
     )
     episodes = tasks.make_episodes(hierarchy, task_clip, shape, context=reads_context)
-    themes = len(episodes.themes)
-    tuner, regulator, step = make_program(dataclasses.replace(config, tasks=""), themes if config.structured else 1)
+    prototypes = episodes.prototypes() if config.structured or "offsets" in config.learn else None
+    if loaded is not None and loaded.meta.structure is not None:
+        prototypes = loaded.meta.structure.prototypes
+    count = len(prototypes) if config.structured and prototypes is not None else 1
+    tuner, regulator, step = make_program(dataclasses.replace(config, tasks="", meta=""), count)
     share, remainder = divmod(config.batch_size, step.devices)
     if remainder:
         raise InputError(f"--batch_size={config.batch_size}: it must be a multiple of the {step.devices} devices")
     if config.tasks_at_once and share % config.tasks_at_once:
         raise InputError(f"--tasks_at_once={config.tasks_at_once}: it must divide the {share} tasks of a device")
-    prompt = tuner.init(jax.random.key(config.seed), clip, None)
-    phi = regulator.init(jax.random.key(config.seed + 1), prompt)
-    learned = meta.init_meta(prompt, phi, config.inner_rate)
-    if config.structured or offsets:
-        learned = meta.with_structure(learned, episodes.prototypes(), config.temperature, offsets=offsets)
+    learned = initial_meta(config, clip, tuner, regulator, prototypes, loaded)
     frozen = step.place(task_clip.replace(transform=None))  # tracing reads the tokenizer, but no transform
     images, rows = image_reader(hierarchy, tuner, clip, corpus), runtime.own_rows(step.sharding, config.batch_size)
 
     def draw(seed: int, index: int, progress: float) -> meta.Task:
-        return episodes.batch(seed, index, config.batch_size, progress, images, rows)
+        batch = episodes.batch(seed, index, config.batch_size, progress, images, rows)
+        if config.depths == 1:
+            return batch
+        sizes = {"steps": config.inner_steps, "depths": config.depths}
+        drawn = meta.random_depths(seed, index, config.batch_size, **sizes)
+        return batch.replace(depths=drawn[rows.start : rows.stop])
 
     classes = sum(map(len, episodes.themes))
-    print(f"tasks: {themes} themes, {classes} classes; omitted: {episodes.left_out}", flush=True)
+    print(f"tasks: {len(episodes.themes)} themes, {classes} classes; omitted: {episodes.left_out}", flush=True)
     return Training(config, tuner, regulator, step, frozen, draw), step.init(learned)
+
+
+def initial_meta(
+    config: Config, clip: Clip, tuner: Tuner, regulator: Regulator, prototypes: np.ndarray | None, loaded: Any
+) -> Meta:
+    """Returns the state before meta-training: a new one, or that of the loaded meta checkpoint --meta."""
+    if loaded is None:
+        prompt = tuner.init(jax.random.key(config.seed), clip, None)
+        learned = meta.init_meta(prompt, regulator.init(jax.random.key(config.seed + 1), prompt), config.inner_rate)
+        if prototypes is not None:
+            offsets = "offsets" in config.learn
+            learned = meta.with_structure(learned, prototypes, config.temperature, offsets=offsets)
+        return learned
+    if (loaded.tuner.name, loaded.tuner.settings) != (tuner.name, tuner.settings):
+        found = f"{loaded.tuner.name}{dict(loaded.tuner.settings)}"
+        raise InputError(f"--meta={config.meta} belongs to {found}, not to --tuner={config.tuner}; give the same tuner")
+    prompt, phi = loaded.meta.prompt, loaded.meta.phi
+    if (loaded.regulator.name, loaded.regulator.settings) != (regulator.name, regulator.settings):
+        phi = regulator.init(jax.random.key(config.seed + 1), prompt)
+    return loaded.meta.replace(phi=phi, log_rates=meta.init_meta(prompt, phi, config.inner_rate).log_rates)
 
 
 def image_reader(
@@ -323,6 +354,8 @@ def train(
     workdir = absolute(workdir)
     training, state = prepare(config, clip, hierarchy, corpus)
     settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
+    if config.meta:
+        settings["meta_hash"] = hashlib.sha256(absolute(config.meta).read_bytes()).hexdigest()
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)
     if not runtime.is_main():
         return learned, ()

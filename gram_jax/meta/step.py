@@ -79,6 +79,7 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
+    schedule: str = "constant",
     gradient: str | int = "exact",
     cross_weight: float = 1.0,
     learn: Sequence[str] = ("prompt", "phi"),
@@ -94,7 +95,7 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
 
     Args:
       loss: `loss(prompt, frozen, batch) -> scalar`; `frozen` is the clip, or a pytree that contains it.
-      regulator, steps, gradient, cross_weight: as in `meta_objective`.
+      regulator, steps, schedule, gradient, cross_weight: as in `meta_objective`.
       optimizer: Optax, for a dictionary of the learned parts, `{"prompt": ..., "phi": ...}`; with
         `optax.multi_transform` each part has its own.
       learn: the learned parts: "prompt", "phi", "log_rates" (the inner step sizes), "offsets" (of the structured
@@ -133,6 +134,7 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
     settings: dict[str, Any] = {
         "regulator": regulator,
         "steps": steps,
+        "schedule": schedule,
         "gradient": gradient,
         "cross_weight": cross_weight,
     }

@@ -9,13 +9,14 @@ from gram_jax.regulators.affine import affine
 from gram_jax.regulators.base import Regulator, as_optax
 from gram_jax.regulators.gated_low_rank import gated_low_rank
 from gram_jax.regulators.identity import identity
+from gram_jax.regulators.kronecker import kronecker
 from gram_jax.regulators.mask import mask
 from gram_jax.regulators.prograd import prograd
 from gram_jax.regulators.prometar import prometar
 from gram_jax.regulators.structured import structured
 
 REGISTRY: Registry[Regulator] = Registry(
-    "regulator", affine, gated_low_rank, identity, mask, prograd, prometar, structured
+    "regulator", affine, gated_low_rank, identity, kronecker, mask, prograd, prometar, structured
 )
 NAMES = REGISTRY.names
 make = REGISTRY.make
@@ -29,6 +30,7 @@ __all__ = [
     "as_optax",
     "gated_low_rank",
     "identity",
+    "kronecker",
     "make",
     "mask",
     "parse",

@@ -20,6 +20,7 @@ CONTEXT = 5
 ROWS = [
     ("identity", {}),
     ("affine", {}),
+    ("kronecker", {"rank": 2}),
     ("mask", {"context_dim": CONTEXT}),
     ("gated_low_rank", {"rank": 3, "context_dim": CONTEXT}),
     ("prograd", {}),

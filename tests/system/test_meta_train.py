@@ -1,6 +1,7 @@
 """experiments.meta_train on a planted hierarchy: learning, files, reproducibility, resuming and errors."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -125,6 +126,21 @@ def test_a_structured_regulator_has_a_prototype_for_each_theme(clip, hierarchy, 
     assert found.structure.prototypes.shape == (2, 2 * clip.config.embed_dim)
     for name in ("up", "shared_up", "scale", "shared_scale"):  # each prototype has learned
         assert np.abs(learned.phi["context"][name]).max(axis=-1).all()
+
+
+def test_a_run_starts_from_a_meta_checkpoint(clip, hierarchy, config, trained, tmp_path):
+    first, path = trained[1], str(trained[0] / "meta.safetensors")
+    changes = {"meta": path, "regulator": "kronecker(rank=2)", "steps": 1, "eval_every": 0, "inner_schedule": "cosine"}
+    small = {"learning_rate": 1e-12, "offsets_learning_rate": 1e-12}
+    settings = dataclasses.replace(config, **changes, **small, inner_steps=4, depths=2)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    for part in ("prompt", "offsets", "structure"):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=1e-9), getattr(learned, part), getattr(first, part)
+        )
+    assert np.abs(learned.phi["context"]["log_scale"]).max() > 1e-4
+    with pytest.raises(InputError, match=r"--tuner=coop\(num_tokens=3\)"):
+        meta_train.train(dataclasses.replace(settings, tuner="coop(num_tokens=3)"), tmp_path / "b", clip, hierarchy)
 
 
 def test_the_meta_checkpoint_contains_result_and_origin(clip, trained, hierarchy):

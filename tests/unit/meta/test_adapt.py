@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 from gram_jax import regulators
-from gram_jax.meta import adapt, meta_objective
+from gram_jax.meta import Task, adapt, make_meta_step, meta_objective, random_depths
 from gram_jax.testing import tiny_clip
 from tests.unit.meta.problem import clip_loss, make_batch, make_meta, make_tasks
 
@@ -29,7 +31,7 @@ def product(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize("steps", [1, 3, 50])
 def test_exact_meta_gradients_equal_finite_differences(steps, small_clip, regulator):
     with jax.enable_x64(True):
         clip = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), small_clip)
@@ -58,10 +60,16 @@ def test_exact_meta_gradients_equal_finite_differences(steps, small_clip, regula
             np.testing.assert_allclose(exact, difference, rtol=2e-4)
 
 
-def test_first_order_meta_gradients_equal_those_of_constant_raw_gradients(small_clip, regulator):
+@pytest.mark.parametrize(
+    ("steps", "schedule", "depths"),
+    [(3, "constant", None), (50, "cosine", (0, 7, 50))],
+)
+def test_first_order_meta_gradients_equal_those_of_constant_raw_gradients(
+    small_clip, regulator, steps, schedule, depths
+):
     # The estimator spelled out: collect the raw gradients along the path, then walk the path again with these numbers
     # in their places, and differentiate that walk by finite differences.
-    steps = 3
+    scales = [1.0 if schedule == "constant" else (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
     with jax.enable_x64(True):
         clip = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), small_clip)
         meta = make_meta(clip, regulator, np.random.default_rng(2), np.float64)
@@ -69,27 +77,29 @@ def test_first_order_meta_gradients_equal_those_of_constant_raw_gradients(small_
         loss = jax.jit(clip_loss)
         raw_gradient = jax.jit(jax.grad(clip_loss))
 
-        def forward(theta, phi, log_rates, raw):
-            rates = jax.tree.map(jnp.exp, log_rates)
+        def forward(theta, phi, log_rates, raw, scale):
+            rates = jax.tree.map(lambda log_rate: scale * jnp.exp(log_rate), log_rates)
             regulated = regulator.apply(phi, raw, task.context)
             return jax.tree.map(lambda leaf, rate, grad: leaf - rate * grad, theta, rates, regulated)
 
         forward = jax.jit(forward)
         raws, theta = [], meta.prompt
-        for _ in range(steps):
+        for scale in scales:
             raws.append(raw_gradient(theta, clip, task.support))
-            theta = forward(theta, meta.phi, meta.log_rates, raws[-1])
+            theta = forward(theta, meta.phi, meta.log_rates, raws[-1], scale)
 
         def walk(meta):
-            theta = meta.prompt
-            for raw in raws:
-                theta = forward(theta, meta.phi, meta.log_rates, raw)
-            return loss(theta, clip, task.same)
+            thetas = [meta.prompt]
+            for raw, scale in zip(raws, scales, strict=True):
+                thetas.append(forward(thetas[-1], meta.phi, meta.log_rates, raw, scale))
+            return np.mean([loss(thetas[depth], clip, task.same) for depth in depths or (steps,)])
 
         @jax.jit
         def gradient(meta, clip):
             tasks = jax.tree.map(lambda leaf: leaf[None], task)
-            settings = {"regulator": regulator, "steps": steps, "gradient": "first_order", "cross_weight": 0}
+            tasks = tasks.replace(depths=None if depths is None else jnp.array([depths]))
+            settings = {"regulator": regulator, "steps": steps, "schedule": schedule}
+            settings |= {"gradient": "first_order", "cross_weight": 0}
 
             def objective(meta):
                 return meta_objective(lambda prompt, batch: clip_loss(prompt, clip, batch), meta, tasks, **settings)[0]
@@ -153,3 +163,29 @@ def test_memory_does_not_grow_with_the_inner_steps():
     one, eight = temporary_bytes(1), temporary_bytes(8)
     assert one > 1e6  # activations, not prompts
     assert eight <= 1.5 * one
+
+
+def test_a_first_order_step_through_200_inner_steps_takes_little_more_memory_than_one_through_3():
+    clip = tiny_clip(text_layers=1, vision_layers=3)
+    regulator = regulators.kronecker()
+    meta = make_meta(clip, regulator, np.random.default_rng(6))
+    support, query = (make_batch(np.random.default_rng(7), clip, size) for size in (256, 2))
+    tasks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[Task(support, query, query)] * 2)
+
+    def temporary_bytes(steps):
+        step = make_meta_step(
+            clip_loss,
+            regulator,
+            optax.adam(1e-3),
+            steps=steps,
+            schedule="cosine",
+            gradient="first_order",
+            devices=jax.devices()[:1],
+        )
+        depths = random_depths(0, 0, 2, steps=steps, depths=3)
+        lowered = step.update.lower(step.init(meta), clip, tasks.replace(depths=depths))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    short = temporary_bytes(3)
+    assert short > 4e6  # activations, not prompts
+    assert temporary_bytes(200) <= 1.3 * short
