@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ def tiny_config(**overrides: Any) -> ClipConfig:
     """Returns the configuration of a clip that runs in a millisecond.
 
     Args:
-      overrides: fields of `ClipConfig`, or of a tower with a prefix: `text_layers=3`, `vision_activation="gelu"`.
+      overrides: fields of `ClipConfig`, or of a tower with a prefix: `text_layers=3`, `vision_activation="gelu"`;
+        `vision=` another image tower, such as a `ResNetConfig`.
     """
     end = VOCAB_SIZE - 1
     text: dict[str, Any] = {"width": 24, "layers": 3, "heads": 2, "mlp_width": 48, "context_length": 24}
@@ -39,13 +41,13 @@ def tiny_config(**overrides: Any) -> ClipConfig:
             text[field] = value
         elif tower == "vision" and field in VisionConfig.__dataclass_fields__:
             vision[field] = value
-        elif name in ClipConfig.__dataclass_fields__ and name not in ("text", "vision"):
+        elif name in ClipConfig.__dataclass_fields__ and name != "text":
             both[name] = value
         else:
             raise InputError(
                 f"tiny_config has no setting {name!r}; use a field of ClipConfig, text_FIELD, vision_FIELD"
             )
-    return ClipConfig(TextConfig(**text), VisionConfig(**vision), **both)
+    return ClipConfig(**{"text": TextConfig(**text), "vision": VisionConfig(**vision), **both})
 
 
 @functools.cache
@@ -81,5 +83,8 @@ def tiny_clip(seed: int = 0, **overrides: Any) -> Clip:
 def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> jax.Array:
     noise = rng.standard_normal(shape)
     if name in ("kernel", "projection", "patch_embedding"):
-        return jnp.asarray(noise * shape[-2] ** -0.5, jnp.float32)
+        fan_in = math.prod(shape[-4:-1]) if len(shape) > 3 else shape[-2]  # convolutions and matrices
+        return jnp.asarray(noise * fan_in**-0.5, jnp.float32)
+    if name == "variance":
+        return jnp.asarray(np.exp(0.3 * noise), jnp.float32)
     return jnp.asarray(1 + 0.1 * noise if name == "scale" else 0.3 * noise, jnp.float32)

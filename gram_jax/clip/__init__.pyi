@@ -1,4 +1,4 @@
-from .config import ClipConfig, TextConfig, VisionConfig
+from .config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from .formats.huggingface import save_clip
 from .formats.loading import convert, load_clip
 from .formats.table import WeightsError
@@ -16,6 +16,7 @@ __all__ = [
     "ImageError",
     "ImageTransform",
     "MaskedTokens",
+    "ResNetConfig",
     "TextConfig",
     "TextPrompt",
     "Tokenizer",

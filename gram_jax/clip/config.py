@@ -7,7 +7,7 @@ for the name of a model family. The defaults are those of OpenAI's vision transf
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,11 +151,55 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes of OpenAI's modified ResNet with attention pooling.
+
+    Attributes:
+      width: channels of the first stage; the last one has 32 times as many.
+      blocks: blocks of the four stages.
+      heads: heads of the attention pool.
+      image_size: side of the square input image, a multiple of 32 pixels.
+      channels: channels of the image.
+
+    Example:
+      >>> ResNetConfig().num_patches
+      49
+    """
+
+    width: int = 64
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    heads: int = 32
+    image_size: int = 224
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        _require_sizes(self, "width", "heads", "image_size", "channels")
+        if not isinstance(self.blocks, tuple) or len(self.blocks) != 4:
+            raise InputError(f"ResNetConfig.blocks={self.blocks!r}: it must be the numbers of blocks of four stages")
+        for count in self.blocks:
+            require_int("ResNetConfig.blocks", count, most=MAX_LAYERS)
+        if self.width % 2 or 32 * self.width % self.heads:
+            raise InputError(f"ResNetConfig.width={self.width}: it must be even, and 32 times it a multiple of heads")
+        if self.image_size % 32:
+            raise InputError(f"ResNetConfig.image_size={self.image_size}: it must be a multiple of 32")
+
+    @property
+    def num_patches(self) -> int:
+        """Positions of the last feature map."""
+        return (self.image_size // 32) ** 2
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether visual prompts can join the tokens of an image: convolutions have none."""
+        return False
+
+
+@dataclass(frozen=True)
 class ClipConfig:
     """Sizes and settings of a CLIP: everything that is not an array.
 
     Attributes:
-      text, vision: the transformers.
+      text, vision: the encoders of texts and images.
       embed_dim: width of the joint embedding space.
       logit_scale_init: initial value of the log of the logit scale.
       logit_bias_init: initial value of the bias of logits; None for a clip without one. The bias is the same for all
@@ -174,7 +218,7 @@ class ClipConfig:
     """
 
     text: TextConfig = TextConfig()
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | ResNetConfig = VisionConfig()
     embed_dim: int = 512
     logit_scale_init: float = 2.6592
     logit_bias_init: float | None = None
@@ -188,7 +232,7 @@ class ClipConfig:
         if self.logit_bias_init is not None:
             require_number("ClipConfig.logit_bias_init", self.logit_bias_init)
         for tower, config in (("text", self.text), ("vision", self.vision)):
-            if config.projection == "none" and config.width != self.embed_dim:
+            if not isinstance(config, ResNetConfig) and config.projection == "none" and config.width != self.embed_dim:
                 raise InputError(f"{tower}.width={config.width}: without a projection it must be {self.embed_dim}")
         require_known("ClipConfig.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
 
@@ -218,7 +262,7 @@ class ClipConfig:
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a `config.json`; `compute_dtype`, `remat` and `class_chunk` are settings of a run."""
         for tower, keys in ((self.text, _TEXT_KEYS), (self.vision, _VISION_KEYS)):
-            if tower != type(tower)(**{name: getattr(tower, name) for name in keys}):
+            if isinstance(tower, ResNetConfig) or tower != _only_fields(tower, keys):
                 raise InputError(f"{tower} does not fit Hugging Face's model_type 'clip'; save it in its own format")
         text = {hf_name: getattr(self.text, name) for name, hf_name in _TEXT_KEYS.items()}
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}
@@ -262,6 +306,11 @@ def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], cls: 
         # transformers completes the old dictionary with defaults before it overrides the new one.
         given.update({hf_name: _default(old, hf_name, fields[name]) for name, hf_name in keys.items()})
     return {name: given.get(hf_name, fields[name]) for name, hf_name in keys.items()}
+
+
+def _only_fields(tower: TextConfig | VisionConfig, names: Iterable[str]) -> TextConfig | VisionConfig:
+    """Returns a tower with these fields, and the defaults of all others."""
+    return type(tower)(**{name: getattr(tower, name) for name in names})
 
 
 def _only(name: str, value: Any) -> Any:

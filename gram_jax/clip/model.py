@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.modules import slice_layers
+from gram_jax.clip.resnet import init_resnet
 from gram_jax.clip.tokenizer import Classes, Tokenizer, class_tokens
 from gram_jax.errors import InputError
 
@@ -88,9 +89,13 @@ def init_params(key: jax.Array, config: ClipConfig) -> Params:
       github.com/openai/CLIP, clip/model.py, `initialize_parameters`; both towers follow its text tower.
     """
     text_key, vision_key = jax.random.split(key)
+    if isinstance(config.vision, ResNetConfig):
+        vision = init_resnet(vision_key, config.vision, config.embed_dim)
+    else:
+        vision = _init_vision(vision_key, config.vision, config.embed_dim)
     params: Params = {
         "text": _init_text(text_key, config.text, config.embed_dim),
-        "vision": _init_vision(vision_key, config.vision, config.embed_dim),
+        "vision": vision,
         "logit_scale": jnp.float32(config.logit_scale_init),
     }
     if config.logit_bias_init is not None:

@@ -35,11 +35,13 @@ def take_token(x: Array, position: int | Array) -> Array:
 class Attention(nn.Module):
     """Multi-head attention written as explicit products, so that derivatives of every order exist.
 
-    `dtype` is that of the matrix products; None for the promoted dtype of inputs and parameters.
+    `dtype` is that of the matrix products; None for the promoted dtype of inputs and parameters. `out_width` is the
+    width of the output; None: that of the tokens.
     """
 
     heads: int
     dtype: Any = None
+    out_width: int | None = None
 
     @nn.compact
     def __call__(
@@ -70,7 +72,8 @@ class Attention(nn.Module):
             split_at = seen.shape[-1]
             mixed = _mix(weights[..., :split_at], memory[1]) + _mix(weights[..., split_at:], value)
         mixed = jnp.swapaxes(mixed, -2, -3)
-        return dense(name="out")(mixed.reshape(*mixed.shape[:-2], width)), (key, value)
+        mixed = mixed.reshape(*mixed.shape[:-2], width)
+        return nn.Dense(self.out_width or width, dtype=self.dtype, name="out")(mixed), (key, value)
 
 
 _scores = functools.partial(jnp.einsum, "...hqd,...hkd->...hqk")  # of queries and keys

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 
-from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS, TextPrompt, VisualPrompt
 from gram_jax.errors import InputError, require_known
 
 
-def check_images(images: Any, config: VisionConfig) -> None:
+def check_images(images: Any, config: VisionConfig | ResNetConfig) -> None:
     """Raises InputError unless images are floats `[images, size, size, channels]`."""
     shape, dtype = jnp.shape(images), jnp.result_type(images)
     size = [config.image_size, config.image_size, config.channels]
@@ -56,19 +56,23 @@ def check_text_prompt(prompt: Any, config: TextConfig, tail_shape: tuple[int, ..
         raise InputError(f"context is for {shape[0]} images, but deep is for {deep[1]}")
 
 
-def require_visual_prompts(config: VisionConfig) -> None:
-    """Raises InputError if no visual prompt can join the tokens of the image tower."""
+def require_visual_prompts(config: VisionConfig | ResNetConfig) -> VisionConfig:
+    """Returns the configuration of an image tower that takes visual prompts; raises InputError for another one."""
     if not config.takes_prompts:
         raise InputError(
             "visual prompts join the tokens of a vision transformer, but this clip's image tower has none; use a tuner "
             "of the text side, such as coop"
         )
+    return cast(VisionConfig, config)
 
 
-def check_visual_prompt(prompt: Any, config: VisionConfig, images: int, layer_prompts: Mapping[int, Any]) -> None:
+def check_visual_prompt(
+    prompt: Any, tower: VisionConfig | ResNetConfig, images: int, layer_prompts: Mapping[int, Any]
+) -> None:
     """Raises InputError unless a visual prompt fits the vision transformer, the number of images and the functions."""
-    if prompt is not None or layer_prompts:
-        require_visual_prompts(config)
+    if prompt is None and not layer_prompts:
+        return
+    config = require_visual_prompts(tower)
     for layer, function in layer_prompts.items():
         if not 0 <= layer < config.layers or not callable(function):
             raise InputError(

@@ -1,4 +1,4 @@
-"""The vision transformer, with prompts."""
+"""The image tower: a vision transformer, with prompts, or a ResNet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from gram_jax.clip.config import ClipConfig, VisionConfig
+from gram_jax.clip import resnet
+from gram_jax.clip.config import ClipConfig, ResNetConfig, VisionConfig
 from gram_jax.clip.modules import (
     AttentionPool,
     apply_norm,
@@ -55,17 +56,19 @@ def image_features(
     `params` is the `vision` branch of the parameters. Each function in `layer_prompts` maps the tokens of its layer to
     (prompt tokens or `MaskedTokens`, auxiliary output).
     """
+    if isinstance(vision := config.vision, ResNetConfig):
+        return resnet.image_features(params, config, images), {}
     prompt = VisualPrompt(None) if prompt is None else prompt
     layer_prompts = layer_prompts or {}
     # The tokens before the prompts; None: all of the image's.
-    before = int(config.vision.class_token) if prompt.placement == "after_class" else None
-    block = make_block(config.vision, config.compute_dtype)
-    x = _embed(params, config, images)  # [images, class token and patches, width]
+    before = int(vision.class_token) if prompt.placement == "after_class" else None
+    block = make_block(vision, config.compute_dtype)
+    x = _embed(params, vision, images, config.compute_dtype)  # [images, class token and patches, width]
     x = x.astype(jnp.result_type(x, *jax.tree.leaves(prompt)))
     count = 0
     if prompt.tokens is not None and prompt.placement == "before_norm":
         x, count = _swap(x, count, prompt.tokens, before)
-    x = _pre_norm(params, config.vision, x)
+    x = _pre_norm(params, vision, x)
     if prompt.tokens is not None and prompt.placement != "before_norm":
         x, count = _swap(x, count, prompt.tokens, before)
     mask = None  # bool [images, 1, tokens]: the tokens that may be attended to; None: all
@@ -76,7 +79,7 @@ def image_features(
         return block.apply({"params": layer}, x, mask)[0]
 
     aux = {}
-    last, pooling = config.vision.layers - 1, config.vision.pooling
+    last, pooling = vision.layers - 1, vision.pooling
     for start, stop in itertools.pairwise([*_breaks(last, prompt, layer_prompts), last + 1]):
         if start in layer_prompts:
             made, aux[start] = layer_prompts[start](_remove(x, count, before))
@@ -91,7 +94,7 @@ def image_features(
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
             x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=_READ[pooling])
-    return _pool(params, config, x if pooling == "class" else _remove(x, count, before)), aux
+    return _pool(params, vision, x if pooling == "class" else _remove(x, count, before), config.compute_dtype), aux
 
 
 def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Array, Array]:
@@ -99,26 +102,28 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Arra
 
     Those are pooled and projected as the image is, one patch at a time.
     """
-    block = make_block(config.vision, config.compute_dtype)
+    if isinstance(vision := config.vision, ResNetConfig):
+        return resnet.token_features(params, config, images)
+    block = make_block(vision, config.compute_dtype)
 
     def step(x: Array, layer: Any, _: None) -> Array:
         return block.apply({"params": layer}, x)[0]
 
-    x = _pre_norm(params, config.vision, _embed(params, config, images))
-    x = run_layers(step, x, params["layers"], 0, config.vision.layers, remat=config.remat)
-    patches = x[:, int(config.vision.class_token) :, None]  # [images, patches, 1, width]
-    return _pool(params, config, x), _pool(params, config, patches)
+    x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
+    x = run_layers(step, x, params["layers"], 0, vision.layers, remat=config.remat)
+    patches = x[:, int(vision.class_token) :, None]  # [images, patches, 1, width]
+    return tuple(_pool(params, vision, tokens, config.compute_dtype) for tokens in (x, patches))
 
 
-def _embed(params: Any, config: ClipConfig, images: Array) -> Array:
-    patches = at_least_float32(patchify(images, config.vision.patch_size))
+def _embed(params: Any, config: VisionConfig, images: Array, compute_dtype: str) -> Array:
+    patches = at_least_float32(patchify(images, config.patch_size))
     kernel = params["patch_embedding"]
-    if config.compute_dtype == "bfloat16":
+    if compute_dtype == "bfloat16":
         patches, kernel = patches.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     tokens = at_least_float32(patches @ kernel)  # [images, patches, width]
-    if config.vision.patch_bias:
+    if config.patch_bias:
         tokens = tokens + params["patch_bias"]
-    if config.vision.class_token:
+    if config.class_token:
         first = jnp.broadcast_to(params["class_embedding"], (tokens.shape[0], 1, tokens.shape[-1]))
         tokens = jnp.concatenate([first, tokens], axis=1)
     return tokens + params["position_embedding"]
@@ -128,14 +133,13 @@ def _pre_norm(params: Any, config: VisionConfig, x: Array) -> Array:
     return apply_norm(config.norm_eps, params["pre_norm"], x) if config.pre_norm else x
 
 
-def _pool(params: Any, config: ClipConfig, x: Array) -> Array:
+def _pool(params: Any, config: VisionConfig, x: Array, compute_dtype: str) -> Array:
     """Returns the feature `[..., embed_dim]` of the tokens `[..., tokens, width]` after the last layer."""
-    vision = config.vision
-    if vision.pooling == "class":
-        return project(apply_norm(vision.norm_eps, params["post_norm"], x[..., 0, :]), params)
-    dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
-    pool = AttentionPool(vision.heads, vision.mlp_width, vision.activation, vision.norm_eps, dtype)
-    pooled = pool.apply({"params": params["pool"]}, apply_norm(vision.norm_eps, params["post_norm"], x))
+    if config.pooling == "class":
+        return project(apply_norm(config.norm_eps, params["post_norm"], x[..., 0, :]), params)
+    dtype = jnp.bfloat16 if compute_dtype == "bfloat16" else None
+    pool = AttentionPool(config.heads, config.mlp_width, config.activation, config.norm_eps, dtype)
+    pooled = pool.apply({"params": params["pool"]}, apply_norm(config.norm_eps, params["post_norm"], x))
     return project(cast(Array, pooled), params)
 
 

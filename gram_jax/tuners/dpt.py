@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 
 from gram_jax.clip import Classes, Clip, MaskedTokens, encode_classes, encode_image
 from gram_jax.clip.prompts import CLASS_POSITIONS
+from gram_jax.clip.validation import require_visual_prompts
 from gram_jax.errors import InputError, require_bool, require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
@@ -114,7 +115,8 @@ def dpt(
     settings: Mapping[str, Any] = FrozenDict({"num_text": words.count, **sizes, **others})
 
     def init(key: Array, clip: Clip, classes: Classes | None) -> Prompt:
-        layers, width = clip.config.vision.layers, clip.config.vision.width
+        vision = require_visual_prompts(clip.config.vision)
+        layers, width = vision.layers, vision.width
         check_depth(class_layers, clip, "vision", setting="class_layers")
         context_key, visual_key, aware_key, classifier_key = jax.random.split(key, 4)
         prompt = {"text": text_init(words, context_key, context_key, clip, classes, 1)}
@@ -147,7 +149,7 @@ def _forward(prompt: Prompt, clip: Clip, classes: Classes, images: Array, *, set
     texts = encode_classes(clip, classes, text, normalize=False)
     unit_texts = texts / jnp.linalg.norm(texts, axis=-1, keepdims=True)
     visual = visual_prompt(prompt["visual"], "after_norm") if "visual" in prompt else None
-    layers = clip.config.vision.layers
+    layers = require_visual_prompts(clip.config.vision).layers
     upper = range(layers - settings["class_layers"], layers)
     if not upper:
         return DptOutputs(make_outputs(clip, encode_image(clip, images, visual), unit_texts), None, None, None, None)

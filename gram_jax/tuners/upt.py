@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 from gram_jax.clip import Classes, Clip, TextPrompt, VisualPrompt, encode_image
 from gram_jax.clip.modules import Block
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS
+from gram_jax.clip.validation import require_visual_prompts
 from gram_jax.errors import require_int, require_known
 from gram_jax.tuners.base import (
     Outputs,
@@ -82,7 +83,8 @@ def upt(
 
     def init(key: jax.Array, clip: Clip, classes: Classes | None) -> Prompt:
         check_depth(depth, clip, "vision")
-        vision, sides = clip.config.vision, (("text", clip.config.text.width), ("visual", clip.config.vision.width))
+        vision = require_visual_prompts(clip.config.vision)
+        sides = (("text", clip.config.text.width), ("visual", vision.width))
         context_key, tokens_key, block_key, *dense_keys = jax.random.split(key, 7)
         context = random_vectors(context_key, num_text, clip.config.text.width)
         check_room(clip, context, classes)
