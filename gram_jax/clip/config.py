@@ -156,7 +156,7 @@ class ResNetConfig:
 
     Attributes:
       width: channels of the first stage; the last one has 32 times as many.
-      blocks: blocks of the four stages.
+      layers: residual blocks of the four stages.
       heads: heads of the attention pool.
       image_size: side of the square input image, a multiple of 32 pixels.
       channels: channels of the image.
@@ -167,17 +167,17 @@ class ResNetConfig:
     """
 
     width: int = 64
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     heads: int = 32
     image_size: int = 224
     channels: int = 3
 
     def __post_init__(self) -> None:
         _require_sizes(self, "width", "heads", "image_size", "channels")
-        if not isinstance(self.blocks, tuple) or len(self.blocks) != 4:
-            raise InputError(f"ResNetConfig.blocks={self.blocks!r}: it must be the numbers of blocks of four stages")
-        for count in self.blocks:
-            require_int("ResNetConfig.blocks", count, most=MAX_LAYERS)
+        if not isinstance(self.layers, tuple) or len(self.layers) != 4:
+            raise InputError(f"ResNetConfig.layers={self.layers!r}: it must be the numbers of blocks of four stages")
+        for count in self.layers:
+            require_int("ResNetConfig.layers", count, most=MAX_LAYERS)
         if self.width % 2 or 32 * self.width % self.heads:
             raise InputError(f"ResNetConfig.width={self.width}: it must be even, and 32 times it a multiple of heads")
         if self.image_size % 32:

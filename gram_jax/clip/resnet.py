@@ -116,7 +116,7 @@ def init_resnet(key: Array, config: ResNetConfig, embed_dim: int) -> Params:
     for number, stem_key in enumerate(stem_keys, 1):
         params["stem"][f"conv_{number}"] = _init_convolution(stem_key, 3, channels[number - 1], channels[number])
     inputs = config.width
-    for number, count in enumerate(config.blocks, 1):
+    for number, count in enumerate(config.layers, 1):
         inner = config.width * 2 ** (number - 1)
         first_key, *rest_keys = jax.random.split(next(keys), count)
         outputs = _EXPANSION * inner

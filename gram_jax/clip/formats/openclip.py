@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
+from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.formats.huggingface import TOKENIZER_FILES, parsed, read_tokenizer
 from gram_jax.clip.formats.namings import naming_of_tensors
 from gram_jax.clip.formats.shards import read_object
@@ -121,7 +121,6 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
     _require_plain("vision_cfg", vision, _PLAIN_VISION)
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     vocab_size = text.get("vocab_size", 49408)
-    width = vision.get("width", 768)
     return ClipConfig(
         TextConfig(
             vocab_size=vocab_size,
@@ -132,14 +131,19 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
             eos_token_id=vocab_size - 1,
             pad_token_id=vocab_size - 1,
         ),
-        VisionConfig(
-            heads=width // vision.get("head_width", 64),
-            image_size=_side(vision.get("image_size", 224)),
-            patch_size=_side(vision.get("patch_size", 16)),
-            **_transformer(vision, 768, activation),
-        ),
+        _vision(vision, activation),
         embed_dim=model.get("embed_dim", 512),
     )
+
+
+def _vision(vision: Mapping[str, Any], activation: str) -> VisionConfig | ResNetConfig:
+    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
+    image_size = _side(vision.get("image_size", 224))
+    if isinstance(layers := vision.get("layers"), list):
+        return ResNetConfig(width, tuple(layers), 32 * width // head_width, image_size)  # type: ignore[arg-type]
+    patch_size = _side(vision.get("patch_size", 16))
+    own = _transformer(vision, 768, activation)
+    return VisionConfig(heads=width // head_width, image_size=image_size, patch_size=patch_size, **own)
 
 
 def read_transform(content: Mapping[str, Any], image_size: int) -> ImageTransform:

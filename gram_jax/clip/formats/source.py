@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gram_jax.clip.config import ClipConfig
+from gram_jax.clip.config import ClipConfig, ResNetConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.model import Clip
 from gram_jax.clip.tokenizer import Tokenizer
@@ -69,7 +69,8 @@ class Request(NamedTuple):
 
         Raises InputError if the argument or the tag contradicts the activation and sizes that the file `stated` has.
         """
-        activations = {config.text.activation, config.vision.activation}
+        towers = (config.text, config.vision)
+        activations = {tower.activation for tower in towers if not isinstance(tower, ResNetConfig)}
         claims = {} if facts is None else {f"the tag {facts.name}": facts.activation}
         claims |= {} if self.activation is None else {"the argument activation": self.activation}
         for claim, value in claims.items():

@@ -28,15 +28,24 @@ class Row(NamedTuple):
       name: the tensor's name; with `{}` for the layer, there is one tensor per index of the leaf's first axis.
       path: the keys of the leaf.
       layout: "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
-        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)).
+        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)) or "convolution" (the same,
+        and the leaf is [row, column, channel, out]).
       part: None, or which third of the tensor's first axis the leaf is: 0 query, 1 key, 2 value. The rows of the three
         parts of a tensor follow each other.
+      start: the number in the name of the leaf's first layer.
     """
 
     name: str
     path: Path
     layout: str = "same"
     part: int | None = None
+    start: int = 0
+
+    def names(self, layers: int) -> list[str]:
+        """Returns the names of the leaf's tensors, one per layer if there are several."""
+        if "{}" not in self.name:
+            return [self.name]
+        return [self.name.format(index) for index in range(self.start, self.start + layers)]
 
 
 class Naming(NamedTuple):
@@ -68,6 +77,8 @@ def to_file(array: np.ndarray, layout: str) -> np.ndarray:
         if side * side * CHANNELS != rows:
             raise WeightsError(f"the patch embedding has {rows} rows: only square patches of RGB images are supported")
         return array.reshape(side, side, CHANNELS, width).transpose(3, 2, 0, 1)
+    if layout == "convolution":
+        return array.transpose(3, 2, 0, 1)
     return array
 
 
@@ -80,4 +91,6 @@ def from_file(array: np.ndarray, layout: str, part: int | None = None) -> np.nda
         return array.T
     if layout == "patches":
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    if layout == "convolution":
+        return array.transpose(2, 3, 1, 0)
     return array

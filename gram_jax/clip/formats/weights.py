@@ -50,7 +50,7 @@ def read_weights(
     leaves = {}
     for row in naming.rows:
         shape, stacked = shapes[row.path].shape, "{}" in row.name
-        names = [row.name.format(index) for index in range(shape[0])] if stacked else [row.name]
+        names = row.names(shape[0] if stacked else 1)
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
         with tensors.reading(names) as read:
             for index, name in enumerate(names):
@@ -105,14 +105,13 @@ def _tensors(params: Params, naming: Naming | None = None) -> Iterator[tuple[str
     leaves = flatten_dict(params)
     naming = naming or naming_of_params(leaves)
     for name, group in itertools.groupby(naming.rows, key=lambda row: row.name):
-        rows = list(group)
+        rows, stacked = list(group), "{}" in name
         arrays = [np.asarray(leaves[row.path]) for row in rows]
-        for index in range(len(arrays[0])) if "{}" in name else [None]:
+        for index, own in enumerate(rows[0].names(len(arrays[0]) if stacked else 1)):
             parts = [
-                to_file(array if index is None else array[index], row.layout)
-                for row, array in zip(rows, arrays, strict=True)
+                to_file(array[index] if stacked else array, row.layout) for row, array in zip(rows, arrays, strict=True)
             ]
-            yield name.format(index), parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield own, parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _expected(naming: Naming, leaves: Mapping[tuple[str, ...], tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -125,7 +124,7 @@ def _expected(naming: Naming, leaves: Mapping[tuple[str, ...], tuple[int, ...]])
         # A broadcast scalar has a shape but needs no memory.
         found = to_file(np.broadcast_to(np.float32(0), shape[1:] if stacked else shape), row.layout).shape
         found = found if row.part is None else (PARTS * found[0], *found[1:])
-        expected |= {row.name.format(index): found for index in (range(shape[0]) if stacked else [None])}
+        expected |= dict.fromkeys(row.names(shape[0] if stacked else 1), found)
     named = {row.path for row in naming.rows}
     return expected | {"/".join(path): shape for path, shape in leaves.items() if path not in named}
 
