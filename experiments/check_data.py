@@ -5,8 +5,11 @@
     python -m experiments.check_data --dataset=folder:/photos,csv:/photos/list.csv,tfds:dtd --read_all
 
 ``coop:ROOT`` without a name means all fifteen datasets. Nothing is downloaded, and only WORKDIR is written to. The exit
-status is 0 if no problem is found, and 2 otherwise: missing files, images that cannot be read, numbers of classes and
-images that differ from the published ones (``--nocounts`` accepts these).
+status is 0 if no problem is found, and 2 otherwise: everything that an evaluation refuses a dataset for (one class,
+class names with the same tokens, no test images, with ``--shots`` too few training images), missing files, images that
+cannot be read, numbers of classes and images that differ from the published ones (``--nocounts`` accepts these). What
+was left out and what is unusual is printed and does not change the status: where every image is read, also images of
+one color, dark datasets, and equal images in several splits or classes.
 
 Listing takes seconds and a few hundred MB (ImageNet, on a local disk: ten seconds, 2 GB). All images are read if there
 are at most 1,000 in files, or with ``--read_all``: 600 JPEGs of 500 x 375 pixels a second on one core, 170 of 1000 x
@@ -18,18 +21,23 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gram_jax import runtime
 from gram_jax.clip import ImageError, ImageTransform
 from gram_jax.data import Dataset, coop, load_dataset
+from gram_jax.data.account import told
+from gram_jax.data.looks import Looked
 from gram_jax.errors import InputError, require_int
+from gram_jax.evaluation import checks
+from gram_jax.io import write_json
 from gram_jax.reporting.contact_sheet import contact_sheet
 
-from ._launch import launch, setting
+from ._launch import at_least, launch, setting
 
+ACCOUNT = "account.json"
 _THUMBNAIL = ImageTransform(size=96, crop=(96, 96))
 _WHOLE = ImageTransform(size=None, crop=None)
 _FEW = 1000  # up to this number, images in files are all read
@@ -45,53 +53,72 @@ class Config:
     )
     images: int = setting(24, "images on the contact sheet; 0 for no sheet")
     columns: int = setting(8, "images a row of the sheet")
+    shots: tuple[int, ...] = setting((), "labeled images per class that an evaluation is to draw; checked if given")
     read_all: bool | None = setting(None, f"read every image; default: if at most {_FEW:,} are in files")
     counts: bool = setting(True, "report numbers of classes and images that differ from the published ones as problems")
     seed: int = setting(0, "seed of drawn datasets, and of splits that are made")
+    gray_range: float | None = setting(
+        None, "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses"
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset:
             raise InputError("--dataset is empty; give at least one")
         require_int("--images", self.images, 0)
         require_int("--columns", self.columns)
+        at_least(self, 1, "shots")
 
 
 def run(config: Config, workdir: Any) -> None:
     """Checks every dataset; raises InputError with all problems, one a line, if there are any."""
-    problems = []
+    problems, accounts = [], {}
     for spec in coop.expand(config.dataset, coop.NAMES):
         print(f"\n{spec}")
-        own = check(config, spec, workdir)
-        print(f"  problems: {len(own)}" if own else "  no problems found")
-        problems += [f"{spec}: {problem}" for problem in own]
+        found = check(config, spec, workdir)
+        print(f"  problems: {len(found.problems)}" if found.problems else "  no problems found")
+        problems += [f"{spec}: {problem}" for problem in found.problems]
+        accounts[spec] = {**found.about, "problems": found.problems, "notes": found.notes}
+    write_json(workdir / ACCOUNT, {"datasets": accounts})
     if problems:
         raise InputError("\n  ".join([f"problems: {len(problems)}", *problems]))
 
 
-def check(config: Config, spec: str, workdir: Any) -> list[str]:
-    """Prints the facts about one dataset, and returns its problems."""
+class Checked(NamedTuple):
+    """What the check of a dataset found: its problems, its notes, and `Dataset.about`."""
+
+    problems: list[str]
+    notes: list[str]
+    about: dict[str, Any]
+
+
+def check(config: Config, spec: str, workdir: Any) -> Checked:
+    """Prints the facts about one dataset, and returns what is wrong and what is unusual."""
     problems = []
     if spec.startswith(coop.PREFIX):
         problems += survey(*coop.split_spec(spec.removeprefix(coop.PREFIX)))
     try:
-        dataset = load_dataset(spec, seed=config.seed)
+        dataset = load_dataset(spec, seed=config.seed, gray_range=config.gray_range)
     except InputError as error:
         print(f"  cannot be read: {error}")
-        return problems or [str(error)]
+        return Checked(problems or [str(error)], [], {})
     describe(dataset)
+    problems += checks.problems(dataset, shots=config.shots)
     differences = coop.differences(dataset)
     if differences and config.counts:
         problems.append(f"{'; '.join(differences)} (--nocounts accepts this)")
     if config.images:
         problems += show(config, dataset, workdir / (re.sub(r"[^A-Za-z0-9]+", "-", spec).strip("-") + ".png"))
-    in_files = dataset.seed is None  # drawn images cannot be broken
+    in_files, notes = dataset.seed is None, []  # drawn images cannot be broken
     few = in_files and len(dataset) <= _FEW
     if few if config.read_all is None else config.read_all:
+        broken, notes = read_all(dataset)
         # A broken image of the sheet is named once.
-        problems += [problem for problem in read_all(dataset) if problem not in problems]
+        problems += [problem for problem in broken if problem not in problems]
     elif in_files:
-        print("  not all images were read; give --read_all to read them")
-    return problems
+        print("  not all images were read; give --read_all to read them, and to find equal or dark images")
+    for note in notes:
+        print(f"  note: {note}")
+    return Checked(problems, [*dataset.about.get("notes", ()), *notes], dict(dataset.about))
 
 
 def survey(root: str, name: str) -> list[str]:
@@ -116,9 +143,11 @@ def describe(dataset: Dataset) -> None:
         if what in dataset.about:
             print(f"  {what}: {dataset.about[what]}")
     differences = coop.differences(dataset)  # the table shows them
-    for note in dataset.about.get("notes", ()):
-        if note not in differences:
-            print(f"  note: {note}")
+    for line in told(dataset.about):
+        if line.removeprefix("note: ") not in differences:
+            print(f"  {line}")
+    shots, smallest = checks.most_shots(dataset)
+    print(f"  few-shot: up to {shots} shots (class {smallest!r} has {shots} training images)")
     print(f"  template: {dataset.template}\n  content hash: {dataset.content_hash}")
     names = f"class names: {', '.join(dataset.class_names)}"
     print(textwrap.fill(names, 118, initial_indent="  ", subsequent_indent="    "))
@@ -156,17 +185,17 @@ def show(config: Config, dataset: Dataset, path: Any) -> list[str]:
     return problems
 
 
-def read_all(dataset: Dataset) -> list[str]:
-    """Reads every image, and returns the problems of those that cannot be read."""
-    broken = []
+def read_all(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """Reads every image; returns the problems of those that cannot be read, and notes on what the images look like."""
+    broken, looked = [], Looked(dataset)
     for position in runtime.Progress.over(range(len(dataset)), f"reading {dataset.name}", unit="image"):
         try:
-            _pixels(_WHOLE, dataset, position)
+            looked.add(position, _pixels(_WHOLE, dataset, position))
         except ImageError as error:
             broken.append(str(error))
     print(f"  {len(dataset) - len(broken)} of {len(dataset)} images can be read")
     more = [f"{len(broken) - _SHOWN} more images cannot be read"] if len(broken) > _SHOWN else []
-    return broken[:_SHOWN] + more
+    return broken[:_SHOWN] + more, looked.notes()
 
 
 def _pixels(transform: ImageTransform, dataset: Dataset, position: int) -> np.ndarray:

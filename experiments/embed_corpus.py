@@ -43,6 +43,7 @@ from gram_jax.data.augmentation import augmented_view
 from gram_jax.errors import InputError, require_int
 from gram_jax.io import is_remote
 
+from ._accounts import tell
 from ._launch import launch, setting
 
 STORE = "store"
@@ -169,6 +170,8 @@ def run(config: Config, workdir: Any) -> None:
         finish(folder, corpus, embed(config, folder, frozen, sharding, corpus))
     for spec in config.dataset:
         dataset = load_dataset(spec, seed=config.seed)
+        if runtime.is_main():
+            tell([dataset])
         for views in dict.fromkeys((0, config.views)):
             waiting = embed(config, folder, frozen, sharding, dataset, views)
             finish(folder / store_name(dataset, views), dataset, waiting)

@@ -1,14 +1,16 @@
-"""Classifies a folder of images, zero-shot or with a tuned prompt.
+"""Classifies images, zero-shot or with a tuned prompt.
 
     python -m experiments.predict --images=photos --classes="cat,dog"
     python -m experiments.predict --images=photos --classes_file=names.txt --prompt=tuned.safetensors --top=5
     python -m experiments.predict --images=photos --classes_from=folder:labeled --prompt=tuned.safetensors
     python -m experiments.predict --images=photos --classes="cat,dog" --clip=openai/clip-vit-base-patch16
+    python -m experiments.predict --images=photos/first.jpg,photos/second.jpg --classes="cat,dog"
 
 --prompt is a file that `gram_jax.save_prompt` or `experiments.evaluate --save_prompts` wrote, or a meta checkpoint,
 whose learned initialization is used. --classes_from names the dataset that the prompt was tuned on. The output has one
-row per image, in the order of their names: file, predicted class, its probability, the most probable classes, and an
-error for images that cannot be read. The file appears only when it is complete. The shipped mini CLIP classifies about
+row per file, in the order of their names: file, predicted class, its probability, the most probable classes, and an
+error for files that cannot be read, whatever their type. The file appears only when it is complete; account.json counts
+what was left out, hidden files and links to folders included. The shipped mini CLIP classifies about
 600 small images per second on two cores; memory does not grow with the number of images.
 """
 
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,18 +33,21 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import artifacts, evaluation, meta, runtime
 from gram_jax.batching import pad_to
-from gram_jax.clip.images import ImageError
-from gram_jax.data import load_dataset, templates
-from gram_jax.data.readers.files import SUFFIXES
+from gram_jax.clip.images import ImageError, read_rgb
+from gram_jax.data import Account, load_dataset, templates
+from gram_jax.data.gray import find_range, is_deep
+from gram_jax.data.readers.files import HIDDEN, LINKS, SUFFIXES, absent, read_name_list, walk, why_unread
 from gram_jax.data.readers.sources import forms
+from gram_jax.data.spellings import require_distinct, require_names, without_ids
 from gram_jax.errors import InputError
 from gram_jax.evaluation.scoring import Scorer, make_scorer, zero_shot_scorer
-from gram_jax.io import atomic_path
+from gram_jax.io import atomic_path, write_json
 from gram_jax.tuners import Prompt, Tuner
 
 from ._launch import at_least, launch, setting
 
 CLASS_FLAGS = ("classes", "classes_file", "classes_from")
+ACCOUNT = "account.json"
 _SHOWN = 10  # broken images that the warning names
 
 logger = logging.getLogger(__name__)
@@ -51,9 +57,11 @@ logger = logging.getLogger(__name__)
 class Config:
     """The images, the classes and the classifier."""
 
-    images: str = setting("", "a folder of images, read with its subfolders")
+    images: str = setting("", "a folder of images, read with its subfolders; or image files, separated by commas")
     classes: tuple[str, ...] = setting((), 'class names, e.g. "cat,dog"; quotes protect commas, as in CSV')
-    classes_file: str = setting("", "a text file with one class name per line, instead of --classes")
+    classes_file: str = setting(
+        "", "a text file with a class name, or an id and a name, per line, instead of --classes"
+    )
     classes_from: str = setting("", f"a dataset with these classes, instead of --classes: {forms()}")
     prompt: str = setting("", "a tuned prompt or a meta checkpoint (.safetensors); empty: zero-shot")
     template: str | None = setting(None, f'text with one {{}} for the class name; default: "{templates.DEFAULT}"')
@@ -61,6 +69,9 @@ class Config:
     clip: str = setting("mini", 'a folder, a hub name, or "mini"')
     top: int = setting(3, "number of most probable classes to list")
     batch_size: int = setting(64, "images per step")
+    gray_range: float | None = setting(
+        None, "the white value of grayscale images with more than 8 bits; default: the range that the images use"
+    )
     compute_dtype: str = setting("float32", "precision of the frozen computation", choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
@@ -75,8 +86,16 @@ class Config:
         at_least(self, 1, "top", "batch_size")
 
 
+class Given(NamedTuple):
+    """A file to classify: its path, its name in the table, and why it is not read, "" for an image."""
+
+    path: Path
+    name: str
+    reason: str
+
+
 class Prediction(NamedTuple):
-    """The prediction of one image: its path below the folder, and probabilities `[classes]` or an error."""
+    """The prediction of one file: its name, and probabilities `[classes]` or an error."""
 
     name: str
     probabilities: np.ndarray | None
@@ -86,19 +105,18 @@ class Prediction(NamedTuple):
 def run(config: Config, workdir: Any) -> None:
     """Classifies every image and writes the table."""
     names = class_names(config)
-    folder = epath.Path(config.images).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--images={config.images}: there is no such folder")
-    total = sum(1 for _ in image_files(folder))
-    if not total:
-        raise InputError(f"--images={config.images}: no file in it has a suffix of {' '.join(sorted(SUFFIXES))}")
+    entries = functools.partial(given_files, config.images)
+    account = count(entries(), f"--images={config.images}")
+    rows = account.read["files"]
     output = epath.Path(config.output).expanduser() if config.output else workdir / "predictions.csv"
     if output.is_dir():
         raise IsADirectoryError(f"--output={config.output} is a folder; give a file, e.g. predictions.csv")
+    gray = find_range((str(each.path) for each in entries() if not each.reason), config.gray_range)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     classify = make_classifier(clip, names, config.prompt, config.template)
-    predictions = predict(folder, clip, classify, min(config.batch_size, total))
-    with atomic_path(output) as part, runtime.Progress(total, "predict", unit="image") as progress:
+    batch_size = min(config.batch_size, account.read["images"])
+    predictions = predict(entries(), clip, classify, batch_size, gray.largest if gray else None)
+    with atomic_path(output) as part, runtime.Progress(rows, "predict", unit="file") as progress:
         broken = write_table(part, names, min(config.top, len(names)), predictions, progress)
         if len(broken) == progress.done:
             raise InputError(f"--images={config.images}: none of {len(broken)} images can be read; {broken[-1].error}")
@@ -106,6 +124,37 @@ def run(config: Config, workdir: Any) -> None:
         shown = ", ".join(each.name for each in broken[:_SHOWN]) + ", ..." * (len(broken) > _SHOWN)
         logger.warning("%d of %d images cannot be read, see the column error: %s", len(broken), progress.done, shown)
     print(f"{progress.done - len(broken)} images classified, {len(broken)} broken, in {output}")
+    print("".join(f"{line}\n" for line in [*account.lines(), *([f"note: {gray.note}"] if gray else [])]), end="")
+    write_json(output.parent / ACCOUNT, account.to_json())
+
+
+def given_files(images: str) -> Iterator[Given]:
+    """Yields everything in the folder, or the files, that --images names."""
+    whole = Path(images).expanduser()
+    texts = [images] if whole.exists() else [text for text in images.split(",") if text.strip()]
+    for text in texts:
+        path = Path(text.strip()).expanduser()
+        if path.is_dir():
+            prefix = "" if len(texts) == 1 else f"{text.strip().rstrip('/')}/"
+            yield from (Given(path / each.path, prefix + each.path, each.reason) for each in walk(path, mixed=True))
+        elif path.exists() or path.is_symlink():
+            yield Given(path, path.name if len(texts) == 1 else text.strip(), why_unread(path))
+        else:
+            raise FileNotFoundError(f"--images={images}: {absent(path.absolute(), 'folder or file')}")
+
+
+def count(entries: Iterator[Given], what: str) -> Account:
+    """Returns the numbers of images and of files, and what is left out; raises InputError if there is no image."""
+    account = Account({"images": 0, "files": 0})
+    for each in entries:
+        account.read["images"] += not each.reason
+        account.read["files"] += each.reason not in (HIDDEN, LINKS)
+        if each.reason:
+            account.leave_out(each.reason, [each.name])
+    if not account.read["images"]:
+        others = f"; {'; '.join(account.lines())}" if account.left_out else ""
+        raise InputError(f"{what}: no file has a suffix of {' '.join(sorted(SUFFIXES))}{others}")
+    return account
 
 
 def write_table(
@@ -136,11 +185,8 @@ def class_names(config: Config) -> list[str]:
         source, names = f"--classes_from={config.classes_from}", list(load_dataset(config.classes_from).class_names)
     if config.classes_file:
         source = f"--classes_file={config.classes_file}"
-        try:
-            names = epath.Path(config.classes_file).expanduser().read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source} is not UTF-8 text: {error}") from error
-    names = [name for name in (name.removeprefix("\ufeff").strip() for name in names) if name]
+        names = read_name_list(Path(config.classes_file).expanduser(), source)
+    names = without_ids([name for name in map(str.strip, names) if name])[0]
     if len(names) < 2:
         raise InputError(f"{source} gives {len(names)} class names; give at least two")
     for index, name in enumerate(names):
@@ -148,19 +194,9 @@ def class_names(config: Config) -> list[str]:
             raise InputError(
                 f"{source}: {name!r} is both class {first + 1} and class {index + 1}; give each class once"
             )
+    require_names(names, source)
+    require_distinct(names, source)
     return names
-
-
-def image_files(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields the images of a folder and its subfolders by name; skips hidden entries and links to folders."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if not os.path.islink(path):  # a link may lead to a parent folder
-                yield from image_files(path)
-        elif path.suffix.lower() in SUFFIXES:
-            yield path
 
 
 def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner, Prompt]:
@@ -193,31 +229,43 @@ def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: 
 
 
 def predict(
-    folder: epath.Path, clip: gram.Clip, classify: Callable[[np.ndarray], jax.Array], batch_size: int
+    entries: Iterator[Given],
+    clip: gram.Clip,
+    classify: Callable[[np.ndarray], jax.Array],
+    batch_size: int,
+    largest: float | None = None,
 ) -> Iterator[Prediction]:
-    """Yields the prediction of every image of a folder."""
-    files = image_files(folder)
-    while paths := list(itertools.islice(files, batch_size)):
-        images = [_read(path, _name(path, folder), clip) for path in paths]
+    """Yields the prediction of every file, but for hidden ones and links to folders, which are only counted.
+
+    `largest` is the white value of grayscale with more than 8 bits.
+    """
+    files = (each for each in entries if each.reason not in (HIDDEN, LINKS))
+    while batch := list(itertools.islice(files, batch_size)):
+        images = [_read(each, clip, largest) for each in batch]
         pixels = [image for image in images if isinstance(image, np.ndarray)]
         probabilities = iter(())
         if pixels:  # padded, so that one compiled step serves all batches
             padded = pad_to(np.stack(pixels), batch_size)
             probabilities = iter(np.asarray(classify(clip.transform.normalize(padded))))
-        for path, image in zip(paths, images, strict=True):
+        for each, image in zip(batch, images, strict=True):
             readable = isinstance(image, np.ndarray)
-            yield Prediction(_name(path, folder), next(probabilities) if readable else None, "" if readable else image)
+            yield Prediction(_text(each.name), next(probabilities) if readable else None, "" if readable else image)
 
 
-def _name(path: epath.Path, folder: epath.Path) -> str:
-    """Returns a file's path below the folder as text; bytes that are not UTF-8 are escaped."""
-    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+def _text(name: str) -> str:
+    """Returns the name of a file as text; bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _read(path: epath.Path, name: str, clip: gram.Clip) -> np.ndarray | str:
+def _read(given: Given, clip: gram.Clip, largest: float | None) -> np.ndarray | str:
     """Returns the pixels of an image, or the reason why it cannot be read."""
+    name = _text(given.name)
+    if given.reason:
+        return f"{name} is not read: {given.reason}"
     try:
-        return clip.transform.pixels(path.read_bytes(), name)
+        if largest is not None and is_deep(str(given.path)):
+            return clip.transform.pixels(read_rgb(given.path, largest, clip.transform.max_pixels), name)
+        return clip.transform.pixels(given.path.read_bytes(), name)
     except (ImageError, OSError) as error:
         return str(error)
 

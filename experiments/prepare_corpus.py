@@ -9,9 +9,11 @@ Sources are csv:FILE, tsv:FILE, webdataset:FILES (tar archives as img2dataset wr
 WORKDIR/dataset holds encoded images unchanged, captions and names of origin. Use it as `array_record:WORKDIR/dataset`
 for any --corpus, or open it with `tfds.builder_from_directory`.
 
-Every image is decoded once. Broken images, images above --max_pixels, and entries without a caption are skipped,
-counted and listed in WORKDIR/skipped.jsonl. If their share exceeds --max_broken, the program ends with an error and
-without a dataset, but keeps its work. After a kill at any moment the same command resumes and writes the same bytes.
+Every image is decoded once. Broken images, images above --max_pixels, rows with more fields than the header, repeated
+or ambiguous members of archives, and entries without a caption are skipped, counted and listed in
+WORKDIR/skipped.jsonl. If their share exceeds --max_broken, the program ends with an error and without a dataset, but
+keeps its work. What belongs to no pair (columns, files, members of archives) is counted in WORKDIR/account.json. After
+a kill at any moment the same command resumes and writes the same bytes.
 
 One core reads, checks and writes 600 pairs per second (JPEG files of 512 x 384 pixels and 40 KB, from archives; 1,200
 of the glyphs): half an hour per million pairs. A pair needs its encoded image and 280 bytes on disk. Memory does not
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax import runtime
+from gram_jax.data.account import Account
 from gram_jax.data.pairs.base import DAMAGED, Reading
 from gram_jax.data.pairs.prepared import MANIFEST, publish, read_manifest
 from gram_jax.data.pairs.reading import plan_units
@@ -47,6 +50,7 @@ from ._launch import at_least, launch, setting
 
 MAY_CHANGE = ("workers", "max_broken")  # settings that may differ in a resumed run
 STATE, PLAN, SHARDS, SKIPPED, DATASET = "prepare.json", "plan.jsonl", "shards", "skipped.jsonl", "dataset"
+ACCOUNT = "account.json"
 _KEPT = "finished work is kept: fix the cause and run the same command again"
 
 
@@ -57,7 +61,9 @@ class Config:
     source: str = setting(
         "glyphs", "csv:FILE, tsv:FILE, webdataset:FILES, folder:PATH, tfds:NAME[:VERSION][:SPLIT], or glyphs"
     )
-    image_column: str = setting("", "column of paths (csv, tsv), feature of images (tfds); empty: common names")
+    image_column: str = setting(
+        "", "column of paths (csv, tsv), feature (tfds) or suffix (webdataset) of images; empty: common names"
+    )
     caption_column: str = setting("", "column, feature or JSON key of captions; empty: common names")
     data_dir: str = setting("", "folder of TFDS datasets; empty: TFDS's default")
     pairs: int = setting(20_000, "number of pairs to draw (glyphs)")
@@ -198,6 +204,9 @@ def run(config: Config, workdir: Any) -> None:
         f"({time.monotonic() - begin:.1f} s); skipped: {_counts(manifest.skipped)}; duplicates dropped: "
         f"{manifest.duplicates}"
     )
+    account = manifest.account()
+    write_json(workdir / ACCOUNT, account.to_json())
+    print("\n".join([*Account.from_json(manifest.unused).lines(), ""]), end="")
     print(f"use it as --corpus=array_record:{folder}")
 
 

@@ -19,10 +19,12 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
-from gram_jax.data import Dataset, glyphs, load_dataset, templates
+from gram_jax.data import Dataset, coop, glyphs, load_datasets, templates
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
+from gram_jax.evaluation.checks import require_usable
 
+from ._accounts import tell
 from ._launch import at_least, launch, setting
 
 OWN = "own"
@@ -42,6 +44,9 @@ class Config:
     batch_size: int = setting(256, "images per step")
     compute_dtype: str = setting("float32", "precision of the frozen computation", choices=("float32", "bfloat16"))
     seed: int = setting(0, "seed of drawn datasets and of generated splits")
+    gray_range: float | None = setting(
+        None, "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses"
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset or not self.template:
@@ -73,7 +78,11 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     """Evaluates every classifier on every dataset."""
     del workdir  # only results.json is written
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
-    datasets = [load_dataset(spec, seed=config.seed) for spec in config.dataset]
+    loaded = load_datasets(coop.expand(config.dataset), seed=config.seed, gray_range=config.gray_range)
+    datasets = list(loaded.values())
+    for dataset in datasets:
+        require_usable(dataset, config.split)
+    tell(datasets)
     rows, hashes = [], {}
     for dataset in runtime.Progress.over(datasets, "zero-shot", unit="dataset"):
         positions = dataset.select(config.split)
@@ -88,7 +97,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         table = reporting.transpose(reporting.pivot(row for row in rows if row.domain == domain))
         print(f"\n{title}\n{reporting.to_text(table)}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
-    return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
+    told = dataclasses.asdict(config) | {"datasets": {dataset.name: dict(dataset.about) for dataset in datasets}}
+    return evaluation.Results(told, environment, tuple(rows))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gram_jax.data import Dataset, glyphs, load_dataset
+from gram_jax.data import Dataset, glyphs, load_datasets
 from gram_jax.data.augmentation import VERSION as VIEWS
 from gram_jax.data.readers import coop
 from gram_jax.data.readers.sources import READERS, forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import draws as drawing
+from gram_jax.evaluation.checks import require_usable
 from gram_jax.evaluation.protocols import Protocol
 
 from .config import UNSEEN
@@ -28,30 +30,28 @@ class Opened(NamedTuple):
 
 def open_datasets(settings: Settings) -> dict[str, Opened]:
     """Opens every dataset that is tuned on and its targets; returns them by name."""
-    loaded: dict[str, Dataset] = {}
-    texts: dict[str, str] = {}
-
-    def load(text: str) -> Dataset:
-        if text not in loaded:
-            dataset = loaded[text] = load_dataset(text, seed=settings.dataset_seed)
-            if len(dataset.class_names) < 2:
-                raise InputError(f"dataset {text!r} has one class, {dataset.class_names[0]!r}; it needs two")
-            if (other := texts.setdefault(dataset.name, text)) != text:
-                raise InputError(f"{other!r} and {text!r} are both called {dataset.name!r} in results; rename one")
-        return loaded[text]
-
     datasets = coop.expand(settings.dataset)
     sources = datasets if settings.source is None else coop.expand(settings.source)
-    opened = {}
-    for text in dict.fromkeys((*datasets, *sources)):
-        targets = {
-            protocol: protocol.targets(map(load, _target_texts(settings, text, protocol)))
+    texts = {
+        text: {
+            protocol: _target_texts(settings, text, protocol)
             for protocol in settings.protocols
             if text in (sources if protocol.transfer else datasets)
         }
-        if targets:
-            opened[load(text).name] = Opened(load(text), targets)
-    return opened
+        for text in dict.fromkeys((*datasets, *sources))
+    }
+    tuned_on = {text: targets for text, targets in texts.items() if targets}
+    named = itertools.chain(tuned_on, *(each for targets in tuned_on.values() for each in targets.values()))
+    loaded = load_datasets(named, seed=settings.dataset_seed, gray_range=settings.gray_range)
+    for dataset in loaded.values():
+        require_usable(dataset)
+    return {
+        loaded[text].name: Opened(
+            loaded[text],
+            {protocol: protocol.targets(map(loaded.__getitem__, each)) for protocol, each in targets.items()},
+        )
+        for text, targets in tuned_on.items()
+    }
 
 
 def _target_texts(settings: Settings, text: str, protocol: Protocol) -> list[str]:

@@ -39,7 +39,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.clip import Clip
-from gram_jax.data import Dataset
+from gram_jax.data import Dataset, coop
 from gram_jax.errors import explain
 from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
 from gram_jax.evaluation.encoder import PHOTO
@@ -53,6 +53,7 @@ from gram_jax.io import absolute, is_remote, write_npz
 from gram_jax.runtime import SharedUnits
 from gram_jax.tuning import Tuned
 
+from .._accounts import tell
 from . import presets
 from .datasets import Opened, about, all_datasets, draw_hashes, open_datasets
 from .methods import build, choose_tuner
@@ -68,6 +69,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     clip, tuner = load_clip(settings), choose_tuner(settings)
     methods, checkpoint = build(settings, tuner, clip)
     opened = open_datasets(settings)
+    if runtime.is_main():
+        tell(all_datasets(opened))
     encoder = Encoder(
         clip,
         settings.image_batch,
@@ -170,7 +173,8 @@ def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
 def _read(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str], template: str) -> None:
     """Raises InputError if the clip cannot read class names under a template; the message names the reader."""
     with explain(f"{reader} on {dataset.name}, template {template!r}: "):
-        encoder.clip.class_tokens(list(names), template, allow_duplicates=True)
+        published = coop.facts(dataset.name) is not None  # some published lists have equal names
+        encoder.clip.class_tokens(list(names), template, allow_duplicates=published)
 
 
 @dataclasses.dataclass

@@ -236,7 +236,7 @@ def class_tokens(
         if first != index and not allow_duplicates:
             raise InputError(
                 f"classes {first}, {names[first]!r}, and {index}, {names[index]!r}, have the same tokens "
-                f"({tokenizer.normalize(cleaned[index])!r}); rename one, or pass allow_duplicates=True"
+                f"({tokenizer.normalize(cleaned[index])!r}); rename one of them, or make one class of them"
             )
     # The tail, too, is encoded with [SOS], if there is one, so that [SOS] and the tail fit the context length.
     token_ids, eot = _encode_classes(tokenizer, names, [template.replace("{}", name) for name in cleaned])

@@ -1,4 +1,5 @@
 from . import glyphs, templates
+from .account import Account
 from .augmentation import augmented_view, augmented_views
 from .corpus import Corpus, load_corpus
 from .dataset import Dataset, base_and_new, long_tail, restrict
@@ -16,9 +17,10 @@ from .pairs.base import Pair, Reading, Skipped
 from .pairs.reading import plan_units, read_pairs, read_unit
 from .prefetch import Ordered, ordered
 from .readers import coop
-from .readers.sources import load_dataset, register_reader
+from .readers.sources import load_dataset, load_datasets, register_reader
 
 __all__ = [
+    "Account",
     "Corpus",
     "Dataset",
     "FeatureBank",
@@ -37,6 +39,7 @@ __all__ = [
     "glyphs",
     "load_corpus",
     "load_dataset",
+    "load_datasets",
     "long_tail",
     "open_bank",
     "open_store",

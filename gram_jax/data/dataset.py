@@ -46,8 +46,10 @@ class Dataset(Images):
       read: turns a reference into an image that ``Clip.preprocess`` accepts.
       domain: the visual domain, "" for the ordinary one.
       seed: the seed of drawn images; None for images in files.
-      about: JSON values for reports: "source", "split" (the origin of the splits) and "notes" (what is unusual). Not
-        part of ``content_hash``.
+      about: JSON values for reports: "source", "split" (the origin of the splits), "notes" (what is unusual) and
+        "account" (what was left out). Not part of ``content_hash``.
+      content: maps a reference to a text that identifies the content of the image, so that a replaced photo is another
+        dataset; None for drawn images.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dataset(Images):
     domain: str = ""
     seed: int | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    content: Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
         counts = len(self.references), len(self.labels), len(self.splits)
@@ -101,9 +104,11 @@ class Dataset(Images):
 
     @property
     def content_hash(self) -> str:
-        """The SHA-256 over all fields except ``read`` and ``about``; results refer to it."""
+        """The SHA-256 over all fields except ``read`` and ``about``, and over what identifies the images' content."""
         lists = [list(self.references), self.labels.tolist(), self.splits.tolist(), list(self.class_names)]
         content = [self.name, self.domain, self.seed, *lists, self.template]
+        if self.content is not None:
+            content.append([self.content(reference) for reference in self.references])
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from gram_jax.data.account import Account
 from gram_jax.data.dataset import SPLITS, Dataset
+from gram_jax.data.spellings import require_distinct, require_names, role_of
 from gram_jax.errors import InputError, examples
 
 T = TypeVar("T")
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class, if no split is given; the rest is test
 HELD_OUT_SHARE = 0.2  # of each class's training images, if only val is missing
-# The usual names of splits, and the split that each one is.
-ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 DIVIDED = "each class divided 50/20/30 into train, val and test"
 
 
@@ -98,7 +98,7 @@ def group(items: Sequence[Item]) -> dict[int, list[Item]]:
 
 
 def assign_roles(given: Collection[str], what: str) -> Roles:
-    """Assigns given splits, keys of ``ROLES``, to train, val and test.
+    """Assigns given splits, spelled as ``spellings.role_of`` understands, to train, val and test.
 
     Without a test split, validation serves as test, as in ImageNet, and there is no val. A training split alone is to
     be divided.
@@ -107,7 +107,7 @@ def assign_roles(given: Collection[str], what: str) -> Roles:
       >>> assign_roles(["train", "validation"], "toy").of
       {'train': 'train', 'validation': 'test'}
     """
-    of = {name: ROLES[name] for name in given}
+    of = {name: role for name in given if (role := role_of(name))}
     if len(set(of.values())) < len(of):
         raise InputError(f"{what} has the splits {', '.join(sorted(of))}, two of which mean the same; remove one")
     if set(of.values()) == {"train"}:
@@ -123,8 +123,8 @@ def arrange(
 ) -> tuple[dict[str, list[Item]], str]:
     """Turns given splits into train, val and test; divides them if only training images are given.
 
-    The names of given splits are keys of ``ROLES``. Returns the items of each split, and a phrase for reports, which
-    begins with "made" if the images were divided.
+    The names of given splits are those that `assign_roles` understands. Returns the items of each split, and a phrase
+    for reports, which begins with "made" if the images were divided.
     """
     roles = assign_roles(list(given), what)
     if not roles.divided:
@@ -139,24 +139,41 @@ def arrange(
     return parts, f"made, because none is given: {roles.remark}; seed {seed}"
 
 
+class Files(NamedTuple):
+    """How the images of a dataset are read, and what identifies the content of each; see `Dataset`."""
+
+    read: Callable[[Any], Any]
+    content: Callable[[Any], str] | None = None
+
+
 def build(
     name: str,
     items: Mapping[str, Sequence[Item]],
     class_names: Sequence[str],
     template: str,
-    read: Callable[[Any], Any],
+    files: Files,
     about: Mapping[str, Any],
+    *,
     domain: str = "",
+    published: bool = False,
 ) -> Dataset:
     """Builds a dataset of labeled items: train first, then val, then test, each in its given order.
 
-    Underscores in class names become spaces. Anything unusual about the classes is added to the "notes" of `about`.
+    Underscores in class names become spaces. Anything unusual about the classes is added to the "notes" of `about`, the
+    number of images to its "account". Names that a clip cannot tell apart, and WordNet ids, raise InputError, unless
+    the names are `published` ones, which are used as they are.
     """
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"{name}: {text!r} contains half of a Unicode surrogate pair; correct the file")
+    if not published:
+        require_names(readable, name)
+        require_distinct(readable, name)
     flat = [(item, split) for split in SPLITS for item in items.get(split, ())]
+    account = Account({"images": len(flat)})
+    account.add(about.get("account", Account()))
+    notes = [*about.get("notes", ()), *_oddities(readable, items.get("train", ()))]
     return Dataset(
         name=name,
         references=tuple(item.reference for item, _ in flat),
@@ -164,9 +181,10 @@ def build(
         splits=np.array([split for _, split in flat]),
         class_names=readable,
         template=template,
-        read=read,
+        read=files.read,
         domain=domain,
-        about={**about, "notes": [*about.get("notes", ()), *_oddities(readable, items.get("train", ()))]},
+        about={**about, "notes": notes, "account": account.to_json()},
+        content=files.content,
     )
 
 
@@ -174,6 +192,8 @@ def _oddities(class_names: Sequence[str], train: Sequence[Item]) -> list[str]:
     notes, trained = [], {item.label for item in train}
     if doubled := sorted(name for name, count in Counter(class_names).items() if count > 1):
         notes.append(f"names of several classes: {examples(doubled)}")
+    if all(map(str.isdecimal, class_names)):
+        notes.append("all class names are numbers; if they are ids, name the classes in classnames.txt")
     if trained and (untrained := [name for label, name in enumerate(class_names) if label not in trained]):
         notes.append(f"classes without a training image: {examples(untrained)}")
     return notes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+
 import numpy as np
 
 from gram_jax.data.dataset import Dataset
@@ -11,6 +14,7 @@ from gram_jax.data.glyphs.appearance import RENDERINGS, UNSEEN_RENDERINGS, draw_
 from gram_jax.data.glyphs.datasets import GlyphDataset, catalog
 from gram_jax.data.glyphs.drawing import render
 from gram_jax.data.glyphs.pairs import corpus_faces
+from gram_jax.data.readers.files import content_of
 from gram_jax.data.streams import pick, stream
 from gram_jax.errors import InputError
 
@@ -41,7 +45,8 @@ def split_domain(dataset: GlyphDataset, domain: str) -> tuple[str, str]:
 
 
 def _check_font(dataset: GlyphDataset, path: str) -> None:
-    drawn = faces.coverage(faces.font_path(faces.face_from_file(path)))
+    wanted = frozenset(itertools.chain(*dataset.codes))
+    drawn = faces.coverage(faces.font_path(faces.face_from_file(path)), wanted)
     missing = [name for name, codes in zip(dataset.class_names, dataset.codes, strict=True) if not drawn & set(codes)]
     if missing:
         raise faces.FontError(
@@ -79,7 +84,8 @@ def example(dataset: GlyphDataset, domain: str, split: str, label: int, number: 
     codes = dataset.codes[label]
     if face:
         known = face in faces.FACES
-        codes = tuple(code for code in codes if (face in faces_of(code) if known else code in faces.coverage(face)))
+        drawn = frozenset() if known else faces.coverage(face, frozenset(codes))
+        codes = tuple(code for code in codes if (face in faces_of(code) if known else code in drawn))
     character = characters()[pick(rng, codes)]
     drawn_by = pick(rng, (face,) if face else corpus_faces(character.code))
     return render(character, draw_appearance(rng, drawn_by, rendering))
@@ -98,7 +104,7 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
       (720, 'black king', (32, 32, 3))
     """
     dataset = catalog(name)
-    split_domain(dataset, domain)
+    face, _ = split_domain(dataset, domain)
     labels = range(len(dataset.class_names))
     references = [(split, i, number) for split, size in SPLIT_SIZES.items() for i in labels for number in range(size)]
     named = domain_name(domain)
@@ -112,4 +118,5 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
         read=lambda place: example(dataset, domain, place[0], place[1], place[2], seed),
         domain=named,
         seed=seed,
+        content=None if not face or face in faces.FACES else lambda _: content_of("", False, os.path.abspath(face)),
     )

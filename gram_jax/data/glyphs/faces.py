@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gram_jax.errors import InputError
 
+_SHARED = 8  # a glyph of more characters than this is a placeholder
 RECORD = Path(__file__).parent / "record.json"
 
 
@@ -111,15 +115,49 @@ def checked_font_path(face: Face) -> str:
 
 
 @functools.cache
-def coverage(path: str) -> frozenset[int]:
-    """Returns the code points in the character map of a TrueType or OpenType file."""
+def coverage(path: str, codes: frozenset[int] | None = None) -> frozenset[int]:
+    """Returns the code points that a TrueType or OpenType file draws.
+
+    Its character map alone says too much: a glyph may be empty, may stand for many characters, or may show another
+    character than a letter or digit of ASCII. A font in which most of these show another one is a symbol font, which
+    draws nothing that its codes say.
+
+    Args:
+      path: the font file.
+      codes: the code points that matter; all of the character map by default, whose glyphs are not looked at.
+    """
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
         with open(path, "rb") as file, TTFont(file, lazy=True) as font:
-            return frozenset(font.getBestCmap() or ())
+            names = font.getBestCmap() or {}
+            return frozenset(names if codes is None else _drawn(font, names, codes))
     except (TTLibError, OSError, AssertionError, KeyError) as error:
         raise FontError(f"{path!r} cannot be read as a TrueType or OpenType font: {error}") from error
+
+
+def _drawn(font: Any, names: dict[int, str], codes: frozenset[int]) -> Iterator[int]:
+    """Yields the code points whose glyph draws something, and draws that character."""
+    from fontTools.agl import toUnicode
+    from fontTools.pens.boundsPen import BoundsPen
+
+    def shows_another(code: int) -> bool:
+        meant = toUnicode(names[code])  # "" for names without a meaning; private use for variants
+        return len(meant) == 1 and meant != chr(code) and not "\ue000" <= meant <= "\uf8ff"
+
+    plain = [code for code in range(128) if chr(code).isalnum() and code in names]
+    others = {code for code in plain if shows_another(code)}
+    if 2 * len(others) > len(plain):  # a symbol font: none of its codes is to be trusted
+        return
+    glyphs, shared = font.getGlyphSet(), collections.Counter(names.values())
+    for code in codes & names.keys():
+        name = names[code]
+        if name == ".notdef" or shared[name] > _SHARED or code in others:
+            continue
+        pen = BoundsPen(glyphs)
+        glyphs[name].draw(pen)
+        if pen.bounds is not None:
+            yield code
 
 
 def face_from_file(path: str) -> Face:

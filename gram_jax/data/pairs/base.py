@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gram_jax.data.spellings import COLUMNS, column_key, find_column, missing_column
 from gram_jax.errors import InputError, require_int
 
-CAPTION_KEYS = ("caption", "captions", "text", "title")  # default names of captions
+CAPTION_KEYS = COLUMNS["caption"]  # default names of captions
 MAX_TEXT_BYTES = 1 << 20  # of a .txt or .json beside an image
 
 # Reasons why an entry is skipped.
 NO_IMAGE, NO_CAPTION, BROKEN_IMAGE = "no image", "no caption", "broken image"
 REFUSED, DAMAGED = "refused", "damaged archive"
+MALFORMED, REPEATED, AMBIGUOUS = "malformed row", "repeated", "several images"
+UNUSED = "not used"  # what belongs to no pair: counted, but no failure
 # Errors caused by a path in a list. Any other OSError is a disk error, which ends the reading: no pair may be lost.
 _PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -33,7 +36,9 @@ class Pair(NamedTuple):
 class Skipped(NamedTuple):
     """An entry that is not a pair: its origin, the category in which it is counted, and the problem.
 
-    The categories are "no image", "no caption", "broken image", "refused" (unsafe or too large) and "damaged archive".
+    The categories are "no image", "no caption", "broken image", "refused" (unsafe or too large), "damaged archive",
+    "malformed row", "repeated" (a name of an archive that occurs again) and "several images" (of one sample). "not
+    used" is no failure: the entry belongs to no pair, and `detail` tells why.
     """
 
     name: str
@@ -68,18 +73,27 @@ class Reading:
             require_int(name, getattr(self, name))
 
 
-def choose_columns(where: str, names: Sequence[str], reading: Reading, image_names: Sequence[str]) -> list[str]:
-    """Returns the names of the image column and the caption column: the given ones, or the first common ones."""
+def choose_columns(where: str, names: Sequence[str], reading: Reading, images: Sequence[str]) -> list[str]:
+    """Returns the names of the image column and the caption column: the given ones, or the first usual ones.
+
+    Args:
+      where: the table, for messages.
+      names: all columns.
+      reading: settings.
+      images: the columns that may hold images.
+    """
     columns = []
-    for flag, common in (("image_column", image_names), ("caption_column", CAPTION_KEYS)):
-        given = getattr(reading, flag)
-        matches = [name for name in ([given] if given else common) if name in names]
-        if not matches:
-            wanted = repr(given) if given else f"any of {', '.join(common)}"
-            raise InputError(
-                f"{where} has the columns {', '.join(map(repr, names))}, not {wanted}; name one with {flag}"
-            )
-        columns.append(matches[0])
+    for kind, suitable in (("image", images), ("caption", names)):
+        given = getattr(reading, f"{kind}_column")
+        place = find_column(suitable, kind, given)
+        if place is None and not given and kind == "image" and len(images) == 1:
+            place = 0
+        if place is None:
+            if given:
+                shown = ", ".join(map(repr, names))
+                raise InputError(f"{where} has the columns {shown}, not {given!r}; name one with {kind}_column")
+            raise missing_column(where, names, kind, f"{kind}_column")
+        columns.append(suitable[place])
     return columns
 
 
@@ -109,9 +123,10 @@ def caption_from_json(name: str, content: bytes, key: str) -> str | Skipped:
     except (ValueError, RecursionError) as error:
         return Skipped(name, NO_CAPTION, f"its .json cannot be read ({error})")
     keys = (key,) if key else CAPTION_KEYS
-    for each in keys if isinstance(document, dict) else ():
-        if isinstance(document.get(each), str):
-            return document[each]
+    found = {column_key(str(each)): value for each, value in document.items()} if isinstance(document, dict) else {}
+    for each in keys:
+        if isinstance(found.get(column_key(each)), str):
+            return found[column_key(each)]
     return Skipped(name, NO_CAPTION, f"its .json holds no text under {' or '.join(keys)}")
 
 

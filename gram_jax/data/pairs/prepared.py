@@ -14,10 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gram_jax.data.pairs.shards import DIGEST_BYTES, copy_records, read_shard
+from gram_jax.data.account import Account, LeftOut
+from gram_jax.data.pairs.shards import DIGEST_BYTES, Shard, copy_records, read_shard
 from gram_jax.data.readers.tfds import open_source
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike, atomic_path, read_json, write_json
@@ -39,6 +41,16 @@ class Manifest:
     source: str  # the specification that the pairs were read from
     skipped: dict[str, int]  # the number of skipped entries, by reason
     duplicates: int  # the number of pairs that were dropped because an equal one precedes them
+    unused: dict[str, Any] = dataclasses.field(default_factory=lambda: Account().to_json())  # what belongs to no pair
+
+    def account(self) -> Account:
+        """Returns what was read and what was left out: skipped entries, duplicates and what belongs to no pair."""
+        account = Account({"pairs": self.pairs})
+        account.left_out = {f"entries: {reason}": LeftOut(count, []) for reason, count in self.skipped.items()}
+        if self.duplicates:
+            account.left_out["duplicates of earlier pairs"] = LeftOut(self.duplicates, [])
+        account.add(Account.from_json(self.unused))
+        return account
 
 
 def publish(
@@ -85,9 +97,17 @@ def publish(
         source=source,
         skipped=dict(sorted(skipped.items())),
         duplicates=sum(counts) - sum(lengths),
+        unused=_unused(shards).to_json(),
     )
     write_json(folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
     return manifest
+
+
+def _unused(shards: Sequence[Shard]) -> Account:
+    total = Account()
+    for shard in shards:
+        total.add(Account.from_json(shard.unused))
+    return total
 
 
 def _digests(stem: PathLike) -> np.ndarray:
@@ -177,13 +197,9 @@ def image_reader(folder: PathLike) -> Callable[[int], np.ndarray]:
 
     folder = Path(folder).expanduser()
     source = open_source(os.fspath(folder), SPLIT, "image")
-    missing = [path for path in source.dataset_info.splits[SPLIT].filepaths if not os.path.exists(path)]
     pairs = read_manifest(folder).pairs
-    if missing or len(source) != pairs:
-        raise InputError(
-            f"{folder} lacks {len(missing)} of its shards, or its dataset_info.json counts {len(source)} pairs and its "
-            f"manifest {pairs}; copy it again"
-        )
+    if len(source) != pairs:
+        raise InputError(f"{folder}: dataset_info.json counts {len(source)} pairs, {MANIFEST} {pairs}; copy it again")
     decode = ImageTransform(size=None, crop=None)
 
     def read(number: int) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.data.pairs.base import BROKEN_IMAGE, Pair, Skipped
+from gram_jax.data.account import Account
+from gram_jax.data.pairs.base import BROKEN_IMAGE, UNUSED, Pair, Skipped
 from gram_jax.data.pairs.reading import read_unit
 from gram_jax.io import PathLike, atomic_path, read_json, write_json
 
@@ -30,10 +31,11 @@ _MAX_RATIO = 100  # of an image's sides; beyond it the resized image would excee
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The number of pairs in a shard, and the numbers of skipped entries by reason."""
+    """The number of pairs in a shard, the numbers of skipped entries by reason, and the account of what is not used."""
 
     pairs: int
     skipped: dict[str, int]
+    unused: dict[str, Any] = dataclasses.field(default_factory=lambda: Account().to_json())
 
 
 def digest(image: bytes, caption: str) -> bytes:
@@ -83,6 +85,7 @@ def write_shard(stem: PathLike, unit: dict[str, Any], max_pixels: int) -> Shard:
       3
     """
     skipped: dict[str, int] = {}
+    unused = Account()
     with contextlib.ExitStack() as stack:
         captions, digests, dropped = (
             stack.enter_context(stack.enter_context(atomic_path(f"{os.fspath(stem)}.{suffix}")).open("wb"))
@@ -94,6 +97,9 @@ def write_shard(stem: PathLike, unit: dict[str, Any], max_pixels: int) -> Shard:
         def records() -> Iterator[bytes]:
             for entry in read_unit(unit):
                 pair = check_image(entry, max_pixels) if isinstance(entry, Pair) else entry
+                if isinstance(pair, Skipped) and pair.reason == UNUSED:
+                    unused.leave_out(pair.detail, [pair.name])
+                    continue
                 if isinstance(pair, Skipped):
                     skipped[pair.reason] = skipped.get(pair.reason, 0) + 1
                     dropped.write(json.dumps(pair).encode() + b"\n")
@@ -103,7 +109,7 @@ def write_shard(stem: PathLike, unit: dict[str, Any], max_pixels: int) -> Shard:
                 yield serialize(pair)
 
         pairs = write_records(f"{os.fspath(stem)}.array_record", records())
-    shard = Shard(pairs, skipped)
+    shard = Shard(pairs, skipped, unused.to_json())
     write_json(f"{os.fspath(stem)}.json", dataclasses.asdict(shard))
     return shard
 

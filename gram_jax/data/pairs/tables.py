@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gram_jax.data import tables
 from gram_jax.data.pairs import base
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
+from gram_jax.data.readers.files import absent
 from gram_jax.errors import InputError
 
-PATH_NAMES = ("path", "filepath", "file_path", "image", "image_path", "file", "filename", "file_name")
 MAX_LINE = 16 << 20  # bytes of a line of a table
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -22,19 +23,16 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
     """Yields one unit per `reading.unit_pairs` rows; parses the table once to find where units begin."""
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no table {path!r}; check the path")
+        raise FileNotFoundError(absent(Path(path), "file"))
     state = base.file_state(path)
     with open(path, "rb") as file:
         lines = _Lines(file, path)
-        rows = _rows(lines, source, path)
-        header = next(rows, None)
-        if header is None:
-            raise InputError(f"{path} is empty; the first line must name the columns")
-        header = [name.strip().removeprefix("\ufeff") for name in header]
-        columns = [header.index(name) for name in base.choose_columns(path, header, reading, PATH_NAMES)]
+        header, columns = _header(lines, source, path, reading)
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
+        shared |= {"separator": header.separator, "width": len(header.columns)}
+        unused = [name for place, name in enumerate(header.columns) if name and place not in columns]
         offset, first, count = lines.consumed, 1, 0
-        for row in rows:
+        for row in _rows(lines, header.separator, path, before=1):
             if first == 1 and not count and len(row) > columns[0] and _URL.match(row[columns[0]]):
                 raise InputError(
                     f"{path} lists URLs ({row[columns[0]]!r}); download the images first, for example with "
@@ -42,28 +40,49 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
                 )
             count += 1
             if count == reading.unit_pairs:
-                yield {**shared, "offset": offset, "first": first, "count": count}
-                offset, first, count = lines.consumed, first + count, 0
+                yield {**shared, "offset": offset, "first": first, "count": count, "unused": unused}
+                offset, first, count, unused = lines.consumed, first + count, 0, []
         if count:
-            yield {**shared, "offset": offset, "first": first, "count": count}
+            yield {**shared, "offset": offset, "first": first, "count": count, "unused": unused}
         elif first == 1:
             raise InputError(f"{path} has a header but no rows")
+
+
+def _header(lines: _Lines, source: str, path: str, reading: Reading) -> tuple[tables.Header, list[int]]:
+    """Reads the first line; returns it, and the places of the image column and the caption column."""
+    line = next(lines, "")
+    separator = "\t" if source == "tsv" else tables.separator_line(line)
+    if separator and source == "csv":
+        line = next(lines, "")
+    if not line.strip():
+        raise InputError(f"{path} is empty; the first line must name the columns")
+    given = {"image": reading.image_column, "caption": reading.caption_column}
+    header = tables.read_header(line, ("image", "caption"), path, separator, given)
+    chosen = base.choose_columns(path, header.columns, reading, header.columns)
+    return header, [header.columns.index(name) for name in chosen]
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
     """Yields the pairs of a range of rows."""
     table = base.check_state(unit)
-    image_column, caption_column = unit["columns"]
+    for name in unit.get("unused", ()):
+        yield Skipped(name, base.UNUSED, "columns that are not read")
     with open(table, "rb") as file:
         file.seek(unit["offset"])
-        rows = _rows(_Lines(file, str(table)), unit["kind"], str(table))
+        separator = unit.get("separator", "\t" if unit["kind"] == "tsv" else ",")
+        rows = _rows(_Lines(file, str(table)), separator, str(table))
         for number in range(unit["first"], unit["first"] + unit["count"]):
-            row, name = next(rows), f"{table.name}:{number}"
-            if len(row) <= max(unit["columns"]):
-                reason = base.NO_IMAGE if len(row) <= image_column else base.NO_CAPTION
-                yield Skipped(name, reason, f"the row has {len(row)} columns")
-                continue
-            yield base.make_pair(name, _image(table, row[image_column], name, unit["max_bytes"]), row[caption_column])
+            yield _pair(table, f"{table.name}:{number}", next(rows), unit)
+
+
+def _pair(table: Path, name: str, row: list[str], unit: dict[str, Any]) -> Pair | Skipped:
+    image_column, caption_column = unit["columns"]
+    if tables.is_blank(row):
+        return Skipped(name, base.UNUSED, "rows without a value")
+    fields = tables.fit(row, unit.get("width", len(row)), max(unit["columns"]) + 1)
+    if isinstance(fields, str):
+        return Skipped(name, base.MALFORMED, f"the row {fields}")
+    return base.make_pair(name, _image(table, fields[image_column], name, unit["max_bytes"]), fields[caption_column])
 
 
 def _image(table: Path, entry: str, name: str, limit: int) -> bytes | Skipped:
@@ -74,7 +93,8 @@ def _image(table: Path, entry: str, name: str, limit: int) -> bytes | Skipped:
         return Skipped(name, base.NO_IMAGE, f"{entry} is a URL; download it first")
     if "\0" in entry:  # expanduser cannot handle it
         return Skipped(name, base.NO_IMAGE, f"{entry!r} is not a path")
-    return base.read_file(os.path.join(table.parent, os.path.expanduser(entry)), name, limit, base.NO_IMAGE)
+    path = tables.local_path(table.parent, os.path.expanduser(entry))
+    return base.read_file(os.path.join(table.parent, path), name, limit, base.NO_IMAGE)
 
 
 class _Lines:
@@ -101,16 +121,14 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
 
-def _rows(lines: _Lines, source: str, path: str) -> Iterator[list[str]]:
-    """Yields the rows that are not empty."""
-    if source == "tsv":
-        yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
+def _rows(lines: _Lines, separator: str, path: str, before: int = 0) -> Iterator[list[str]]:
+    """Yields the rows that are not empty; `before` is the number of lines that were read before."""
+    if separator == "\t":
+        yield from (tables.split_line(line, separator) for line in lines if line.strip("\r\n"))
         return
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     try:
         yield from filter(None, reader)
     except csv.Error as error:
-        raise InputError(
-            f"{path} is not a valid csv file: line {reader.line_num}: {error}; close its quotes, or give tsv:FILE if "
-            "tabs separate the fields"
-        ) from error
+        line = before + reader.line_num
+        raise InputError(f"{path} is not a valid csv file: line {line}: {error}; close its quotes") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import random
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from gram_jax.data.dataset import SPLITS, Dataset
 from gram_jax.data.readers.coop_datasets import DATASETS, CoopDataset
 from gram_jax.data.readers.coop_rules import Contents, Source, names_file, read_split_file
-from gram_jax.data.readers.files import list_folder, local_folder, missing
+from gram_jax.data.readers.files import files_below, list_folder, local_folder, missing
 from gram_jax.data.splits import build
 from gram_jax.errors import InputError, examples, require_known
 
@@ -98,9 +97,10 @@ def labeled(root: str | os.PathLike[str], name: str, seed: int = 0) -> Dataset:
     folder = local_folder(local_folder(root, what) / entry.folder, what)
     contents = _read(Source(folder, what, random.Random(seed)), entry, seed)
     _check(folder, contents, what)
-    about = {"source": contents.source, "split": contents.split, "notes": contents.notes}
-    read = functools.partial(os.path.join, str(folder))
-    dataset = build(what, contents.items, contents.class_names, entry.template, read, about, entry.domain)
+    about = {"source": contents.source, "split": contents.split, "notes": contents.notes, "account": contents.left_out}
+    reading = files_below(folder, sum(map(len, contents.items.values())))
+    names, domain = contents.class_names, entry.domain
+    dataset = build(what, contents.items, names, entry.template, reading, about, domain=domain, published=True)
     notes = [*dataset.about["notes"], *differences(dataset)]
     return dataclasses.replace(dataset, about={**dataset.about, "notes": notes})
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from gram_jax.data.account import Account
 from gram_jax.data.dataset import SPLITS
 from gram_jax.data.readers.files import class_images, names_of_folders, read_class_names, read_json, read_lines
 from gram_jax.data.splits import DIVIDED, Item, divide, group, hold_out
@@ -33,13 +34,17 @@ class Source(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """The items of each split (paths relative to the folder), class names in label order, and remarks for reports."""
+    """The items of each split (paths relative to the folder), class names in label order, and remarks for reports.
+
+    `left_out` counts what is in the folders and not read.
+    """
 
     items: dict[str, list[Item]]
     class_names: list[str]
     source: str
     split: str
     notes: list[str]
+    left_out: Account = Account()
 
 
 def by_folders(
@@ -49,11 +54,11 @@ def by_folders(
 
     Labels follow the sorted names of the folders; `renamed` maps folders to class names.
     """
-    classes, notes = class_images(source.folder, images, source.what, excluded)
+    classes, left_out = class_images(source.folder, images, source.what, excluded)
     labeled = {name: [Item(path, label) for path in classes[name]] for label, name in enumerate(classes)}
     names = [renamed.get(name, name) for name in classes]
     parts = divide(labeled, source.rng, source.what)
-    return Contents(parts, names, f"the folders of {images}", DIVIDED, notes)
+    return Contents(parts, names, f"the folders of {images}", DIVIDED, [], left_out)
 
 
 def flowers(source: Source) -> Contents:
@@ -163,10 +168,10 @@ def imagenet(source: Source, train: str, test: str) -> Contents:
     roles = {train: "train", test: "test"}
     existing = [images for images in roles if (source.folder / images).is_dir()]
     notes = [f"{images} is missing" for images in roles if images not in existing]
-    classes = {}
+    classes, left_out = {}, Account()
     for images in existing or roles:
-        classes[images], skipped = class_images(source.folder, images, source.what)
-        notes += skipped
+        classes[images], more = class_images(source.folder, images, source.what)
+        left_out.add(more)
     first, *others = classes.values()
     for other in others:
         if alone := sorted(set(first) ^ set(other)):
@@ -178,7 +183,7 @@ def imagenet(source: Source, train: str, test: str) -> Contents:
     path = source.folder / CLASS_NAMES
     names = names_of_folders(first, read_class_names(path, source.what), path, source.what)
     split = f"as published: {test} serves as test, there is no val split"
-    return Contents(items, names, path.name, split, notes)
+    return Contents(items, names, path.name, split, notes, left_out)
 
 
 def variant(source: Source, images: str, numbered: bool = False) -> Contents:
@@ -187,7 +192,7 @@ def variant(source: Source, images: str, numbered: bool = False) -> Contents:
     If `numbered` (ImageNetV2), the class folders are numbers, the lines of classnames.txt from 0. Otherwise they are
     named as ImageNet's, and only existing folders are classes: ImageNet-A and -R have 200.
     """
-    classes, notes = class_images(source.folder, images, source.what)
+    classes, left_out = class_images(source.folder, images, source.what)
     path = names_file(source.folder)
     names = read_class_names(path, source.what)
     if numbered:
@@ -201,7 +206,7 @@ def variant(source: Source, images: str, numbered: bool = False) -> Contents:
     else:
         class_names = names_of_folders(classes, names, path, source.what)
     items = {"test": _labeled(classes.values())}
-    return Contents(items, class_names, path.name, "as published: all of it is test", notes)
+    return Contents(items, class_names, path.name, "as published: all of it is test", [], left_out)
 
 
 def names_file(folder: Path) -> Path:

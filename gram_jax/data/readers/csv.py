@@ -1,20 +1,26 @@
-"""Labeled images listed in a CSV file."""
+"""Labeled images listed in a table."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import io
+import itertools
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gram_jax.data import tables
+from gram_jax.data.account import Account
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers.files import local_folder, missing, read_text
-from gram_jax.data.splits import ROLES, Item, arrange, build
+from gram_jax.data.readers.files import files_below, local_folder, missing, read_text
+from gram_jax.data.spellings import merge_spellings, missing_column, role_of, without_ids
+from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
+
+_KINDS = ("image", "label", "split")
 
 
 class Row(NamedTuple):
@@ -27,60 +33,105 @@ class Row(NamedTuple):
 
 
 def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
-    """Reads a CSV file with a header and the columns image, label and, optionally, split.
+    """Reads a table with a header and the columns image, label and, optionally, split.
 
-    ``image`` is a path relative to the file's folder, ``label`` a class name, ``split`` one of train, val (valid,
-    validation) and test; other columns are ignored. Without the column, or with train alone, the images are divided by
-    ``splits.divide`` with the seed; without test, val serves as test. Labels follow the sorted class names. References
-    are the paths in the file; reading returns the path of an image.
+    ``image`` is a path relative to the file's folder, ``label`` a class name, ``split`` a split; the usual spellings of
+    columns and splits (``spellings``) are understood in any case. Commas, semicolons, tabs or bars separate the fields.
+    Other columns, columns without a name and rows without a value are left out and counted. Without a split, or with
+    train alone, the images are divided by ``splits.divide`` with the seed; without test, val serves as test. Labels
+    that a clip cannot tell apart are one class. Labels follow the sorted class names. References are the paths in the
+    file; reading returns the path of an image.
     """
     what = f"csv:{os.fspath(path)}"
     file = local_folder(os.path.dirname(path) or ".", what) / os.path.basename(path)
-    rows = _rows(file, what)
+    account = Account()
+    rows = _rows(file, what, account)
     _check(file, rows, what)
-    names = sorted({row.label for row in rows})
-    labels = {name: label for label, name in enumerate(names)}
+    name_of, notes = merge_spellings(Counter(row.label for row in rows))
+    chosen = sorted(set(name_of.values()))
+    labels = {name: chosen.index(name_of[name]) for name in name_of}
+    names, stripped = without_ids(chosen)
+    notes += ["numbers or WordNet ids in front of the labels are not part of the class names"] if stripped else []
     items: dict[str, list[Item]] = {}
     for row in rows:
         items.setdefault(row.split, []).append(Item(row.image, labels[row.label]))
-    if set(items) == {"train"}:
-        items["train"].sort()  # a division does not depend on the order of the lines
+    if [role_of(split) for split in items] == ["train"]:
+        next(iter(items.values())).sort()  # a division does not depend on the order of the lines
     parts, remark = arrange(items, names, seed, what)
-    read = functools.partial(os.path.join, str(file.parent))
-    return build(f"csv:{file.stem}", parts, names, DEFAULT, read, {"source": file.name, "split": remark})
+    about = {"source": file.name, "split": remark, "notes": notes, "account": account}
+    return build(f"csv:{file.stem}", parts, names, DEFAULT, files_below(file.parent, len(rows)), about)
 
 
-def _rows(file: Path, what: str) -> list[Row]:
-    """Returns the checked lines of the table."""
-    reader = csv.DictReader(io.StringIO(read_text(file, what), newline=""), strict=True)
-    try:
-        columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
-        if not {"image", "label"} <= set(columns):
-            raise InputError(
-                f"{what}: the first line has the columns {', '.join(columns) or 'none'}; it must name the columns "
-                "image and label, and may name split, separated by commas"
-            )
-        if len(set(columns)) < len(columns):
-            raise InputError(f"{what}: the first line names a column twice: {', '.join(columns)}")
-        rows = [_row(fields, reader.line_num, what) for fields in reader]
-    except csv.Error as error:
-        line = reader.line_num + 1  # the line after the last one that was read
-        raise InputError(f"{what}, line {line} is no CSV ({error}); check for an open quote") from error
+def _rows(file: Path, what: str, account: Account) -> list[Row]:
+    """Returns the checked lines of the table, and counts what is not used."""
+    text = read_text(file, what)
+    first, _, rest = text.partition("\n")
+    separator, skipped = tables.separator_line(first), 0
+    if separator:
+        text, skipped = rest, 1
+    header = _header(text.partition("\n")[0], separator, what)
+    needed, rows, fields = max(header.places.values()) + 1, [], []
+    for line, row in _lines(text, header.separator, skipped, what):
+        if tables.is_blank(row):
+            account.leave_out("rows without a value", [f"line {line}"])
+            continue
+        fitted = tables.fit(row, len(header.columns), needed)
+        if isinstance(fitted, str):
+            raise InputError(f"{what}, line {line} {fitted}")
+        rows.append(_row(file, fitted, header.places, line, what))
+        fields.append(fitted)
     if not rows:
         raise InputError(f"{what} has a header and no images; add a line for each image")
+    if "split" not in header.places:
+        _require_no_split(header, fields, what)
+    account.leave_out("columns that are not read", header.unused())
+    unnamed = [place for place, name in enumerate(header.columns) if not name]
+    filled = [place for place in unnamed if any(row[place].strip() for row in fields if len(row) > place)]
+    account.leave_out("columns without a name that hold values", [f"column {place + 1}" for place in filled])
     return rows
 
 
-def _row(fields: Mapping[Any, Any], line: int, what: str) -> Row:
-    if None in fields or None in fields.values():
-        count = "more" if None in fields else "fewer"
-        raise InputError(f"{what}, line {line} has {count} fields than the header; put names with commas in quotes")
-    row = Row(line, fields["image"].strip(), fields["label"].strip(), fields.get("split", "train").strip())
-    if not row.image or not row.label:
-        raise InputError(f"{what}, line {line} has no {'label' if row.image else 'image'}")
-    if row.split not in ROLES:
-        raise InputError(f"{what}, line {line} has the split {row.split!r}; it must be one of {', '.join(ROLES)}")
-    return row
+def _header(line: str, separator: str, what: str) -> tables.Header:
+    header = tables.read_header(line, _KINDS, what, separator)
+    for kind in ("image", "label"):
+        if kind not in header.places:
+            raise missing_column(f"{what}: the first line", [name for name in header.columns if name], kind)
+    return header
+
+
+def _lines(text: str, separator: str, skipped: int, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number and the fields of every line after the header."""
+    if separator == "\t":
+        for number, line in enumerate(text.splitlines()[1:], 2):
+            yield number + skipped, line.split("\t")
+        return
+    reader, last = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+    try:
+        for row in itertools.islice(reader, 1, None):
+            yield reader.line_num + skipped, row
+            last = reader.line_num
+    except csv.Error as error:
+        raise InputError(f"{what}, line {last + skipped + 1} is no CSV ({error}); check for an open quote") from error
+
+
+def _row(file: Path, fields: list[str], places: dict[str, int], line: int, what: str) -> Row:
+    image, label = fields[places["image"]].strip(), fields[places["label"]].strip()
+    split = fields[places["split"]].strip().lower() if "split" in places else "train"
+    if not image or not label:
+        raise InputError(f"{what}, line {line} has no {'label' if image else 'image'}")
+    if role_of(split) is None:
+        raise InputError(f"{what}, line {line} has the split {split!r}; it must be one of train, val and test")
+    return Row(line, tables.local_path(file.parent, image), label, split)
+
+
+def _require_no_split(header: tables.Header, rows: list[list[str]], what: str) -> None:
+    """Raises InputError if a column that is not read holds splits: images of test would be trained on."""
+    for place, name in enumerate(header.columns):
+        values = {row[place].strip() for row in rows if len(row) > place}
+        if place not in header.places.values() and len({role_of(value) for value in values} - {None}) > 1:
+            raise InputError(
+                f"{what}: the column {name!r} holds splits ({examples(sorted(values))}); call it split, or remove it"
+            )
 
 
 def _check(file: Path, rows: list[Row], what: str) -> None:
@@ -94,7 +145,8 @@ def _check(file: Path, rows: list[Row], what: str) -> None:
             )
     if lost := set(missing(file.parent, [row.image for row in rows])):
         lines = [row for row in rows if row.image in lost]
+        windows = "; paths of another machine (C:/) are not found here" if lines[0].image[1:3] == ":/" else ""
         raise InputError(
             f"{what}, line {lines[0].line}: there is no image {file.parent / lines[0].image}; {len(lost)} of "
-            f"{len(rows)} images are missing: {examples([row.image for row in lines])}"
+            f"{len(rows)} images are missing: {examples([row.image for row in lines])}{windows}"
         )

@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gram_jax.clip.images import FOREIGN_SUFFIXES, FORMATS, SNIFFED, format_of
+from gram_jax.data.account import Account
+from gram_jax.data.spellings import without_ids
+from gram_jax.data.splits import Files
 from gram_jax.errors import InputError, examples
 
-# The suffixes of the image transform's formats. Files with other suffixes are reported as skipped.
+# The suffixes of the image transform's formats. What has another one is left out and counted.
 SUFFIXES = frozenset(
-    [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"]
-)
+    (
+        ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+        ".pbm", ".pgm", ".pjp", ".pjpeg", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    )
+)  # fmt: skip
 MAX_TEXT = 1 << 30  # bytes of a text file; the longest split file has 100 MB
+NO_IMAGES = "files that are no images"
+HIDDEN, LINKS = "hidden files and folders", "links to folders"
+# Folders that operating systems add to archives and disks.
+_SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
+_HASHED = 100_000  # up to this number of images, their content is part of a dataset's identity
+_BLOCK = 4096  # bytes of each of the three blocks that are hashed
 
 
 class Listing(NamedTuple):
-    """The entries of a folder, each list sorted, without hidden entries."""
+    """The entries of a folder, each list sorted, without hidden entries and folders of the operating system."""
 
     folders: list[str]
     images: list[str]
     others: list[str]
+
+
+class Found(NamedTuple):
+    """An entry below a folder: its relative path, and why it is left out, "" for an image."""
+
+    path: str
+    reason: str
+
+
+def absent(path: Path, wanted: str) -> str:
+    """Returns why there is no file, or no folder, at a path; `wanted` is "file" or "folder".
+
+    Example:
+      >>> absent(Path(__file__), "folder").endswith("files.py is a file; give the folder that holds it")
+      True
+    """
+    if path.is_dir():
+        return f"{path} is a folder; give the file in it, one of {examples(_visible(path)) or 'none'}"
+    if path.is_file():
+        return f"{path} is a file; give the folder that holds it"
+    if path.exists():
+        return f"{path} is a pipe or a device; give a {wanted}"
+    return f"there is no {wanted} {path}{_nearest(path)}"
 
 
 def local_folder(path: str | os.PathLike[str], what: str) -> Path:
@@ -33,7 +71,7 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
         raise InputError(f"{what}: {text!r} is not on this machine; image files are read from local folders")
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise InputError(f"{what}: there is no folder {folder}{_nearest(folder)}")
+        raise InputError(f"{what}: {absent(folder, 'folder')}")
     return folder
 
 
@@ -42,7 +80,7 @@ def list_folder(folder: Path) -> Listing:
     listing = Listing([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
                 continue
             if entry.is_dir():
                 listing.folders.append(entry.name)
@@ -52,34 +90,120 @@ def list_folder(folder: Path) -> Listing:
     return Listing(*map(sorted, listing))
 
 
+def walk(root: Path, below: str = "", mixed: bool = False) -> Iterator[Found]:
+    """Yields everything below a folder by name: the files of a folder before those of its subfolders, or `mixed`.
+
+    Hidden entries, folders of the operating system and links to folders are yielded with a reason, and not entered.
+    """
+    with os.scandir(root / below) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    folders = []
+    for entry in entries:
+        path = f"{below}/{entry.name}" if below else entry.name
+        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
+            yield Found(path, HIDDEN)
+        elif entry.is_dir(follow_symlinks=False):
+            if mixed:
+                yield from walk(root, path, mixed)
+            else:
+                folders.append(path)
+        elif entry.is_dir():  # it may lead to a folder above
+            yield Found(path, LINKS)
+        else:
+            yield Found(path, why_unread(root / path))
+    for path in folders:
+        yield from walk(root, path)
+
+
+def why_unread(path: Path) -> str:
+    """Returns why a file is not read as an image, by its suffix and, for an unknown suffix, by its first bytes.
+
+    Example:
+      >>> why_unread(Path(__file__)), why_unread(Path("/dev/null"))
+      ('files that are no images', 'pipes, devices and broken links')
+    """
+    if not path.is_file():
+        return "pipes, devices and broken links"
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return ""
+    known = FOREIGN_SUFFIXES.get(suffix, "")
+    if not known:
+        try:
+            with open(path, "rb") as file:
+                known = format_of(file.read(SNIFFED))
+        except OSError:
+            return "files that cannot be opened"
+    if not known:
+        return NO_IMAGES
+    if known in FORMATS:
+        return f"{known} images without the suffix of their format; rename them"
+    return f"{known} files, which cannot be read; export them as JPEG or PNG"
+
+
 def class_images(
     root: Path, folder: str, what: str, excluded: Collection[str] = ()
-) -> tuple[dict[str, list[str]], list[str]]:
+) -> tuple[dict[str, list[str]], Account]:
     """Lists the images of a folder of class folders, which is relative to the dataset's folder ``root``.
 
-    Returns, for each class folder in sorted order, its images as sorted paths relative to ``root``; and notes on other
-    files.
+    Subfolders of a class folder belong to the class, as in torchvision's ImageFolder. Returns, for each class folder in
+    sorted order, its images as sorted paths relative to ``root``; and what is left out.
     """
     top = root / folder
     if not top.is_dir():
-        raise InputError(f"{what}: there is no folder {top}{_nearest(top)}")
+        raise InputError(f"{what}: {absent(top, 'folder')}")
     listing = list_folder(top)
     names = [name for name in listing.folders if name not in excluded]
     if not names:
         content = f"{len(listing.images)} images and no class folders" if listing.images else "no class folders"
         raise InputError(f"{what}: {top} holds {content}; put the images of each class in a folder of its own")
     classes: dict[str, list[str]] = {}
-    skipped = []
+    account = Account()
     for name in names:
-        inside = list_folder(top / name)
-        prefix = f"{folder}/{name}" if folder else name
-        if not inside.images:
-            others = inside.folders + inside.others
+        found = list(walk(root, f"{folder}/{name}" if folder else name))
+        classes[name] = [each.path for each in found if not each.reason]
+        if not classes[name]:
+            others = [each.path.rpartition("/")[2] for each in found]
+            others += [] if found else list_folder(top / name).folders
             content = f"only {examples(others)}" if others else "nothing"
             raise InputError(f"{what}: the class folder {top / name} holds no images, {content}; fill it or remove it")
-        classes[name] = [f"{prefix}/{image}" for image in inside.images]
-        skipped += [f"{prefix}/{other}" for other in inside.others]
-    return classes, [f"files that are no images: {examples(skipped)}"] if skipped else []
+        for each in found:
+            if each.reason:
+                account.leave_out(each.reason, [each.path])
+    account.leave_out("folders that are no classes of this dataset", [n for n in listing.folders if n in excluded])
+    return classes, account
+
+
+def content_of(root: str, many: bool, path: str) -> str:
+    """Returns what identifies the content of a file, wherever it is stored.
+
+    The content is its size and a hash of three blocks: begin, middle and end. Of `many` files it is size and time.
+    """
+    name = os.path.join(root, path)
+    try:
+        status = os.stat(name)
+        return _content(name, status.st_size, status.st_mtime_ns, many)
+    except OSError as error:
+        return f"error {error.errno}"
+
+
+@functools.lru_cache(maxsize=2 * _HASHED)
+def _content(name: str, size: int, changed: int, many: bool) -> str:
+    if many:
+        return f"{size} {changed}"
+    digest = hashlib.blake2b(str(size).encode(), digest_size=12)
+    if os.path.isfile(name):
+        with open(name, "rb", buffering=0) as file:
+            for start in dict.fromkeys((0, max(0, (size - _BLOCK) // 2), max(0, size - _BLOCK))):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def files_below(root: Path, number: int) -> Files:
+    """Returns how `number` image files below a folder are read, by their relative paths."""
+    many = number > _HASHED
+    return Files(functools.partial(os.path.join, str(root)), functools.partial(content_of, str(root), many))
 
 
 def missing(root: Path, paths: Iterable[str]) -> list[str]:
@@ -114,7 +238,7 @@ def _entries(folder: Path) -> set[str]:
 def read_text(path: Path, what: str) -> str:
     """Returns the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
     if not path.is_file():
-        raise InputError(f"{what}: there is no file {path}{_nearest(path)}")
+        raise InputError(f"{what}: {absent(path, 'file')}")
     if (size := path.stat().st_size) > MAX_TEXT:
         raise InputError(f"{what}: {path} has {size} bytes, more than the limit {MAX_TEXT} of a text file")
     try:
@@ -155,6 +279,17 @@ def read_class_names(path: Path, what: str) -> dict[str, str]:
     return names
 
 
+def read_name_list(path: Path, what: str) -> list[str]:
+    """Returns class names from a file with a name in each line, or a folder or id and its name, as in classnames.txt.
+
+    A tab separates a folder from its name; WordNet ids and numbers that count are removed.
+    """
+    lines = [line for _, line in read_lines(path, what)]
+    if all("\t" in line for line in lines):
+        return [line.partition("\t")[2].strip() for line in lines]
+    return without_ids(lines)[0]
+
+
 def names_of_folders(folders: Collection[str], names: dict[str, str], path: Path, what: str) -> list[str]:
     """Returns the class name of each folder, from names by folder, which were read from `path`."""
     if unnamed := [folder for folder in folders if folder not in names]:
@@ -168,5 +303,8 @@ def names_of_folders(folders: Collection[str], names: dict[str, str], path: Path
 def _nearest(path: Path) -> str:
     """Returns the content of the nearest existing folder, which shows where a path went wrong."""
     folder = next(parent for parent in path.parents if parent.is_dir())
-    entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    return f"; {folder} holds {examples(entries) or 'nothing'}"
+    return f"; {folder} holds {examples(_visible(folder)) or 'nothing'}"
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
+from gram_jax.data.account import Account
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers import files
-from gram_jax.data.splits import ROLES, Item, arrange, build
+from gram_jax.data.spellings import like_a_split, merge_spellings, require_distinct, role_of, without_ids
+from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
@@ -16,80 +18,113 @@ NAME_FILES = ("classnames.txt", "classes.json")
 TEMPLATE_FILE = "template.txt"
 
 
+class Names(NamedTuple):
+    """The class name of each folder, where the names are from, and notes."""
+
+    of: dict[str, str]
+    source: str
+    notes: list[str]
+
+
 def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     """Reads a folder of class folders, or folders train, val and test of class folders.
 
-    If all folders are called train, val (valid, validation) or test, they are the splits; without test, val serves as
-    test. A folder of class folders, or train alone, is divided by ``splits.divide`` with the seed.
+    If all folders are splits in a usual spelling (``spellings.role_of``: Train, testing, valid, dev, ...), they are the
+    splits; without test, val serves as test. A folder of class folders, or train alone, is divided by ``splits.divide``
+    with the seed. Subfolders of a class folder belong to the class.
 
     Labels follow the sorted names of the class folders. The name of a class is that of its folder, with spaces for
-    underscores, or the folder's name in classnames.txt (lines of a folder, a space or a tab, and a name) or in
-    classes.json (an object). template.txt may hold a template; the default is "a photo of a {}.". References are paths
-    relative to the folder; reading returns the path of an image.
+    underscores and without a WordNet id or number in front, or the folder's name in classnames.txt (lines of a folder,
+    a space or a tab, and a name) or in classes.json (an object). Folders whose names a clip cannot tell apart are one
+    class. template.txt may hold a template; the default is "a photo of a {}.". References are paths relative to the
+    folder; reading returns the path of an image.
     """
     what = f"folder:{os.fspath(path)}"
     root = files.local_folder(path, what)
-    classes, notes = _list_splits(root, what)
+    account = Account()
+    classes = _list_splits(root, what, account)
     # A class may occur in one split only.
     folders = sorted({folder for images in classes.values() for folder in images})
-    labels = {folder: label for label, folder in enumerate(folders)}
+    counts = {folder: sum(len(images.get(folder, ())) for images in classes.values()) for folder in folders}
+    found = _names(root, counts, what)
+    names = list(dict.fromkeys(found.of[folder] for folder in folders))
+    labels = {folder: names.index(found.of[folder]) for folder in folders}
     items = {
         split or "train": [Item(path, labels[folder]) for folder, paths in images.items() for path in paths]
         for split, images in classes.items()
     }
-    names, source = _names(root, folders, what)
     parts, remark = arrange(items, names, seed, what)
-    about = {"source": source, "split": remark, "notes": notes}
-    read = functools.partial(os.path.join, str(root))
-    return build(f"folder:{root.name}", parts, names, _template(root, what), read, about)
+    about = {"source": found.source, "split": remark, "notes": found.notes, "account": account}
+    reading = files.files_below(root, sum(map(len, items.values())))
+    return build(f"folder:{root.name}", parts, names, _template(root, what), reading, about)
 
 
-def _list_splits(root: Path, what: str) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
-    """Returns the images of each class of each split ("" for a folder without splits), and notes."""
-    top = files.list_folder(root).folders
-    splits = top if top and set(top) <= ROLES.keys() else [""]
+def _list_splits(root: Path, what: str, account: Account) -> dict[str, dict[str, list[str]]]:
+    """Returns the images of each class of each split ("" for a folder without splits), and counts what is left out."""
+    top = files.list_folder(root)
+    splits = top.folders if top.folders and all(map(role_of, top.folders)) else [""]
     if splits == [""]:
-        _check_depth(root, top, what)
-    classes, notes = {}, []
+        _check_depth(root, top.folders, what)
+    classes = {}
     for split in splits:
-        classes[split], skipped = files.class_images(root, split, what)
-        loose = [f"{split}/{image}" if split else image for image in files.list_folder(root / split).images]
-        notes += skipped
-        notes += [f"images outside class folders, left out: {examples(loose)}"] if loose else []
-    return classes, notes
+        classes[split], left_out = files.class_images(root, split, what)
+        account.add(left_out)
+        prefix = f"{split}/" if split else ""
+        account.leave_out(
+            "images outside class folders", [prefix + each for each in files.list_folder(root / split).images]
+        )
+    read = {*NAME_FILES, TEMPLATE_FILE}
+    others = [name for name in top.others if name.lower() not in read] + (top.images if splits != [""] else [])
+    account.leave_out("files beside the class folders that are not read", others)
+    return classes
 
 
 def _check_depth(root: Path, top: list[str], what: str) -> None:
     """Raises InputError if there are other folders beside those of the splits, or the class folders lie deeper."""
-    if "train" in top and not files.list_folder(root / "train").images:
-        others = [folder for folder in top if folder not in ROLES]
+    inside = {each: files.list_folder(root / each) for each in top}
+    splits = [each for each in top if role_of(each) and inside[each].folders and not inside[each].images]
+    if splits:
+        others = [folder for folder in top if not role_of(folder)]
         raise InputError(
-            f"{what}: {root} holds train and also {examples(others)}; folders of splits must be alone, move the others"
+            f"{what}: {root} holds {examples(splits)} and also {examples(others)}; folders of splits must be alone, "
+            "move the others"
         )
-    inside = [files.list_folder(root / each) for each in top]
-    if any(each.images for each in inside) or not any(each.folders for each in inside):
+    if any(each.images for each in inside.values()) or not any(each.folders for each in inside.values()):
         return
-    if {each.lower() for each in top} <= ROLES.keys():
-        raise InputError(f"{what}: call the folders of splits train, val and test, not {examples(top)}")
-    deeper = next(name for name, each in zip(top, inside, strict=True) if each.folders)
+    if sum(map(like_a_split, top)) > 1:
+        raise InputError(f"{what}: its folders {examples(top)} look like splits; call them train, val and test")
+    deeper = next(name for name, each in inside.items() if each.folders)
     raise InputError(
         f"{what}: its folders {examples(top)} hold folders and no images; if these are the classes, give "
         f"folder:{root / deeper}"
     )
 
 
-def _names(root: Path, folders: list[str], what: str) -> tuple[list[str], str]:
-    """Returns the class names in label order, and their source."""
-    existing = [name for name in NAME_FILES if (root / name).is_file()]
+def _names(root: Path, counts: dict[str, int], what: str) -> Names:
+    """Returns the class name of each folder, by the number of its images."""
+    folders = list(counts)
+    existing = [name for name in files.list_folder(root).others if name.lower() in NAME_FILES]
     if not existing:
-        return folders, "the names of the folders"
+        plain, stripped = without_ids(folders)
+        notes = (
+            ["numbers or WordNet ids in front of the folders' names are not part of the class names"]
+            if stripped
+            else []
+        )
+        merged = merge_spellings(dict(zip(plain, counts.values(), strict=True)))
+        of = {folder: merged.name_of[name] for folder, name in zip(folders, plain, strict=True)}
+        return Names(of, "the names of the folders", notes + merged.notes)
     if len(existing) > 1:
         raise InputError(f"{what}: both {' and '.join(existing)} name the classes; remove one of them")
     path = root / existing[0]
-    names = files.read_class_names(path, what) if path.suffix == ".txt" else files.read_json(path, what)
+    names = files.read_class_names(path, what) if path.suffix.lower() == ".txt" else files.read_json(path, what)
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise InputError(f'{what}: {path} must be an object of names by folder, such as {{"n01440764": "tench"}}')
-    return files.names_of_folders(folders, names, path, what), path.name
+    chosen = files.names_of_folders(folders, names, path, what)
+    absent = [folder for folder in names if folder not in counts]
+    notes = [f"names in {path.name} without a folder: {examples(absent)}"] if absent else []
+    require_distinct(chosen, f"{what}: {path}")
+    return Names(dict(zip(folders, chosen, strict=True)), path.name, notes)
 
 
 def _template(root: Path, what: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from gram_jax.data.dataset import Dataset
+from gram_jax.data.gray import with_gray_range
 from gram_jax.data.readers import coop, csv, folder
 from gram_jax.errors import InputError, nearest
 
@@ -64,7 +67,7 @@ def register_reader(prefix: str, form: str, read: Callable[[str, int], Dataset])
     READERS[prefix] = Reader(form, read)
 
 
-def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
+def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None) -> Dataset:
     """Returns the dataset that a specification names.
 
     * "glyphs:NAME" or "glyphs:NAME/DOMAIN": the glyph benchmark; DOMAIN is a typeface, a rendering, face+rendering, or
@@ -73,16 +76,19 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
       "coop:ROOT/FOLDER", such as coop:/data/dtd, is the same.
     * "tfds:NAME" or "tfds:NAME:SPLIT": a dataset that TFDS has prepared as array_record, in ``TFDS_DATA_DIR`` or
       ~/tensorflow_datasets; "tfds:FOLDER:NAME" or "tfds:FOLDER:NAME:SPLIT" for another folder, such as /data/tfds.
-    * "folder:PATH": class folders, or folders train, val and test of class folders.
-    * "csv:PATH": a table with the columns image, label and, optionally, split.
+    * "folder:PATH": class folders, or folders train, val and test of class folders, in any usual spelling.
+    * "csv:PATH": a table with the columns image, label and, optionally, split, in any usual spelling.
     * prefixes that were added by `register_reader`.
 
-    Class names have spaces for underscores. ``Dataset.about`` tells the origin of the splits and what is unusual.
-    Files are listed now; images are read when they are needed.
+    Class names have spaces for underscores. ``Dataset.about`` tells the origin of the splits, what is unusual, and what
+    was left out. Files are listed now; images are read when they are needed. Grayscale images with more than 8 bits are
+    scaled by one range for the whole dataset.
 
     Args:
       spec: the specification.
       seed: the seed of drawn datasets, and of splits that are made because none is given.
+      gray_range: the value that is white in grayscale images with more than 8 bits; None for the smallest usual range
+        that holds all of them (``gray.find_range``).
 
     Example:
       >>> load_dataset("glyphs:chess/negative").class_names[0]
@@ -93,4 +99,43 @@ def load_dataset(spec: str, *, seed: int = 0) -> Dataset:
         raise InputError(f"the dataset {spec!r} has no known prefix{nearest(prefix, READERS)}; give {forms()}")
     if not rest:
         raise InputError(f"the dataset {spec!r} names nothing after its prefix; give {forms()}")
-    return READERS[prefix].read(rest, seed)
+    return with_gray_range(READERS[prefix].read(rest, seed), gray_range)
+
+
+def load_datasets(specs: Iterable[str], *, seed: int = 0, gray_range: float | None = None) -> dict[str, Dataset]:
+    """Returns datasets by specification, under different names.
+
+    Folders and tables of one name are called by as many of the folders above them as tell them apart. Two
+    specifications of one dataset raise InputError.
+
+    Args:
+      specs: specifications, each of which is read once.
+      seed, gray_range: as for `load_dataset`.
+
+    Example:
+      >>> list(load_datasets(["glyphs:chess", "glyphs:digits"]))
+      ['glyphs:chess', 'glyphs:digits']
+    """
+    loaded = {spec: load_dataset(spec, seed=seed, gray_range=gray_range) for spec in dict.fromkeys(specs)}
+    same: dict[str, list[str]] = {}
+    for spec, dataset in loaded.items():
+        same.setdefault(dataset.name, []).append(spec)
+    for name, group in same.items():
+        if len(group) > 1:
+            loaded |= {
+                spec: dataclasses.replace(loaded[spec], name=new) for spec, new in _told_apart(name, group).items()
+            }
+    return loaded
+
+
+def _told_apart(name: str, specs: list[str]) -> dict[str, str]:
+    """Returns a name for each specification that has the same short one."""
+    prefix, _, short = name.partition(":")
+    parents = {spec: Path(spec.partition(":")[2]).expanduser().absolute().parts[:-1] for spec in specs}
+    for depth in range(1, 1 + max(map(len, parents.values()))):
+        names = {spec: f"{prefix}:{'-'.join((*parts[-depth:], short))}" for spec, parts in parents.items()}
+        if prefix in ("folder", "csv") and len(set(names.values())) == len(specs):
+            return names
+    raise InputError(
+        f"{specs[0]!r} and {specs[1]!r} are both called {name!r} in results; give one of them, or rename one"
+    )

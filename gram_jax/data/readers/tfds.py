@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gram_jax.clip.images import ImageTransform
+from gram_jax.data.account import Account, LeftOut
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.splits import ROLES, Item, arrange, assign_roles, build
+from gram_jax.data.readers.files import content_of
+from gram_jax.data.spellings import role_of, without_ids
+from gram_jax.data.splits import Files, Item, arrange, assign_roles, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
 _SPEC = re.compile(r"((?P<folder>([/~.]|\w+://)[^:]*):)?(?P<name>\w[\w./-]*)(:(?P<split>\w+))?")
 UNLABELED = -1  # the label that TFDS writes for withheld labels, as in ImageNet's test split
+_AGAIN = "copy it again, or prepare the dataset again"
 _BATCH = 256  # records that are read at once
 _DECODE = ImageTransform(size=None, crop=None)  # to RGB, upright, with named errors
 
@@ -50,7 +57,7 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
         raise InputError(f"{what} has no images of split {split!r}; it has {', '.join(prepared.sizes)}")
     sources = {each: _source(str(folder), each, prepared.image) for each in prepared.sizes}
     unlabeled = [each for each, source in sources.items() if int(source[0][prepared.label]) == UNLABELED]
-    usual = [each for each in prepared.sizes if each in ROLES and each not in unlabeled]
+    usual = [each for each in prepared.sizes if role_of(each) and each not in unlabeled]
     wanted = [split] if split else usual
     if not set(wanted) - set(unlabeled):
         asked = split or "train, validation or test"
@@ -61,12 +68,29 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
         parts, remark = {roles.get(split, "test"): items[split]}, f"split {split} alone"
     else:
         parts, remark = arrange(items, prepared.names, seed, what)
-    others = [each for each in prepared.sizes if each not in wanted]
-    notes = [f"split {each} has no labels and is left out" for each in others if each in unlabeled]
-    notes += [f"split {each} is ignored" for each in others if each not in unlabeled and each not in ROLES]
-    about = {"source": prepared.source, "split": remark, "notes": notes}
-    read = functools.partial(read_record, str(folder), prepared.image)
-    return build(what.replace("/", "-"), parts, prepared.names, DEFAULT, read, about)
+    account = Account()
+    for each in (each for each in prepared.sizes if each not in wanted):
+        reason = "records of splits without labels" if each in unlabeled else "records of splits that are not read"
+        account.add(Account(left_out={reason: LeftOut(prepared.sizes[each], [f"split {each}"])}))
+    names, stripped = without_ids(prepared.names)
+    notes = ["numbers or WordNet ids in front of the labels are not part of the class names"] if stripped else []
+    about = {"source": prepared.source, "split": remark, "notes": notes, "account": account}
+    reading = Files(
+        functools.partial(read_record, str(folder), prepared.image), functools.partial(_content, str(folder))
+    )
+    return build(what.replace("/", "-"), parts, names, DEFAULT, reading, about)
+
+
+@functools.lru_cache(maxsize=64)
+def _files_content(folder: str, split: str) -> str:
+    """Returns a hash of the sizes of a split's files and of what their begin, middle and end hold."""
+    files = sorted(epath.Path(folder).glob(f"*-{split}.array_record-*"))
+    states = [[path.name, path.stat().length, content_of(folder, False, path.name)] for path in files]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def _content(folder: str, reference: tuple[str, int]) -> str:
+    return _files_content(folder, reference[0])[:16]
 
 
 def split_spec(rest: str) -> tuple[str, str, str]:
@@ -153,12 +177,51 @@ def _open(folder: epath.Path, what: str) -> _Prepared:
     return _Prepared(info.full_name, image, label, list(features[label].names), sizes)
 
 
-def open_source(folder: str, split: str, image: str) -> Any:
+class Records:
+    """The records of a split in random access, with encoded images; a record that cannot be read raises InputError.
+
+    array_record raises errors of several types, or returns empty records, where a file is missing, cut off or damaged.
+    """
+
+    def __init__(self, source: Any, folder: str, split: str):
+        self._source, self._folder, self._split = source, folder, split
+        info = source.dataset_info.splits[split]
+        self._files, self._lengths = [os.fspath(path) for path in info.filepaths], list(info.shard_lengths)
+        if lost := [path for path in self._files if not epath.Path(path).exists()]:
+            raise InputError(
+                f"{len(lost)} of {len(self._files)} files of split {split} are missing: {examples(lost)}; {_AGAIN}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns records by index."""
+        try:
+            records = self._source.__getitems__(list(indices))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise InputError(f"{self._file(indices[0])} cannot be read ({error}); {_AGAIN}") from error
+        for index, record in zip(indices, records, strict=True):
+            if not record or any(value is None for value in record.values()):
+                raise InputError(
+                    f"{self._file(index)} is cut off or damaged at record {index} of {self._split}; {_AGAIN}"
+                )
+        return records
+
+    def _file(self, index: int) -> str:
+        ends = np.cumsum(self._lengths)
+        return self._files[min(int(np.searchsorted(ends, index, side="right")), len(self._files) - 1)]
+
+
+def open_source(folder: str, split: str, image: str) -> Records:
     """Opens the records of a split in random access, with encoded images."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    return Records(builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()}), folder, split)
 
 
 _source = functools.lru_cache(maxsize=16)(open_source)  # once in each process
@@ -168,7 +231,7 @@ def _items(source: Any, split: str, prepared: _Prepared, what: str) -> list[Item
     """Returns the index and the label of every record of a split."""
     items: list[Item] = []
     for start in range(0, len(source), _BATCH):
-        records = source.__getitems__(list(range(start, min(start + _BATCH, len(source)))))
+        records = source.read(range(start, min(start + _BATCH, len(source))))
         items += [Item((split, start + place), int(record[prepared.label])) for place, record in enumerate(records)]
     classes = len(prepared.names)
     odd = [item for item in items if not 0 <= item.label < classes]

@@ -23,8 +23,18 @@ def everything(spec: str, **settings) -> list[Pair | Skipped]:
 
 
 def skips(found: list[Pair | Skipped]) -> list[tuple[str, str]]:
-    """Name and reason of what is no pair."""
-    return [(each.name, each.reason) for each in found if isinstance(each, Skipped)]
+    """Name and reason of what is no pair, without what belongs to none."""
+    return [(each.name, each.reason) for each in found if isinstance(each, Skipped) and each.reason != "not used"]
+
+
+def unused(found: list[Pair | Skipped]) -> list[tuple[str, str]]:
+    """Name and kind of what belongs to no pair."""
+    return [(each.name, each.detail) for each in found if isinstance(each, Skipped) and each.reason == "not used"]
+
+
+def pairs(found: list[Pair | Skipped]) -> list[Pair]:
+    """The pairs alone."""
+    return [each for each in found if isinstance(each, Pair)]
 
 
 def pack(path, members, mode="w"):

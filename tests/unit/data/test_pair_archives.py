@@ -12,7 +12,7 @@ import pytest
 
 from gram_jax.data import Pair, Skipped, read_pairs
 from gram_jax.data.pairs.archives import expand_braces
-from tests.unit.data.pair_files import everything, pack, png, skips
+from tests.unit.data.pair_files import everything, pack, pairs, png, skips, unused
 
 
 def test_archives_in_the_layout_of_img2dataset(tmp_path):
@@ -28,10 +28,11 @@ def test_archives_in_the_layout_of_img2dataset(tmp_path):
         pack(tmp_path / f"{number:05d}.tar", members)
     spec = f"webdataset:{tmp_path}/{{00000..00001}}.tar"
     found = list(read_pairs(spec))
-    assert [(pair.image, pair.caption) for pair in found] == [
+    assert [(pair.image, pair.caption) for pair in pairs(found)] == [
         (png(10 * number + sample), f"caption {number} {sample}") for number in range(2) for sample in range(3)
     ]
-    assert found[4].name == "00001.tar/000010001.jpg"
+    assert pairs(found)[4].name == "00001.tar/000010001.jpg"
+    assert [kind for _, kind in unused(found)] == 6 * [".json members beside a .txt"]
     assert found == list(read_pairs(f"webdataset:{tmp_path}/*.tar")) == everything(spec)
 
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from gram_jax.data import Pair, Reading, Skipped, glyphs, plan_units, read_unit
 from gram_jax.data.glyphs.builders import build_corpus, build_labeled
-from tests.unit.data.pair_files import everything, pack, png, skips
+from tests.unit.data.pair_files import everything, pack, pairs, png, skips, unused
 
 # csv and tsv
 
@@ -33,8 +33,11 @@ def test_csv_rows_with_quotes_commas_and_newlines(images, newline, unit_pairs):
     table = images / "pairs.csv"
     table.write_bytes(("\ufeff" + newline.join(["id,filepath,caption", *rows, "", ""])).encode())
     found = everything(f"csv:{table}", unit_pairs=unit_pairs)
-    assert [(pair.image, pair.caption) for pair in found] == [(png(n), c.strip()) for n, c in enumerate(captions)]
-    assert [pair.name for pair in found] == [f"pairs.csv:{number}" for number in range(1, 6)]
+    assert [(pair.image, pair.caption) for pair in pairs(found)] == [
+        (png(n), c.strip()) for n, c in enumerate(captions)
+    ]
+    assert [pair.name for pair in pairs(found)] == [f"pairs.csv:{number}" for number in range(1, 6)]
+    assert unused(found) == [("id", "columns that are not read")]
 
 
 def test_tsv_has_no_quotes_and_columns_are_chosen_by_name(images):
@@ -66,7 +69,7 @@ def test_rows_that_are_no_pairs_are_named_and_do_not_end_the_reading(images):
     found = everything(f"csv:{table}")
     assert [each.caption for each in found if isinstance(each, Pair)] == ["fine", "fine too"]
     image, caption = "no image", "no caption"
-    reasons = [image, image, image, image, caption, caption, caption, image, image]
+    reasons = [image, image, image, image, caption, "malformed row", caption, image, image]
     assert skips(found) == [
         (f"pairs.csv:{number}", reason) for number, reason in zip(range(2, 11), reasons, strict=True)
     ]
@@ -102,7 +105,7 @@ def test_an_image_above_the_limit_is_refused(images):
     [
         ("", "is empty"),
         ("path,caption\n", "no rows"),
-        ("url,caption\na,b\n", r"has the columns 'url', 'caption', not any of path, .*image_column"),
+        ("url,caption\na,b\n", r"has the columns 'url', 'caption', not any of image, path, .*image_column"),
         ("path,words\na,b\n", "not any of caption, .*caption_column"),
         ("path,caption\nhttps://example.org/cat.jpg,a\n", "lists URLs"),
         ('path,caption\na,"b\n', "line 2: unexpected end of data"),
@@ -147,6 +150,10 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
         ("sub/c.png", png(2), "third"),
     ]  # fmt: skip
     assert skips(found) == [("alone.png", "no caption"), ("odd.png", "no caption")]
+    assert sorted(unused(found)) == [
+        (".trash", "hidden files and folders"), ("notes.txt", "files that are no images"),
+        ("sub/.hidden.png", "hidden files and folders"),
+    ]  # fmt: skip
 
 
 # counted records
@@ -216,8 +223,8 @@ def test_a_tfds_dataset_that_is_no_corpus_is_refused(tmp_path):
         ("laion", ValueError, "give csv:FILE, tsv:FILE, webdataset:FILES"),
         ("csv:", ValueError, "'csv:'"),
         ("glyphs:x", ValueError, "'glyphs:x'"),
-        ("csv:/no/such.csv", FileNotFoundError, "no table '/no/such.csv'"),
-        ("folder:/no/such", FileNotFoundError, "no folder '/no/such'"),
+        ("csv:/no/such.csv", FileNotFoundError, "no file /no/such.csv"),
+        ("folder:/no/such", FileNotFoundError, "no folder /no/such"),
         ("webdataset:/no/{0..4}.tar", FileNotFoundError, r"5 of 5 archives .*/no/0\.tar"),
         ("webdataset:/no/*.tar", FileNotFoundError, "/no/"),
     ],

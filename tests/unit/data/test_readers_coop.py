@@ -157,7 +157,10 @@ def test_excluded_folders_and_stray_files(tmp_path):
     (images / "Faces" / ".directory").write_bytes(b"")
     made = load(tmp_path, "caltech101")
     assert not any("BACKGROUND_Google" in path or "Faces_easy" in path for path in made.references)
-    assert made.about["notes"][0] == "files that are no images: '101_ObjectCategories/Faces/Thumbs.db'"
+    left_out = made.about["account"]["left_out"]
+    assert left_out["files that are no images"] == {"count": 1, "examples": ["101_ObjectCategories/Faces/Thumbs.db"]}
+    assert left_out["hidden files and folders"]["examples"] == ["101_ObjectCategories/Faces/.directory"]
+    assert left_out["folders that are no classes of this dataset"]["count"] == 2
 
 
 def test_imagenet_without_its_training_images(tmp_path):

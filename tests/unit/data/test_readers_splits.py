@@ -10,7 +10,7 @@ import pytest
 
 from gram_jax.data import Dataset, templates
 from gram_jax.data.readers import coop
-from gram_jax.data.splits import Item, assign_roles, build, divide, hold_out
+from gram_jax.data.splits import Files, Item, assign_roles, build, divide, hold_out
 
 
 def published_division(sizes, seed):
@@ -85,7 +85,8 @@ def test_two_names_of_one_role():
 
 def test_build_orders_and_says_what_is_odd():
     items = {"test": [Item("c", 1)], "train": [Item("b", 2), Item("a", 0)], "val": []}
-    dataset = build("toy", items, ["big_cat", "dog", "big cat"], "{}", str, {"source": "here", "notes": ["old"]}, "d")
+    about = {"source": "here", "notes": ["old"]}
+    dataset = build("toy", items, ["big_cat", "dog", "big cat"], "{}", Files(str), about, domain="d", published=True)
     assert dataset.references == ("b", "a", "c")
     assert dataset.labels.tolist() == [2, 0, 1]
     assert dataset.labels.dtype == np.int32

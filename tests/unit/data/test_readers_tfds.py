@@ -40,7 +40,11 @@ def test_splits_labels_and_names(data_dir):
     assert dataset.labels.tolist() == [*LABELS, 0, 1, 1, 1, 0]
     assert dataset.splits.tolist() == ["train"] * 5 + ["val"] * 2 + ["test"] * 3
     assert dataset.about == {
-        "source": "toy/1.0.0", "split": "as given", "notes": ["split extra is ignored"],
+        "source": "toy/1.0.0", "split": "as given", "notes": [],
+        "account": {
+            "read": {"images": 10},
+            "left_out": {"records of splits that are not read": {"count": 1, "examples": ["split extra"]}},
+        },
     }  # fmt: skip
     json.dumps(dataset.references)
 
@@ -76,7 +80,8 @@ def test_train_alone_is_divided_by_the_published_rule(data_dir):
 def test_a_split_without_labels_is_left_out(data_dir):
     dataset = load_dataset(f"tfds:{data_dir}:unlabeled")
     assert Counter(dataset.splits.tolist()) == {"train": 5, "test": 2}
-    assert dataset.about["notes"] == ["split test has no labels and is left out"]
+    left_out = dataset.about["account"]["left_out"]
+    assert left_out == {"records of splits without labels": {"count": 2, "examples": ["split test"]}}
     with pytest.raises(ValueError, match=r"tfds:unlabeled .* test; .*{"):
         load_dataset(f"tfds:{data_dir}:unlabeled:test")
 

@@ -1,0 +1,106 @@
+"""One range for the grayscale images of a dataset that have more than 8 bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from gram_jax.clip.images import deep_gray_values, read_rgb
+from gram_jax.data.dataset import Dataset
+from gram_jax.errors import require_number
+
+RANGES = (1, 255, 1023, 4095, 16383, 65535)  # floats up to 1, then 8, 10, 12, 14 and 16 bits
+_SUFFIXES = (".png", ".apng", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf")
+_SAMPLED = 256  # images whose values are looked at
+
+
+class GrayRange(NamedTuple):
+    """The value that is white, and a note for reports."""
+
+    largest: float
+    note: str
+
+
+def find_range(paths: Iterable[str], given: float | None = None) -> GrayRange | None:
+    """Returns the range of grayscale with more than 8 bits, from up to 256 such images; None if there are none.
+
+    The largest value of all images decides: the range is the smallest of 0..1 (floats), 8, 10, 12, 14 and 16 bits that
+    holds it. So a dark image is as dark as it is among the others.
+
+    Args:
+      paths: image files.
+      given: the value that is white, instead.
+    """
+    if given is not None:
+        require_number("gray_range", given, above=0)
+    suspects = [path for path in paths if is_deep(path)]
+    step = max(1, -(-len(suspects) // _SAMPLED))
+    with ThreadPoolExecutor(8) as pool:
+        found = [each for each in pool.map(deep_gray_values, suspects[::step]) if each is not None]
+    if not found:
+        return None
+    number = f"{len(found)}" if step == 1 else f"{len(found)} sampled"
+    modes, low, high = sorted({mode for mode, *_ in found}), min(e[1] for e in found), max(e[2] for e in found)
+    smallest = 1 if modes == ["F"] else 255
+    fitting = [each for each in RANGES if each >= max(high, smallest)]
+    largest = given if given is not None else fitting[0] if fitting else RANGES[-1]
+    return GrayRange(
+        largest,
+        f"{number} grayscale images of more than 8 bits (mode {', '.join(modes)}) have values from {low:g} to "
+        f"{high:g}; they are read as 0..{largest:g} (--gray_range sets the white value)",
+    )
+
+
+def is_deep(path: str) -> bool:
+    """Returns whether a file may hold grayscale with more than 8 bits, by its suffix and, for PNG, its header.
+
+    Example:
+      >>> is_deep("photo.jpg"), is_deep(__file__)
+      (False, False)
+    """
+    if os.path.splitext(path)[1].lower() not in _SUFFIXES or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(26)
+    except OSError:
+        return False
+    return not begin.startswith(b"\x89PNG") or (len(begin) == 26 and begin[24] == 16 and begin[25] == 0)
+
+
+def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
+    """Returns a dataset of image files whose grayscale of more than 8 bits is scaled by one range, with a note.
+
+    Other datasets are returned unchanged.
+
+    Args:
+      dataset: the dataset.
+      given: the value that is white; None for the range of the images, see `find_range`.
+    """
+    if dataset.content is None:
+        return dataset
+    paths = (
+        path for each in dataset.references if isinstance(each, str) and isinstance(path := dataset.read(each), str)
+    )
+    if (found := find_range(paths, given)) is None:
+        return dataset
+    about = {**dataset.about, "notes": [*dataset.about.get("notes", ()), found.note]}
+    return dataclasses.replace(
+        dataset,
+        read=functools.partial(_read, dataset.read, found.largest),
+        content=functools.partial(_content, dataset.content, found.largest),
+        about=about,
+    )
+
+
+def _read(read: Callable[[Any], Any], largest: float, reference: Any) -> Any:
+    path = read(reference)
+    return read_rgb(path, largest) if is_deep(path) else path
+
+
+def _content(content: Callable[[Any], str], largest: float, reference: Any) -> str:
+    return f"{content(reference)} {largest:g}"

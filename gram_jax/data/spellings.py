@@ -1,0 +1,194 @@
+"""The usual spellings of splits and columns: one table for all readers, and the names that a clip cannot tell apart."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gram_jax.clip.cleaning import repair
+from gram_jax.errors import InputError, examples, nearest
+
+# What a split is called, and the split it is. Upper case, separators and words such as "set" make no difference.
+ROLES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+# What a column is called, the first spelling first. Upper case and separators make no difference.
+COLUMNS = {
+    "image": (
+        "image", "path", "filepath", "filename", "imagepath", "file", "imagefile", "imagefilename", "imagename", "img",
+        "imgpath", "photo", "picture",
+    ),
+    "label": ("label", "class", "category", "classname", "labelname", "categoryname", "labels", "target"),
+    "split": ("split", "subset", "partition", "set", "fold", "phase"),
+    "caption": ("caption", "captions", "text", "title", "description"),
+}  # fmt: skip
+_FILLERS = frozenset(
+    ("set", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "pictures", "folder")
+)
+_ID = re.compile(r"(?P<id>n\d{8}|\d+)[\s._:,)-]+(?P<name>\S.*)")
+_SYNSET = re.compile(r"n\d{8}")
+
+
+def role_of(name: str) -> str | None:
+    """Returns the split ("train", "val" or "test") that a usual spelling means, or None.
+
+    Example:
+      >>> [role_of(name) for name in ("Training", "val", "test_set", "DEV", "train2017", "bullet train")]
+      ['train', 'val', 'test', 'val', 'train', None]
+    """
+    words = _words(name)
+    if words and re.fullmatch(r"\d{4}", words[-1]):  # a year
+        words = words[:-1]
+    kept = [word for word in words if word not in _FILLERS] or words
+    joined = "".join(kept)
+    if joined not in ROLES:
+        joined = next((joined.removesuffix(each) for each in ("set", "data") if joined.endswith(each)), "")
+    return ROLES.get(joined)
+
+
+def like_a_split(name: str) -> bool:
+    """Returns whether a name contains the name of a split as a word, such as "seg_train"."""
+    return any(word in ROLES for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    return re.findall(r"[a-z]+|\d+", spaced.lower())
+
+
+def column_key(name: str) -> str:
+    """Returns the name of a column without upper case, spaces and separators.
+
+    Example:
+      >>> column_key(" File_Name"), column_key("class")
+      ('filename', 'class')
+    """
+    return re.sub(r"[\s_.-]+", "", name.strip().removeprefix("\ufeff").strip().casefold())
+
+
+def find_column(columns: Sequence[str], kind: str, given: str = "") -> int | None:
+    """Returns the place of a column: of the given name, or of the first usual spelling of its kind; None if missing.
+
+    Example:
+      >>> find_column(["id", "File Name", "Class"], "image"), find_column(["id", "n"], "label")
+      (1, None)
+    """
+    if given in columns and given:
+        return columns.index(given)
+    keys = [column_key(name) for name in columns]
+    wanted = (column_key(given),) if given else COLUMNS[kind]
+    return next((keys.index(key) for key in wanted if key in keys), None)
+
+
+def missing_column(where: str, columns: Sequence[str], kind: str, flag: str = "") -> InputError:
+    """Returns the error for a table or a dataset without a column of a kind."""
+    hint = next((each for name in columns if (each := nearest(column_key(name), COLUMNS[kind]))), "")
+    wanted = f"any of {', '.join(COLUMNS[kind])}{hint}"
+    remedy = f"rename one, or name it with {flag}" if flag else "rename one"
+    return InputError(f"{where} has the columns {', '.join(map(repr, columns)) or 'none'}, not {wanted}; {remedy}")
+
+
+def class_key(name: str) -> str:
+    """Returns a class name as a clip reads it: names with equal keys have the same tokens.
+
+    Example:
+      >>> class_key("Black_King") == class_key(" black  king") == class_key("black&nbsp;king")
+      True
+    """
+    return " ".join(unicodedata.normalize("NFC", repair(name).replace("_", " ")).lower().split())
+
+
+def equal_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns pairs of names that a clip cannot tell apart, each later name with the first one."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = class_key(name)
+        if key in first:
+            pairs.append((first[key], name))
+        first.setdefault(key, name)
+    return pairs
+
+
+def require_distinct(names: Iterable[str], what: str) -> None:
+    """Raises InputError if a clip cannot tell some names apart, and lists the pairs."""
+    if pairs := equal_names(names):
+        shown = examples([f"{first} = {second}" for first, second in pairs])
+        raise InputError(
+            f"{what}: {len(pairs)} pairs of class names have the same tokens: {shown}; rename one of each, or make one "
+            "class of them"
+        )
+
+
+class Merged(NamedTuple):
+    """Spellings of classes: the name of each spelling, and notes."""
+
+    name_of: dict[str, str]
+    notes: list[str]
+
+
+def merge_spellings(counts: Mapping[str, int]) -> Merged:
+    """Makes one class of spellings that a clip cannot tell apart; the most frequent one, then the first, is its name.
+
+    Args:
+      counts: the number of images of each spelling.
+
+    Example:
+      >>> merge_spellings({"Cat": 3, "cat": 5, "dog": 1}).name_of
+      {'Cat': 'cat', 'cat': 'cat', 'dog': 'dog'}
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        groups.setdefault(class_key(name), []).append(name)
+    name_of, merged = {}, []
+    for spellings in groups.values():
+        chosen = max(spellings, key=lambda name: counts[name])
+        name_of |= dict.fromkeys(spellings, chosen)
+        merged += [f"{name} = {chosen}" for name in spellings if name != chosen]
+    notes = [f"spellings that a clip cannot tell apart are one class: {examples(merged)}"] if merged else []
+    return Merged({name: name_of[name] for name in counts}, notes)
+
+
+def without_ids(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Removes class ids in front of names, if all names have one; returns the names, and whether ids were removed.
+
+    An id is a WordNet id, or a number of numbers that count from 0 or 1 or have leading zeros.
+
+    Example:
+      >>> without_ids(["n01440764 tench", "n01443537_goldfish"])
+      (['tench', 'goldfish'], True)
+      >>> without_ids(["5 euro", "10 euro"]), without_ids(["001.Black_footed_Albatross", "002.Laysan_Albatross"])[0]
+      ((['5 euro', '10 euro'], False), ['Black_footed_Albatross', 'Laysan_Albatross'])
+    """
+    found = [_ID.fullmatch(name.strip()) for name in names]
+    matches = [match for match in found if match]
+    if len(matches) < len(names) or not names:
+        return list(names), False
+    ids, rest = [match["id"] for match in matches], [match["name"] for match in matches]
+    lettered = all(any(letter.isalpha() for letter in name) for name in rest)
+    distinct = len({class_key(name) for name in rest}) == len(rest) and len(set(ids)) == len(ids)
+    if not (lettered and distinct and (all(map(_SYNSET.fullmatch, ids)) or _counting(ids))):
+        return list(names), False
+    return rest, True
+
+
+def _counting(ids: Collection[str]) -> bool:
+    """Returns whether ids are numbers that count, or that are padded with zeros to one width."""
+    if not all(map(str.isdecimal, ids)):
+        return False
+    numbers = sorted(map(int, ids))
+    padded = len({len(each) for each in ids}) == 1 and any(each.startswith("0") and len(each) > 1 for each in ids)
+    return padded or numbers in (list(range(len(ids))), list(range(1, len(ids) + 1)))
+
+
+def require_names(names: Sequence[str], what: str) -> None:
+    """Raises InputError if class names are WordNet ids, which say nothing to a clip."""
+    if ids := [name for name in names if _SYNSET.fullmatch(name.strip())]:
+        raise InputError(
+            f"{what}: {len(ids)} class names are WordNet ids: {examples(ids)}; name them in a classnames.txt with "
+            "lines such as 'n01440764 tench'"
+        )

@@ -1,0 +1,59 @@
+"""What an evaluation refuses a dataset for: one list, which check_data and the programs that measure share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gram_jax.data import Dataset, coop
+from gram_jax.data.spellings import require_distinct
+from gram_jax.errors import InputError
+from gram_jax.evaluation import draws
+
+
+def problems(dataset: Dataset, split: str = "test", shots: Sequence[int] = ()) -> list[str]:
+    """Returns why a dataset cannot be used, one text each.
+
+    It has one class, classes with the same tokens (published lists may have some), no image in the split that is
+    measured, or fewer training images of a class than shots.
+
+    Args:
+      dataset: the dataset.
+      split: the split that is measured.
+      shots: labeled images per class that are to be drawn.
+
+    Example:
+      >>> from gram_jax.data import load_dataset, restrict
+      >>> problems(restrict(load_dataset("glyphs:chess"), [0]))
+      ["dataset 'glyphs:chess' has one class, 'black king'; it needs two"]
+    """
+    found = []
+    if len(dataset.class_names) < 2:
+        found.append(f"dataset {dataset.name!r} has one class, {dataset.class_names[0]!r}; it needs two")
+    if coop.facts(dataset.name) is None:
+        found += _message(lambda: require_distinct(dataset.class_names, dataset.name))
+    found += _message(lambda: dataset.select(split))
+    for each in shots:
+        found += _message(lambda each=each: draws.few_shot(dataset, each, seed=1))
+    return found
+
+
+def require_usable(dataset: Dataset, split: str = "test") -> None:
+    """Raises InputError with the first of a dataset's `problems`."""
+    for problem in problems(dataset, split):
+        raise InputError(problem)
+
+
+def most_shots(dataset: Dataset) -> tuple[int, str]:
+    """Returns the largest number of shots that every class has training images for, and the smallest class."""
+    counts = np.bincount(dataset.labels[dataset.splits == "train"], minlength=len(dataset.class_names))
+    return int(counts.min()), dataset.class_names[int(counts.argmin())]
+
+
+def _message(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except InputError as error:
+        return [str(error)]
+    return []
