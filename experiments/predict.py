@@ -33,7 +33,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import artifacts, evaluation, meta, runtime
 from gram_jax.batching import pad_to
-from gram_jax.clip.images import ImageError, read_rgb
+from gram_jax.clip.decoding import ImageError, read_rgb
 from gram_jax.data import Account, load_dataset, templates
 from gram_jax.data.gray import find_range, is_deep
 from gram_jax.data.readers.files import HIDDEN, LINKS, SUFFIXES, absent, read_name_list, walk, why_unread

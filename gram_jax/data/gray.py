@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from gram_jax.clip.images import deep_gray_values, read_rgb
+from gram_jax.clip.decoding import deep_gray_values, read_rgb
 from gram_jax.data.dataset import Dataset
 from gram_jax.errors import require_number
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gram_jax.data.account import Account
+from gram_jax.data.content import Files
 from gram_jax.data.dataset import SPLITS, Dataset
 from gram_jax.data.spellings import require_distinct, require_names, role_of
 from gram_jax.errors import InputError, examples
@@ -137,13 +138,6 @@ def arrange(
     }
     parts = divide(classes, random.Random(seed), what)
     return parts, f"made, because none is given: {roles.remark}; seed {seed}"
-
-
-class Files(NamedTuple):
-    """How the images of a dataset are read, and what identifies the content of each; see `Dataset`."""
-
-    read: Callable[[Any], Any]
-    content: Callable[[Any], str] | None = None
 
 
 def build(

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from gram_jax.clip.images import FORMATS, ImageError, ImageTransform
+from gram_jax.clip.decoding import FORMATS, ImageError
+from gram_jax.clip.images import ImageTransform
 from gram_jax.data import Pair, Skipped, read_pairs
 from gram_jax.data.pairs.base import caption_from_json, make_pair
 from gram_jax.data.pairs.shards import check_image

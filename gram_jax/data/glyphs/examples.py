@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from gram_jax.data.content import content_of
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.glyphs import faces
 from gram_jax.data.glyphs.alphabet import characters, faces_of
@@ -14,7 +15,6 @@ from gram_jax.data.glyphs.appearance import RENDERINGS, UNSEEN_RENDERINGS, draw_
 from gram_jax.data.glyphs.datasets import GlyphDataset, catalog
 from gram_jax.data.glyphs.drawing import render
 from gram_jax.data.glyphs.pairs import corpus_faces
-from gram_jax.data.readers.files import content_of
 from gram_jax.data.streams import pick, stream
 from gram_jax.errors import InputError
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gram_jax.errors import InputError
 
+_OTHERS = 3  # a font in which more letters and digits than these show another character is a symbol font
 _SHARED = 8  # a glyph of more characters than this is a placeholder
 RECORD = Path(__file__).parent / "record.json"
 
@@ -119,8 +120,8 @@ def coverage(path: str, codes: frozenset[int] | None = None) -> frozenset[int]:
     """Returns the code points that a TrueType or OpenType file draws.
 
     Its character map alone says too much: a glyph may be empty, may stand for many characters, or may show another
-    character than a letter or digit of ASCII. A font in which most of these show another one is a symbol font, which
-    draws nothing that its codes say.
+    character than a letter or digit of ASCII. A font in which several of these show another one is a symbol font,
+    which draws nothing that its codes say.
 
     Args:
       path: the font file.
@@ -145,9 +146,8 @@ def _drawn(font: Any, names: dict[int, str], codes: frozenset[int]) -> Iterator[
         meant = toUnicode(names[code])  # "" for names without a meaning; private use for variants
         return len(meant) == 1 and meant != chr(code) and not "\ue000" <= meant <= "\uf8ff"
 
-    plain = [code for code in range(128) if chr(code).isalnum() and code in names]
-    others = {code for code in plain if shows_another(code)}
-    if 2 * len(others) > len(plain):  # a symbol font: none of its codes is to be trusted
+    others = {code for code in range(128) if chr(code).isalnum() and code in names and shows_another(code)}
+    if len(others) > _OTHERS:  # a symbol font: none of its codes is to be trusted
         return
     glyphs, shared = font.getGlyphSet(), collections.Counter(names.values())
     for code in codes & names.keys():

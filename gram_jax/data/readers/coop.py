@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gram_jax.data.content import files_below
 from gram_jax.data.dataset import SPLITS, Dataset
 from gram_jax.data.readers.coop_datasets import DATASETS, CoopDataset
 from gram_jax.data.readers.coop_rules import Contents, Source, names_file, read_split_file
-from gram_jax.data.readers.files import files_below, list_folder, local_folder, missing
+from gram_jax.data.readers.files import list_folder, local_folder, missing
 from gram_jax.data.splits import build
 from gram_jax.errors import InputError, examples, require_known
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from gram_jax.data import tables
 from gram_jax.data.account import Account
+from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers.files import files_below, local_folder, missing, read_text
+from gram_jax.data.readers.files import local_folder, missing, read_text
 from gram_jax.data.spellings import merge_spellings, missing_column, role_of, without_ids
 from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
@@ -73,7 +74,7 @@ def _rows(file: Path, what: str, account: Account) -> list[Row]:
     needed, rows, fields = max(header.places.values()) + 1, [], []
     for line, row in _lines(text, header.separator, skipped, what):
         if tables.is_blank(row):
-            account.leave_out("rows without a value", [f"line {line}"])
+            account.leave_out("rows without a value", [f"line {line}"] if len(row) > 1 else [])
             continue
         fitted = tables.fit(row, len(header.columns), needed)
         if isinstance(fitted, str):

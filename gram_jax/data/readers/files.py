@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import functools
-import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gram_jax.clip.images import FOREIGN_SUFFIXES, FORMATS, SNIFFED, format_of
+from gram_jax.clip.decoding import FOREIGN_SUFFIXES, FORMATS, SNIFFED, format_of
 from gram_jax.data.account import Account
 from gram_jax.data.spellings import without_ids
-from gram_jax.data.splits import Files
 from gram_jax.errors import InputError, examples
 
 # The suffixes of the image transform's formats. What has another one is left out and counted.
@@ -29,8 +26,6 @@ NO_IMAGES = "files that are no images"
 HIDDEN, LINKS = "hidden files and folders", "links to folders"
 # Folders that operating systems add to archives and disks.
 _SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
-_HASHED = 100_000  # up to this number of images, their content is part of a dataset's identity
-_BLOCK = 4096  # bytes of each of the three blocks that are hashed
 
 
 class Listing(NamedTuple):
@@ -163,10 +158,7 @@ def class_images(
         found = list(walk(root, f"{folder}/{name}" if folder else name))
         classes[name] = [each.path for each in found if not each.reason]
         if not classes[name]:
-            others = [each.path.rpartition("/")[2] for each in found]
-            others += [] if found else list_folder(top / name).folders
-            content = f"only {examples(others)}" if others else "nothing"
-            raise InputError(f"{what}: the class folder {top / name} holds no images, {content}; fill it or remove it")
+            raise InputError(f"{what}: {_without_images(top / name, found)}; fill it or remove it")
         for each in found:
             if each.reason:
                 account.leave_out(each.reason, [each.path])
@@ -174,36 +166,10 @@ def class_images(
     return classes, account
 
 
-def content_of(root: str, many: bool, path: str) -> str:
-    """Returns what identifies the content of a file, wherever it is stored.
-
-    The content is its size and a hash of three blocks: begin, middle and end. Of `many` files it is size and time.
-    """
-    name = os.path.join(root, path)
-    try:
-        status = os.stat(name)
-        return _content(name, status.st_size, status.st_mtime_ns, many)
-    except OSError as error:
-        return f"error {error.errno}"
-
-
-@functools.lru_cache(maxsize=2 * _HASHED)
-def _content(name: str, size: int, changed: int, many: bool) -> str:
-    if many:
-        return f"{size} {changed}"
-    digest = hashlib.blake2b(str(size).encode(), digest_size=12)
-    if os.path.isfile(name):
-        with open(name, "rb", buffering=0) as file:
-            for start in dict.fromkeys((0, max(0, (size - _BLOCK) // 2), max(0, size - _BLOCK))):
-                file.seek(start)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
-
-
-def files_below(root: Path, number: int) -> Files:
-    """Returns how `number` image files below a folder are read, by their relative paths."""
-    many = number > _HASHED
-    return Files(functools.partial(os.path.join, str(root)), functools.partial(content_of, str(root), many))
+def _without_images(folder: Path, found: Sequence[Found]) -> str:
+    others = [each.path.rpartition("/")[2] for each in found] or list_folder(folder).folders
+    content = f"only {examples(others)}" if others else "nothing"
+    return f"the class folder {folder} holds no images, {content}"
 
 
 def missing(root: Path, paths: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gram_jax.data.account import Account
+from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers import files
 from gram_jax.data.spellings import like_a_split, merge_spellings, require_distinct, role_of, without_ids
@@ -55,7 +56,7 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     }
     parts, remark = arrange(items, names, seed, what)
     about = {"source": found.source, "split": remark, "notes": found.notes, "account": account}
-    reading = files.files_below(root, sum(map(len, items.values())))
+    reading = files_below(root, sum(map(len, items.values())))
     return build(f"folder:{root.name}", parts, names, _template(root, what), reading, about)
 
 

@@ -15,10 +15,10 @@ from etils import epath
 
 from gram_jax.clip.images import ImageTransform
 from gram_jax.data.account import Account, LeftOut
+from gram_jax.data.content import Files, content_of
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers.files import content_of
 from gram_jax.data.spellings import role_of, without_ids
-from gram_jax.data.splits import Files, Item, arrange, assign_roles, build
+from gram_jax.data.splits import Item, arrange, assign_roles, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
@@ -68,10 +68,7 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
         parts, remark = {roles.get(split, "test"): items[split]}, f"split {split} alone"
     else:
         parts, remark = arrange(items, prepared.names, seed, what)
-    account = Account()
-    for each in (each for each in prepared.sizes if each not in wanted):
-        reason = "records of splits without labels" if each in unlabeled else "records of splits that are not read"
-        account.add(Account(left_out={reason: LeftOut(prepared.sizes[each], [f"split {each}"])}))
+    account = _left_out(prepared, wanted, unlabeled)
     names, stripped = without_ids(prepared.names)
     notes = ["numbers or WordNet ids in front of the labels are not part of the class names"] if stripped else []
     about = {"source": prepared.source, "split": remark, "notes": notes, "account": account}
@@ -79,6 +76,15 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
         functools.partial(read_record, str(folder), prepared.image), functools.partial(_content, str(folder))
     )
     return build(what.replace("/", "-"), parts, names, DEFAULT, reading, about)
+
+
+def _left_out(prepared: _Prepared, wanted: Sequence[str], unlabeled: Sequence[str]) -> Account:
+    """Returns the account of the splits that are not read."""
+    account = Account()
+    for each in (each for each in prepared.sizes if each not in wanted):
+        reason = "records of splits without labels" if each in unlabeled else "records of splits that are not read"
+        account.add(Account(left_out={reason: LeftOut(prepared.sizes[each], [f"split {each}"])}))
+    return account
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from gram_jax.data import Dataset, templates
+from gram_jax.data.content import Files
 from gram_jax.data.readers import coop
-from gram_jax.data.splits import Files, Item, assign_roles, build, divide, hold_out
+from gram_jax.data.splits import Item, assign_roles, build, divide, hold_out
 
 
 def published_division(sizes, seed):
