@@ -108,10 +108,11 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
         problems.append(f"{'; '.join(differences)} (--nocounts accepts this)")
     if config.images:
         problems += show(config, dataset, workdir / (re.sub(r"[^A-Za-z0-9]+", "-", spec).strip("-") + ".png"))
-    in_files, notes = dataset.seed is None, []  # drawn images cannot be broken
+    in_files, notes = dataset.seed is None, checks.remarks(dataset)  # drawn images cannot be broken
     few = in_files and len(dataset) <= _FEW
     if few if config.read_all is None else config.read_all:
-        broken, notes = read_all(dataset)
+        broken, looks = read_all(dataset)
+        notes += looks
         # A broken image of the sheet is named once.
         problems += [problem for problem in broken if problem not in problems]
     elif in_files:

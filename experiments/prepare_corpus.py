@@ -89,16 +89,35 @@ def plan(config: Config, workdir: Path) -> int:
     """Divides the source into units, one JSON line each, unless a plan exists; returns the number of units."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
     if (workdir / STATE).exists():
-        return _planned(workdir, settings)
-    names = ("image_column", "caption_column", "max_bytes", "data_dir", "pairs", "seed")
-    reading = Reading(unit_pairs=config.shard_pairs, **{name: settings[name] for name in names})
+        units = _planned(workdir, settings)
+        _check_source(config, workdir)
+        return units
     units = 0
     with atomic_path(workdir / PLAN) as part, part.open("w") as file:
-        for unit in plan_units(config.source, reading):
-            file.write(json.dumps(unit) + "\n")
+        for line in _lines(config):
+            file.write(line)
             units += 1
     write_json(workdir / STATE, {"settings": settings, "units": units})
     return units
+
+
+def _lines(config: Config) -> Iterator[str]:
+    names = ("image_column", "caption_column", "max_bytes", "data_dir", "pairs", "seed")
+    reading = Reading(unit_pairs=config.shard_pairs, **{name: getattr(config, name) for name in names})
+    return (json.dumps(unit) + "\n" for unit in plan_units(config.source, reading))
+
+
+def _check_source(config: Config, workdir: Path) -> None:
+    """Raises InputError if the source has changed since it was planned; a finished corpus outlives its source."""
+    try:
+        with open(workdir / PLAN) as planned:
+            same = all(ours == theirs for ours, theirs in itertools.zip_longest(planned, _lines(config)))
+    except FileNotFoundError:
+        if not (workdir / DATASET / MANIFEST).exists():
+            raise
+        return
+    if not same:
+        raise InputError(f"--source={config.source} has changed since {workdir} was planned; give another --workdir")
 
 
 def _planned(workdir: Path, settings: dict[str, Any]) -> int:

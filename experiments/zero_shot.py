@@ -77,12 +77,12 @@ def accuracy(
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Evaluates every classifier on every dataset."""
     del workdir  # only results.json is written
-    clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     loaded = load_datasets(coop.expand(config.dataset), seed=config.seed, gray_range=config.gray_range)
     datasets = list(loaded.values())
     for dataset in datasets:
         require_usable(dataset, config.split)
     tell(datasets)
+    clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     rows, hashes = [], {}
     for dataset in runtime.Progress.over(datasets, "zero-shot", unit="dataset"):
         positions = dataset.select(config.split)

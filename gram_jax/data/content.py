@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +28,17 @@ def content_of(root: str, many: bool, path: str) -> str:
     name = os.path.join(root, path)
     try:
         status = os.stat(name)
-        return _content(name, status.st_size, status.st_mtime_ns, many)
+        if many:
+            return f"{status.st_size} {status.st_mtime_ns}"
+        return _digest(name, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
     except OSError as error:
         return f"error {error.errno}"
 
 
 @functools.lru_cache(maxsize=2 * _HASHED)
-def _content(name: str, size: int, changed: int, many: bool) -> str:
-    if many:
-        return f"{size} {changed}"
+def _digest(name: str, size: int, *version: int) -> str:
+    """Returns a hash of a file's size and of three blocks; `version` tells whether it was hashed before."""
+    del version
     digest = hashlib.blake2b(str(size).encode(), digest_size=12)
     if os.path.isfile(name):
         with open(name, "rb", buffering=0) as file:
@@ -44,6 +46,11 @@ def _content(name: str, size: int, changed: int, many: bool) -> str:
                 file.seek(start)
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()
+
+
+def content_of_all(root: str, paths: Iterable[str]) -> str:
+    """Returns a hash of the sizes and times of files below a folder: it changes if one of them is replaced."""
+    return hashlib.sha256("\n".join(content_of(root, True, path) for path in paths).encode()).hexdigest()
 
 
 def files_below(root: Path, number: int) -> Files:

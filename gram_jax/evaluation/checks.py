@@ -45,6 +45,13 @@ def require_usable(dataset: Dataset, split: str = "test") -> None:
         raise InputError(problem)
 
 
+def remarks(dataset: Dataset) -> list[str]:
+    """Returns what an evaluation of a dataset cannot do, one text each: select settings without a val split."""
+    if (dataset.splits == "val").any():
+        return []
+    return ["there is no val split to select settings on: give one value of each, such as --learning_rate=1"]
+
+
 def most_shots(dataset: Dataset) -> tuple[int, str]:
     """Returns the largest number of shots that every class has training images for, and the smallest class."""
     counts = np.bincount(dataset.labels[dataset.splits == "train"], minlength=len(dataset.class_names))

@@ -144,7 +144,7 @@ def _drawn(font: Any, names: dict[int, str], codes: frozenset[int]) -> Iterator[
 
     def shows_another(code: int) -> bool:
         meant = toUnicode(names[code])  # "" for names without a meaning; private use for variants
-        return len(meant) == 1 and meant != chr(code) and not "\ue000" <= meant <= "\uf8ff"
+        return len(meant.strip()) == 1 and meant != chr(code) and not "\ue000" <= meant <= "\uf8ff"
 
     others = {code for code in range(128) if chr(code).isalnum() and code in names and shows_another(code)}
     if len(others) > _OTHERS:  # a symbol font: none of its codes is to be trusted

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gram_jax.data.content import content_of_all
 from gram_jax.data.pairs import base
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.data.readers.files import NO_IMAGES, SUFFIXES, Found, absent, walk
@@ -32,13 +33,17 @@ def plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
         else:
             names.append(found.path)
         if max(len(names), len(unused)) == reading.unit_pairs:
-            yield {**shared, "names": names, "unused": unused, "count": len(names)}
+            yield {**shared, **_unit(root, names), "unused": unused}
             names, unused = [], []
     if not images:
         others = f"; it holds {unused[0][1]}, such as {unused[0][0]}" if unused else ""
         raise InputError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}){others}; check the path")
     if names or unused:
-        yield {**shared, "names": names, "unused": unused, "count": len(names)}
+        yield {**shared, **_unit(root, names), "unused": unused}
+
+
+def _unit(root: str, names: list[str]) -> dict[str, Any]:
+    return {"names": names, "content": content_of_all(root, names), "count": len(names)}
 
 
 def _without_captions(entries: Iterator[Found]) -> Iterator[Found]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gram_jax.data import tables
+from gram_jax.data.content import content_of_all
 from gram_jax.data.pairs import base
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
 from gram_jax.data.readers.files import absent
@@ -24,28 +25,33 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(absent(Path(path), "file"))
-    state = base.file_state(path)
+    state, folder = base.file_state(path), os.path.dirname(os.path.abspath(path))
     with open(path, "rb") as file:
         lines = _Lines(file, path)
         header, columns = _header(lines, source, path, reading)
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
         shared |= {"separator": header.separator, "width": len(header.columns)}
         unused = [name for place, name in enumerate(header.columns) if name and place not in columns]
-        offset, first, count = lines.consumed, 1, 0
+        offset, first, images = lines.consumed, 1, []
         for row in _rows(lines, header.separator, path, before=1):
-            if first == 1 and not count and len(row) > columns[0] and _URL.match(row[columns[0]]):
+            image = row[columns[0]].strip() if len(row) > columns[0] else ""
+            if first == 1 and not images and _URL.match(image):
                 raise InputError(
-                    f"{path} lists URLs ({row[columns[0]]!r}); download the images first, for example with "
-                    "img2dataset, and give webdataset:FILES"
+                    f"{path} lists URLs ({image!r}); download the images first, for example with img2dataset, and give "
+                    "webdataset:FILES"
                 )
-            count += 1
-            if count == reading.unit_pairs:
-                yield {**shared, "offset": offset, "first": first, "count": count, "unused": unused}
-                offset, first, count, unused = lines.consumed, first + count, 0, []
-        if count:
-            yield {**shared, "offset": offset, "first": first, "count": count, "unused": unused}
+            images.append("" if "\0" in image else tables.local_path(folder, image))
+            if len(images) == reading.unit_pairs:
+                yield {**shared, **_unit(folder, offset, first, images), "unused": unused}
+                offset, first, images, unused = lines.consumed, first + len(images), [], []
+        if images:
+            yield {**shared, **_unit(folder, offset, first, images), "unused": unused}
         elif first == 1:
             raise InputError(f"{path} has a header but no rows")
+
+
+def _unit(folder: str, offset: int, first: int, images: list[str]) -> dict[str, Any]:
+    return {"offset": offset, "first": first, "count": len(images), "content": content_of_all(folder, images)}
 
 
 def _header(lines: _Lines, source: str, path: str, reading: Reading) -> tuple[tables.Header, list[int]]:

@@ -15,12 +15,13 @@ from gram_jax.data import tables
 from gram_jax.data.account import Account
 from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers.files import local_folder, missing, read_text
-from gram_jax.data.spellings import merge_spellings, missing_column, role_of, without_ids
+from gram_jax.data.readers.files import as_stored, local_folder, missing, read_text
+from gram_jax.data.spellings import like_a_split, merge_spellings, missing_column, role_of, without_ids
 from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
+_FLAGS = frozenset(("0", "1", "true", "false", "yes", "no", ""))  # the values of a column such as is_test
 _KINDS = ("image", "label", "split")
 
 
@@ -47,6 +48,8 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     file = local_folder(os.path.dirname(path) or ".", what) / os.path.basename(path)
     account = Account()
     rows = _rows(file, what, account)
+    odd = set(missing(file.parent, [row.image for row in rows if not row.image.isascii()]))
+    rows = [row._replace(image=as_stored(file.parent, row.image)) if row.image in odd else row for row in rows]
     _check(file, rows, what)
     name_of, notes = merge_spellings(Counter(row.label for row in rows))
     chosen = sorted(set(name_of.values()))
@@ -129,9 +132,12 @@ def _require_no_split(header: tables.Header, rows: list[list[str]], what: str) -
     """Raises InputError if a column that is not read holds splits: images of test would be trained on."""
     for place, name in enumerate(header.columns):
         values = {row[place].strip() for row in rows if len(row) > place}
-        if place not in header.places.values() and len({role_of(value) for value in values} - {None}) > 1:
+        flags = like_a_split(name) and len(values) > 1 and {value.lower() for value in values} <= _FLAGS
+        roles = {role_of(value) for value in values} - {None}
+        if place not in header.places.values() and (flags or len(roles) > 1):
             raise InputError(
-                f"{what}: the column {name!r} holds splits ({examples(sorted(values))}); call it split, or remove it"
+                f"{what}: the column {name!r} holds splits ({examples(sorted(values))}); name it split, with the "
+                "values train, val and test, or remove it"
             )
 
 
@@ -146,8 +152,9 @@ def _check(file: Path, rows: list[Row], what: str) -> None:
             )
     if lost := set(missing(file.parent, [row.image for row in rows])):
         lines = [row for row in rows if row.image in lost]
-        windows = "; paths of another machine (C:/) are not found here" if lines[0].image[1:3] == ":/" else ""
+        hint = "; paths of another machine (C:/) are not found here" if lines[0].image[1:3] == ":/" else ""
+        hint = "; download images first, URLs are not read" if "://" in lines[0].image else hint
         raise InputError(
             f"{what}, line {lines[0].line}: there is no image {file.parent / lines[0].image}; {len(lost)} of "
-            f"{len(rows)} images are missing: {examples([row.image for row in lines])}{windows}"
+            f"{len(rows)} images are missing: {examples([row.image for row in lines])}{hint}"
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,12 @@ SUFFIXES = frozenset(
 MAX_TEXT = 1 << 30  # bytes of a text file; the longest split file has 100 MB
 NO_IMAGES = "files that are no images"
 HIDDEN, LINKS = "hidden files and folders", "links to folders"
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_TABLES = {
+    b"PK\3\4": "an Excel file or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"PAR1": "a Parquet file",
+}
 # Folders that operating systems add to archives and disks.
 _SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
 
@@ -52,6 +60,8 @@ def absent(path: Path, wanted: str) -> str:
     """
     if path.is_dir():
         return f"{path} is a folder; give the file in it, one of {examples(_visible(path)) or 'none'}"
+    if path.is_file() and path.suffix.lower() in _ARCHIVES:
+        return f"{path} is an archive; unpack it, and give the folder"
     if path.is_file():
         return f"{path} is a file; give the folder that holds it"
     if path.exists():
@@ -172,6 +182,12 @@ def _without_images(folder: Path, found: Sequence[Found]) -> str:
     return f"the class folder {folder} holds no images, {content}"
 
 
+def as_stored(root: Path, path: str) -> str:
+    """Returns a relative path in the form of Unicode in which a file has it; itself if there is no such file."""
+    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.exists(root / form)), path)
+
+
 def missing(root: Path, paths: Iterable[str]) -> list[str]:
     """Returns those relative paths ("/" between parts) that do not exist; lists every folder once, touches no file.
 
@@ -202,13 +218,16 @@ def _entries(folder: Path) -> set[str]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Returns the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
+    """Returns the text of a UTF-8 file (or UTF-16, as Excel writes it) of at most 1 GiB, without a byte order mark."""
     if not path.is_file():
         raise InputError(f"{what}: {absent(path, 'file')}")
     if (size := path.stat().st_size) > MAX_TEXT:
         raise InputError(f"{what}: {path} has {size} bytes, more than the limit {MAX_TEXT} of a text file")
+    content = path.read_bytes()
+    if kind := next((kind for begin, kind in _TABLES.items() if content.startswith(begin)), ""):
+        raise InputError(f"{what}: {path} is {kind}; save it as CSV, in UTF-8")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{what}: {path} is no UTF-8 text ({error}); save it as UTF-8") from error
 
@@ -257,7 +276,13 @@ def read_name_list(path: Path, what: str) -> list[str]:
 
 
 def names_of_folders(folders: Collection[str], names: dict[str, str], path: Path, what: str) -> list[str]:
-    """Returns the class name of each folder, from names by folder, which were read from `path`."""
+    """Returns the class name of each folder, from names by folder, which were read from `path`.
+
+    The form of Unicode makes no difference: macOS stores names decomposed.
+    """
+    composed = {unicodedata.normalize("NFC", folder): name for folder, name in names.items()}
+    names = {folder: composed.get(unicodedata.normalize("NFC", folder), "") for folder in folders}
+    names = {folder: name for folder, name in names.items() if name}
     if unnamed := [folder for folder in folders if folder not in names]:
         raise InputError(
             f"{what}: {len(unnamed)} class folders have no name in {path}: {examples(unnamed)}; add their names, or "

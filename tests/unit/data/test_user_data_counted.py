@@ -99,7 +99,7 @@ def test_a_split_column_is_found_in_any_case(tmp_path, name):
 def test_a_column_of_splits_under_another_name_is_refused(tmp_path):
     path = write_table(tmp_path, ("image", "label", "split"))
     path.write_text(path.read_text().replace("split", "usage", 1))
-    with pytest.raises(InputError, match=r"'usage' holds splits \('test', 'train', 'val'\); call it split"):
+    with pytest.raises(InputError, match=r"'usage' holds splits \('test', 'train', 'val'\); name it split"):
         load_dataset(f"csv:{path}")
 
 
