@@ -13,7 +13,7 @@ SHOWN = 3  # examples that an account keeps of each reason
 
 @dataclasses.dataclass
 class LeftOut:
-    """How many things were left out for one reason, and the first few of them."""
+    """The number of things that were left out for one reason, and the first few of them."""
 
     count: int
     examples: list[str]
@@ -21,7 +21,7 @@ class LeftOut:
 
 @dataclasses.dataclass
 class Account:
-    """What a reader read, by unit, and what it left out, by reason.
+    """Counts what a reader read, by unit, and what it left out, by reason.
 
     Every reader returns one, every program prints it with `lines` and stores it with `to_json`.
 
