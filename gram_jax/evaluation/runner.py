@@ -35,7 +35,7 @@ from gram_jax.tuners import Tuner
 from gram_jax.tuning import Tuned
 
 
-def evaluate(
+def evaluate(  # long: what is tuned, on what, and what is measured
     clip: Clip | Encoder,
     method: Tuner | Baseline | Method,
     dataset: Dataset | str,
@@ -43,6 +43,7 @@ def evaluate(
     shots: int = 16,
     seeds: Sequence[int] = (1, 2, 3),
     targets: Sequence[Dataset | str] = (),
+    split: str = "test",
     metrics: Sequence[str] = (),
     **plan: Any,
 ) -> list[Row]:
@@ -56,6 +57,7 @@ def evaluate(
       shots: labeled images per class; of the largest class, for a long tail.
       seeds: the seeds of the draws; each is a run.
       targets: what is tested besides the dataset: other datasets (cross_dataset) or shifted versions.
+      split: the images that are predicted: "test"; or "val", to choose something.
       metrics: what is measured besides accuracy after the last step, see `measures.CHOICES`.
       plan: the fields of `TuningPlan`, or of `TestTimePlan` for the protocol "test_time"; only for tuners.
 
@@ -84,7 +86,7 @@ def evaluate(
     for each in (dataset, *others):
         encoder.add(each)
     task = task_of(dataset, protocol, shots if protocol.takes_labels else None, seeds)
-    parts = protocol.parts(dataset, targets=protocol.targets(others))
+    parts = protocol.parts(dataset, split, protocol.targets(others))
     report = method.plan.report_steps if isinstance(method, TunedMethod) else ()
     trial = Trial(encoder, task, method.candidates[0])
     learned = method.learn(trial, report, measures.asks_for_cost(metrics))
