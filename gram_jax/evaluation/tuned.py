@@ -55,7 +55,10 @@ class TunedMethod(PromptMethod):
         return tuning.tune(placed, prompts, phi, encoder.clip, batches, recipe, **told)
 
     def predict(self, trial: Trial, learned: tuning.Tuned, parts: Sequence[Part]) -> PredictionsByStep:
+        """Predicts each part; on other datasets, without the offset of the theme that the prompt was tuned on."""
         by_step = sorted(learned.prompts.items())
+        if self.structured and trial.task.protocol.elsewhere == "datasets":
+            return {step: self._predict_elsewhere(trial, prompts, parts) for step, prompts in by_step}
         return {step: self.predict_with(trial.encoder, prompts, parts) for step, prompts in by_step}
 
     def predict_with(self, encoder: Encoder, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
@@ -77,23 +80,31 @@ class TunedMethod(PromptMethod):
         return [predictions[i] for i in range(len(parts))]
 
     def predict_following(self, trial: Trial, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
-        """Returns the predictions of prompts that follow the class names of each part.
+        """Returns the predictions of prompts that follow the class names of other datasets.
 
         A tuned prompt moves as its structured initialization would move if the text of the task were that of the new
         class names. No image of a part is read for it.
         """
-        encoder, task, candidate = trial
+        return self._predict_elsewhere(trial, prompts, parts, follow=True)
 
-        def initial(contexts: np.ndarray) -> Any:
+    def _predict_elsewhere(
+        self, trial: Trial, prompts: Any, parts: Sequence[Part], follow: bool = False
+    ) -> list[Predictions]:
+        """Replaces, on other datasets, theta_0(c) of the tuned task by theta, or by theta_0 of the new class names."""
+        encoder, task, candidate = trial
+        here = task_contexts(encoder, task.supports())
+
+        def initial(contexts: Iterable[Any]) -> Any:
             begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
             return _stack_trees(map(begin, contexts))
 
-        here = task_contexts(encoder, task.supports())
         begun, predictions = initial(here), []
         for part in parts:
-            there = here.copy()
-            there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
-            moved = jax.tree.map(lambda prompt, new, old: prompt + (new - old), prompts, initial(there), begun)
+            moved, there = prompts, here.copy()
+            if part.domain is not None:
+                there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
+                new = initial(there if follow else [None] * len(here))
+                moved = jax.tree.map(lambda prompt, end, begin: prompt + (end - begin), prompts, new, begun)
             predictions += self.predict_with(encoder, moved, [part])
         return predictions
 
