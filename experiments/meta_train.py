@@ -87,6 +87,7 @@ class Config:
     cross_ways: int = setting(8, "classes in the other query; --cross=domain and both use --ways instead")
     cross_weight: float = setting(1.0, "weight of the other query in the loss; 0 omits it")
     max_tokens: int = setting(8, "tokens of a class text; classes with longer texts are omitted; 0 keeps 99 % of them")
+    cohesive: float = setting(1.0, "share of the classes that tasks are drawn from, those whose images are most alike")
     curriculum: float = setting(0.0, "share of the steps after which all tasks have a single theme; 0: from step 0")
     inner_steps: int = setting(3, "gradient steps on the support")
     inner_rate: float = setting(0.3, "step size of the inner steps")
@@ -214,7 +215,7 @@ def prepare(
     reads_context = has_offsets or config.structured or make_regulator(config).settings.get("context_dim") is not None
     # Classes named by tokens of their own need a clip with these tokens, which belong to this hierarchy only.
     task_clip = tasks.centroid_clip(clip, hierarchy)
-    names = ("ways", "shots", "queries", "cross", "cross_queries", "curriculum")
+    names = ("ways", "shots", "queries", "cross", "cross_queries", "cohesive", "curriculum")
     shape = tasks.EpisodeConfig(
         **{name: getattr(config, name) for name in names},
         cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,

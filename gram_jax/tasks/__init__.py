@@ -9,7 +9,7 @@ episodes    Hierarchy -> few-shot tasks
 from gram_jax.tasks.build import build_hierarchy, from_groups
 from gram_jax.tasks.clustering import assign, kmeans
 from gram_jax.tasks.config import ClusteringConfig
-from gram_jax.tasks.episodes import Episode, EpisodeConfig, Episodes, make_episodes
+from gram_jax.tasks.episodes import Episode, EpisodeConfig, Episodes, cohesion, make_episodes
 from gram_jax.tasks.hierarchy import Hierarchy, centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "build_hierarchy",
     "centroid_clip",
     "class_table",
+    "cohesion",
     "from_groups",
     "kmeans",
     "load_hierarchy",

@@ -32,6 +32,8 @@ class EpisodeConfig:
       cross_ways: classes of the cross query; None: as many as `ways`, which "domain" and "both" require.
       max_tokens: tokens of a class's text including full stop and end token; classes with longer texts are omitted.
         None: as many as 99 % of the classes need.
+      cohesive: share of the classes that tasks are drawn from, those whose members look most alike: the mean cosine of
+        the image features of two members ranks the classes. 1: all classes.
       curriculum: share of the training over which the probability of a single theme per episode grows linearly from 0
         to 1; before, the classes come from as many themes as possible. 0: always a single theme.
     """
@@ -43,6 +45,7 @@ class EpisodeConfig:
     cross_queries: int = 2
     cross_ways: int | None = None
     max_tokens: int | None = None
+    cohesive: float = 1.0
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
@@ -57,8 +60,10 @@ class EpisodeConfig:
                 "same classes; omit cross_ways"
             )
         require_number("curriculum", self.curriculum, least=0)
-        if self.curriculum > 1:
-            raise InputError(f"curriculum={self.curriculum}: it must be a share of the training, from 0 to 1")
+        require_number("cohesive", self.cohesive, above=0)
+        for name, whole in (("curriculum", "training"), ("cohesive", "classes")):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name}={getattr(self, name)}: it must be a share of the {whole}, at most 1")
 
     @property
     def other_ways(self) -> int:
@@ -255,15 +260,24 @@ def make_episodes(
     text_ids = np.unique(table.tail_ids, axis=0, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts))
     enough = sizes >= config.members
-    usable = (np.flatnonzero((hierarchy.themes == theme) & fits & enough) for theme in np.unique(hierarchy.themes))
-    themes = [classes for classes in usable if len(np.unique(text_ids[classes])) >= config.texts]
+    alike = np.ones(len(sizes), bool)
+    if config.cohesive < 1:
+        values = cohesion(hierarchy)
+        alike = values >= np.quantile(values, 1 - config.cohesive)
+    usable = fits & enough & alike
+    by_theme = (np.flatnonzero((hierarchy.themes == theme) & usable) for theme in np.unique(hierarchy.themes))
+    themes = [classes for classes in by_theme if len(np.unique(text_ids[classes])) >= config.texts]
     if len(themes) < config.themes:
-        raise InputError(_too_small(hierarchy.themes, text_ids, fits, sizes, config))
+        raise InputError(_too_small(hierarchy.themes, text_ids, fits & alike, sizes, config))
     order = np.argsort(hierarchy.classes, kind="stable")
     return Episodes(
         table=table,
         themes=tuple(themes),
-        left_out={"text too long": int(np.sum(~fits)), "too few members": int(np.sum(fits & ~enough))},
+        left_out={
+            "text too long": int(np.sum(~fits)),
+            "too few members": int(np.sum(fits & ~enough)),
+            "not cohesive": int(np.sum(fits & enough & ~alike)),
+        },
         config=dataclasses.replace(config, max_tokens=table.tail_ids.shape[1]),
         _text_ids=text_ids,
         _rows=tuple(np.split(order, np.cumsum(sizes)[:-1])),
@@ -271,6 +285,23 @@ def make_episodes(
         _features=hierarchy.image_features,
         _text_features=np.asarray(encode_classes(clip, table)) if context else None,
     )
+
+
+def cohesion(hierarchy: Hierarchy) -> np.ndarray:
+    """Returns how much the members of each class look alike, the mean cosine of the image features of two of them.
+
+        (|sum_i f_i|^2 - n) / (n (n - 1))        for the n members of a class; 0 for n = 1
+
+    Classes that clustering mixed from several things have a small cohesion, so that `EpisodeConfig.cohesive` leaves most
+    of the wrong labels out.
+
+    Returns:
+      float64 `[classes]`, from -1 to 1.
+    """
+    count = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts)).astype(np.float64)
+    total = np.zeros((len(count), hierarchy.image_features.shape[1]))
+    np.add.at(total, hierarchy.classes, hierarchy.image_features)
+    return (np.sum(total**2, axis=1) - count) / np.maximum(count * (count - 1), 1)
 
 
 def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:

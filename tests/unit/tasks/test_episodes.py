@@ -190,7 +190,7 @@ def test_long_texts_are_left_out_and_counted(many, small_clip):
     texts[0] = "a small red frog"
     long = dataclasses.replace(many, texts=tuple(texts))
     episodes = make_episodes(long, small_clip, EpisodeConfig(ways=3, max_tokens=4))
-    assert episodes.left_out == {"text too long": 1, "too few members": 0}
+    assert episodes.left_out == {"text too long": 1, "too few members": 0, "not cohesive": 0}
     assert 0 not in np.concatenate(episodes.themes)
     assert episodes.table.tail_ids.shape == (28, 4)
     everything = make_episodes(long, small_clip, EpisodeConfig(ways=3, max_tokens=9))
@@ -206,7 +206,7 @@ def test_too_few_members_are_left_out_and_counted(planted, small_clip):
         ClusteringConfig(min_members=2),
     )  # fmt: skip
     episodes = make_episodes(h, small_clip, EpisodeConfig(ways=2, cross_ways=2, shots=3, queries=1))
-    assert episodes.left_out == {"text too long": 0, "too few members": 1}
+    assert episodes.left_out == {"text too long": 0, "too few members": 1, "not cohesive": 0}
     assert len(episodes.themes) == 1
 
 
