@@ -292,8 +292,8 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
 
         (|sum_i f_i|^2 - n) / (n (n - 1))        for the n members of a class; 0 for n = 1
 
-    Classes that clustering mixed from several things have a small cohesion, so that `EpisodeConfig.cohesive` leaves most
-    of the wrong labels out.
+    Classes that clustering mixed from several things have a small cohesion, so that `EpisodeConfig.cohesive` leaves
+    most of the wrong labels out.
 
     Returns:
       float64 `[classes]`, from -1 to 1.

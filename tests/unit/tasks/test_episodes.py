@@ -10,7 +10,7 @@ from gram_jax.clip import encode_text
 from gram_jax.errors import InputError
 from gram_jax.meta import init_meta, meta_objective
 from gram_jax.regulators import identity
-from gram_jax.tasks import ClusteringConfig, EpisodeConfig, from_groups, make_episodes
+from gram_jax.tasks import ClusteringConfig, EpisodeConfig, cohesion, from_groups, make_episodes
 from gram_jax.tuners import coop
 from gram_jax.tuning import classification_loss
 
@@ -208,6 +208,23 @@ def test_too_few_members_are_left_out_and_counted(planted, small_clip):
     episodes = make_episodes(h, small_clip, EpisodeConfig(ways=2, cross_ways=2, shots=3, queries=1))
     assert episodes.left_out == {"text too long": 0, "too few members": 1, "not cohesive": 0}
     assert len(episodes.themes) == 1
+
+
+def test_tasks_come_from_the_classes_whose_images_are_most_alike(many, small_clip):
+    rng = np.random.default_rng(0)
+    image = many.image_features + 0.05 * (many.classes % 7)[:, None] * rng.standard_normal(many.image_features.shape)
+    image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
+    h = dataclasses.replace(many, image_features=image)
+    expected = []
+    for number in range(len(h.texts)):
+        own = h.image_features[h.classes == number]
+        pairs = [own[i] @ own[j] for i in range(len(own)) for j in range(len(own)) if i != j]
+        expected.append(np.mean(pairs))
+    np.testing.assert_allclose(cohesion(h), expected, atol=1e-5)
+    episodes = make_episodes(h, small_clip, EpisodeConfig(ways=2, cross_ways=2, cohesive=0.75))
+    kept = np.concatenate(episodes.themes)
+    assert len(kept) + episodes.left_out["not cohesive"] == len(h.texts)
+    assert min(np.array(expected)[kept]) > max(np.delete(expected, kept))
 
 
 @pytest.mark.parametrize(
