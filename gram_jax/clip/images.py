@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from gram_jax.errors import InputError, require_int, require_number
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
 BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
 MAX_SIDE = 1 << 14  # of a transformed image
 
@@ -78,12 +80,14 @@ class ImageTransform:
     def from_hf(cls, config: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> ImageTransform:
         """Reads the content of a Hugging Face `preprocessor_config.json` of any version.
 
-        Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`. Files of other model
-        families, and sizes or steps that CLIP's transform lacks, raise InputError.
+        Keys that are missing or null take the defaults of transformers' `CLIPImageProcessor`, or of its
+        `SiglipImageProcessor`, which changes the aspect ratio instead of cropping. Files of other model families, and
+        sizes or steps that CLIP's transform lacks, raise InputError.
         """
         family = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-        if not family.startswith("CLIP"):
-            raise InputError(f"image_processor_type={family!r}: only CLIP's image processors are supported")
+        siglip = re.match("Siglip(?!2)", family) is not None
+        if not siglip and not family.startswith("CLIP"):
+            raise InputError(f"image_processor_type={family!r}: only CLIP's and SigLIP's are supported")
         if config.get("do_pad"):
             raise InputError("do_pad=true: CLIP's image transform has no padding step")
 
@@ -91,15 +95,15 @@ class ImageTransform:
             return default if config.get(key) is None else config[key]
 
         square = bool(config.get("default_to_square") or config.get("use_square_size"))
-        crop = _read_size(given("crop_size", 224), True) if given("do_center_crop", True) else None
+        crop = _read_size(given("crop_size", 224), True) if given("do_center_crop", not siglip) else None
         normalize = given("do_normalize", True)
         return cls(
-            size=_read_size(given("size", 224), square) if given("do_resize", True) else None,
+            size=_read_size(given("size", [224, 224] if siglip else 224), square) if given("do_resize", True) else None,
             crop=crop,  # type: ignore[arg-type]  # checked in __post_init__
             resample=int(given("resample", BICUBIC)),
             rescale_factor=given("rescale_factor", 1 / 255) if given("do_rescale", True) else None,
-            mean=_read_channels(given("image_mean", MEAN)) if normalize else None,
-            std=_read_channels(given("image_std", STD)) if normalize else None,
+            mean=_read_channels(given("image_mean", HALF if siglip else MEAN)) if normalize else None,
+            std=_read_channels(given("image_std", HALF if siglip else STD)) if normalize else None,
             max_pixels=max_pixels,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from gram_jax.clip import ImageError, ImageTransform
 
@@ -98,6 +99,18 @@ def test_slivers(size):
     image = Image.fromarray(noise(*size))
     expected = theirs(CLIPImageProcessorPil(), image, do_rescale=False, do_normalize=False)[0]
     np.testing.assert_array_equal(ImageTransform().pixels(image), expected)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"size": {"height": 40, "width": 40}, "resample": 3, "image_std": [0.5, 0.4, 0.3]}]
+)
+def test_siglip_changes_the_aspect_ratio(config):
+    config = {"image_processor_type": "SiglipImageProcessor"} | config
+    transform, processor = ImageTransform.from_hf(config), SiglipImageProcessorPil(**config)
+    assert transform.output_size == 2 * (config.get("size", {"height": 224})["height"],)
+    for width, height in [(1, 7), (90, 33), (40, 40), (225, 224)]:
+        assert_equal_to_transformers(transform, processor, Image.fromarray(noise(width, height)))
+    assert ImageTransform.from_hf(transform.to_hf()) == ImageTransform.from_hf(processor.to_dict()) == transform
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
@@ -297,7 +310,7 @@ def test_batches_that_cannot_be_stacked():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type='SiglipImageProcessor'"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "image_processor_type='Siglip2ImageProcessor'"),
         ({"do_pad": True}, "do_pad"),
         ({"size": {"longest_edge": 224}}, "size={'longest_edge': 224}"),
         ({"size": "224"}, "size='224'"),
