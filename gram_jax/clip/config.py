@@ -7,6 +7,7 @@ for the name of a model family. The defaults are those of OpenAI's vision transf
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from gram_jax.clip.activations import ACTIVATIONS
 from gram_jax.errors import InputError, require_bool, require_int, require_known, require_number
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-TEXT_POOLINGS = ("end", "last")
+TEXT_POOLINGS = ("end", "first_end", "last")
 VISION_POOLINGS = ("class", "attention")
 PROJECTIONS = ("kernel", "dense", "none")
 # Larger values appear in damaged files only, and would fill the memory before they fail.
@@ -54,8 +55,8 @@ class TextConfig:
       causal: a token attends to earlier tokens only. Otherwise it attends to all tokens, and every text is filled up
         with `pad_token_id` after its end token, to exactly `context_length` tokens.
       start_token: texts begin with a start token.
-      pooling: the token that becomes the feature: "end" (the end token, see `eos_rule`), or "last" (the last of
-        `context_length` positions, if the transformer is not causal).
+      pooling: the token that becomes the feature: "end" (the end token, see `eos_rule`), "first_end" (the first one,
+        whatever its id), or "last" (the last of `context_length` positions, if the transformer is not causal).
       projection: from the pooled token to the feature: "kernel" (a matrix), "dense" (a matrix and a bias) or "none".
     """
 
@@ -89,8 +90,8 @@ class TextConfig:
 
     @property
     def eos_rule(self) -> str:
-        """The position of the text feature: "highest" token id (if `eos_token_id` is 2) or "first" end token."""
-        return "highest" if self.eos_token_id == 2 else "first"
+        """The position of the end token: "highest" token id (pooling "end", `eos_token_id` 2) or "first" end token."""
+        return "highest" if self.eos_token_id == 2 and self.pooling == "end" else "first"
 
 
 @dataclass(frozen=True)
@@ -238,44 +239,69 @@ class ClipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
-        """Reads the content of a Hugging Face CLIP `config.json`.
+        """Reads the content of a Hugging Face `config.json` of a model type in `MODEL_TYPES`.
 
-        Missing keys take the defaults of transformers' `CLIPConfig`. Old files repeat the towers as `text_config_dict`
-        and `vision_config_dict`, whose values win, as in transformers.
+        Missing keys take the defaults of transformers' configuration. Old files of CLIP repeat the towers as
+        `text_config_dict` and `vision_config_dict`, whose values win, as in transformers.
         """
-        if config.get("model_type") != "clip":
-            raise InputError(f"model_type={config.get('model_type')!r}: only 'clip' is supported")
+        model_type = config.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise InputError(f"model_type={model_type!r}: expected one of {', '.join(map(repr, MODEL_TYPES))}")
+        default = MODEL_TYPES[model_type]
         for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
             if not isinstance(config.get(name) or {}, Mapping):
                 raise InputError(f"{name}={config[name]!r}: it must be a JSON object")
-        scale = _default(config, "logit_scale_init_value", 2.6592)
-        require_number("logit_scale_init_value", scale)
-        text = _tower(config, "text", _TEXT_KEYS, TextConfig)
-        vision = _tower(config, "vision", _VISION_KEYS, VisionConfig)
-        return cls(
-            text=TextConfig(**text | {"eos_token_id": _only("eos_token_id", text["eos_token_id"])}),
-            vision=VisionConfig(**vision | {name: _only(name, vision[name]) for name in _SIDES}),
-            embed_dim=_default(config, "projection_dim", 512),
-            logit_scale_init=float(scale),
+        text = _tower(config, "text", _TEXT_KEYS, default.text)
+        vision = _tower(config, "vision", _VISION_KEYS, default.vision)
+        if default.vision.projection == "none":
+            sizes = _siglip_sizes(config, text["width"], vision["width"])
+        else:
+            scale = _default(config, "logit_scale_init_value", default.logit_scale_init)
+            require_number("logit_scale_init_value", scale)
+            sizes = {"embed_dim": _default(config, "projection_dim", 512), "logit_scale_init": float(scale)}
+        end = {"eos_token_id": _only("eos_token_id", text["eos_token_id"])}
+        return dataclasses.replace(
+            default,
+            text=dataclasses.replace(default.text, **text | end),
+            vision=dataclasses.replace(default.vision, **vision | {name: _only(name, vision[name]) for name in _SIDES}),
+            **sizes,
+        )
+
+    @property
+    def model_type(self) -> str:
+        """Hugging Face's name of the architecture, a key of `MODEL_TYPES`."""
+        for model_type, default in MODEL_TYPES.items():
+            same_bias = (self.logit_bias_init is None) == (default.logit_bias_init is None)
+            same_text = _differs_in(self.text, default.text, _TEXT_KEYS)
+            if same_bias and same_text and _differs_in(self.vision, default.vision, _VISION_KEYS):
+                return model_type
+        raise InputError(
+            f"{self.text} and {self.vision} fit none of Hugging Face's model types {', '.join(MODEL_TYPES)}; save the "
+            "clip in its own format"
         )
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a `config.json`; `compute_dtype`, `remat` and `class_chunk` are settings of a run."""
-        for tower, keys in ((self.text, _TEXT_KEYS), (self.vision, _VISION_KEYS)):
-            if isinstance(tower, ResNetConfig) or tower != _only_fields(tower, keys):
-                raise InputError(f"{tower} does not fit Hugging Face's model_type 'clip'; save it in its own format")
+        model_type = self.model_type
         text = {hf_name: getattr(self.text, name) for name, hf_name in _TEXT_KEYS.items()}
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}
+        text["model_type"], vision["model_type"] = f"{model_type}_text_model", f"{model_type}_vision_model"
+        both: dict[str, Any] = {}
+        if self.vision.projection == "none":
+            text["projection_size"] = self.embed_dim
+        else:
+            both["projection_dim"] = text["projection_dim"] = vision["projection_dim"] = self.embed_dim
+            both["logit_scale_init_value"] = self.logit_scale_init
         return {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": self.embed_dim,
-            "logit_scale_init_value": self.logit_scale_init,
-            "text_config": {"model_type": "clip_text_model", "projection_dim": self.embed_dim, **text},
-            "vision_config": {"model_type": "clip_vision_model", "projection_dim": self.embed_dim, **vision},
+            "architectures": [_ARCHITECTURES[model_type]],
+            "model_type": model_type,
+            **both,
+            "text_config": text,
+            "vision_config": vision,
         }
 
 
+_ARCHITECTURES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 _TRANSFORMER_KEYS = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -293,24 +319,60 @@ _SIDES = ("image_size", "patch_size")
 _VISION_KEYS = _TRANSFORMER_KEYS | {name: name for name in _SIDES} | {"channels": "num_channels"}
 
 
+# By model type, transformers' defaults and the properties of the architecture. A config.json of SigLIP stores only what
+# differs from them; SigLIP 2 of fixed resolution has the same model type.
+_SIGLIP: dict[str, Any] = {"width": 768, "heads": 12, "mlp_width": 3072, "norm_eps": 1e-6}
+_SIGLIP |= {"activation": "gelu_pytorch_tanh"}
+MODEL_TYPES: dict[str, ClipConfig] = {
+    "clip": ClipConfig(),
+    "metaclip_2": ClipConfig(text=TextConfig(pooling="first_end")),
+    "siglip": ClipConfig(
+        TextConfig(
+            **_SIGLIP, vocab_size=32000, context_length=64, bos_token_id=None, eos_token_id=1,
+            causal=False, start_token=False, pooling="last", projection="dense",
+        ),
+        VisionConfig(
+            **_SIGLIP, patch_size=16, class_token=False, patch_bias=True, pre_norm=False, pooling="attention",
+            projection="none",
+        ),
+        embed_dim=768,
+        logit_scale_init=math.log(10),
+        logit_bias_init=-10.0,
+    ),
+}  # fmt: skip
+
+
+def _siglip_sizes(config: Mapping[str, Any], text_width: Any, vision_width: Any) -> dict[str, Any]:
+    """Returns the width of the joint space: an image's feature is not projected."""
+    if _default(config.get("vision_config") or {}, "vision_use_head", True) is not True:
+        raise InputError("vision_use_head=false: the image feature of this library needs the pooling head")
+    size = _default(config.get("text_config") or {}, "projection_size", text_width)
+    if size != vision_width:
+        raise InputError(f"the text's projection_size={size!r} must be the image's hidden_size={vision_width!r}")
+    return {"embed_dim": size}
+
+
+def _differs_in(tower: Any, default: TextConfig | VisionConfig | ResNetConfig, names: Iterable[str]) -> bool:
+    """Returns whether a tower differs from another one in these fields only."""
+    if type(tower) is not type(default):
+        return False
+    return tower == dataclasses.replace(default, **{name: getattr(tower, name) for name in names})
+
+
 def _default(config: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if config.get(key) is None else config[key]
 
 
-def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], cls: type) -> dict[str, Any]:
+def _tower(
+    config: Mapping[str, Any], tower: str, keys: Mapping[str, str], default: TextConfig | VisionConfig
+) -> dict[str, Any]:
     """Returns the fields of one tower under our names, with defaults filled in."""
     given = dict(config.get(f"{tower}_config") or {})
     old = config.get(f"{tower}_config_dict")
-    fields = {field.name: field.default for field in dataclasses.fields(cls)}
     if old is not None:
         # transformers completes the old dictionary with defaults before it overrides the new one.
-        given.update({hf_name: _default(old, hf_name, fields[name]) for name, hf_name in keys.items()})
-    return {name: given.get(hf_name, fields[name]) for name, hf_name in keys.items()}
-
-
-def _only_fields(tower: TextConfig | VisionConfig, names: Iterable[str]) -> TextConfig | VisionConfig:
-    """Returns a tower with these fields, and the defaults of all others."""
-    return type(tower)(**{name: getattr(tower, name) for name in names})
+        given.update({hf_name: _default(old, hf_name, getattr(default, name)) for name, hf_name in keys.items()})
+    return {name: given.get(hf_name, getattr(default, name)) for name, hf_name in keys.items()}
 
 
 def _only(name: str, value: Any) -> Any:

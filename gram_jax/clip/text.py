@@ -183,7 +183,7 @@ def _full(
         x = _replace(x, deep[-1], source, first)
     if config.text.causal:
         mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
-    read = end if config.text.pooling == "end" else length - 1
+    read = length - 1 if config.text.pooling == "last" else end
     x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=read)
     return _project(params, config, x)
 
