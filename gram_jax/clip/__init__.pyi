@@ -3,7 +3,7 @@ from .formats.huggingface import save_clip
 from .formats.loading import convert, load_clip
 from .formats.table import WeightsError
 from .formats.weights import weights_hash
-from .forward import embed_tokens, encode_classes, encode_image, encode_patches, encode_text, logits
+from .forward import embed_tokens, encode_classes, encode_image, encode_patches, encode_text, logits, pair_probabilities
 from .images import ImageError, ImageTransform
 from .model import Clip, init_params
 from .prompts import MaskedTokens, TextPrompt, VisualPrompt
@@ -33,6 +33,7 @@ __all__ = [
     "init_params",
     "load_clip",
     "logits",
+    "pair_probabilities",
     "save_clip",
     "train_tokenizer",
     "weights_hash",

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gram_jax.clip.spiece import read_spiece
 from gram_jax.errors import InputError
 from gram_jax.io import read_json
 
@@ -39,15 +40,17 @@ def repair(text: str) -> str:
 def read_siglip_tokenizer(folder: Path) -> Any:
     """Returns the tokenizer of SigLIP (unigram) or SigLIP 2 (Gemma's pairs with byte fallback) as transformers' object.
 
+    It is read from `tokenizer.json` or, for SigLIP, from `spiece.model`.
+
     A text ends with the end token and has no start token. SigLIP removes ASCII punctuation and changes to lower case,
-    SigLIP 2 changes to lower case only. Both are added to the normalizer of `tokenizer.json`, unless it has them.
+    SigLIP 2 changes to lower case only. Both are added to the normalizer of the file, unless it has them.
 
     Reference:
       github.com/google-research/big_vision, evaluators/proj/image_text/prompt_engineering.py, `_canonicalize`.
     """
     from tokenizers import Regex, normalizers, processors
 
-    backend = _backend(folder)
+    backend = _backend(folder) if (folder / "tokenizer.json").is_file() else read_spiece(folder / "spiece.model")
     own = [normalizers.Lowercase()]
     if json.loads(backend.to_str())["model"]["type"] == "Unigram":
         own = [

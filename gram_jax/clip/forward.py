@@ -18,6 +18,7 @@ from gram_jax.clip.model import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.clip.prompts import TextPrompt, VisualPrompt
 from gram_jax.clip.tokenizer import Classes
+from gram_jax.errors import InputError
 
 Array = jax.Array
 
@@ -174,6 +175,27 @@ def logits(image_features: Array, text_features: Array, logit_scale: Array | flo
     image_features, text_features = at_least_float32(image_features), at_least_float32(text_features)
     cosine = jnp.einsum(product, image_features, text_features, precision="highest")
     return jnp.exp(logit_scale) * cosine
+
+
+def pair_probabilities(clip: Clip, scores: Array) -> Array:
+    """Returns the probability that an image and a text belong together, of each pair by itself.
+
+    p[b, c] = sigmoid( logits[b, c] + logit_bias )
+
+    Only a clip that was trained with the sigmoid loss (SigLIP) has a bias. It is the same for all pairs, so that it
+    changes neither the order of classes nor their softmax, and tuning with the cross-entropy of classes does not need
+    it.
+
+    Args:
+      clip: a clip with a logit bias.
+      scores: the result of `logits`, of any shape.
+
+    Reference:
+      "Sigmoid Loss for Language Image Pre-Training", section 3.2.
+    """
+    if "logit_bias" not in clip.params:
+        raise InputError("this clip has no logit_bias: only a clip like SigLIP has probabilities of single pairs")
+    return jax.nn.sigmoid(scores + clip.params["logit_bias"])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))

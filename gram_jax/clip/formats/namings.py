@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gram_jax.clip.formats import resnet, vit
+from gram_jax.clip.formats import resnet, siglip, vit
 from gram_jax.clip.formats.table import Naming, Path, WeightsError
 
-NAMINGS: tuple[Naming, ...] = (vit.HUGGINGFACE, vit.OPENAI, resnet.RESNET)
+NAMINGS: tuple[Naming, ...] = (vit.HUGGINGFACE, vit.OPENAI, siglip.HUGGINGFACE_SIGLIP, resnet.RESNET)
 
 
 def naming_of_tensors(names: Collection[str]) -> Naming | None:

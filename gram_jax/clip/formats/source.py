@@ -128,12 +128,16 @@ def _check_sizes(config: ClipConfig, sizes: Sizes, subject: str) -> None:
 def check_parts(config: ClipConfig, tokenizer: Tokenizer, transform: ImageTransform, name: str, stated: str) -> None:
     """Raises InputError unless the parts of a clip fit together; `stated` is the file that states the sizes."""
     text, side = config.text, config.vision.image_size
-    end, others = tokenizer.eos_token_id, max(tokenizer.bos_token_id, tokenizer.pad_token_id)
+    end, others = tokenizer.eos_token_id, max(tokenizer.bos_token_id or 0, tokenizer.pad_token_id)
     problem = None
     if tokenizer.vocab_size > text.vocab_size:
         problem = f"the tokenizer has {tokenizer.vocab_size} tokens, {stated} has vocab_size {text.vocab_size}"
     elif tokenizer.context_length > text.context_length:
         problem = f"the tokenizer allows {tokenizer.context_length} tokens, {stated} allows {text.context_length}"
+    elif tokenizer.num_start != text.start_token:
+        problem = (
+            f"the tokenizer has bos_token_id {tokenizer.bos_token_id}, {stated} has start_token {text.start_token}"
+        )
     elif text.eos_rule == "first" and end != text.eos_token_id:
         problem = f"the tokenizer ends a text with id {end}, {stated} has eos_token_id {text.eos_token_id}"
     elif text.eos_rule == "highest" and end < others:

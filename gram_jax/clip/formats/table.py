@@ -27,9 +27,10 @@ class Row(NamedTuple):
     Attributes:
       name: the tensor's name; with `{}` for the layer, there is one tensor per index of the leaf's first axis.
       path: the keys of the leaf.
-      layout: "same", "transposed" (kernels are [out, in] in the file) or "patches" (the file has a convolution kernel
-        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)) or "convolution" (the same,
-        and the leaf is [row, column, channel, out]).
+      layout: "same", "transposed" (kernels are [out, in] in the file), "patches" (the file has a convolution kernel
+        [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)), "convolution" (the same,
+        and the leaf is [row, column, channel, out]), "scalar" ([1] in the file) or "probe" (a vector that is
+        [1, 1, width] in the file).
       part: None, or which third of the tensor's first axis the leaf is: 0 query, 1 key, 2 value. The rows of the three
         parts of a tensor follow each other.
       start: the number in the name of the leaf's first layer.
@@ -79,6 +80,8 @@ def to_file(array: np.ndarray, layout: str) -> np.ndarray:
         return array.reshape(side, side, CHANNELS, width).transpose(3, 2, 0, 1)
     if layout == "convolution":
         return array.transpose(3, 2, 0, 1)
+    if layout in ("scalar", "probe"):
+        return array.reshape((1,) if layout == "scalar" else (1, 1, -1))
     return array
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Siglip2Tokenizer, XLMRobertaTokenizer
 
 from gram_jax.clip import Tokenizer, class_tokens
+from gram_jax.clip.spiece import read_spiece
+from gram_jax.errors import InputError
 
 WORDS = """a photo of the small large red dog's cats cat bird sitting on under greek capital letter alpha beta omega
 black white chess queen king playing card 12 345 it's St. résumé naïve straße don't we'll THE Photo"""
@@ -147,3 +152,26 @@ def test_a_missing_special_token(tmp_path):
     gemma(tmp_path, pad_token="<nothing>")
     with pytest.raises(ValueError, match=r"'<nothing>', the pad_token of"):
         Tokenizer.from_folder(tmp_path, 40, "siglip")
+
+
+def test_spiece_model_is_that_of_transformers(siglip, tmp_path):
+    """sentencepiece's own file, with its own rules of characters (a compiled NFKC)."""
+    reference, folder = siglip
+    (tmp_path / "spiece.model").write_bytes((folder / "spiece.model").read_bytes())
+    ours = Tokenizer.from_folder(tmp_path, 24, "siglip")
+    assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id, ours.vocab_size) == (None, 1, 1, 100)
+    texts = [*TEXTS, *corpus()[:60], "ﬁve ＣＡＴＳ", "cat\u3000dog\u00a0 king", "Ⅷ ½"]
+    expected = reference(texts, padding="max_length", max_length=24)["input_ids"]
+    np.testing.assert_array_equal(ours.encode(texts, length=24), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_spiece_model_is_refused(siglip, tmp_path_factory, data):
+    content = bytearray((siglip[1] / "spiece.model").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.model"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(InputError):
+        read_spiece(path)
