@@ -51,8 +51,12 @@ def read_siglip_tokenizer(folder: Path) -> Any:
     from tokenizers import Regex, normalizers, processors
 
     backend = _backend(folder) if (folder / "tokenizer.json").is_file() else read_spiece(folder / "spiece.model")
+    model = json.loads(backend.to_str())["model"]
+    unigram = model["type"] == "Unigram"
+    if not unigram and not model.get("byte_fallback"):
+        raise InputError(f"{folder}: the tokenizer is a {model['type']} without byte fallback, not one of SigLIP's")
     own = [normalizers.Lowercase()]
-    if json.loads(backend.to_str())["model"]["type"] == "Unigram":
+    if unigram:
         own = [
             normalizers.Replace("▁", " "),
             *own,
@@ -63,7 +67,6 @@ def read_siglip_tokenizer(folder: Path) -> Any:
     file = _normalizers(backend.normalizer)
     if file[: len(own)] != _normalizers(normalizers.Sequence(own)):
         backend.normalizer = normalizers.Sequence([*own, *([backend.normalizer] if file else [])])
-    unigram = len(own) > 1
     defaults = {"eos_token": "</s>", "pad_token": "</s>"} if unigram else {"eos_token": "<eos>", "pad_token": "<pad>"}
     tokens = _special_tokens(folder, {**defaults, "unk_token": "<unk>"}, backend)
     tokens.pop("bos_token", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gram_jax.errors import InputError
 
 CONFIG = "open_clip_config.json"
 _ARCHIVE = ("input_resolution", "context_length", "vocab_size")  # tensors that only OpenAI's archives have
+_SIGLIP_2 = 256000  # tokens; SigLIP has 32,000
 # Settings of a tower and the value that a plain CLIP has; another value is another architecture.
 _PLAIN_VISION = {
     **dict.fromkeys(("timm_model_name", "ls_init_value", "block_type")),
@@ -117,6 +119,7 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
     ):
         raise InputError("model_cfg must be an object with text_cfg and vision_cfg")
     text, vision = model["text_cfg"], model["vision_cfg"]
+    _require_not_siglip(text, vision)
     _require_plain("text_cfg", text, _PLAIN_TEXT)
     _require_plain("vision_cfg", vision, _PLAIN_VISION)
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
@@ -172,6 +175,14 @@ def _side(size: Any) -> Any:
     if len(size) != 2 or size[0] != size[1]:
         raise InputError(f"size {size}: only squares are supported")
     return size[0]
+
+
+def _require_not_siglip(text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    match = re.fullmatch(r"vit_(\w+?)_patch(\d+)_siglip_(\d+)", str(vision.get("timm_model_name")))
+    if match is not None:
+        size, patch, side = match[1].replace("giantopt", "giant-opt"), match[2], match[3].replace("378", "384")
+        name = f"google/{'siglip2' if text.get('vocab_size') == _SIGLIP_2 else 'siglip'}-{size}-patch{patch}-{side}"
+        raise InputError(f"timm's layout of SigLIP is not supported; load Hugging Face's of the same model, {name}")
 
 
 def _require_plain(name: str, tower: Mapping[str, Any], plain: Mapping[str, Any]) -> None:

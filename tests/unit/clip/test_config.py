@@ -110,7 +110,7 @@ def test_configurations_compare_and_hash_by_content():
     ("config", "message"),
     [
         ({}, "model_type=None.*'clip'"),
-        ({"model_type": "siglip"}, "model_type='siglip'.*'clip'"),
+        ({"model_type": "siglip2"}, "model_type='siglip2'.*'clip'"),
         ({"text_config": {"hidden_size": 510}}, "TextConfig.width=510.*heads=8"),
         ({"vision_config": {"num_hidden_layers": 0}}, "VisionConfig.layers=0: .* 1 "),
         ({"vision_config": {"hidden_act": "swish2"}}, "VisionConfig.activation='swish2'.*quick_gelu"),

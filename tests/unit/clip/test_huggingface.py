@@ -174,7 +174,7 @@ def test_missing_files(folder, name, error, message):
     [
         ("config.json", "{", "config.json is not valid JSON"),
         ("config.json", "[]", "config.json contains a list"),
-        ("config.json", '{"model_type": "siglip"}', "config.json: model_type='siglip'"),
+        ("config.json", '{"model_type": "blip"}', "config.json: model_type='blip'"),
         (
             "preprocessor_config.json",
             '{"size": 8, "crop_size": 8}',
