@@ -246,7 +246,7 @@ def metaclip(tmp_path_factory):
     transformers.XLMRobertaTokenizer(vocab=vocab, model_max_length=24).save_pretrained(folder)
     ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
     tiny = tiny_clip().config.to_hf()
-    text = tiny["text_config"] | ids | {"vocab_size": len(vocab)}
+    text = tiny["text_config"] | ids | {"vocab_size": len(vocab) + 1}  # and <mask>
     config = transformers.MetaClip2Config(
         text_config=text, vision_config=tiny["vision_config"], projection_dim=16, attn_implementation="eager"
     )
@@ -283,5 +283,5 @@ def test_a_tokenizer_of_another_family_is_refused(metaclip, tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_clip(tmp_path)
     clip = tiny_siglip()
-    with pytest.raises(ValueError, match="start_token=False"):
+    with pytest.raises(ValueError, match="bos_token_id 0.*start_token False"):
         save_clip(clip.replace(tokenizer=Tokenizer.from_folder(metaclip[1], 16, "metaclip_2")), tmp_path / "other")
