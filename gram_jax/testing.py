@@ -94,7 +94,8 @@ def tiny_siglip(seed: int = 0, **overrides: Any) -> Clip:
     settings: dict[str, Any] = {
         "text_context_length": 16,
         "vision_width": 16,
-        "logit_bias_init": -1.5,
+        "logit_scale_init": default.logit_scale_init,
+        "logit_bias_init": default.logit_bias_init,
         "text_vocab_size": tokenizer.vocab_size,
         **{f"text_{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     }

@@ -9,7 +9,8 @@ from gram_jax.clip.formats.vit import HUGGINGFACE
 _OTHER = {
     ("logit_scale",),
     ("text", "projection"),
-    *((("vision", name)) for name in ("class_embedding", "projection")),
+    ("vision", "class_embedding"),
+    ("vision", "projection"),
     *(("vision", "pre_norm", name) for name in ("scale", "bias")),
 }
 
