@@ -283,5 +283,5 @@ def test_a_tokenizer_of_another_family_is_refused(metaclip, tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_clip(tmp_path)
     clip = tiny_siglip()
-    with pytest.raises(ValueError, match="bos_token_id 0.*start_token False"):
+    with pytest.raises(ValueError, match=r"bos_token_id 0.*start_token False"):
         save_clip(clip.replace(tokenizer=Tokenizer.from_folder(metaclip[1], 16, "metaclip_2")), tmp_path / "other")
