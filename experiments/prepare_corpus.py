@@ -90,7 +90,7 @@ def plan(config: Config, workdir: Path) -> int:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
     if (workdir / STATE).exists():
         units = _planned(workdir, settings)
-        _check_source(config, workdir)
+        _check_source(config, workdir, units)
         return units
     units = 0
     with atomic_path(workdir / PLAN) as part, part.open("w") as file:
@@ -107,13 +107,14 @@ def _lines(config: Config) -> Iterator[str]:
     return (json.dumps(unit) + "\n" for unit in plan_units(config.source, reading))
 
 
-def _check_source(config: Config, workdir: Path) -> None:
-    """Raises InputError if the source has changed since it was planned; a finished corpus outlives its source."""
+def _check_source(config: Config, workdir: Path, units: int) -> None:
+    """Raises InputError if the source has changed since it was planned; what is read outlives its source."""
     try:
         with open(workdir / PLAN) as planned:
             same = all(ours == theirs for ours, theirs in itertools.zip_longest(planned, _lines(config)))
     except FileNotFoundError:
-        if not (workdir / DATASET / MANIFEST).exists():
+        read = all(read_shard(_stem(workdir, number)) for number in range(units))
+        if not read and not (workdir / DATASET / MANIFEST).exists():
             raise
         return
     if not same:

@@ -222,7 +222,17 @@ def test_a_source_that_changes_is_refused(tmp_path, pairs):
     (tmp_path / "run").mkdir()
     assert prepare_corpus.plan(config, tmp_path / "run") == 2
     table.write_text("path,caption\nimages/0003.jpg,another\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv has changed.*kept"):
+    with pytest.raises(ValueError, match=r"pairs\.csv has changed since"):
+        prepare(config, tmp_path / "run")
+
+
+def test_replaced_photos_are_noticed_also_by_a_finished_corpus(tmp_path, pairs):
+    source = fill(tmp_path / "images", pairs)
+    config = Config(source=source, shard_pairs=5, workers=1)
+    prepare(config, tmp_path / "run")
+    prepare(config, tmp_path / "run")
+    (tmp_path / "images" / "0003.jpg").write_bytes(encoded(99))
+    with pytest.raises(ValueError, match="images has changed since"):
         prepare(config, tmp_path / "run")
 
 
@@ -266,7 +276,7 @@ def test_a_dataset_that_is_incomplete_or_damaged_is_no_corpus(dataset, tmp_path)
         load_corpus(f"array_record:{dataset}")
     copy = tmp_path / "copy"
     for remove, message in (
-        ("pairs-train.array_record-00001-of-00003", "lacks 1 of its shards"),
+        ("pairs-train.array_record-00001-of-00003", "1 of 3 files of split train are missing"),
         ("captions.jsonl", r"captions\.jsonl"),
     ):
         copy.mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ def test_accuracy_is_that_of_the_nearest_class(folder, tmp_path):
         assert (row.dataset, row.domain) == ("glyphs:chess", "noise")
     assert results.environment["weights"] == gram.weights_hash(clip.params)
     assert results.environment["splits"] == {"glyphs:chess/noise": dataset.content_hash}
-    assert results.config == dataclasses.asdict(config)
+    assert results.config == dataclasses.asdict(config) | {"datasets": {"glyphs:chess/noise": {}}}
 
 
 def test_ensemble_is_one_classifier(folder, tmp_path):
