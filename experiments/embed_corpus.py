@@ -170,8 +170,7 @@ def run(config: Config, workdir: Any) -> None:
         finish(folder, corpus, embed(config, folder, frozen, sharding, corpus))
     for spec in config.dataset:
         dataset = load_dataset(spec, seed=config.seed)
-        if runtime.is_main():
-            tell([dataset])
+        tell([dataset])
         for views in dict.fromkeys((0, config.views)):
             waiting = embed(config, folder, frozen, sharding, dataset, views)
             finish(folder / store_name(dataset, views), dataset, waiting)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from gram_jax import objectives, regulators, tuners
+from gram_jax.clip.images import CROP_ROUNDINGS, READINGS
 from gram_jax.data.readers.sources import forms
 from gram_jax.evaluation import baselines, measures, protocols
 from gram_jax.evaluation.encoder import AUGMENTATIONS
@@ -18,6 +19,7 @@ PARTS = ("zero_shot", "tuner", "gram", "init_only", "regulator_only", "controls"
 LOSSES = ("cross_entropy", "dpt")
 REGULATIONS = ("frozen", "alternating")
 UNSEEN = "unseen"
+SCARCE = ("refuse", "take_all")
 
 
 def _preset(name: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -119,6 +121,18 @@ class Flags:
         "augmentation",
         "random resized crops and flips of training images: a fresh one each time, or one of --views stored ones",
         AUGMENTATIONS,
+    )
+    image_reading: str | None = _preset(
+        "image_reading",
+        "how image files become RGB: upright (EXIF orientation, transparency on white, scaled 16-bit grayscale), or "
+        "plain (Pillow's own conversion, as in Dassl)",
+        READINGS,
+    )
+    crop_rounding: str | None = _preset(
+        "crop_rounding", "offset of the center crop: down (transformers) or half_even (torchvision)", CROP_ROUNDINGS
+    )
+    few_images: str | None = _preset(
+        "few_images", "classes with fewer training images than shots: refuse them, or take_all of their images", SCARCE
     )
     views: int = setting(8, "stored views of an image")
     test_time_views: int = setting(64, "test_time: views of a test image, the unaugmented image included")

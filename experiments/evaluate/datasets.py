@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ from gram_jax.data.readers import coop
 from gram_jax.data.readers.sources import READERS, forms
 from gram_jax.errors import InputError
 from gram_jax.evaluation import draws as drawing
-from gram_jax.evaluation.checks import require_usable
+from gram_jax.evaluation.checks import require_usable, scarce
 from gram_jax.evaluation.protocols import Protocol
 
 from .config import UNSEEN
@@ -45,6 +46,8 @@ def open_datasets(settings: Settings) -> dict[str, Opened]:
     loaded = load_datasets(named, seed=settings.dataset_seed, gray_range=settings.gray_range)
     for dataset in loaded.values():
         require_usable(dataset)
+    if settings.few_images == "take_all":
+        loaded = {text: _with_scarce(settings, dataset) for text, dataset in loaded.items()}
     return {
         loaded[text].name: Opened(
             loaded[text],
@@ -52,6 +55,13 @@ def open_datasets(settings: Settings) -> dict[str, Opened]:
         )
         for text, targets in tuned_on.items()
     }
+
+
+def _with_scarce(settings: Settings, dataset: Dataset) -> Dataset:
+    """Returns a dataset with a note on classes that have fewer images than shots, all of which are taken."""
+    counts = [shots for protocol in settings.protocols for shots in settings.counts(protocol) if shots is not None]
+    notes = [*dataset.about.get("notes", ()), *scarce(dataset, max(counts, default=0))]
+    return dataclasses.replace(dataset, about={**dataset.about, "notes": notes})
 
 
 def _target_texts(settings: Settings, text: str, protocol: Protocol) -> list[str]:

@@ -61,6 +61,9 @@ PLAIN: dict[str, Any] = {
     "weight_decay": 0.0,
     "schedule": "cosine",
     "augmentation": "none",
+    "image_reading": "upright",
+    "crop_rounding": "down",
+    "few_images": "refuse",
     "regularizers": "",
     "loss": "cross_entropy",
     "regulation": "frozen",
@@ -74,6 +77,9 @@ SHARED = {
     "weight_decay": 5e-4,
     "schedule": "warmup_cosine",
     "augmentation": "fresh",
+    "image_reading": "plain",
+    "crop_rounding": "half_even",
+    "few_images": "take_all",
     "seeds": (1, 2, 3),
 }
 USES = {

@@ -69,8 +69,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     clip, tuner = load_clip(settings), choose_tuner(settings)
     methods, checkpoint = build(settings, tuner, clip)
     opened = open_datasets(settings)
-    if runtime.is_main():
-        tell(all_datasets(opened))
+    tell(all_datasets(opened))
     encoder = Encoder(
         clip,
         settings.image_batch,
@@ -108,6 +107,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 def load_clip(settings: Settings) -> Clip:
     """Loads the clip with the precision and the class chunk of the flags."""
     clip = gram.load_clip(settings.clip, compute_dtype=settings.compute_dtype)
+    if clip.transform is not None:
+        reading = {"reading": settings.image_reading, "crop_rounding": settings.crop_rounding}
+        clip = clip.replace(transform=dataclasses.replace(clip.transform, **reading))
     return clip.replace(config=dataclasses.replace(clip.config, class_chunk=settings.class_chunk))
 
 

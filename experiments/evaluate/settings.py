@@ -117,7 +117,7 @@ def resolve(given: Flags) -> Settings:
     elif flags.optimizer == "adamw":
         raise InputError(f"--optimizer=adamw belongs to --protocol={TEST_TIME}; give sgd or adam")
     tails = [protocols.Imbalanced(tau, flags.largest) for tau in flags.tau]
-    each = [tails if name == "imbalanced" else [protocols.parse(name)] for name in flags.protocol]
+    each = [tails if name == "imbalanced" else [_protocol(name, flags)] for name in flags.protocol]
     settings = Settings(
         **dataclasses.asdict(flags),
         protocols=tuple(itertools.chain.from_iterable(each)),
@@ -134,6 +134,11 @@ def resolve(given: Flags) -> Settings:
         _check_tuner(settings, _named("tuner", tuners.make, settings.tuner_call))
     _check_composition(settings)
     return settings
+
+
+def _protocol(name: str, flags: Flags) -> Protocol:
+    protocol = protocols.parse(name)
+    return protocol.taking_all() if flags.few_images == "take_all" else protocol
 
 
 def _filled(given: Flags) -> dict[str, Any]:

@@ -97,27 +97,27 @@ def deep_gray_values(path: str | os.PathLike[str]) -> tuple[str, float, float] |
         return None
 
 
-def open_rgb(source: Any, name: str, max_pixels: int, largest: float | None = None) -> Any:
-    """Returns an upright PIL image in mode RGB from a PIL image, a path or bytes."""
+def open_rgb(source: Any, name: str, max_pixels: int, largest: float | None = None, plain: bool = False) -> Any:
+    """Returns a PIL image in mode RGB from a PIL image, a path or bytes: upright, or by Pillow's `plain` conversion."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _guarded(lambda image: _to_rgb(image, name, max_pixels, largest), source, name)
+        return _guarded(lambda image: _to_rgb(image, name, max_pixels, largest, plain), source, name)
     if isinstance(source, (str, os.PathLike)):
         if os.path.exists(source) and not os.path.isfile(source):  # a pipe or a device may never end
             raise ImageError(f"{name} is a folder, a pipe or a device; give an image file")
     elif not isinstance(source, (bytes, bytearray, memoryview)):
         raise ImageError(f"{name} is a {type(source).__name__}; pass a PIL image, a path, bytes or a uint8 array")
-    return _guarded(lambda file: _decode(file, name, max_pixels, largest), source, name)
+    return _guarded(lambda file: _decode(file, name, max_pixels, largest, plain), source, name)
 
 
-def _decode(file: Any, name: str, max_pixels: int, largest: float | None) -> Any:
+def _decode(file: Any, name: str, max_pixels: int, largest: float | None, plain: bool) -> Any:
     from PIL import Image
 
     Image.init()
     stream = os.fspath(file) if isinstance(file, (str, os.PathLike)) else io.BytesIO(file)
     with Image.open(stream, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
-        return _to_rgb(image, name, max_pixels, largest)
+        return _to_rgb(image, name, max_pixels, largest, plain)
 
 
 def _guarded(decode: Callable[[Any], Any], source: Any, name: str) -> Any:
@@ -182,7 +182,7 @@ def _problem(error: Exception, content: bytes | None) -> str:
     return f"cannot be read, it is truncated or damaged ({error}); replace it"
 
 
-def _to_rgb(image: Any, name: str, max_pixels: int, largest: float | None = None) -> Any:
+def _to_rgb(image: Any, name: str, max_pixels: int, largest: float | None, plain: bool) -> Any:
     from PIL import Image
 
     width, height = image.size
@@ -192,6 +192,8 @@ def _to_rgb(image: Any, name: str, max_pixels: int, largest: float | None = None
             "ImageTransform.max_pixels (and Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS)"
         )
     image.load()  # while the file is open
+    if plain:
+        return image.convert("RGB")
     turn = TURNS.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
@@ -220,9 +222,8 @@ def _deep_gray_to_rgb(image: Any, name: str, largest: float | None) -> Any:
             f"{name} has mode {image.mode} and values from {low} to {high}; scale it to 0..255 (8 bits) or 0..65535"
         )
     if largest is None:
-        largest = (
-            65535 if high > 255 or image.mode.startswith("I;16") else 1 if image.mode == "F" and high <= 1 else 255
-        )
+        small = 1 if image.mode == "F" and high <= 1 else 255
+        largest = 65535 if high > 255 or image.mode.startswith("I;16") else small
     elif high > largest:
         raise ImageError(f"{name} has values up to {high:g}, above the gray range {largest:g}; give a larger one")
     if largest == 65535:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from gram_jax.clip.decoding import MAX_PIXELS, ImageError, open_rgb
-from gram_jax.errors import InputError, require_int, require_number
+from gram_jax.errors import InputError, require_int, require_known, require_number
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 BICUBIC = 3  # Pillow's number, which preprocessor_config.json uses
+CROP_ROUNDINGS, READINGS = ("down", "half_even"), ("upright", "plain")
 MAX_SIDE = 1 << 14  # of a transformed image
 
 
@@ -39,6 +40,10 @@ class ImageTransform:
       rescale_factor: factor of the bytes, or None.
       mean, std: subtracted from each channel after rescaling, and its divisor then; None for no normalization.
       max_pixels: images with more pixels are refused before decoding.
+      crop_rounding: the offset of the crop if it is not whole: "down" as transformers rounds it, or "half_even" as
+        torchvision does, which is one pixel more if (side - crop) mod 4 is 3.
+      reading: "upright" as above, or "plain" as Dassl reads images: Pillow's own conversion to RGB, which ignores EXIF
+        orientation, drops transparency and does not scale grayscale with more than 8 bits.
 
     Example:
       >>> ImageTransform(size=32, crop=(32, 32))([np.zeros((40, 51, 3), np.uint8)]).shape
@@ -52,6 +57,8 @@ class ImageTransform:
     mean: tuple[float, float, float] | None = MEAN
     std: tuple[float, float, float] | None = STD
     max_pixels: int = field(default=MAX_PIXELS, compare=False)
+    crop_rounding: str = "down"
+    reading: str = "upright"
 
     def __post_init__(self) -> None:
         if not (self.crop is None or isinstance(self.crop, tuple)):
@@ -60,6 +67,8 @@ class ImageTransform:
             value = getattr(self, name)
             for side in () if value is None else value if isinstance(value, tuple) else (value,):
                 require_int(f"ImageTransform.{name}", side, most=MAX_SIDE)
+        require_known("ImageTransform.crop_rounding", self.crop_rounding, CROP_ROUNDINGS)
+        require_known("ImageTransform.reading", self.reading, READINGS)
         require_int("ImageTransform.resample", self.resample, least=0, most=5)
         if self.rescale_factor is not None:
             require_number("ImageTransform.rescale_factor", self.rescale_factor)
@@ -137,7 +146,9 @@ class ImageTransform:
     @property
     def version(self) -> str:
         """Identifier of the transform and its parameters, for the cache keys of image features."""
-        steps = (self.size, self.crop, self.resample, self.rescale_factor, self.mean, self.std)
+        steps: tuple[Any, ...] = (self.size, self.crop, self.resample, self.rescale_factor, self.mean, self.std)
+        if (self.crop_rounding, self.reading) != ("down", "upright"):
+            steps += (self.crop_rounding, self.reading)
         return "images-1-" + hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
     def __call__(self, images: Iterable[Any]) -> np.ndarray:
@@ -183,7 +194,7 @@ class ImageTransform:
                 raise ImageError(f"{name} is {image.dtype}{list(image.shape)}; pass uint8[height, width, 3]")
             return self._resize_and_crop(image, name)
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
-        return self._resize_and_crop(open_rgb(image, name, self.max_pixels), name)
+        return self._resize_and_crop(open_rgb(image, name, self.max_pixels, plain=self.reading == "plain"), name)
 
     def _resize_and_crop(self, image: Any, name: str) -> np.ndarray:
         """Resizes and crops an RGB image, an array or a PIL image; leaves an image of the right size unchanged."""
@@ -198,7 +209,8 @@ class ImageTransform:
                 f"{self.max_pixels} pixels; crop it first, or raise ImageTransform.max_pixels"
             )
         # The window of the resized image that remains after the crop.
-        top, left = (max(0, side - cut) // 2 for side, cut in zip(full, crop, strict=True))
+        rounded = round if self.crop_rounding == "half_even" else math.floor
+        top, left = (rounded(max(0, side - cut) / 2) for side, cut in zip(full, crop, strict=True))
         bottom, right = (start + min(side, cut) for start, side, cut in zip((top, left), full, crop, strict=True))
         if full == (height, width):
             window = np.asarray(image)[top:bottom, left:right]

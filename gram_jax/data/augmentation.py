@@ -114,4 +114,5 @@ def augmented_views(
 
 
 def _decoded(transform: ImageTransform, image: Any, name: str) -> np.ndarray:
-    return ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels).pixels(image, name)
+    whole = ImageTransform(size=None, crop=None, max_pixels=transform.max_pixels, reading=transform.reading)
+    return whole.pixels(image, name)

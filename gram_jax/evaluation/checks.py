@@ -8,7 +8,7 @@ import numpy as np
 
 from gram_jax.data import Dataset, coop
 from gram_jax.data.spellings import require_distinct
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 from gram_jax.evaluation import draws
 
 
@@ -50,6 +50,15 @@ def remarks(dataset: Dataset) -> list[str]:
     if (dataset.splits == "val").any():
         return []
     return ["there is no val split to select settings on: give one value of each, such as --learning_rate=1"]
+
+
+def scarce(dataset: Dataset, shots: int) -> list[str]:
+    """Returns a note if classes have fewer training images than shots."""
+    counts = np.bincount(dataset.labels[dataset.splits == "train"], minlength=len(dataset.class_names))
+    names = [name for name, count in zip(dataset.class_names, counts, strict=True) if count < shots]
+    if not names:
+        return []
+    return [f"{len(names)} classes have fewer than {shots} training images, all of which are taken: {examples(names)}"]
 
 
 def most_shots(dataset: Dataset) -> tuple[int, str]:

@@ -14,7 +14,7 @@ VAL_SHOTS = 4  # validation images per class, at most
 RULE = "random.Random(seed): classes as they first appear in train, a sample without replacement of each"
 
 
-def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> np.ndarray:
+def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train", *, take_all: bool = False) -> np.ndarray:
     """Draws the same number of images of every class, as CoOp does.
 
     One generator samples without replacement from each class, in the order in which classes first appear in the split.
@@ -24,6 +24,7 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
       dataset, split: what is drawn from.
       shots: images per class; InputError if a class has fewer.
       seed: the seed of the draw.
+      take_all: take all images of a class that has fewer, as Dassl does, instead.
 
     Returns:
       int64 ``[classes * shots]``, positions in the dataset, class after class.
@@ -39,14 +40,16 @@ def few_shot(dataset: Dataset, shots: int, seed: int, split: str = "train") -> n
       ``generate_fewshot_dataset`` of the public code of "Learning to Prompt for Vision-Language Models", on Python's
       own ``random``.
     """
-    return _few_shot(dataset, shots, random.Random(seed), split)
+    return _few_shot(dataset, shots, random.Random(seed), split, take_all)
 
 
-def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def few_shot_and_val(
+    dataset: Dataset, shots: int, seed: int, *, take_all: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws training images as `few_shot` does, then min(shots, 4) validation images per class, or all if fewer exist.
 
     Args:
-      dataset, shots, seed: as in `few_shot`; the dataset must have a val split.
+      dataset, shots, seed, take_all: as in `few_shot`; the dataset must have a val split.
 
     Returns:
       Two int64 arrays of positions in the dataset, class after class.
@@ -56,7 +59,7 @@ def few_shot_and_val(dataset: Dataset, shots: int, seed: int) -> tuple[np.ndarra
       file shot_K-seed_S.pkl.
     """
     rng = random.Random(seed)
-    train = _few_shot(dataset, shots, rng, "train")
+    train = _few_shot(dataset, shots, rng, "train", take_all)
     val: list[int] = []
     for members in _by_class(dataset, "val").values():
         count = min(shots, VAL_SHOTS)
@@ -101,16 +104,17 @@ def long_tail_draw(
     return np.concatenate([members[: sizes.get(int(dataset.labels[members[0]]), 0)] for members in drawn])
 
 
-def _few_shot(dataset: Dataset, shots: int, rng: random.Random, split: str) -> np.ndarray:
+def _few_shot(dataset: Dataset, shots: int, rng: random.Random, split: str, take_all: bool) -> np.ndarray:
     require_int("shots", shots)
     items = _by_class(dataset, split)
-    for label, name in enumerate(dataset.class_names):
+    for label, name in enumerate(() if take_all else dataset.class_names):
         if (count := len(items.get(label, ()))) < shots:
             raise InputError(
                 f"shots={shots}: class {name!r} of {dataset.name!r} has {count} images of split {split!r}; give at "
                 f"most {count}, or leave the class out"
             )
-    return np.array([position for members in items.values() for position in rng.sample(members, shots)], np.int64)
+    drawn = (members if len(members) < shots else rng.sample(members, shots) for members in items.values())
+    return np.array([position for members in drawn for position in members], np.int64)
 
 
 def _by_class(dataset: Dataset, split: str) -> dict[int, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -40,6 +41,7 @@ class Protocol:
       has_new: whether the class lists are "base", which is tuned on, and "new".
       takes_labels: whether methods learn from labeled images.
       tuned_on: protocols with the same text tune on the same images, and share tuned prompts.
+      take_all: whether all images of a class with fewer images than shots are taken, instead of an error.
 
     Example:
       >>> class EverySecondClass(Protocol):
@@ -57,6 +59,7 @@ class Protocol:
     has_new: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = True
     tuned_on: ClassVar[str] = ""
+    take_all: bool = False
 
     def splits(self, dataset: Dataset) -> dict[str, np.ndarray]:
         """Returns the labels of each class list, by its name in rows; the first list is tuned on."""
@@ -64,7 +67,7 @@ class Protocol:
 
     def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
         """Returns the positions of the labeled images; images of classes that are not tuned on are dropped later."""
-        return draws.few_shot(dataset, shots, seed)
+        return draws.few_shot(dataset, shots, seed, take_all=self.take_all)
 
     def counts(self, shots: Sequence[int]) -> tuple[int | None, ...]:
         """Returns the numbers of labeled images per class that the protocol runs with, of those asked for."""
@@ -76,7 +79,16 @@ class Protocol:
 
     def validation(self, dataset: Dataset, shots: int, seed: int) -> Dataset:
         """Returns the validation images that belong to a draw: min(shots, 4) per class, see `few_shot_and_val`."""
-        return restrict(dataset.take(draws.few_shot_and_val(dataset, shots, seed)[1]), self._tuned_labels(dataset))
+        return restrict(dataset.take(self._draw_val(dataset, shots, seed)), self._tuned_labels(dataset))
+
+    def _draw_val(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
+        return draws.few_shot_and_val(dataset, shots, seed, take_all=self.take_all)[1]
+
+    def taking_all(self) -> Protocol:
+        """Returns the protocol that takes all images of a class with fewer images than shots, as Dassl does."""
+        other = copy.copy(self)
+        other.take_all = True
+        return other
 
     def targets(self, datasets: Iterable[Dataset]) -> dict[str, Dataset]:
         """Returns datasets by the domain that rows name: the visual domain, or the name of the dataset."""

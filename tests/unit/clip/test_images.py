@@ -12,6 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from gram_jax.clip import ImageError, ImageTransform
+from gram_jax.errors import InputError
 
 SIZES = [
     (1, 1),
@@ -324,3 +325,44 @@ def test_batches_that_cannot_be_stacked():
 def test_configurations_that_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         ImageTransform.from_hf(config)
+
+
+@pytest.mark.parametrize("side", range(224, 236))
+def test_the_crop_of_torchvision_rounds_half_to_even(side):
+    """torchvision's CenterCrop: crop_left = int(round((width - 224) / 2.0)); transformers divides with //."""
+    array = np.arange(224 * side, dtype=np.uint32).reshape(224, side, 1).repeat(3, -1).astype(np.uint8)
+    offsets = {}
+    for rounding, expected in (("down", (side - 224) // 2), ("half_even", round((side - 224) / 2.0))):
+        transform = ImageTransform(crop_rounding=rounding)
+        np.testing.assert_array_equal(transform.pixels(array), array[:, expected : expected + 224])
+        offsets[rounding] = expected
+    assert (offsets["down"] != offsets["half_even"]) == ((side - 224) % 4 == 3)
+
+
+def test_plain_reading_is_pillows_own_conversion(tmp_path):
+    whole, plain = (ImageTransform(size=None, crop=None, reading=each) for each in ("upright", "plain"))
+    turned = Image.fromarray(noise(7, 5))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert plain.pixels(tmp_path / "turned.png").shape == (5, 7, 3)
+    assert whole.pixels(tmp_path / "turned.png").shape == (7, 5, 3)
+    clear = Image.fromarray(np.dstack([noise(7, 5), np.zeros((5, 7), np.uint8)]))
+    np.testing.assert_array_equal(plain.pixels(clear), np.asarray(clear)[..., :3])
+    assert (whole.pixels(clear) == 255).all()
+
+
+def test_settings_of_reading_are_part_of_the_version_and_checked():
+    versions = {
+        ImageTransform().version,
+        ImageTransform(crop_rounding="half_even").version,
+        ImageTransform(reading="plain").version,
+    }
+    assert len(versions) == 3
+    assert ImageTransform().version == ImageTransform(crop_rounding="down", reading="upright").version
+    for settings, message in (
+        ({"reading": "dassl"}, "reading='dassl'"),
+        ({"crop_rounding": "up"}, "crop_rounding='up'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ImageTransform(**settings)

@@ -9,6 +9,7 @@ import pytest
 import gram_jax as gram
 from gram_jax import evaluation
 from gram_jax.data import Dataset
+from gram_jax.evaluation import checks, protocols
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,24 @@ def test_few_shot_is_coops_draw(dataset, shots):
         assert drawn.dtype == np.int64
         assert drawn.tolist() == coops_draw(dataset, shots, seed)
         assert np.bincount(dataset.labels[drawn]).tolist() == [shots] * 4
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_of_small_classes_all_images_are_taken_as_dassl_does(seed):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [2, 7, 4]))
+    dataset = Dataset("toy", tuple(range(13)), labels, np.array(["train"] * 13), ("a", "b", "c"), "{}", str)
+    random.seed(seed)
+    tracker, expected = defaultdict(list), []
+    for position, label in enumerate(labels):
+        tracker[int(label)].append(position)
+    for items in tracker.values():  # generate_fewshot_dataset with repeat=False
+        expected.extend(random.sample(items, 4) if len(items) >= 4 else items)
+    assert evaluation.few_shot(dataset, 4, seed, take_all=True).tolist() == expected
+    with pytest.raises(ValueError, match="class 'a' of 'toy' has 2 images"):
+        evaluation.few_shot(dataset, 4, seed)
+    assert protocols.few_shot.taking_all().draw(dataset, 4, seed).tolist() == expected
+    assert checks.scarce(dataset, 4) == ["1 classes have fewer than 4 training images, all of which are taken: 'a'"]
+    assert checks.scarce(dataset, 2) == []
 
 
 @pytest.mark.parametrize("shots", [1, 3, 5])
