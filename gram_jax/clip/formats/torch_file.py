@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.clip.formats import torch_globals
-from gram_jax.clip.formats.shards import read_object, shard_files
 from gram_jax.clip.formats.torch_globals import Storage, Tensor
 from gram_jax.clip.formats.unpickle import Module, unpickle
 from gram_jax.clip.formats.zip_members import members, start_of
@@ -32,7 +31,6 @@ _MAX_NAME, _MAX_DEPTH, _MAX_ENTRIES = 1000, 50, 100_000  # characters of a name;
 _MIN_EXPANDED = 1 << 20  # elements that a view may have even if the file has fewer bytes
 _PLAIN = (str, int, float, bool)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the state dict
-_PARALLEL = "module."  # what DataParallel puts before all names
 _PICKLE_STARTS = (b"\x80", b"(", b"]", b"}", b"c")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older layout
 # SHA-256 of OpenAI's files, from their public addresses.
@@ -104,9 +102,8 @@ class TorchFile(Mapping[str, np.ndarray]):
 def read_torch(path: str | Path, *, verify: bool = True) -> TorchFile:
     """Returns the tensors of a checkpoint file of PyTorch, of any of its layouts.
 
-    A state dict inside {"state_dict": ...} or {"model": ...} is unwrapped, the prefix "module." of all names is
-    removed, and the names of a TorchScript archive are the paths of its attributes, as in its own `state_dict()`.
-    Tensors that an archive keeps among its constants are not part of it.
+    A state dict inside {"state_dict": ...} or {"model": ...} is unwrapped. The names of a TorchScript archive are the
+    paths of its attributes, as in its own `state_dict()`; tensors among its constants are not part of it.
 
     Args:
       path: the file.
@@ -127,28 +124,6 @@ def read_torch(path: str | Path, *, verify: bool = True) -> TorchFile:
         except (ValueError, TypeError, LookupError, ArithmeticError, struct.error) as error:
             problem = error if isinstance(error, InputError) else f"it is damaged ({error}); copy it again"
             raise InputError(f"{path} cannot be read: {problem}") from error
-
-
-def read_sharded(index: str | Path) -> TorchFile:
-    """Returns the tensors of all shards that an index file (pytorch_model.bin.index.json) names.
-
-    Raises:
-      InputError: the index or a shard is damaged, or a tensor is missing or in two shards.
-      FileNotFoundError: the index or a shard is missing.
-    """
-    tensors: dict[str, Place] = {}
-    metadata: dict[str, Any] = {}
-    left_out: list[str] = []
-    for shard in shard_files(Path(index)):
-        file = read_torch(shard)
-        if twice := sorted(tensors.keys() & file.keys()):
-            raise InputError(f"{shard} has {examples(twice)} again; use the shards of one model")
-        tensors |= file.tensors
-        metadata |= file.metadata
-        left_out += file.left_out
-    if missing := sorted(read_object(Path(index))["weight_map"].keys() - tensors.keys()):
-        raise InputError(f"{index} lists {examples(missing)}, which no shard has; use the files of one model")
-    return TorchFile(tensors, metadata, left_out)
 
 
 def _verify(file: BufferedReader, published: str) -> None:
@@ -274,7 +249,6 @@ def _script_state(root: Module) -> _State:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
     left_out: list[str] = []
-
     visits = itertools.count(1)
 
     def visit(module: Module, prefix: str, depth: int) -> None:
@@ -283,6 +257,8 @@ def _script_state(root: Module) -> _State:
         for name, item in module.attributes.items():
             if next(visits) > _MAX_ENTRIES:
                 raise InputError(f"its modules have more than {_MAX_ENTRIES} attributes; do not trust it")
+            if not isinstance(name, str) or len(name) > _MAX_NAME:
+                raise InputError(f"its modules have an attribute without a name of at most {_MAX_NAME} characters")
             path = f"{prefix}{name}"
             if isinstance(item, Module):
                 visit(item, f"{path}.", depth + 1)
@@ -299,12 +275,10 @@ def _script_state(root: Module) -> _State:
 
 def _checked(tensors: dict[Any, Tensor], metadata: dict[str, Any], left_out: list[str]) -> _State:
     if not tensors:
-        found = examples(left_out) or examples(list(metadata)) or "nothing"
+        found = examples([name[:50] for name in (*left_out, *metadata)]) or "nothing"
         raise InputError(f"it contains no tensors with names, but {found}; save a state dict")
     wrong = [name for name in tensors if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME]
     if wrong:
         shown = wrong[0][:50] if isinstance(wrong[0], str) else wrong[0]
         raise InputError(f"it has {len(wrong)} tensors without a valid name, as {shown!r}; save a state dict")
-    if all(name.startswith(_PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
     return tensors, metadata, left_out

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from gram_jax.clip.formats import torch_file, torch_globals
-from gram_jax.clip.formats.torch_file import OPENAI_FILES, read_sharded, read_torch
+from gram_jax.clip.formats.shards import shard_files
+from gram_jax.clip.formats.tensors import open_tensors
+from gram_jax.clip.formats.torch_file import OPENAI_FILES, read_torch
 from gram_jax.errors import InputError
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the files that these tests read")
@@ -135,7 +137,7 @@ def test_training_checkpoints(key, layout, tmp_path):
         "name": "run",
         "rate": 0.5,
         "done": True,
-        key: collections.OrderedDict((f"module.{name}", tensor) for name, tensor in state.items()),
+        key: collections.OrderedDict(state),
         "optimizer": optimizer,
         "best": None,
         "device": torch.device("cuda", 1),
@@ -200,24 +202,26 @@ def write_shards(folder: Path, *shards) -> Path:
 
 def test_shards(tmp_path):
     first, second = {"a": torch.randn(2), "b": torch.randn(3)}, {"c": torch.randn(2).half()}
-    index = write_shards(tmp_path, first, second)
-    check(read_sharded(index), first | second)
-    (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks 1 of 2"):
-        read_sharded(index)
+    found = open_tensors(shard_files(write_shards(tmp_path, first, second)))
+    assert found.shapes == {"a": (2,), "b": (3,), "c": (2,)}
+    assert found.repeated == ()
+    with found.reading(found.shapes) as read:
+        for name, tensor in (first | second).items():
+            np.testing.assert_array_equal(read(name), tensor.numpy())
 
 
 def test_shards_with_the_same_tensor(tmp_path):
     index = write_shards(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.ones(2)})
-    with pytest.raises(InputError, match=r"00002-of-00002\.bin has 'a'"):
-        read_sharded(index)
+    (problem,) = open_tensors(shard_files(index)).repeated
+    assert re.search(r"a in both .*00001-of-00002\.bin and .*00002-of-00002\.bin", problem)
 
 
-def test_an_index_that_misses_a_tensor_of_its_shards(tmp_path):
-    index = write_shards(tmp_path, {"a": torch.ones(2)})
-    index.write_text(index.read_text().replace('"a"', '"z"'))
-    with pytest.raises(InputError, match="'z'"):
-        read_sharded(index)
+def test_prefixes_of_parallel_training(tmp_path):
+    path = save({f"module._orig_mod.{name}": torch.ones(2) for name in "ab"}, tmp_path / "model.pt")
+    found = open_tensors([path])
+    assert found.shapes == {"a": (2,), "b": (2,)}
+    with found.reading("a") as read:
+        assert read("a").tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
