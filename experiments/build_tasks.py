@@ -53,7 +53,7 @@ HIERARCHY, OUTLINE, PICTURE = "hierarchy.safetensors", "hierarchy.txt", "hierarc
 class Config:
     """The pairs and the settings of clustering."""
 
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     corpus: str = setting("glyphs", "the corpus")
     pairs: int = setting(80000, "image-text pairs; 0 for all of a prepared corpus")
     features: str = setting("", "feature store of these pairs, by experiments.embed_corpus; empty: compute features")

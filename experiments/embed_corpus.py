@@ -54,7 +54,7 @@ _TOKENS = 8  # texts are padded to a multiple of this number of tokens, so that 
 class Config:
     """Settings of `embed_corpus`."""
 
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     corpus: str = setting("", "the corpus: glyphs or array_record:FOLDER")
     pairs: int = setting(20_000, "pairs of the corpus; 0 for all pairs of a prepared one")
     dataset: tuple[str, ...] = setting((), "datasets, instead of a corpus")

@@ -66,7 +66,7 @@ class Config:
     prompt: str = setting("", "a tuned prompt or a meta checkpoint (.safetensors); empty: zero-shot")
     template: str | None = setting(None, f'text with one {{}} for the class name; default: "{templates.DEFAULT}"')
     output: str = setting("", "the output file (CSV); default: WORKDIR/predictions.csv")
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     top: int = setting(3, "number of most probable classes to list")
     batch_size: int = setting(64, "images per step")
     gray_range: float | None = setting(

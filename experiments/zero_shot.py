@@ -34,7 +34,7 @@ OWN = "own"
 class Config:
     """The datasets and the classifiers."""
 
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     dataset: tuple[str, ...] = setting(tuple(f"glyphs:{name}" for name in glyphs.NAMES), f"datasets: {forms()}")
     template: tuple[str, ...] = setting(
         (OWN, templates.DEFAULT), 'texts with one {}; "own" means the template of the dataset', repeated=True

@@ -49,7 +49,7 @@ _WORK = f"import sys; from {__package__}.scaling import work; work(*sys.argv[1:]
 class Config:
     """The cases."""
 
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     devices: tuple[int, ...] = setting((1, 2, 4, 8), "cases with one process: numbers of devices")
     processes: tuple[int, ...] = setting((2, 4), "cases with one device per process: numbers of processes")
     tasks: int = setting(2, "tasks per device")

@@ -61,7 +61,7 @@ BALANCED = base_to_new
 class Config:
     """The tuned prompts, and the steps at which they are measured."""
 
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     tuner: str = setting("coop", f"tuners, such as coop,ivlp(depth=2); some of {', '.join(tuners.NAMES)}")
     regularizers: tuple[str, ...] = setting(
         ("", "npt", "kgcoop"),

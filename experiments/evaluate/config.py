@@ -36,7 +36,7 @@ class Flags:
     preset: str | None = setting(
         None, "a published recipe, for every flag that is not given; see presets.py", choices=presets.NAMES
     )
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     tuner: str | None = setting(
         None,
         f"the tuner with its settings, such as ivlp(depth=9, num_visual=4); one of {', '.join(tuners.NAMES)}; default "

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import strategies as st
 
 import gram_jax as gram
-from gram_jax.clip.formats import huggingface
+from gram_jax.clip.formats import huggingface, openclip
+from gram_jax.clip.formats.recognition import MODULES, recognize
+from gram_jax.clip.formats.shards import shard_files
 from gram_jax.clip.images import ImageTransform
 from gram_jax.testing import tiny_clip
 from tests.system.fuzzing import altered, damaged, few, kept, many, tried
@@ -93,13 +95,53 @@ def test_index_of_shards(content):
         written(folder, **{"model.safetensors.index.json": content})
         (folder / "model.safetensors").unlink()
         (folder.parent / "x").mkdir()
-        find = lambda: huggingface.weight_files(folder)  # noqa: E731
+        find = lambda: shard_files(folder / huggingface.INDEX)  # noqa: E731
         found = tried(find, ValueError, FileNotFoundError, names=str(folder))
         assert all(path.parent == folder for path in found or ())
         (folder.parent / "x").rmdir()
 
 
 test_index_of_shards_many = many(test_index_of_shards)
+OPENCLIP = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 12, "patch_size": 4, "layers": 1, "width": 32, "head_width": 16, "mlp_ratio": 2.0},
+        "text_cfg": {"context_length": 24, "vocab_size": 632, "width": 24, "heads": 2, "layers": 1, "mlp_ratio": 2.0},
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
+}
+
+
+@few(60, content=st.one_of(altered(OPENCLIP).map(lambda found: json.dumps(found).encode()), st.binary(max_size=40)))
+def test_openclip_config(content):
+    with kept(256 << 20) as folder:
+        written(folder, **{openclip.CONFIG: content})
+        (folder / "config.json").unlink()
+        clip = tried(lambda: gram.load_clip(folder), ValueError, FileNotFoundError, names=str(folder))
+        assert clip is None or clip.config.embed_dim == 16
+
+
+test_openclip_config_many = many(test_openclip_config)
+CLIP_MODULES = [{"idx": 0, "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
+
+
+@few(content=st.one_of(altered(CLIP_MODULES).map(lambda found: json.dumps(found).encode()), st.binary(max_size=40)))
+def test_modules_of_sentence_transformers(content):
+    with kept() as folder:
+        (folder / MODULES).write_bytes(content)
+        (folder / "0_CLIPModel").mkdir()
+        written(folder / "0_CLIPModel")
+        found = tried(lambda: recognize(folder), ValueError, FileNotFoundError, names=str(folder))
+        assert found is None or found[1].folder == folder / "0_CLIPModel"
+
+
+test_modules_of_sentence_transformers_many = many(test_modules_of_sentence_transformers)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "hidden_size", "image_size", "patch_size"])

@@ -32,19 +32,19 @@ def load_clip(
 ) -> Clip:
     """Returns a CLIP with its configuration, weights, tokenizer and image transform, from any public format.
 
-    ============================  ======================================================================
-    "mini"                        the small clip in this package
-    a folder                      Hugging Face's, OpenCLIP's, sentence-transformers' or of the hub's cache
-    a file                        OpenAI's archive; weights beside their configuration
-    "owner/model", "...@refs/pr/3"  a name on the Hugging Face hub, optionally with a revision
-    "ViT-B-16:dfn2b"              OpenCLIP's model and pretrained tag; "ViT-B/16" is OpenAI's
-    "ViT-B-16:epoch_32.pt"        a file of OpenCLIP's training, and the model that was trained
-    ============================  ======================================================================
+    A name is one of these:
+
+    * "mini", the small clip in this package;
+    * a folder in the format of Hugging Face, OpenCLIP, sentence-transformers or the hub's cache;
+    * OpenAI's file, such as "ViT-B-16.pt", or a file beside its configuration;
+    * a name on the Hugging Face hub, "owner/model" or "owner/model@refs/pr/3";
+    * OpenCLIP's model and pretrained tag, "ViT-B-16:dfn2b", or OpenAI's name of a model, "ViT-B/16";
+    * OpenCLIP's model and a file of its training, "ViT-B-16-quickgelu:epoch_32.pt".
 
     A local path takes precedence over a name. Pickled weights (`.bin`, `.pt`) are read without executing them.
 
     Args:
-      name_or_path: one of the above.
+      name_or_path: the name.
       dtype: dtype of the parameters: "float32", "float16" or "bfloat16".
       compute_dtype: dtype of the matrix products: "float32" or "bfloat16" (see `ClipConfig`).
       revision: branch, tag or commit on the hub, such as "refs/pr/3".
