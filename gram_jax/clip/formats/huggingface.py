@@ -127,7 +127,7 @@ def parsed(parse: Callable[[dict[str, Any]], Any], path: Path, content: dict[str
     """Parses the content of a file; errors name the file."""
     try:
         return parse(content)
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path}: {error}") from error
 
 

@@ -11,6 +11,7 @@ from gram_jax.clip.formats.source import Facts, Format, Request, Source
 from gram_jax.clip.formats.tensors import PICKLES, SAFETENSORS
 from gram_jax.clip.model import Clip
 from gram_jax.errors import InputError
+from gram_jax.io import read_json
 
 # A format enters here. Where a folder has several, the first one with safetensors is read.
 FORMATS: tuple[Format, ...] = (huggingface.FORMAT, openclip.FORMAT)
@@ -103,14 +104,14 @@ def _cached_elsewhere(folder: Path, format_: Format) -> tuple[Path, str]:
 
 def _clip_module(modules: Path) -> str:
     """Returns the folder of the clip that sentence-transformers' list of modules names."""
-    from gram_jax.io import read_json
-
     content = read_json(modules)
     for module in content if isinstance(content, list) else []:
         path = module.get("path") if isinstance(module, dict) else None
         if isinstance(path, str) and str(module.get("type")).endswith("CLIPModel"):
-            if Path(path).name != path:
-                raise InputError(f"{modules} names a folder outside, {path[:200]!r}; do not trust it")
+            if path and path not in {each.name for each in modules.parent.iterdir()}:
+                raise InputError(
+                    f"{modules} names the folder {path[:200]!r}, which is not beside it; copy it completely"
+                )
             return path
     raise InputError(f"{modules} lists no CLIPModel; only sentence-transformers' clips are supported")
 

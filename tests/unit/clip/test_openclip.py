@@ -358,7 +358,7 @@ def test_a_folder_of_sentence_transformers(tmp_path):
     modules = [{"idx": 0, "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     assert weights_hash(load_clip(tmp_path).params) == weights_hash(clip.params)
-    for path, message in (("../x", "outside, '../x'"), (None, "no CLIPModel")):
+    for path, message in (("../x", "the folder '../x'"), (None, "no CLIPModel")):
         (tmp_path / "modules.json").write_text(json.dumps([{"path": path, "type": "CLIPModel"}]))
         with pytest.raises(ValueError, match=message):
             load_clip(tmp_path)
