@@ -163,7 +163,7 @@ def archive(model, path, sizes):
         theirs.register_buffer(name, torch.tensor(value))
     texts = torch.tensor([[vocab_size - 2, 5, vocab_size - 1] + (context_length - 3) * [0]])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole
+        warnings.simplefilter("ignore")  # TorchScript as a whole is deprecated, and tracing warns of constants
         traced = torch.jit.trace(theirs.eval(), (torch.zeros(1, 3, image_size, image_size), texts), check_trace=False)
         traced.save(str(path))
 
