@@ -71,7 +71,7 @@ class Config:
     """The settings of meta-training."""
 
     tasks: str = setting("runs/build_tasks/hierarchy.safetensors", "the hierarchy, a file of experiments.build_tasks")
-    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"; the clip that the hierarchy was built with')
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"; that of the hierarchy')
     meta: str = setting("", "meta checkpoint to start from: its initialization, and its regulator if that is the same")
     tuner: str = setting("coop(init_text='a photo of a')", "the tuner, NAME or NAME(setting=value, ...)")
     regulator: str = setting("gated_low_rank", "the regulator, NAME or NAME(setting=value, ...)")
