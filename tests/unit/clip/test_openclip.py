@@ -20,60 +20,13 @@ from gram_jax.clip import (
     save_clip,
     weights_hash,
 )
-from gram_jax.clip.formats import loading, tags, vit, vocabulary
+from gram_jax.clip.formats import tags
 from gram_jax.testing import tiny_clip, tiny_tokenizer
-from tests.openclip import open_clip, openai_clip
+from tests.openclip import ODD, PLAIN, build, open_clip, openai_clip, write_folder
 
 torch = pytest.importorskip("torch", reason="the references are written in it")
 
 TEXTS = ["a cat", "a photo of a large red dog.", "the small green frog on the flower"]
-TEXT = {"context_length": 24, "vocab_size": 632, "width": 64, "heads": 1, "layers": 2}
-VISION = {"image_size": 12, "patch_size": 4, "layers": 3, "width": 64}
-PLAIN = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
-CROPPED = ImageTransform(12, (12, 12))
-ODD = {
-    "embed_dim": 18,
-    "vision_cfg": VISION | {"width": 48, "head_width": 16, "mlp_ratio": 4.3637, "image_size": [14, 14]},
-    "text_cfg": TEXT | {"width": 30, "heads": 5, "mlp_ratio": 2.5},
-    "custom_text": True,
-}
-
-
-def randomize(model: Any) -> Any:
-    """Fills a model with random weights: the usual zero biases and unit norms would hide mistakes."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "ln_" in name and name.endswith("weight"):
-                weight.copy_(1 + 0.2 * noise)
-            elif weight.ndim < 2 or "embedding" in name:
-                weight.copy_(0.3 * noise)
-            else:
-                fan_in = weight.shape[0] if name.endswith("proj") else weight[0].numel()
-                weight.copy_(noise * fan_in**-0.5)
-    return model.eval()
-
-
-def build(config: dict[str, Any]) -> Any:
-    open_clip()
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    settings = {key: value for key, value in config.items() if key != "custom_text"}
-    return randomize((CustomTextCLIP if config.get("custom_text") else CLIP)(**settings))
-
-
-def write_folder(folder, config, model, weights="open_clip_model.safetensors", **preprocess):
-    """Writes what OpenCLIP pushes to the hub, with the tokenizer of tests."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(content))
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / weights) if weights.endswith("safetensors") else torch.save(state, folder / weights)
-    tiny_tokenizer().save(folder)
-    return folder
 
 
 def inputs(clip):
@@ -360,131 +313,6 @@ def test_a_folder_of_sentence_transformers(tmp_path):
         (tmp_path / "modules.json").write_text(json.dumps([{"path": path, "type": "CLIPModel"}]))
         with pytest.raises(ValueError, match=message):
             load_clip(tmp_path)
-
-
-def test_tags_are_those_of_open_clip():
-    open_clip()
-    from open_clip import pretrained
-
-    checked = 0
-    for model, own in tags.TAGS.items():
-        theirs = pretrained._PRETRAINED[model]
-        assert set(own) == set(theirs)
-        for tag, facts in own.items():
-            settings = theirs[tag]
-            assert facts.repository == settings["hf_hub"].rstrip("/")
-            assert facts.quick_gelu == settings.get("quick_gelu", False)
-            for name in ("mean", "std", "interpolation", "resize_mode"):
-                assert getattr(facts, name) == settings[name], (model, tag, name)
-            checked += 1
-    assert checked > 60
-
-
-def test_models_and_head_widths_are_those_of_open_clip():
-    from open_clip import factory
-
-    configs = {name: factory.get_model_config(name) for name in open_clip().list_models()}
-    for name, sizes in tags.MODELS.items():
-        vision, text = configs[name]["vision_cfg"], configs[name]["text_cfg"]
-        layers = vision["layers"] if isinstance(vision["layers"], int) else tuple(vision["layers"])
-        assert sizes == (
-            *(vision["image_size"], vision["patch_size"], layers, vision["width"]),
-            *(text["width"], text["layers"], configs[name]["embed_dim"]),
-        )
-    plain = [name for name, each in configs.items() if isinstance(each["vision_cfg"].get("layers"), int)]
-    for name in plain:
-        vision, text = configs[name]["vision_cfg"], configs[name]["text_cfg"]
-        width = vision["width"]
-        assert vision.get("head_width", 64) == vit.HEAD_WIDTHS.get(width, vit.HEAD_WIDTH), name
-        if "heads" in text and "hf_model_name" not in text:
-            assert text["width"] // text["heads"] == vit.HEAD_WIDTH, name
-    assert len(plain) > 30
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("ViT-B-16:dfn3b", r"tag of ViT-B-16='dfn3b' .*'dfn2b'"),
-        ("ViT-B-17:openai", r"model='ViT-B-17' .*'ViT-B-16'"),
-        ("ViT-B-16-quickgelu:laion2b_s34b_b88k", "was trained with GELU, .* ViT-B-16:laion2b_s34b_b88k"),
-    ],
-)
-def test_unknown_tags(name, message):
-    with pytest.raises(ValueError, match=message):
-        load_clip(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "repository", "activation", "transform"),
-    [
-        ("ViT-B-16:dfn2b", "apple/DFN2B-CLIP-ViT-B-16", "quick_gelu", CROPPED),
-        ("ViT-B-16-quickgelu:dfn2b", "apple/DFN2B-CLIP-ViT-B-16", "quick_gelu", CROPPED),
-        ("ViT-B/16", "timm/vit_base_patch16_clip_224.openai", "quick_gelu", CROPPED),
-        ("ViT-L-14:metaclip-400m", "timm/vit_large_patch14_clip_224.metaclip_400m", "quick_gelu", CROPPED),
-        ("ViT-H-14:dfn5b", "apple/DFN5B-CLIP-ViT-H-14", "quick_gelu", ImageTransform((12, 12), None)),
-        (
-            "ViT-L-14:laion2b_s32b_b82k",
-            "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-            "gelu",
-            ImageTransform(12, (12, 12), mean=(0.5,) * 3, std=(0.5,) * 3),
-        ),
-    ],
-)
-def test_tags_lead_to_the_hub(models, tmp_path, monkeypatch, name, repository, activation, transform):
-    monkeypatch.setattr(tags, "MODELS", dict.fromkeys(tags.MODELS, tags.Sizes(12, 4, 3, 64, 64, 2, 16)))
-    config = PLAIN | {"quick_gelu": activation == "quick_gelu"}
-    folder = write_folder(tmp_path, config, models.plain)
-    asked = []
-    monkeypatch.setattr(loading.hub, "fetch", lambda *args: asked.append(args) or (folder, []))
-    clip = load_clip(name)
-    assert asked == [(repository, None)]
-    assert clip.config.text.activation == activation
-    assert clip.transform == transform
-    write_folder(tmp_path, PLAIN | {"quick_gelu": activation != "quick_gelu"}, models.plain)
-    with pytest.raises(ValueError, match=rf"the tag .* says {activation}"):
-        load_clip(name)
-
-
-@pytest.fixture
-def nowhere(monkeypatch, tmp_path):
-    """Removes all places of the vocabulary but the folder of the weights."""
-    monkeypatch.setattr(vocabulary, "PACKAGES", ())
-    monkeypatch.setattr(vocabulary, "_from_hub", lambda: None)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-
-def test_openais_vocabulary(tmp_path):
-    tokenizer = vocabulary.openai_tokenizer(tmp_path, vocabulary.VOCAB_SIZE, 77)
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.vocab_size) == (49406, 49407, 49408)
-    open_clip()
-    from open_clip.tokenizer import SimpleTokenizer
-
-    texts = ["a photo of a cat.", "Über-naïve café №5, it's 3.14!", "日本 emoji 🎉 ok", "x" * 40, "don't_do_that  now"]
-    for text in texts:
-        assert tokenizer.pieces([text])[0] == SimpleTokenizer().encode(text), text
-
-
-def test_places_of_the_vocabulary(tmp_path, nowhere, monkeypatch):
-    spec = pytest.importorskip("importlib.util").find_spec("open_clip")
-    source = next(path for path in map(vocabulary.Path, spec.submodule_search_locations)) / vocabulary.FILE
-    find = lambda: vocabulary.openai_tokenizer(tmp_path / "clip", 49408, 77)  # noqa: E731
-    (tmp_path / "clip").mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"put {vocabulary.FILE} .* into {tmp_path / 'clip'}"):
-        find()
-    cache = tmp_path / "home/.cache/clip"
-    cache.mkdir(parents=True)
-    shutil.copy(source, cache)
-    found = find()
-    (tmp_path / "clip" / vocabulary.FILE).write_bytes(source.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=rf"clip/{vocabulary.FILE} is not OpenAI's vocabulary"):
-        find()
-    shutil.rmtree(cache)
-    (tmp_path / "clip" / vocabulary.FILE).unlink()
-    found.save(tmp_path / "hub")
-    monkeypatch.setattr(vocabulary, "_from_hub", lambda: tmp_path / "hub")
-    assert find() == found
-    with pytest.raises(FileNotFoundError, match="632 tokens are not OpenAI's"):
-        vocabulary.openai_tokenizer(tmp_path, 632, 24)
 
 
 @pytest.mark.slow
