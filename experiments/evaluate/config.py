@@ -65,8 +65,8 @@ class Flags:
     meta: str = setting("", "meta checkpoint; empty for none")
     controls: tuple[str, ...] = setting((), "further meta checkpoints, NAME=PATH", repeated=True)
     methods: tuple[str, ...] | None = setting(None, f"some of {', '.join(PARTS)}; default all that are possible")
-    baselines: str = setting(
-        "",
+    baselines: str | None = _preset(
+        "baselines",
         "baselines on the same draws, with their settings, such as tip_adapter(epochs=20),linear_probe; some of "
         f"{', '.join(baselines.NAMES)}",
     )

@@ -25,13 +25,13 @@ class Preset(NamedTuple):
     Attributes:
       tuner, learning_rate, batch_size: in the form of `--tuner`; the rate of SGD; images per step.
       epochs: the number of epochs; by shots if it depends on them.
-      use: "fs" (few_shot), "b2n" (base_to_new) or "xd" (cross_dataset and domain_generalization).
+      use: "fs" (few_shot), "b2n" (base_to_new), "xd" (cross_dataset and domain_generalization) or "tpt" (test_time; the
+        epochs and the batch size are not used).
       provenance: the source of the numbers.
       imagenet_epochs, flags: the number of epochs on ImageNet, if it differs; further flags, by name.
       part_warmup: epochs of the warm-up by part, except on ImageNet, where every part warms up for one epoch.
       aggregation: mean and width, in epochs, of the Gaussian over the prompts of all epochs, by dataset; "" stands for
         any other dataset.
-      needs: what the recipe requires and `experiments.evaluate` does not provide; such a recipe is refused.
     """
 
     tuner: str
@@ -44,7 +44,6 @@ class Preset(NamedTuple):
     flags: Mapping[str, Any] = MappingProxyType({})
     part_warmup: Mapping[str, int] = MappingProxyType({})
     aggregation: Mapping[str, tuple[float, float]] = MappingProxyType({})
-    needs: str = ""
 
 
 DEFAULT_STEPS = (50,)
@@ -65,6 +64,7 @@ PLAIN: dict[str, Any] = {
     "crop_rounding": "down",
     "few_images": "refuse",
     "regularizers": "",
+    "baselines": "",
     "loss": "cross_entropy",
     "regulation": "frozen",
     "part_rates": "",
@@ -86,6 +86,7 @@ USES = {
     "fs": {"protocol": ("few_shot",), "shots": (1, 2, 4, 8, 16)},
     "b2n": {"protocol": ("base_to_new",), "shots": (16,)},
     "xd": {"protocol": ("cross_dataset", "domain_generalization"), "shots": (16,)},
+    "tpt": {"protocol": ("test_time",)},
 }
 
 _COOP = "KaiyangZhou/CoOp ff61507: configs/trainers, scripts, COOP.md"
@@ -122,9 +123,20 @@ PRESETS: dict[str, Preset] = {
     "maple_b2n_vitb16": Preset(_MAPLE_9, 0.0035, 5, 4, "b2n", f"{_MAPLE} (vit_b16_c2_ep5_batch4_2ctx)"),
     "maple_xd_vitb16": Preset(_MAPLE_3, 0.0026, 2, 4, "xd", f"{_MAPLE} (..._2ctx_cross_datasets)"),
     "kgcoop_b2n_vitb16": Preset(_COOP_4, 0.002, 100, 128, "b2n", _KG, flags={"regularizers": "kgcoop:8"}),
+    "coop_fs_rn50": Preset("coop(num_tokens=16)", 0.002, _FEW, 32, "fs", f"{_COOP} (rn50, rn50_ep50, rn50_ep100)", 50),
     "prograd_fs_rn50": Preset(
-        "coop(num_tokens=16)", 0.002, _FEW, 32, "fs", "BeierZhu/Prompt-align 1b76203: README, configs", 50,
-        flags={"regulator": "prograd"}, needs="a ResNet-50, and a context that ends in the template's words",
+        "coop(num_tokens=16)", 0.002, _FEW, 32, "fs",
+        "BeierZhu/Prompt-align 1b76203: README, configs; the context starts at random, where the public code has zeros "
+        "and the words of the dataset's template", 50, flags={"regulator": "prograd"},
+    ),
+    "tpt_rn50": Preset(
+        "coop(num_tokens=4, init_text='a photo of a')", 0.005, 0, 0, "tpt", "azshue/TPT 63ecbac: tpt_classification.py",
+    ),
+    "tip_adapter_fs_rn50": Preset(
+        "coop()", 0.001, 20, 256, "fs",
+        "gaopengcuhk/Tip-Adapter: main.py; the keys are features of plain images, where the public code has means over "
+        "ten augmented views",
+        flags={"methods": ("zero_shot",), "baselines": "tip_adapter,tip_adapter(epochs=20)"},
     ),
     "promptsrc_b2n_vitb16": Preset(
         _IVLP_9, 0.0025, 20, 4, "b2n", _SRC, flags=_PROMPTSRC, aggregation={"": (15, 1)}
@@ -174,14 +186,15 @@ def warmup(name: str, dataset: str) -> Mapping[str, int]:
 
 
 def flags_of(name: str) -> dict[str, Any]:
-    """Returns the flags that a recipe stands for, without the number of epochs; refuses a recipe that cannot be run."""
+    """Returns the flags that a recipe stands for, without the number of epochs."""
     if name not in PRESETS:
         raise InputError(f"--preset={name}{nearest(name, NAMES)}: choose from {', '.join(NAMES)}")
     preset = PRESETS[name]
     call = parse_call(preset.tuner)
     # Without words, the context is initialized at random.
     words = {"init_text": ("",)} if call.name in ("coop", "dpt") and "init_text" not in call.settings else {}
-    own = {"tuner": preset.tuner, "learning_rate": (preset.learning_rate,), "batch_size": preset.batch_size}
-    if preset.needs:
-        raise InputError(f"--preset={name} needs {preset.needs}, which experiments.evaluate does not provide")
+    own: dict[str, Any] = {"tuner": preset.tuner, "learning_rate": (preset.learning_rate,)}
+    if preset.use == "tpt":
+        return {**USES[preset.use], **own, **preset.flags}
+    own["batch_size"] = preset.batch_size
     return {**SHARED, **USES[preset.use], **own, **preset.flags, **words}

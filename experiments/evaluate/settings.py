@@ -114,6 +114,8 @@ def resolve(given: Flags) -> Settings:
     _check_values(flags)
     if TEST_TIME in flags.protocol:
         _check_test_time(flags)
+    elif flags.preset is not None and presets.PRESETS[flags.preset].use == "tpt":
+        raise InputError(f"--preset={flags.preset} is a recipe of --protocol={TEST_TIME}; leave --protocol out")
     elif flags.optimizer == "adamw":
         raise InputError(f"--optimizer=adamw belongs to --protocol={TEST_TIME}; give sgd or adam")
     tails = [protocols.Imbalanced(tau, flags.largest) for tau in flags.tau]
@@ -145,20 +147,20 @@ def _filled(given: Flags) -> dict[str, Any]:
     """Returns the value of every flag: as given, or the default of the preset, or the plain default."""
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(Flags)}
     defaults = dict(presets.PLAIN)
-    if given.protocol == (TEST_TIME,):
+    recipe = {} if given.preset is None else presets.flags_of(given.preset)
+    if (given.protocol or recipe.get("protocol")) == (TEST_TIME,):
         defaults |= presets.UNLABELED
         if given.optimizer in (None, "adamw"):  # learned rates are those of SGD
             rates = given.learning_rate or presets.UNLABELED["learning_rate"]
             defaults |= {"weight_decay": 0.01, "gram_learning_rate": rates}
     if given.preset is not None:
-        recipe = presets.flags_of(given.preset)
         tuner = parse_call(recipe["tuner"])
         if given.tuner is not None:
             asked = parse_call(given.tuner, "tuner")
             if asked.name != tuner.name:
                 raise InputError(f"--tuner={given.tuner}: --preset={given.preset} uses {tuner.name}; leave --tuner out")
             values["tuner"] = str(Call(tuner.name, tuner.settings | asked.settings))
-        if given.steps not in (None, presets.DEFAULT_STEPS):
+        if given.steps not in (None, presets.DEFAULT_STEPS) and recipe["protocol"] != (TEST_TIME,):
             raise InputError(f"--steps={given.steps}: --preset={given.preset} counts epochs; give --epochs")
         if given.meta:  # the checkpoint has its own
             recipe = {k: v for k, v in recipe.items() if k not in ("tuner", "regulator", "regulation")}
@@ -201,7 +203,7 @@ def _check_test_time(flags: Flags) -> None:
             f"--protocol={','.join(flags.protocol)}: {TEST_TIME} has rates and steps of its own; run it alone, and "
             "compare its results with others by experiments.report"
         )
-    if flags.preset is not None:
+    if flags.preset is not None and presets.PRESETS[flags.preset].use != "tpt":
         raise InputError(f"--preset={flags.preset} learns from labeled images, and {TEST_TIME} does not")
     for name in ("regularizers", "regulator", *_LABELED):
         if (value := getattr(flags, name)) not in (None, (), "", presets.PLAIN.get(name)):

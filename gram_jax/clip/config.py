@@ -108,6 +108,8 @@ class VisionConfig:
       pre_norm: a layer norm precedes the first layer.
       pooling: how the tokens after the last layer become one: "class" (the class token) or "attention" (a learned query
         attends to all tokens but those of prompts, and a perceptron follows).
+      pool_heads, pool_mlp_width: sizes of attention pooling; None: those of the layers.
+      rotary: queries and keys of patches are rotated by their row and column (RoPE).
       projection: as in `TextConfig`.
 
     Example:
@@ -128,17 +130,29 @@ class VisionConfig:
     patch_bias: bool = False
     pre_norm: bool = True
     pooling: str = "class"
+    pool_heads: int | None = None
+    pool_mlp_width: int | None = None
+    rotary: bool = False
     projection: str = "kernel"
 
     def __post_init__(self) -> None:
         _require_transformer(self)
         _require_sizes(self, "image_size", "patch_size", "channels")
         require_int("VisionConfig.patch_size", self.patch_size, most=self.image_size)
-        for name in ("class_token", "patch_bias", "pre_norm"):
+        for name in ("class_token", "patch_bias", "pre_norm", "rotary"):
             require_bool(f"VisionConfig.{name}", getattr(self, name))
         require_known("VisionConfig.pooling", self.pooling, VISION_POOLINGS)
         if self.pooling == "class" and not self.class_token:
             raise InputError("VisionConfig.pooling='class' needs class_token=True; use pooling='attention'")
+        for name in ("pool_heads", "pool_mlp_width"):
+            if getattr(self, name) is not None:
+                _require_sizes(self, name)
+        if self.width % (self.pool_heads or 1):
+            raise InputError(f"VisionConfig.width={self.width}: it must be a multiple of pool_heads={self.pool_heads}")
+        if self.rotary and self.width // self.heads % 4:
+            raise InputError(
+                f"VisionConfig.heads={self.heads}: with rotary=True a head's width must be a multiple of 4"
+            )
 
     @property
     def num_patches(self) -> int:

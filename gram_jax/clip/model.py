@@ -141,7 +141,8 @@ def _init_projection(key: jax.Array, config: TextConfig | VisionConfig, dim: int
 
 def _init_pool(key: jax.Array, vision: VisionConfig) -> Params:
     probe_key, layer_key = jax.random.split(key)
-    layer = slice_layers(_init_layers(layer_key, dataclasses.replace(vision, layers=1)), 0)
+    hidden = vision.pool_mlp_width or vision.mlp_width
+    layer = slice_layers(_init_layers(layer_key, dataclasses.replace(vision, layers=1, mlp_width=hidden)), 0)
     probe = _normal(probe_key, vision.width**-0.5, vision.width)
     return {"probe": probe, "attention": layer["attention"], "norm": layer["norm_2"], "mlp": layer["mlp"]}
 

@@ -45,12 +45,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Array, tokens: Array, mask: Array | None = None, memory: Memory | None = None
+        self,
+        queries: Array,
+        tokens: Array,
+        mask: Array | None = None,
+        memory: Memory | None = None,
+        angles: tuple[Array, Array] | None = None,
     ) -> tuple[Array, Memory]:
         """Lets `queries` attend to all of `memory` and to the `tokens` that `mask` allows.
 
         Queries are `[..., queries, width]`, tokens `[..., tokens, width]`; the mask is bool and broadcasts to
-        `[..., queries, tokens]` (None allows all); memory holds earlier keys and values, whose leading axes broadcast.
+        `[..., queries, tokens]` (None allows all); memory holds earlier keys and values, whose leading axes broadcast;
+        `angles` of queries and of keys `[queries or tokens, head width / 2]` rotate them (see `rotate`).
         Returns the output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
@@ -61,6 +67,8 @@ class Attention(nn.Module):
 
         query = split(dense(name="query")(queries) * (width // self.heads) ** -0.5)
         key, value = split(dense(name="key")(tokens)), split(dense(name="value")(tokens))
+        if angles is not None:
+            query, key = rotate(query, angles[0]), rotate(key, angles[1])
         scores = at_least_float32(_scores(query, key))  # [..., heads, queries, tokens]
         if mask is not None:
             scores = jnp.where(mask[..., None, :, :], scores, jnp.finfo(scores.dtype).min)
@@ -78,6 +86,18 @@ class Attention(nn.Module):
 
 _scores = functools.partial(jnp.einsum, "...hqd,...hkd->...hqk")  # of queries and keys
 _mix = functools.partial(jnp.einsum, "...hqk,...hkd->...hqd")  # of weights and values
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotates pairs of neighboring entries of vectors `[..., tokens, width]` by angles `[tokens, width / 2]`.
+
+    Reference:
+      "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2.
+    """
+    pairs = at_least_float32(x).reshape(*x.shape[:-1], -1, 2)
+    first, second, cos, sin = pairs[..., 0], pairs[..., 1], jnp.cos(angles), jnp.sin(angles)
+    rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -104,19 +124,26 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array | None = None, memory: Memory | None = None, read: int | Array | None = None
+        self,
+        x: Array,
+        mask: Array | None = None,
+        memory: Memory | None = None,
+        read: int | Array | None = None,
+        angles: Array | None = None,
     ) -> tuple[Array, Memory]:
         """Returns the tokens after the layer, and the layer's keys and values.
 
         `mask` and `memory` are as in `Attention`; `read` is the position of the only token whose output is needed (see
-        `take_token`), None for all tokens of `x`, `[..., tokens, width]`.
+        `take_token`), None for all tokens of `x`, `[..., tokens, width]`; `angles` of the tokens rotate their queries
+        and keys.
         """
         normed = layer_norm(self.norm_eps, name="norm_1")(x)
-        queries = normed
+        queries, turns = normed, None if angles is None else (angles, angles)
         if read is not None:
             x, queries = take_token(x, read), take_token(normed, read)
+            turns = None if angles is None else (take_token(angles, read), angles)
         attention = Attention(self.heads, self.dtype, name="attention")
-        attended, memory = attention(queries, normed, mask, memory)
+        attended, memory = attention(queries, normed, mask, memory, turns)
         x = x + attended
         normed = layer_norm(self.norm_eps, name="norm_2")(x)
         return x + Mlp(self.mlp_width, self.activation, self.dtype, name="mlp")(normed), memory

@@ -56,10 +56,19 @@ def image_features(
     `params` is the `vision` branch of the parameters. Each function in `layer_prompts` maps the tokens of its layer to
     (prompt tokens or `MaskedTokens`, auxiliary output).
     """
-    if isinstance(vision := config.vision, ResNetConfig):
+    if isinstance(config.vision, ResNetConfig):
         return resnet.image_features(params, config, images), {}
-    prompt = VisualPrompt(None) if prompt is None else prompt
-    layer_prompts = layer_prompts or {}
+    return _transform(params, config, config.vision, images, prompt or VisualPrompt(None), layer_prompts or {})
+
+
+def _transform(
+    params: Any,
+    config: ClipConfig,
+    vision: VisionConfig,
+    images: Array,
+    prompt: VisualPrompt,
+    layer_prompts: LayerPrompts,
+) -> tuple[Array, dict[int, Any]]:
     # The tokens before the prompts; None: all of the image's.
     before = int(vision.class_token) if prompt.placement == "after_class" else None
     block = make_block(vision, config.compute_dtype)
@@ -76,7 +85,7 @@ def image_features(
     def step(x: Array, layer: Any, deep: Array | None) -> Array:
         if deep is not None:
             x, _ = _swap(x, deep.shape[-2], deep, before)
-        return block.apply({"params": layer}, x, mask)[0]
+        return block.apply({"params": layer}, x, mask, angles=_angles(vision, x.shape[-2], before))[0]
 
     aux = {}
     last, pooling = vision.layers - 1, vision.pooling
@@ -93,7 +102,13 @@ def image_features(
         if start < last:
             x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
         else:
-            x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=_READ[pooling])
+            x, _ = block.apply(
+                {"params": slice_layers(params["layers"], last)},
+                x,
+                mask,
+                read=_READ[pooling],
+                angles=_angles(vision, x.shape[-2], before),
+            )
     return _pool(params, vision, x if pooling == "class" else _remove(x, count, before), config.compute_dtype), aux
 
 
@@ -107,7 +122,7 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Arra
     block = make_block(vision, config.compute_dtype)
 
     def step(x: Array, layer: Any, _: None) -> Array:
-        return block.apply({"params": layer}, x)[0]
+        return block.apply({"params": layer}, x, angles=_angles(vision, x.shape[-2], None))[0]
 
     x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
     x = run_layers(step, x, params["layers"], 0, vision.layers, remat=config.remat)
@@ -129,6 +144,25 @@ def _embed(params: Any, config: VisionConfig, images: Array, compute_dtype: str)
     return tokens + params["position_embedding"]
 
 
+def _angles(config: VisionConfig, tokens: int, before: int | None) -> Array | None:
+    """Returns the angles by which attention rotates tokens, `[tokens, head width / 2]`; None without rotations.
+
+    A patch at column x and row y has the angles x w_i and then y w_i, with w_i = 10000^(-4 i / head width), i >= 0.
+    Columns and rows count from 1 after a class token, otherwise from 0. The class token and prompts are not rotated.
+    """
+    if not config.rotary:
+        return None
+    size, first = config.width // config.heads, int(config.class_token)
+    side = config.image_size // config.patch_size
+    frequencies = 10000.0 ** (-4 / size * jnp.arange(size // 4))
+    axis = (jnp.arange(side) + first)[:, None] * frequencies  # [side, head width / 4]
+    columns, rows = jnp.tile(axis, (side, 1)), jnp.repeat(axis, side, axis=0)
+    patches = jnp.concatenate([columns, rows], axis=-1)
+    image = jnp.pad(patches, ((first, 0), (0, 0)))
+    prompts = jnp.zeros((tokens - len(image), size // 2))
+    return jnp.concatenate([image, prompts] if before is None else [image[:before], prompts, image[before:]])
+
+
 def _pre_norm(params: Any, config: VisionConfig, x: Array) -> Array:
     return apply_norm(config.norm_eps, params["pre_norm"], x) if config.pre_norm else x
 
@@ -138,7 +172,8 @@ def _pool(params: Any, config: VisionConfig, x: Array, compute_dtype: str) -> Ar
     if config.pooling == "class":
         return project(apply_norm(config.norm_eps, params["post_norm"], x[..., 0, :]), params)
     dtype = jnp.bfloat16 if compute_dtype == "bfloat16" else None
-    pool = AttentionPool(config.heads, config.mlp_width, config.activation, config.norm_eps, dtype)
+    heads, hidden = config.pool_heads or config.heads, config.pool_mlp_width or config.mlp_width
+    pool = AttentionPool(heads, hidden, config.activation, config.norm_eps, dtype)
     pooled = pool.apply({"params": params["pool"]}, apply_norm(config.norm_eps, params["post_norm"], x))
     return project(cast(Array, pooled), params)
 

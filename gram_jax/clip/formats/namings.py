@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gram_jax.clip.formats import resnet, siglip, vit
+from gram_jax.clip.formats import pe, resnet, siglip, vit
 from gram_jax.clip.formats.table import Naming, Path, WeightsError
 
-NAMINGS: tuple[Naming, ...] = (vit.HUGGINGFACE, vit.OPENAI, siglip.HUGGINGFACE_SIGLIP, resnet.RESNET)
+NAMINGS: tuple[Naming, ...] = (vit.HUGGINGFACE, pe.PERCEPTION, vit.OPENAI, siglip.HUGGINGFACE_SIGLIP, resnet.RESNET)
 
 
 def naming_of_tensors(names: Collection[str]) -> Naming | None:
@@ -21,6 +21,6 @@ def naming_of_tensors(names: Collection[str]) -> Naming | None:
 def naming_of_params(paths: Collection[Path]) -> Naming:
     """Returns the first naming that covers exactly these leaves; files are written, and weights hashed, under it."""
     for naming in NAMINGS:
-        if {row.path for row in naming.rows} == set(paths):
+        if naming.covers(paths):
             return naming
     raise WeightsError(f"no known naming has the {len(paths)} leaves of these parameters")

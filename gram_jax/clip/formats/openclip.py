@@ -29,7 +29,7 @@ _SIGLIP_2 = 256000  # tokens; SigLIP has 32,000
 # Settings of a tower and the value that a plain CLIP has; another value is another architecture.
 _PLAIN_VISION = {
     **dict.fromkeys(("timm_model_name", "ls_init_value", "block_type")),
-    **dict.fromkeys(("attentional_pool", "no_ln_pre", "final_ln_after_pool", "qk_norm", "scaled_cosine_attn"), False),
+    **dict.fromkeys(("attentional_pool", "final_ln_after_pool", "qk_norm", "scaled_cosine_attn"), False),
     **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), False),
     "pos_embed_type": "learnable",
     "pool_type": "tok",
@@ -145,7 +145,7 @@ def _vision(vision: Mapping[str, Any], activation: str) -> VisionConfig | ResNet
     if isinstance(layers := vision.get("layers"), list):
         return ResNetConfig(width, tuple(layers), 32 * width // head_width, image_size)  # type: ignore[arg-type]
     patch_size = _side(vision.get("patch_size", 16))
-    own = _transformer(vision, 768, activation)
+    own = _transformer(vision, 768, activation) | {"pre_norm": not vision.get("no_ln_pre", False)}
     return VisionConfig(heads=width // head_width, image_size=image_size, patch_size=patch_size, **own)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,7 @@ class Naming(NamedTuple):
       constants: endings of the names of tensors that are no weights; they are skipped.
       sizes: builds the configuration from the shapes of the tensors and the name of the activation, for files without
         a configuration; None if the shapes do not decide it.
+      optional: leaves that some members of the family lack.
     """
 
     name: str
@@ -66,6 +67,12 @@ class Naming(NamedTuple):
     rows: tuple[Row, ...]
     constants: tuple[str, ...] = ()
     sizes: Callable[[Shapes, str], ClipConfig] | None = None
+    optional: frozenset[Path] = frozenset()
+
+    def covers(self, paths: Collection[Path]) -> bool:
+        """Returns whether a parameter tree with these leaves can be written under these names."""
+        named = {row.path for row in self.rows}
+        return set(paths) <= named and named - set(paths) <= self.optional
 
 
 def to_file(array: np.ndarray, layout: str) -> np.ndarray:

@@ -155,4 +155,5 @@ OPENAI = Naming(
     _openai_rows((*_TEXT_LEAVES, *_VISION_LEAVES)),
     OPENAI_CONSTANTS,
     _sizes,
+    optional=frozenset(("vision", "pre_norm", leaf) for leaf in ("scale", "bias")),
 )

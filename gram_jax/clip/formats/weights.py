@@ -49,6 +49,8 @@ def read_weights(
     _check_tensors(tensors, naming, {path: leaf.shape for path, leaf in shapes.items()}, stated)
     leaves = {}
     for row in naming.rows:
+        if row.path not in shapes:
+            continue
         shape, stacked = shapes[row.path].shape, "{}" in row.name
         names = row.names(shape[0] if stacked else 1)
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
@@ -104,7 +106,8 @@ def _tensors(params: Params, naming: Naming | None = None) -> Iterator[tuple[str
     """Yields the names, and views in the file's layout, of the tensors of parameters."""
     leaves = flatten_dict(params)
     naming = naming or naming_of_params(leaves)
-    for name, group in itertools.groupby(naming.rows, key=lambda row: row.name):
+    rows_of_leaves = (row for row in naming.rows if row.path in leaves)
+    for name, group in itertools.groupby(rows_of_leaves, key=lambda row: row.name):
         rows, stacked = list(group), "{}" in name
         arrays = [np.asarray(leaves[row.path]) for row in rows]
         for index, own in enumerate(rows[0].names(len(arrays[0]) if stacked else 1)):

@@ -151,7 +151,6 @@ def test_recipes_bring_their_regularizers():
         ({"aggregation": (2.0, 1.0)}, "--aggregation=2.0,1.0 .*--epochs"),
         ({"aggregation": (2.0,), "epochs": (3,)}, "--aggregation=2.0"),
         ({"aggregation": (2.0, 0.0), "epochs": (3,)}, "--aggregation: the width=0.0"),
-        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
         ({"baselines": "linear_prob"}, "--baselines=linear_prob: .*'linear_probe'"),
         ({"baselines": "tip_adapter(epoch=3)"}, "--baselines=tip_adapter.* 'epoch'.*'epochs'"),
         ({"baselines": "ensemble,ensemble"}, "--baselines=ensemble,ensemble"),
@@ -166,6 +165,8 @@ def test_numbers_of_recipes():
     """Read off the published configurations: learning rate, epochs on 16 shots, batch, context."""
     expected = {
         "coop_fs_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 16})),
+        "coop_fs_rn50": (0.002, 200, 32, ("coop", {"num_tokens": 16})),
+        "prograd_fs_rn50": (0.002, 200, 32, ("coop", {"num_tokens": 16})),
         "coop_b2n_vitb16": (0.002, 200, 32, ("coop", {"num_tokens": 4, "init_text": "a photo of a"})),
         "cocoop_b2n_vitb16": (0.002, 10, 1, ("cocoop", {"num_tokens": 4, "init_text": "a photo of a"})),
         "vpt_b2n_vitb16": (0.0025, 5, 4, ("vpt", {"num_tokens": 8, "depth": 12})),
@@ -181,8 +182,21 @@ def test_numbers_of_recipes():
     assert _presets.epochs("coop_fs_vitb16", "coop:imagenet", 16) == 50
     for name, preset in _presets.PRESETS.items():
         assert name.split("_")[-2] == preset.use
+        assert evaluate.Config(preset=name).settings.protocol == _presets.USES[preset.use]["protocol"]
         assert preset.provenance
         tuners.parse(preset.tuner)
+
+
+def test_recipes_without_labeled_images_and_without_a_prompt():
+    """Read off the public code of TPT and Tip-Adapter."""
+    tpt = evaluate.Config(preset="tpt_rn50").settings
+    assert (tpt.learning_rate, tpt.steps, tpt.optimizer, tpt.weight_decay) == ((0.005,), (1,), "adamw", 0.01)
+    assert (tpt.test_time_views, tpt.test_time_share) == (64, 0.1)
+    assert tpt.tuner_call == ("coop", {"num_tokens": 4, "init_text": "a photo of a"})
+    tip = evaluate.Config(preset="tip_adapter_fs_rn50").settings
+    assert (tip.methods, tip.shots) == (("zero_shot",), (1, 2, 4, 8, 16))
+    plain, tuned = (method.baseline.settings for method in tip.baseline_methods)
+    assert (plain["epochs"], tuned["epochs"], tuned["learning_rate"], tuned["batch_size"]) == (0, 20, 0.001, 256)
 
 
 def test_what_is_given_wins_over_a_preset():
@@ -212,7 +226,8 @@ def test_defaults_without_a_preset():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "prograd_fs_rn50"}, "--preset=prograd_fs_rn50 needs a ResNet-50"),
+        ({"preset": "tpt_rn50", "protocol": ("few_shot",)}, "--preset=tpt_rn50 .*--protocol=test_time"),
+        ({"preset": "coop_fs_rn50", "protocol": ("test_time",)}, "--preset=coop_fs_rn50 learns from labeled images"),
         ({"preset": "coop"}, "--preset=coop: .*coop_fs_vitb16"),
         ({"preset": "coop_b2n_vitb16", "tuner": "vpt"}, "--tuner=vpt: --preset=coop_b2n_vitb16"),
         ({"preset": "coop_b2n_vitb16", "steps": (9,)}, r"--steps=\(9,\): .*--epochs"),
