@@ -31,6 +31,12 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full 
 def execute(run: Callable[[Any, Any], Any], config: object, name: str, distributed: str | None) -> int:
     """Runs an experiment called `name`, see `_launch.launch`; returns the exit status."""
     runtime.compile_quickly()  # before anything uses a device
+    if not flags.FLAGS["verbosity"].present:
+        # JAX tells of every kind of device that it looks for. Orbax logs every file that it touches at info level, and
+        # errors of its threads with a traceback each; the errors themselves reach the run.
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        for noisy in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+            noisy.setLevel(logging.CRITICAL)
     try:
         with (
             _processes.joined(distributed),
@@ -65,23 +71,18 @@ def _refuse(message: str) -> int:
 
 
 def _run(run: Callable[[Any, Any], Any], config: object, folder: Any, name: str) -> None:
-    # Orbax logs every file that it touches at info level, and errors of its threads with a traceback each; the errors
-    # themselves reach the run.
-    if not flags.FLAGS["verbosity"].present:
-        for noisy in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
-            noisy.setLevel(logging.CRITICAL)
     runtime.enable_compilation_cache(folder)
-    settings = dataclasses.asdict(config)
+    given = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != f.default}
     if runtime.is_main():
-        width = max(map(len, settings), default=0)
-        print(f"{name} in {folder}", *(f"  {k:<{width}}  {v!r}" for k, v in settings.items()), sep="\n", flush=True)
+        width = max(map(len, given), default=0)
+        print(f"{name} in {folder}", *(f"  {k:<{width}}  {v!r}" for k, v in given.items()), sep="\n", flush=True)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is missing
     environment = evaluation.environment()
     versions = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
     logger.info("%s on %d x %s", versions, environment["device"]["count"], environment["device"]["kind"])
     results = run(config, folder)
     if results is not None and runtime.is_main():
-        evaluation.write_results(folder / "results.json", results)
+        evaluation.save_results(folder, results)
         print(f"results in {folder / 'results.json'}", flush=True)
 
 

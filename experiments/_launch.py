@@ -12,23 +12,33 @@ it joins processes, locks the work directory, writes the results, and turns erro
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
 from gram_jax.errors import InputError, require_int, require_number
 
+from . import _terminal
+
 _DEFINE = {
     bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string
 }  # fmt: skip
 
 
-def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False) -> Any:
+MOST, MOST_SEED = 2**31 - 1, 2**32 - 1  # the largest number, and the largest seed that every generator takes
+_HOME = re.compile(r"(?:^|(?<=[:=,]))~[\w.-]*(?=/)")
+
+
+def setting(
+    default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False, most: int = MOST
+) -> Any:
     """Returns a field of a config dataclass that becomes a flag.
 
     Args:
@@ -38,6 +48,7 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
       choices: the allowed values of a string.
       repeated: a tuple of strings is given by repeating the flag (for values that contain commas) instead of one
         comma-separated list.
+      most: the largest allowed integer; of settings that are called "seed" or "...seeds", `MOST_SEED`.
 
     Example:
       >>> @dataclasses.dataclass(frozen=True)
@@ -46,7 +57,9 @@ def setting(default: Any, help: str, *, choices: Sequence[str] | None = None, re
       >>> Config().seeds
       (0, 1, 2)
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "repeated": repeated})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "repeated": repeated, "most": most}
+    )
 
 
 def at_least(config: object, least: int, *names: str) -> None:
@@ -84,6 +97,7 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
         after a notice to stop all save the same step. "units": each does its own units of work; one that must stop
         keeps what it finished, and the others stop too. None: one process only, without the flag `--distributed`.
     """
+    _terminal.prepare()
     name = _experiment_name()
     flags.disclaim_key_flags()  # so that --help lists these flags as the experiment's own
     flags.DEFINE_string("workdir", f"runs/{name}", "folder of checkpoints, metrics and results, local or gs://")
@@ -131,6 +145,32 @@ def _define(field: dataclasses.Field, annotation: Any) -> None:
         _DEFINE[annotation](name, default, help)
 
 
+def require_ranges(config_class: type, values: Mapping[str, Any]) -> None:
+    """Raises InputError for a seed, or any other number, that is out of every program's range.
+
+    Seeds are from 0 to `MOST_SEED`, other integers of at most their setting's `most`; numbers are finite.
+    """
+    for field in dataclasses.fields(config_class):
+        seed = re.search(r"(^|_)seeds?$", field.name) is not None
+        least, most = (0, MOST_SEED) if seed else (-MOST, field.metadata.get("most", MOST))
+        value = values[field.name]
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int) and not isinstance(item, bool):
+                require_int(f"--{field.name}", item, least, most)
+            elif isinstance(item, float):
+                require_number(f"--{field.name}", item)
+
+
+def _home(value: Any) -> Any:
+    """Returns a text whose path, after a prefix such as "folder:" or "NAME=" or none, begins in the home folder.
+
+    Example:
+      >>> _home("a photo of a ~"), _home("folder:~/photos") == "folder:" + os.path.expanduser("~/photos")
+      ('a photo of a ~', True)
+    """
+    return _HOME.sub(lambda found: os.path.expanduser(found[0]), value) if isinstance(value, str) else value
+
+
 class _ListParser(flags.ListParser):
     """Comma-separated values of one type; quotes protect commas, as in CSV."""
 
@@ -153,7 +193,11 @@ def _parse(argv: Sequence[str], config_class: type) -> Any:
         if rest:
             raise flags.Error(f"unexpected argument {rest[0]!r}: give settings as --name=value")
         values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(config_class)}
-        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = {k: tuple(map(_home, v)) if isinstance(v, list) else _home(v) for k, v in values.items()}
+        require_ranges(config_class, values)
+        return config_class(**values)
+    except SystemExit:  # after --help
+        raise SystemExit(0) from None
     except (flags.Error, InputError) as error:
         print(f"error: {error}\nPass --help to see all settings.", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -36,7 +36,8 @@ def joined(distributed: str | None) -> Iterator[None]:
         runtime.connect(**given, preemption=distributed == "steps")
     elif alone := [f"--{name}={value}" for name, value in given.items() if value is not None]:
         raise InputError(f"{' '.join(alone)}: add --distributed, in every process")
-    elif jax.process_count() > 1:
+    runtime.require_device()
+    if not (distributed and flags.FLAGS.distributed) and jax.process_count() > 1:
         remedy = "add --distributed, on every host" if distributed else "run this experiment on a single host"
         raise InputError(f"this is host {jax.process_index()} of a slice of {jax.process_count()} hosts; {remedy}")
     with contextlib.ExitStack() as stack:

@@ -39,7 +39,7 @@ from gram_jax.data.gray import find_range, is_deep
 from gram_jax.data.readers.files import HIDDEN, LINKS, SUFFIXES, absent, read_name_list, walk, why_unread
 from gram_jax.data.readers.sources import forms
 from gram_jax.data.spellings import require_distinct, require_names, without_ids
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 from gram_jax.evaluation.scoring import Scorer, make_scorer, zero_shot_scorer
 from gram_jax.io import atomic_path, write_json
 from gram_jax.tuners import Prompt, Tuner
@@ -225,6 +225,12 @@ def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: 
     if not path:
         return zero_shot_scorer(clip, names, template)
     tuner, prompt = load_prompt(path, clip, names)
+    tuned_on = artifacts.describe(path).classes
+    if tuner.settings.get("class_specific") and tuned_on is not None and tuned_on != tuple(names):
+        raise InputError(
+            f"{path} is class-specific, for the {len(tuned_on)} classes {examples(tuned_on)}, and the given "
+            f"{len(names)} are {examples(names)}; give the class list that it was tuned on, in its order"
+        )
     return make_scorer(tuner, prompt, clip, names, template=template, source=path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,25 +41,31 @@ class LoadedMeta(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of "meta"."""
+    """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of "meta".
+
+    `classes` are the names of the classes that a prompt was tuned on; None if the file does not name them.
+    """
 
     kind: str
     tuner: Tuner
     regulator: Regulator | None
     notes: dict[str, Any]
+    classes: tuple[str, ...] | None = None
 
 
-def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> None:
+def save_prompt(
+    path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip, *, classes: Sequence[str] | None = None
+) -> None:
     """Saves a tuned prompt in a file of a few kilobytes.
 
-    The header names the tuner, its settings and the clip, but no classes: keep the class list of a class-specific
-    prompt yourself.
+    The header names the tuner, its settings, the clip, and the classes if they are given.
 
     Args:
       path: the file, usually `NAME.safetensors`.
       prompt: the prompt.
       tuner: its tuner, one in `gram_jax.tuners.REGISTRY`.
       clip: the clip that it was tuned on.
+      classes: the names of the classes that it was tuned on; a class-specific prompt is of use for these alone.
 
     Example:
       >>> import tempfile
@@ -71,7 +77,8 @@ def save_prompt(path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip) -> Non
       ('coop', True)
     """
     check_prompt("the prompt", prompt, tuner, clip)
-    write_arrays(path, prompt, {"kind": PROMPT} | _header(tuner, clip))
+    header = {"kind": PROMPT} | _header(tuner, clip)
+    write_arrays(path, prompt, header | ({} if classes is None else {"classes": list(classes)}))
 
 
 def load_prompt(path: PathLike, clip: Clip) -> LoadedPrompt:
@@ -156,7 +163,7 @@ def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
       ArrayFileError: the file is damaged, is no meta checkpoint, or needs another clip or an unregistered method.
     """
     tree, header = read_arrays(path)
-    _, tuner, regulator, notes = _describe(path, header, META)
+    _, tuner, regulator, notes, _ = _describe(path, header, META)
     assert regulator is not None  # a meta checkpoint has one
     _check_clip(path, header, clip)
     tree = jax.tree.map(jnp.asarray, tree)
@@ -168,6 +175,20 @@ def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
         raise ArrayFileError(f"{path} is not a complete meta checkpoint ({error}); save it again") from error
     _check_meta(str(path), meta, tuner, regulator, clip)
     return LoadedMeta(meta, tuner, regulator, notes)
+
+
+def fit_classes(prompt: Prompt, tuner: Tuner, clip: Clip, names: Sequence[str]) -> Prompt:
+    """Returns a class-specific prompt without what belongs to classes that filled up its class list, at the end.
+
+    Args:
+      prompt, tuner, clip: a prompt, its tuner and its clip.
+      names: the classes that it was tuned on.
+    """
+    if not tuner.settings.get("class_specific"):
+        return prompt
+    classes = clip.class_tokens(list(names), allow_duplicates=True)
+    shapes = jax.eval_shape(lambda key: tuner.init(key, clip, classes), jax.random.key(0))
+    return jax.tree.map(lambda leaf, shape: leaf[tuple(map(slice, shape.shape))], prompt, shapes)
 
 
 def describe(path: PathLike) -> Description:
@@ -215,7 +236,10 @@ def _describe(path: PathLike, header: Mapping[str, Any], *kinds: str) -> Descrip
         raise ArrayFileError(f"{path} holds {kind!r}, not {wanted}; give a file that was saved as {wanted}")
     tuner = _make(path, tuners.REGISTRY, header.get("tuner"), header.get("settings"))
     if kind == PROMPT:
-        return Description(kind, tuner, None, {})
+        classes = header.get("classes")
+        if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+            raise ArrayFileError(f"{path} has classes that are no list of names; save it again")
+        return Description(kind, tuner, None, {}, None if classes is None else tuple(classes))
     regulator = _make(path, regulators.REGISTRY, header.get("regulator"), header.get("regulator_settings"))
     if not isinstance(notes := header.get("notes"), dict):
         raise ArrayFileError(f"{path} has no notes; save it again")

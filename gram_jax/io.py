@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import itertools
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,11 +18,13 @@ from etils import epath
 
 from gram_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 
 
 def absolute(path: PathLike) -> epath.Path:
-    """Returns an absolute path; remote paths (`gs://...`) are absolute already.
+    """Returns an absolute path, "~" being the home folder; remote paths (`gs://...`) are absolute already.
 
     `epath.Path.resolve` is no substitute: it would turn `gs://bucket` into a local folder of that name.
 
@@ -27,7 +32,7 @@ def absolute(path: PathLike) -> epath.Path:
       >>> str(absolute("gs://bucket/run")), absolute("run").is_absolute()
       ('gs://bucket/run', True)
     """
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+    return epath.Path(path if is_remote(path) else os.path.abspath(os.path.expanduser(path)))
 
 
 def is_remote(path: PathLike) -> bool:
@@ -55,6 +60,35 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[epath.Path]:
+    """Yields a temporary path beside `path`, as `atomic_path` does; an older file of other content is kept.
+
+    The older file is renamed: `results.json` becomes `results-1.json`, the next one `results-2.json`; a warning
+    says so.
+    """
+    path = epath.Path(path)
+    with atomic_path(path) as part:
+        yield part
+        if path.exists() and file_hash(path) != file_hash(part):
+            logger.warning("the older %s is kept as %s", path.name, keep_older(path).name)
+
+
+def keep_older(path: PathLike) -> epath.Path:
+    """Renames a file to the first free name with a number before its suffix, and returns the new path."""
+    path = epath.Path(path)
+    names = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(1))
+    older = next(other for name in names if not (other := path.parent / name).exists())
+    path.rename(older)
+    return older
+
+
+def file_hash(path: PathLike) -> str:
+    """Returns the SHA-256 of a file."""
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: PathLike, content: str | bytes) -> None:

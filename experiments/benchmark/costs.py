@@ -197,14 +197,16 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     for method in config.methods:  # finds parts that do not fit before anything is compiled
         jax.eval_shape(lambda method=method: build(config, clip, method).arguments[0])
     environment = evaluation.environment()
-    units = Units(workdir / "rows.jsonl", dataclasses.asdict(config) | {"device": environment["device"]})
+    units = Units(workdir / "rows.jsonl", evaluation.measured_by(environment))
+    depends = {name: value for name, value in dataclasses.asdict(config).items() if name != "methods"}
+    depends |= {"device": environment["device"]}
     lines, rows = [], []
-    with runtime.Progress(len(config.methods), "costs", initial=len(units), unit="method") as progress:
+    with runtime.Progress(len(config.methods), "costs", unit="method") as progress:
         for method in config.methods:
-            if (method,) not in units:
-                units.add((method,), measure(config, build(config, clip, method)))
-                progress.update()
-            costs, dataset = units[method,], f"random:{config.clip_size}"
+            costs, dataset = units.find((method,), depends), f"random:{config.clip_size}"
+            if costs is None:
+                costs = units.add((method,), depends, measure(config, build(config, clip, method)))["found"]
+            progress.update()
             lines.append(cells(config, method, costs))
             print(", ".join(f"{name} {cell}" for name, cell in lines[-1].items()), flush=True)
             rows += [Row(method, "tuning_step", dataset, metric, float(value)) for metric, value in costs.items()]

@@ -143,8 +143,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workloads", "max_seconds")}
     identity |= {"jax": jax.__version__, "pytorch": importlib.metadata.version("torch") if compare else None}
     identity |= {"device": jax.devices()[0].device_kind}
-    units = Units(workdir / "benchmark.jsonl", identity)
-    todo = [name for name in config.workloads if (name,) not in units]
+    units = Units(workdir / "benchmark.jsonl", evaluation.measured_by(evaluation.environment()))
+    found = {name: units.find((name,), identity) for name in config.workloads}
+    todo = [name for name in config.workloads if found[name] is None]
     with (
         compilation_cache(None),  # with one, the time of compilation would be that of reading a file
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
@@ -153,10 +154,10 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         setup = make_setup(config.clip_size, config.small, config.pairs, Path(workdir))
         for number, name in enumerate(todo, 1):
             progress.update(0, workload=name)
-            units.add((name,), measure(config, name, setup, compare, progress.update))
+            found[name] = units.add((name,), identity, measure(config, name, setup, compare, progress.update))["found"]
             progress.update(number * config.repeats - progress.done)
-            print(summary(units[name,]), flush=True)
-    entries = [units[name,] for name in config.workloads]
+            print(summary(found[name]), flush=True)
+    entries = [found[name] for name in config.workloads]
     sizes = dataclasses.asdict(setup.sizes)
     notes = [f"sizes: {', '.join(f'{name} {value:,}' for name, value in sizes.items())}"]
     notes += [missing] if missing else []

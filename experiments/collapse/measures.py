@@ -12,6 +12,7 @@ import numpy as np
 from gram_jax.batching import padded_batches, round_up
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Encoder, Part, Row, harmonic_mean, neural_collapse
+from gram_jax.evaluation.prediction import run_count
 from gram_jax.evaluation.tuned import FEATURE_BATCH
 from gram_jax.tuners import Tuner
 
@@ -46,6 +47,14 @@ class Meter:
         The prompts are stacked, each leaf `[runs, ...]`; the parts are test images of base and of new classes. Raises
         InputError if a measure is not finite.
         """
+        runs = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], prompts) for at in range(run_count(prompts))]
+        each = [self._measure(run, parts) for run in runs]  # one by one: no run's numbers depend on the others
+        return {
+            split: {name: [value for own in each for value in own[split][name]] for name in metrics}
+            for split, metrics in each[0].items()
+        }
+
+    def _measure(self, prompts: Any, parts: Sequence[Part]) -> Values:
         values: Values = {}
         for part in parts:
             outputs, labels = self.features(prompts, part), part.dataset.labels

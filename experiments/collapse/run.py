@@ -5,7 +5,7 @@
     python -m experiments.collapse --tuner=coop --learning_rate=0.03,0.1,0.3,1,3 --seeds=1,2,3,4,5,6,7,8,9,10
 
 Tunes prompts on the base classes of every dataset, balanced (tau = 1) and from long tails, with every tuner, set of
-regularizers and learning rate, all seeds side by side. After some steps of every run, it measures accuracy, its
+regularizers and learning rate. After some steps of every run, it measures accuracy, its
 harmonic mean H and the measures of `gram_jax.evaluation.neural_collapse` (NC1 to NC4, distances to the simplex frame,
 alignment of text and images) on test images of base and of new classes. Then it correlates each measure with the
 accuracy on new classes and with H, separately for balanced and imbalanced runs; docs/collapse.md explains how. Nothing
@@ -48,6 +48,7 @@ from gram_jax.tuning.step import OPTIMIZERS
 from .._launch import at_least, setting
 from ..evaluate import run as evaluate
 from ..evaluate.datasets import Opened, about, all_datasets, draw_hashes, open_datasets
+from ..evaluate.identity import method_settings
 from ..evaluate.methods import build, choose_tuner
 from ..evaluate.settings import Settings
 from . import plots, tables
@@ -182,32 +183,40 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         "weights": gram.weights_hash(clip.params),
         "splits": {dataset.name: dataset.content_hash for dataset in all_datasets(opened)},
     }
-    units = Units(workdir / "rows.jsonl", dataclasses.asdict(config) | identity)
+    provenance = evaluation.environment(**identity)
+    units = Units(workdir / "rows.jsonl", evaluation.measured_by(provenance))
     pairs = [(setup, method) for setup in setups for method in setup.methods]
     total = sum(len(each.targets) for each in opened.values()) * len(config.shots) * len(pairs)
     rows: list[Row] = []
-    with runtime.Progress(total, "collapse", initial=len(units), unit="unit") as progress:
+    with runtime.Progress(total, "collapse", unit="unit") as progress:
         for name, (dataset, targets) in opened.items():
             parts = BALANCED.parts(dataset, limit=config.max_test_images)
             for protocol, shots, (setup, method) in itertools.product(targets, config.shots, pairs):
-                unit = (method.name, name, protocol.name, shots)
-                if unit not in units:
-                    start = time.monotonic()
-                    by_step = _unit(setup, method, task_of(dataset, protocol, shots, config.seeds), config, parts)
-                    units.add(unit, by_step)
-                    print(_line(unit, by_step, time.monotonic() - start), flush=True)
-                    progress.update()
-                rows += measure_rows(units[unit], *unit, config.seeds)
+                unit, start = (method.name, name, protocol.name, shots), time.monotonic()
+                told = method_settings(setup.settings, method, method.candidates[0], {})
+                depends = {**told, "weights": identity["weights"], "dataset": dataset.content_hash}
+                depends |= {"report_steps": config.report_steps}
+                found = {seed: units.find((*unit, seed), depends) for seed in config.seeds}
+                for seed in (seed for seed in config.seeds if found[seed] is None):
+                    task = task_of(dataset, protocol, shots, (seed,))
+                    found[seed] = units.add((*unit, seed), depends, _unit(setup, method, task, config, parts))["found"]
+                progress.update()
+                print(_line(unit, list(found.values()), time.monotonic() - start), flush=True)
+                for seed, by_step in found.items():
+                    rows += measure_rows(by_step, *unit, (seed,))
     settings = dataclasses.asdict(config) | {"datasets": about(opened)}
     draws = draw_hashes(opened, config.seeds, lambda protocol: config.shots)
-    environment = evaluation.environment(**identity, draws=draws)
+    environment = provenance | {"draws": draws, "measured_by": units.measured_by()}
+    evaluation.warn_of_versions(environment)
+    results = evaluation.Results(settings, environment, tuple(rows), tables.comparisons(rows))
+    evaluation.save_results(workdir, results)  # before anything that could fail
     correlations = tables.correlations(rows, config.resamples)
     tables.write(rows, correlations, workdir, show=print)
     plots.along_tuning(rows, workdir / "collapse.png")
     for target in tables.TARGETS:
         plots.against(rows, correlations, target, workdir / f"correlation_{target.name}.png")
     print(f"tables, correlations and plots in {workdir}", flush=True)
-    return evaluation.Results(settings, environment, tuple(rows), tables.comparisons(rows))
+    return results
 
 
 def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: Sequence[Part]) -> dict[str, Values]:
@@ -217,12 +226,16 @@ def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: 
     return {str(step): setup.meter.measure(prompts, parts) for step, prompts in sorted(tuned.prompts.items())}
 
 
-def _line(unit: tuple, by_step: dict[str, Values], seconds: float) -> str:
-    """Returns the result of a unit as a line of text."""
+def _line(unit: tuple, found: Sequence[dict[str, Values]], seconds: float) -> str:
+    """Returns the results of the seeds of a unit as a line of text."""
     method, dataset, protocol, shots = unit
-    last = by_step[max(by_step, key=int)]
-    base, new = (100 * np.mean(last[split]["accuracy"]) for split in ("base", "new"))
+    last = [by_step[max(by_step, key=int)] for by_step in found]
+
+    def mean(split: str, name: str) -> float:
+        return float(np.mean([own[split][name] for own in last]))
+
+    base, new = (100 * mean(split, "accuracy") for split in ("base", "new"))
     return (
         f"{dataset}, {protocol}, {shots}-shot, {method}: base {base:.1f}, new {new:.1f}, distance of base texts to a "
-        f"simplex {np.mean(last['base']['simplex_text']):.3f} ({seconds:.1f} s)"
+        f"simplex {mean('base', 'simplex_text'):.3f} ({seconds:.1f} s)"
     )

@@ -139,9 +139,7 @@ class Flags:
     test_time_share: float = setting(0.1, "test_time: share of the views that is tuned on, the most confident ones")
     test_time_batch: int = setting(16, "test_time: images that are tuned on side by side")
     report_steps: tuple[int, ...] = setting((0, 1, 5), "steps that are measured besides the last one")
-    select_seeds: tuple[int, ...] = setting(
-        (101, 102, 103), "seeds of the draws that settings are selected on; as many as --seeds share compiled steps"
-    )
+    select_seeds: tuple[int, ...] = setting((101, 102, 103), "seeds of the draws that settings are selected on")
     select_shots: tuple[int, ...] | None = setting(None, "shots that settings are selected on; default all of --shots")
     metrics: tuple[str, ...] = setting(
         (), f"what is measured besides accuracy after the last step: some of {', '.join(measures.CHOICES)}"

@@ -7,14 +7,15 @@
     python -m experiments.evaluate --meta=META --controls=random_tasks=OTHER_META --learning_rate=0.1,0.3 --steps=50,200
     python -m experiments.evaluate --meta=META --protocol=test_time --domains=unseen
 
-Every method is tuned on the same draws, all seeds side by side. With --meta, four methods are compared: the tuner
+Every method is tuned on the same draws. With --meta, four methods are compared: the tuner
 alone, "+gram" (the learned initialization and the learned regulator, frozen), "+gram:init_only" and
 "+gram:regulator_only". Regularizers and regulators are part of all names, as in "coop+kgcoop+gram"; docs/composing.md
 lists what can be combined. If a method has several candidate settings, one of them is selected for all datasets on the
 validation split, with seeds of its own; the selection never reads a test image.
 
 Writes WORKDIR/results.json and, like experiments.report, prints and writes tables and plots. WORKDIR/rows.jsonl keeps
-every finished unit, all seeds of a method on a dataset: rerun the command to resume. With --distributed, processes
+every finished unit, one seed of a method on a dataset: the same command resumes, and one with more seeds, datasets,
+shots or --save_prompts measures only what is missing. With --distributed, processes
 share the units, and process i keeps its own in rows-i.jsonl (docs/launching.md). Image features are kept in
 --feature_store, where later runs read them.
 
@@ -25,19 +26,18 @@ With no flags: CoOp on three datasets of 29 to 99 classes with three candidate r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, reporting, runtime
+from gram_jax import artifacts, evaluation, reporting, runtime
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset, coop
 from gram_jax.errors import explain
@@ -49,13 +49,14 @@ from gram_jax.evaluation.protocols import Part, Protocol, selecting
 from gram_jax.evaluation.references import templates_of
 from gram_jax.evaluation.runner import last_step, method_rows, require_compatible
 from gram_jax.evaluation.tuned import TunedMethod
-from gram_jax.io import absolute, is_remote, write_npz
+from gram_jax.io import absolute, file_hash, is_remote, replacing, write_npz
 from gram_jax.runtime import SharedUnits
 from gram_jax.tuning import Tuned
 
 from .._accounts import tell
 from . import presets
 from .datasets import Opened, about, all_datasets, draw_hashes, open_datasets
+from .identity import file_hashes, method_settings, selection_depends, unit_depends
 from .methods import build, choose_tuner
 from .settings import Config, Settings
 
@@ -81,25 +82,27 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     check(settings, encoder, methods, opened)
     for dataset in all_datasets(opened):
         encoder.add(dataset)
-    weights = gram.weights_hash(clip.params)
-    paths = [path for path in (settings.meta, *settings.control_paths.values()) if path]
-    files = {path: hashlib.sha256(epath.Path(path).read_bytes()).hexdigest() for path in paths}
+    weights, files = gram.weights_hash(clip.params), file_hashes(settings)
     hashes = {dataset.name: dataset.content_hash for dataset in all_datasets(opened)}
-    identity = {name: value for name, value in settings.flags.items() if name != "feature_store"}
-    units = SharedUnits(workdir, identity | {"weights": weights, "files": files, "splits": hashes})
+    environment = evaluation.environment(weights=weights, splits=hashes)
+    units = SharedUnits(workdir, evaluation.measured_by(environment))
     for method in methods:
         if method.candidates[0].described:
             print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
-    rows, selected = Comparison(settings, encoder, methods, opened, units, workdir).run()
-    draws = draw_hashes(opened, settings.seeds, settings.counts)
-    environment = evaluation.environment(weights=weights, splits=hashes, draws=draws)
+    comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files)
+    rows, selected = comparison.run()
+    environment["draws"] = draw_hashes(opened, settings.seeds, settings.counts)
+    environment["measured_by"] = units.measured_by()
+    evaluation.warn_of_versions(environment)
     told = {**settings.flags, "tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
     told |= composition(settings, opened) | {"selected": selected, "files": files, "datasets": about(opened)}
+    told["method_settings"] = comparison.told
     told |= {} if checkpoint is None else {"meta_notes": checkpoint.notes}
     told |= {} if settings.preset is None else {"preset_from": presets.PRESETS[settings.preset].provenance}
     compared = reporting.comparisons(rows, reporting.default_reference(row.method for row in rows))
     results = evaluation.Results(told, environment, tuple(rows), compared)
     if runtime.is_main():
+        evaluation.save_results(workdir, results)  # before anything that could fail
         reporting.write_report([results], workdir, names=["this evaluation"], show=print)
     return results
 
@@ -179,9 +182,29 @@ def _read(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str],
         encoder.clip.class_tokens(list(names), template, allow_duplicates=published)
 
 
+class Work(NamedTuple):
+    """A method on one dataset under one protocol, with one number of shots: a unit of results for each seed."""
+
+    method: Method
+    dataset: str
+    protocol: Protocol
+    shots: int | None
+    seeds: tuple[int | None, ...]
+
+    @property
+    def key(self) -> tuple:
+        """The beginning of the names of its units."""
+        return self.method.name, self.dataset, self.protocol.name, self.shots
+
+    @property
+    def group(self) -> tuple:
+        """What shares one tuning: protocols that tune on the same images."""
+        return *self.key[:2], *(self.protocol.tuning_key(self.shots) if self.method.has_runs else self.key[2:])
+
+
 @dataclasses.dataclass
 class Comparison:
-    """All methods on all datasets, unit by unit: a unit is one method on one dataset, protocol and number of shots."""
+    """All methods on all datasets; `told` is what each method's numbers depend on, once its settings are selected."""
 
     settings: Settings
     encoder: Encoder
@@ -189,77 +212,117 @@ class Comparison:
     opened: Mapping[str, Opened]
     units: SharedUnits
     workdir: epath.Path
+    weights: str
+    files: Mapping[str, str]
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self) -> tuple[list[Row], dict[str, Any]]:
         """Measures the units that are missing; returns all rows, and the selected settings by method."""
-        units = list(self._units())
-        several = sum(len(method.candidates) > 1 for method in self.methods)
-        total = several * len(self.opened) + len(units)
-        with runtime.Progress(total, "evaluate", initial=len(self.units), unit="unit") as self.progress:
-            self.score()
-            selections = {method.name: self.select(method) for method in self.methods}
-            chosen = {name: candidate for name, (candidate, _) in selections.items()}
+        self.score()
+        selections = {method.name: self.select(method) for method in self.methods}
+        self.chosen = {name: candidate for name, (candidate, _) in selections.items()}
+        self.told = {method.name: self._told(method, self.chosen[method.name]) for method in self.methods}
+        every = list(self._every())
+        missing = [self._missing(work) for work in every]
+        costs = [self._steps(work) * len(seeds) for work, seeds in zip(every, missing, strict=True)]
+        begun = {"initial": sum(not seeds for seeds in missing), "work": sum(costs)}
+        with runtime.Progress(len(every), "evaluate", unit="unit", **begun) as progress:
             learned: dict[Any, Any] = {}
             dataset = None
-            for unit, method, protocol, shots in units:
-                if unit[1] != dataset:
-                    learned, dataset = {}, unit[1]
-                self._measure(unit, method, chosen[method.name], protocol, shots, learned)
-            self.progress.update(self.units.exchange())
-        rows = [Row(**row) for unit, *_ in units for row in self.units[unit]]
+            for work, lacking, cost in zip(every, missing, costs, strict=True):
+                if work.dataset != dataset:
+                    learned, dataset = {}, work.dataset
+                mine = self.units.is_mine(work.group) if lacking else runtime.is_main()
+                wanted = {*lacking, *self._seeds_of_missing_files(work)} if mine else set()
+                if wanted:
+                    self._measure(work, tuple(seed for seed in work.seeds if seed in wanted), learned)
+                progress.update(bool(lacking), work=cost)
+            self.units.exchange()
+        found = (self._find(work, seed) for work in every for seed in self._shown(work))
+        rows = [Row(**row) for each in found for row in each]
         return rows, {name: described for name, (_, described) in selections.items() if described}
 
     def score(self) -> None:
         """Scores the candidates of all methods on validation images; no test image is read."""
-        settings, chosen_by = self.settings, selecting(self.settings.protocols)
-        counts = [(protocol, shots) for protocol in chosen_by for shots in settings.counts(protocol, select=True)]
+        settings = self.settings
+        counts = [(each, n) for each in selecting(settings.protocols) for n in settings.counts(each, select=True)]
         several = [method for method in self.methods if len(method.candidates) > 1]
-        for method, (name, (dataset, _)) in itertools.product(several, self.opened.items()):
-            unit = ("select", method.name, name)
-            if self.units.is_mine(unit, unit):
-                tasks = [task_of(dataset, *each, settings.select_seeds) for each in counts]
-                self.units.add(unit, validation_scores(method, self.encoder, tasks, settings.max_test_images))
-                self.progress.update()
-        self.progress.update(self.units.exchange())
+        every = list(itertools.product(several, self.opened))
+        todo = [each for each in every if self._scores(*each) is None]
+        if not todo:
+            return
+        with runtime.Progress(len(every), "select settings", initial=len(every) - len(todo), unit="unit") as progress:
+            for method, name in todo:
+                if self.units.is_mine(("select", method.name, name)):
+                    tasks = [task_of(self.opened[name].dataset, *each, settings.select_seeds) for each in counts]
+                    scores = validation_scores(method, self.encoder, tasks, settings.max_test_images)
+                    self.units.add(("select", method.name, name), self._selection(method, name), scores)
+                    progress.update()
+            self.units.exchange()
 
     def select(self, method: Method) -> tuple[Candidate, dict[str, Any] | None]:
         """Returns one candidate for all datasets, by its mean validation score, and a description of the selection."""
         if len(method.candidates) == 1:
             return method.candidates[0], None
-        scores = np.mean([self.units["select", method.name, name] for name in self.opened], axis=0)
+        scores = np.mean([self._scores(method, name) for name in self.opened], axis=0)
         described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
         candidate = method.candidates[int(np.argmax(scores))]
         print(f"{method.name}: {candidate.described} of {len(method.candidates)} on the validation split")
         return candidate, {"chosen": candidate.described, "candidates": described}
 
-    def _units(self) -> Any:
-        """Yields (unit, method, protocol, shots) in the order of the rows."""
+    def _told(self, method: Method, candidate: Candidate) -> dict[str, Any]:
+        return {"weights": self.weights} | method_settings(self.settings, method, candidate, self.files)
+
+    def _selection(self, method: Method, name: str) -> dict[str, Any]:
+        told = self._told(method, Candidate())
+        return selection_depends(self.settings, told, method, self.opened[name])
+
+    def _scores(self, method: Method, name: str) -> Any:
+        return self.units.find(("select", method.name, name), self._selection(method, name))
+
+    def _every(self) -> Iterator[Work]:
+        """Yields all work in the order of the rows."""
         for name, (_, targets) in self.opened.items():
             for protocol in targets:
                 fixed, tuned = ([each for each in self.methods if each.has_runs is runs] for runs in (False, True))
                 for method in fixed:
-                    yield (method.name, name, protocol.name), method, protocol, None
+                    yield Work(method, name, protocol, None, (None,))
                 for shots, method in itertools.product(self.settings.counts(protocol), tuned):
-                    yield (method.name, name, protocol.name, shots), method, protocol, shots
+                    yield Work(method, name, protocol, shots, self.settings.seeds)
 
-    def _measure(
-        self,
-        unit: tuple,
-        method: Method,
-        candidate: Candidate,
-        protocol: Protocol,
-        shots: int | None,
-        learned: dict[Any, Any],
-    ) -> None:
-        """Measures a unit, unless it is finished or another process measures it; `learned` is shared by a dataset."""
-        group = (*unit[:2], protocol.tuning_key(shots)) if method.has_runs else unit
-        if not self.units.is_mine(unit, group):
-            return
-        begin, settings, (dataset, targets) = time.monotonic(), self.settings, self.opened[unit[1]]
-        parts = protocol.parts(dataset, targets=targets[protocol], limit=settings.max_test_images)
-        task = task_of(dataset, protocol, shots, settings.seeds)
-        trial = Trial(self.encoder, task, candidate)
-        if group not in learned:  # protocols that tune on the same images share it
+    def _find(self, work: Work, seed: int | str | None) -> Any:
+        """Returns the rows of one seed; of the cost, which belongs to no seed, those of `COST`."""
+        return self.units.find((*work.key, seed), self._depends(work))
+
+    def _depends(self, work: Work) -> dict[str, Any]:
+        told, candidate = self.told[work.method.name], self.chosen[work.method.name]
+        return unit_depends(self.settings, told, candidate, self.opened[work.dataset], work.protocol, work.shots)
+
+    def _shown(self, work: Work) -> tuple[int | str | None, ...]:
+        """Returns the seeds of the units of a work, and `COST` if that is measured."""
+        cost = isinstance(work.method, TunedMethod) and measures.asks_for_cost(self.settings.metrics)
+        return (*work.seeds, *[measures.COST] * cost)
+
+    def _missing(self, work: Work) -> tuple[int | None, ...]:
+        """Returns the seeds that must be measured; one of them if only the cost is missing."""
+        missing = [seed for seed in self._shown(work) if self._find(work, seed) is None]
+        return work.seeds[:1] if missing == [measures.COST] else tuple(s for s in missing if s != measures.COST)
+
+    def _steps(self, work: Work) -> float:
+        """Returns what a seed costs in comparison with others: the number of steps, and one for its predictions."""
+        if not isinstance(work.method, TunedMethod):
+            return 1
+        steps, epochs, *_ = self.chosen[work.method.name].length(work.dataset, work.shots)
+        return 1 + (steps or epochs * (work.shots or 1))
+
+    def _measure(self, work: Work, seeds: tuple[int | None, ...], learned: dict[Any, Any]) -> None:
+        """Measures some seeds of a work; what was learned is shared by the protocols of a dataset."""
+        method, settings, (dataset, targets) = work.method, self.settings, self.opened[work.dataset]
+        begin, candidate = time.monotonic(), self.chosen[method.name]
+        parts = work.protocol.parts(dataset, targets=targets[work.protocol], limit=settings.max_test_images)
+        task = task_of(dataset, work.protocol, work.shots, seeds)
+        trial, group = Trial(self.encoder, task, candidate), (work.group, seeds)
+        if group not in learned:
             learned[group] = method.learn(trial, settings.report_steps, measures.asks_for_cost(settings.metrics))
             if isinstance(method, TunedMethod):
                 method.require_finite(task, learned[group])
@@ -267,11 +330,13 @@ class Comparison:
         rows = method_rows(method, task, learned[group], predicted, parts, settings.metrics)
         if isinstance(method, TunedMethod):
             rows += self._further_rows(method, trial, learned[group], parts)
-        self._save(unit, method, learned[group], predicted[last_step(predicted)], parts)
-        self.units.add(unit, [dataclasses.asdict(row) for row in rows])
+        self._save(work, seeds, learned[group], predicted[last_step(predicted)], parts)
+        for seed in (*seeds, *self._shown(work)[len(work.seeds) :]):
+            own = [dataclasses.asdict(row) for row in rows if row.seed == (None if seed == measures.COST else seed)]
+            if self._find(work, seed) is None:
+                self.units.add((*work.key, seed), self._depends(work), own)
         if method.has_runs:
-            print(_line(unit, rows, time.monotonic() - begin), flush=True)
-        self.progress.update()
+            print(_line(work.key, rows, time.monotonic() - begin), flush=True)
 
     def _further_rows(self, method: TunedMethod, trial: Trial, tuned: Tuned, parts: Sequence[Part]) -> list[Row]:
         """Returns the rows of prompts that follow class names, and of the regulation."""
@@ -286,21 +351,53 @@ class Comparison:
             rows += measures.regulation_rows(method.name, task.dataset.name, tuned, *draws)
         return rows
 
-    def _save(self, unit: tuple, method: Method, learned: Any, predicted: Any, parts: Sequence[Part]) -> None:
-        """Writes the files that the flags ask for."""
-        settings, file = self.settings, measures.file_name(unit)
-        if settings.save_confusion and method.has_runs:
-            measures.save_confusion(self.workdir / "confusion" / f"{file}.npz", zip(parts, predicted, strict=True))
-        prompt = None
-        if isinstance(learned, Tuned):
-            prompt = jax.tree.map(lambda leaf: leaf[0], learned.prompts[max(learned.prompts)])
-            if settings.save_prompts:
-                path = self.workdir / "prompts" / f"{file}.safetensors"
-                gram.save_prompt(path, prompt, method.tuner, self.encoder.clip)
+    def _files(self, work: Work) -> dict[str, tuple[epath.Path, tuple[int | None, ...]]]:
+        """Returns the files that the flags ask for, by kind, each with its seeds."""
+        settings, tuned = self.settings, isinstance(work.method, TunedMethod)
+        first, name = work.seeds[:1], measures.file_name(work.key)
+        files = {}
+        if settings.save_confusion and work.method.has_runs:
+            files["confusion"] = self.workdir / "confusion" / f"{name}.npz", work.seeds
+        if settings.save_prompts and tuned:
+            files["prompts"] = self.workdir / "prompts" / f"{name}.safetensors", first
+        if settings.save_features and (tuned or work.method.name == "zero_shot"):
+            files["features"] = self.workdir / "features" / f"{name}.npz", first
+        return files
+
+    def _record(self, kind: str, work: Work, seeds: tuple[int | None, ...]) -> tuple[tuple, dict[str, Any]]:
+        """Returns the unit that tells what a file is made of: its result is the hash of the file."""
+        return (*work.key, kind), self._depends(work) | {"seeds": seeds}
+
+    def _seeds_of_missing_files(self, work: Work) -> set[int | None]:
+        """Returns the seeds that must be measured, again if need be, because files are missing."""
+        files = self._files(work).items()
+        lacking = [seeds for kind, (path, seeds) in files if self.units.find(*self._record(kind, work, seeds)) != (
+            file_hash(path) if path.exists() else None) or not path.exists()]  # fmt: skip
+        return {seed for seeds in lacking for seed in seeds}
+
+    def _save(
+        self, work: Work, seeds: tuple[int | None, ...], learned: Any, predicted: Any, parts: Sequence[Part]
+    ) -> None:
+        """Writes the files that the flags ask for and whose seeds were measured."""
+        method, clip = work.method, self.encoder.clip
+        for kind, (path, of_seeds) in self._files(work).items():
+            if not set(of_seeds) <= set(seeds):
+                continue
+            prompt, place = None, seeds.index(of_seeds[0])
+            if isinstance(learned, Tuned):
+                prompt = jax.tree.map(lambda leaf, place=place: leaf[place], learned.prompts[max(learned.prompts)])
+            with replacing(path) as part:
+                if kind == "confusion":
+                    measures.save_confusion(part, zip(parts, predicted, strict=True))
+                elif kind == "features":
+                    write_npz(part, part_features(self.encoder, method, prompt, parts))
+                else:
+                    names = work.protocol.support(self.opened[work.dataset].dataset, work.shots, seeds[0]).class_names
+                    prompt = artifacts.fit_classes(prompt, method.tuner, clip, names)
+                    gram.save_prompt(part, prompt, method.tuner, clip, classes=names)
+            if kind == "prompts":
                 print(f"prompt in {path}", flush=True)
-        if settings.save_features and (prompt is not None or method.name == "zero_shot"):
-            arrays = part_features(self.encoder, method, prompt, parts)
-            write_npz(self.workdir / "features" / f"{file}.npz", arrays)
+            self.units.add(*self._record(kind, work, of_seeds), file_hash(path))
 
 
 def part_features(encoder: Encoder, method: Method, prompt: Any, parts: Sequence[Part]) -> dict[str, np.ndarray]:

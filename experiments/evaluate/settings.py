@@ -22,7 +22,7 @@ from gram_jax.tuners import Tuner
 from gram_jax.tuning import select_views
 from gram_jax.tuning.test_time import OPTIMIZERS as TEST_TIME_OPTIMIZERS
 
-from .._launch import at_least, positive
+from .._launch import at_least, positive, require_ranges
 from . import presets
 from .config import LOSSES, PARTS, Flags
 
@@ -111,6 +111,7 @@ class Config(Flags):
 def resolve(given: Flags) -> Settings:
     """Returns the settings that flags stand for; see `Config`."""
     flags = Flags(**_filled(given))
+    require_ranges(Flags, vars(flags))
     _check_values(flags)
     if TEST_TIME in flags.protocol:
         _check_test_time(flags)

@@ -23,7 +23,20 @@ from .metrics import (
 from .plans import Length, TuningPlan
 from .prediction import Predictions, predict, predict_labels
 from .protocols import Part, Protocol
-from .results import Comparison, Results, Row, compare, comparison, environment, read_results, validate, write_results
+from .results import (
+    Comparison,
+    Results,
+    Row,
+    compare,
+    comparison,
+    environment,
+    measured_by,
+    read_results,
+    save_results,
+    validate,
+    warn_of_versions,
+    write_results,
+)
 from .runner import evaluate, prompt_method
 from .statistics import Summary, harmonic_mean, harmonic_of_means, mean_of_harmonics, paired_difference, summarize
 from .test_time import TestTimePlan
@@ -67,6 +80,7 @@ __all__ = [
     "long_tail_draw",
     "macro_f1",
     "mean_of_harmonics",
+    "measured_by",
     "nearest_mean_agreement",
     "neural_collapse",
     "paired_difference",
@@ -77,10 +91,12 @@ __all__ = [
     "prompted_features",
     "protocols",
     "read_results",
+    "save_results",
     "simplex_distance",
     "summarize",
     "validate",
     "validation_scores",
+    "warn_of_versions",
     "within_class_variability",
     "write_results",
 ]

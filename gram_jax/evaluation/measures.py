@@ -89,11 +89,11 @@ def rows(
 def cost_rows(
     method: str, protocol: Protocol, dataset: str, tuned: Tuned, shots: int | None, split: str
 ) -> Iterator[Row]:
-    """Yields what tuning cost: the time of a run (its share of all side by side) and the memory of a step of all."""
+    """Yields what tuning cost: the time of a run and the memory of a step."""
     if tuned.cost is None:
         return
-    last, runs = max(tuned.prompts), tuned.metrics["loss"].shape[1]
-    for metric, value in zip(COSTS, (tuned.cost.seconds * last / runs, float(tuned.cost.bytes)), strict=True):
+    last = max(tuned.prompts)
+    for metric, value in zip(COSTS, (tuned.cost.seconds * last, float(tuned.cost.bytes)), strict=True):
         yield Row(method, protocol.name, dataset, metric, value, None, shots, None, split, last)
 
 

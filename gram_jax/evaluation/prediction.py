@@ -25,6 +25,11 @@ class Predictions(NamedTuple):
     confidence: np.ndarray
 
 
+def run_count(prompts: Any) -> int:
+    """Returns the number of runs of stacked prompts."""
+    return len(jax.tree.leaves(prompts)[0])
+
+
 def summarize_logits(logits: np.ndarray) -> Predictions:
     """Returns the predictions of logits `[runs, images, classes]`; the logits of many classes would fill the memory."""
     best = logits.max(-1, keepdims=True)
@@ -84,10 +89,12 @@ def predict_labels(
 def _batches(
     tuning: Tuning, prompts: Any, clip: Clip, classes: Any, valid: np.ndarray, images: Any, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields logits `[runs, images, classes]` batch by batch."""
+    """Yields logits `[runs, images, classes]` batch by batch; each run by itself: none depends on the others."""
     require_images(images, batch_size)
+    runs = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], prompts) for at in range(run_count(prompts))]
     # The smallest of 256, 512, 1024, ... that holds all images.
     size = min(batch_size, _IMAGES * 2 ** max(0, math.ceil(math.log2(len(images) / _IMAGES))))
     for batch, count in padded_batches(images, size):
-        logits = tuning.logits(prompts, clip, classes, jnp.asarray(batch, jnp.float32))
-        yield np.asarray(logits)[:, :count, np.asarray(valid)]
+        images = jnp.asarray(batch, jnp.float32)
+        logits = [np.asarray(tuning.logits(run, clip, classes, images)) for run in runs]
+        yield np.concatenate(logits)[:, :count, np.asarray(valid)]

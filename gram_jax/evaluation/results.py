@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -15,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+from etils import epath
 
-from gram_jax.errors import InputError, explain, nearest
+from gram_jax.errors import InputError, differences, explain, nearest
 from gram_jax.evaluation.statistics import Summary, paired_difference
-from gram_jax.io import read_json, write_file
+from gram_jax.io import file_hash, keep_older, read_json, write_file
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 
@@ -103,8 +108,8 @@ def environment(
 
     Returns:
       JSON values: "python", "packages", "device" (kind, platform, count, processes), "git" (the revision of the
-      checkout that contains the code, with "-dirty" after changes; None outside a checkout), "weights", "splits",
-      "draws".
+      checkout that contains the code, with "-dirty" after changes; None outside a checkout), "code" (a hash of the
+      source files), "weights", "splits", "draws".
     """
     import jax
 
@@ -118,10 +123,35 @@ def environment(
         "device": {"kind": device.device_kind, "platform": device.platform}
         | {"count": jax.device_count(), "processes": jax.process_count()},
         "git": _git_revision(),
+        "code": _code_hash(),
         "weights": weights,
         "splits": dict(splits or {}),
         "draws": dict(draws or {}),
     }
+
+
+_VERSIONS = ("python", "packages", "device", "git", "code")
+
+
+def measured_by(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of an environment that name the code and the versions of a measurement."""
+    by = {name: environment[name] for name in _VERSIONS}
+    return by | {"device": {name: by["device"][name] for name in ("kind", "platform")}}
+
+
+def warn_of_versions(environment: Mapping[str, Any]) -> None:
+    """Logs a warning if results were measured by other code or versions than this process has.
+
+    Args:
+      environment: the provenance of the results, with "measured_by".
+    """
+    here = json.loads(json.dumps(measured_by(environment)))
+    for other in environment["measured_by"]:
+        if changed := differences({name: other.get(name) for name in here}, here):
+            logger.warning(
+                "%d finished units were measured by other code or versions, which results.json names: %s",
+                other["units"], "; ".join(changed),
+            )  # fmt: skip
 
 
 def compare(
@@ -217,6 +247,29 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
     write_file(path, text + "\n")
 
 
+def save_results(folder: str | os.PathLike[str], results: Results) -> None:
+    """Writes `results.json` of a work directory; keeps an older one, unless the new one has all of its rows.
+
+    Args:
+      folder, results: the work directory, and what it shall hold.
+    """
+    path = epath.Path(folder) / "results.json"
+    if path.exists() and not _includes(results, path):
+        logger.warning("the older %s has other results and is kept as %s", path, keep_older(path).name)
+    write_results(path, results)
+
+
+def _includes(results: Results, path: epath.Path) -> bool:
+    """Returns whether results have every row of a file, costs aside, which vary; False for a file of another kind."""
+    try:
+        older = read_results(path)
+    except InputError:
+        return False
+    values = {dataclasses.replace(row, value=0.0): row.value for row in results.rows}
+    measured = ((dataclasses.replace(row, value=0.0), row) for row in older.rows)
+    return all(draw in values and (values[draw] == row.value or row.seed is None) for draw, row in measured)
+
+
 def read_results(path: str | os.PathLike[str]) -> Results:
     """Returns the results of a file after checking every field; InputError names the file and the field.
 
@@ -261,6 +314,16 @@ def _first_error(error: pydantic.ValidationError) -> str:
 
 def _describe(draw: tuple) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in zip(_DRAW, draw, strict=True) if value is not None)
+
+
+def _code_hash() -> str:
+    """Returns a hash of the source files of the library and its programs."""
+    package = Path(__file__).parents[1]
+    hashed = hashlib.sha256()
+    for folder in (package, package.parent / "experiments"):
+        for path in sorted(folder.rglob("*.py")):
+            hashed.update(f"{path.relative_to(package.parent).as_posix()} {file_hash(path)}\n".encode())
+    return hashed.hexdigest()
 
 
 def _git_revision() -> str | None:

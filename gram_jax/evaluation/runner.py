@@ -47,7 +47,7 @@ def evaluate(  # long: what is tuned, on what, and what is measured
     metrics: Sequence[str] = (),
     **plan: Any,
 ) -> list[Row]:
-    """Evaluates one method on one dataset; the images of the dataset are encoded once, and all seeds run side by side.
+    """Evaluates one method on one dataset, whose images are encoded once; no seed's numbers depend on other seeds.
 
     Args:
       clip: the clip; or an `Encoder` of it, so that several calls share encoded images.

@@ -57,8 +57,8 @@ def _reading(rows: Sequence[Row], sheets: Sequence[Sheet]) -> Iterator[str]:
         )
     if COST in titles:
         yield (
-            "Time: of one run, its share of the time of all seeds side by side, without compilation. Memory: of one "
-            "step of all seeds together. Both from the lowest to the highest over datasets and protocols."
+            "Time: of one run, without compilation. Memory: of one step. Both from the lowest to the highest over "
+            "datasets and protocols."
         )
     if any(split_method(row.method)[1] == CEILING for row in rows):
         yield "Ceiling: meta-learned on the true groups of the corpus, which are unknown in practice."

@@ -10,10 +10,11 @@ from .devices import (
     is_process_loss,
     make_mesh,
     own_rows,
+    require_device,
 )
 from .memory import available_memory, memory_line
 from .metrics_log import MetricsLog, read_metrics
-from .progress import Progress
+from .progress import Progress, hidden_bar
 from .units import SharedUnits, Units
 from .workdir import claim
 from .workers import worker_pool
@@ -35,11 +36,13 @@ __all__ = [
     "enable_compilation_cache",
     "gather",
     "global_arrays",
+    "hidden_bar",
     "is_main",
     "is_process_loss",
     "make_mesh",
     "memory_line",
     "own_rows",
     "read_metrics",
+    "require_device",
     "worker_pool",
 ]

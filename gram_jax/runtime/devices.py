@@ -164,6 +164,22 @@ def barrier(name: str, *, timeout_seconds: int = _DAY) -> None:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * timeout_seconds)
 
 
+def require_device() -> None:
+    """Raises InputError if JAX finds no device of the platform that `JAX_PLATFORMS` asks for, or none that works."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several types, some of them without a message
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        jax.config.update("jax_platforms", None)
+        try:
+            found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        except Exception:
+            found = "none"
+        remedy = 'unset JAX_PLATFORMS, or install the platform, such as pip install ".[cuda13]" or ".[tpu]"'
+        raise InputError(f"JAX_PLATFORMS={asked}: no such device ({reason}); found here: {found}; {remedy}") from error
+
+
 def gather(value: Any) -> list[Any]:
     """Returns the values of all processes, in order, to every process.
 

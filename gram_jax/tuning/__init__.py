@@ -2,7 +2,7 @@
 
 from gram_jax.tuning.alternating import AlternatingState, make_alternating
 from gram_jax.tuning.batches import epoch_batches, pad_classes, shuffled_batches
-from gram_jax.tuning.loop import Cost, Recipe, Tuned, memory_bytes, tune
+from gram_jax.tuning.loop import Cost, Recipe, Tuned, join, memory_bytes, tune
 from gram_jax.tuning.schedules import scheduled_rate
 from gram_jax.tuning.step import Tuning, TuningState, classification_loss, make_tuning
 from gram_jax.tuning.test_time import TestTimeTuning, make_test_time_tuning, predict_test_time, select_views
@@ -17,6 +17,7 @@ __all__ = [
     "TuningState",
     "classification_loss",
     "epoch_batches",
+    "join",
     "make_alternating",
     "make_test_time_tuning",
     "make_tuning",

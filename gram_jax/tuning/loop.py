@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -133,6 +133,21 @@ def tune(
         cost = Cost(seconds, memory_bytes(lowered.compile()))
     names = history[0] if history else ()
     return Tuned(kept, {name: np.stack([metrics[name] for metrics in history]) for name in names}, cost)
+
+
+def join(results: Sequence[Tuned]) -> Tuned:
+    """Returns the results of several calls of `tune` with equal recipes as one, the runs of all after each other.
+
+    The cost of a step is the mean time and the largest memory.
+    """
+    first, costs = results[0], [each.cost for each in results if each.cost is not None]
+    prompts = {
+        step: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(each.prompts[step] for each in results))
+        for step in first.prompts
+    }
+    metrics = {name: np.concatenate([each.metrics[name] for each in results], axis=1) for name in first.metrics}
+    cost = Cost(float(np.mean([c.seconds for c in costs])), max(c.bytes for c in costs)) if costs else None
+    return Tuned(prompts, metrics, cost)
 
 
 def _check_recipe(recipe: Recipe, wanted: set[int]) -> None:

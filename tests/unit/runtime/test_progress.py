@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 
 import pytest
 
-from gram_jax.runtime import Progress
+from gram_jax.runtime import Progress, hidden_bar
 
 
 class Clock:
@@ -33,7 +34,7 @@ def test_rate_leaves_out_the_first_step(caplog):
             progress.update(loss=0.25)
         assert progress.rate == pytest.approx(0.5)
         # 80 steps left at half a step a second: 160 seconds
-        assert progress.line() == "train 21/101 steps (20.8 %), 0.5 steps/s, 0:02:40 left, loss=0.25"
+        assert progress.line() == "train 21/101 steps (20.8 %), 2 s/step, 0:02:40 left, loss=0.25"
     # every 30 seconds of 100, and one line at the end
     assert [record.message.split()[1] for record in caplog.records] == ["1/101", "16/101", "21/101"]
 
@@ -46,7 +47,7 @@ def test_resumed_run_counts_only_its_own_steps():
     progress.update(9)
     assert progress.done == 910
     assert progress.rate == pytest.approx(0.9)
-    assert progress.line() == "910/1000 steps (91.0 %), 0.9 steps/s, 0:01:40 left"
+    assert progress.line() == "910/1000 steps (91.0 %), 1.11 s/step, 0:01:40 left"
 
 
 def test_bar_on_a_terminal():
@@ -87,3 +88,42 @@ def test_other_processes_are_silent(monkeypatch, caplog):
 def test_bad_initial(initial):
     with pytest.raises(ValueError, match=f"initial={initial}"):
         Progress(3, initial=initial)
+
+
+def test_a_batch_that_is_counted_item_by_item_gives_no_rate_of_its_own():
+    clock = Clock()
+    progress = Progress(36, "predict", unit="image", stream=io.StringIO(), clock=clock)
+    for second in (1, 2, 3):  # 12 images a second, counted at once at its end
+        clock.now = float(second)
+        for _ in range(12):
+            clock.now += 1e-4
+            progress.update()
+        assert progress.rate == (None if second == 1 else pytest.approx(12, rel=0.01))
+
+
+def test_time_left_goes_by_the_work_of_the_steps():
+    clock = Clock()
+    progress = Progress(4, unit="unit", work=130, stream=io.StringIO(), clock=clock)
+    progress.update(work=0)
+    clock.now = 100.0
+    progress.update(work=100)  # one unit of work a second; 30 are left in two units
+    assert progress.line() == "2/4 units (50.0 %), 100 s/unit, 0:00:30 left"
+
+
+def test_the_last_line_comes_once_and_a_long_step_is_no_silence(caplog):
+    with caplog.at_level(logging.INFO), Progress(1, "once", stream=io.StringIO(), every_seconds=0.05) as progress:
+        time.sleep(0.2)
+        assert "once 0/1 steps" in caplog.text
+        progress.update()
+    assert caplog.messages.count(caplog.messages[-1]) == 1
+
+
+def test_lines_are_written_above_the_bar():
+    terminal = Terminal()
+    with Progress(2, "train", stream=terminal) as progress:
+        progress.update()
+        with hidden_bar():
+            terminal.write("coop: 81.2\n")
+    before, _, after = terminal.getvalue().partition("coop: 81.2\n")
+    assert before.endswith("\r\x1b[K")  # erased to the start of the line
+    assert after.startswith("\r\x1b[K[")  # and drawn again

@@ -1,0 +1,77 @@
+"""What the numbers of a method depend on, by content: no paths, no spellings, no settings of memory or output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gram_jax.evaluation import Candidate, Method
+from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, ZeroShot
+from gram_jax.evaluation.protocols import Protocol, selecting
+from gram_jax.io import file_hash
+
+from .datasets import Opened
+from .settings import Settings
+
+# Fields of a plan that a candidate replaces, that are measured beside, or that change no number.
+_NOT_IN_PLAN = ("learning_rate", "steps", "epochs", "report_steps", "regularizers")
+
+
+def file_hashes(settings: Settings) -> dict[str, str]:
+    """Returns the SHA-256 of every meta checkpoint: that of --meta as "meta", controls by name."""
+    paths = ({"meta": settings.meta} if settings.meta else {}) | dict(settings.control_paths)
+    return {name: file_hash(path) for name, path in paths.items()}
+
+
+def method_settings(settings: Settings, method: Method, candidate: Candidate, files: Mapping[str, str]) -> Any:
+    """Returns the settings that a method's numbers depend on, on whatever dataset, as JSON values."""
+    about: dict[str, Any] = {"compute_dtype": settings.compute_dtype, "max_test_images": settings.max_test_images}
+    if isinstance(method, ZeroShot):
+        return about | {"template": method.template}
+    if isinstance(method, BaselineMethod):
+        return about | {"baseline_settings": dict(method.baseline.settings)}
+    assert isinstance(method, PromptMethod)
+    _, plus, role = method.name.partition("+gram")
+    plan = {name: value for name, value in dataclasses.asdict(method.plan).items() if name not in _NOT_IN_PLAN}
+    if settings.test_time:
+        del plan["batch_size"]  # images side by side
+    regulator = settings.fixed_regulator
+    return {
+        **about,
+        **candidate.described,
+        "tuner": method.tuner.name,
+        # The words of the initialization are the candidate's "start".
+        "tuner_settings": {name: value for name, value in method.tuner.settings.items() if name != "init_text"},
+        "part_rates": dict(settings.rate_factors),
+        **plan,
+        "regularizers": [[term.name, term.weight, dict(term.settings)] for term in settings.terms],
+        "regulator": [regulator.name, dict(regulator.settings)],
+        "checkpoint": files.get(role.removeprefix(":"), files["meta"]) if plus else None,
+    }
+
+
+def unit_depends(
+    settings: Settings, told: Mapping[str, Any], candidate: Candidate, opened: Opened, protocol: Protocol, shots: Any
+) -> dict[str, Any]:
+    """Returns all that the result of a unit depends on; `told` is that of its method, with the weights of the clip."""
+    dataset, targets = opened
+    depends = {
+        **told,
+        "dataset": dataset.content_hash,
+        "tested": {name: each.content_hash for name, each in targets[protocol].items()},
+        "metrics": list(settings.metrics),
+    }
+    if "tuner" in told:
+        length = candidate.length(dataset.name, shots)
+        depends |= {"report_steps": list(settings.report_steps), "follow_classes": settings.follow_classes}
+        depends |= {"length": length._replace(warmup=dict(length.warmup))._asdict()}
+    return depends
+
+
+def selection_depends(settings: Settings, told: Mapping[str, Any], method: Method, opened: Opened) -> dict[str, Any]:
+    """Returns all that the validation scores of a method's candidates on a dataset depend on."""
+    candidates = [{**each.described, "length": str(each.length(opened.dataset.name, 1))} for each in method.candidates]
+    tasks = [[protocol.name, *settings.counts(protocol, select=True)] for protocol in selecting(settings.protocols)]
+    asked = {"select_seeds": settings.select_seeds, "tasks": tasks, "candidates": candidates}
+    return {**told, **asked, "dataset": opened.dataset.content_hash}
