@@ -19,6 +19,7 @@ from gram_jax.io import PathLike
 from gram_jax.meta import Meta, Structure
 from gram_jax.registry import Registry
 from gram_jax.regulators import Regulator
+from gram_jax.summary import short_repr
 from gram_jax.tuners import Prompt, Tuner
 
 PROMPT, META = "prompt", "meta"
@@ -30,6 +31,8 @@ class LoadedPrompt(NamedTuple):
     prompt: Prompt
     tuner: Tuner
 
+    __repr__ = short_repr
+
 
 class LoadedMeta(NamedTuple):
     """The result of meta-learning, its tuner and regulator, and the notes that were saved with it."""
@@ -38,6 +41,8 @@ class LoadedMeta(NamedTuple):
     tuner: Tuner
     regulator: Regulator
     notes: dict[str, Any]
+
+    __repr__ = short_repr
 
 
 class Description(NamedTuple):
@@ -51,6 +56,8 @@ class Description(NamedTuple):
     regulator: Regulator | None
     notes: dict[str, Any]
     classes: tuple[str, ...] | None = None
+
+    __repr__ = short_repr
 
 
 def save_prompt(

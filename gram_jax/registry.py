@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -92,6 +93,25 @@ class Registry(Generic[T]):
         """
         call = parse_call(text)
         return self.make(call.name, **call.settings)
+
+
+def reduced(member: Any, module: str, registry: str = "REGISTRY") -> Any:
+    """Returns what pickle keeps of a member of a registry: its name and settings; `__reduce__` returns it.
+
+    A member that is not registered is reduced field by field, so that it can be copied.
+
+    Args:
+      member: a named tuple with `name` and `settings`.
+      module, registry: the module of its registry, such as "gram_jax.tuners", and the registry's name there.
+    """
+    if member.name in getattr(importlib.import_module(module), registry):
+        return restored, (module, registry, member.name, dict(member.settings))
+    return type(member)._make, (tuple(member),)
+
+
+def restored(module: str, registry: str, name: str, settings: dict[str, Any]) -> Any:
+    """Returns the member of a registry that `reduced` describes."""
+    return getattr(importlib.import_module(module), registry).make(name, **settings)
 
 
 class Call(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -16,6 +17,7 @@ from gram_jax.clip.modules import slice_layers
 from gram_jax.clip.resnet import init_resnet
 from gram_jax.clip.tokenizer import Classes, Tokenizer, class_tokens
 from gram_jax.errors import InputError
+from gram_jax.summary import short
 
 Params = dict[str, Any]
 
@@ -37,6 +39,20 @@ class Clip:
     config: ClipConfig = flax.struct.field(pytree_node=False)
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
     transform: ImageTransform | None = flax.struct.field(pytree_node=False, default=None)
+
+    def __repr__(self) -> str:
+        text, vision, leaves = self.config.text, self.config.vision, jax.tree.leaves(self.params)
+        parts = {
+            "text": f"{text.layers} layers of {text.width}",
+            "vision": f"{vision.layers} layers of {vision.width}, images of {vision.image_size}",
+            "embed_dim": self.config.embed_dim,
+            "parameters": f"{sum(math.prod(jnp.shape(leaf)) for leaf in leaves):,}",
+            "dtype": ", ".join(sorted({str(jnp.result_type(leaf)) for leaf in leaves})),
+            "compute_dtype": self.config.compute_dtype,
+            "tokenizer": short(self.tokenizer),
+            "transform": short(self.transform),
+        }
+        return f"Clip({', '.join(f'{name}={value}' for name, value in parts.items())})"
 
     def class_tokens(
         self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False

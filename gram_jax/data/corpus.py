@@ -11,6 +11,7 @@ from typing import Any
 
 from gram_jax.data.dataset import Images
 from gram_jax.errors import InputError, require_int
+from gram_jax.summary import short_repr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Corpus(Images):
     captions: tuple[str, ...]
     references: tuple[Any, ...]
     read: Callable[[Any], Any]
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if len(self.captions) != len(self.references):

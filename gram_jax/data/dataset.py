@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.errors import InputError, require_int
+from gram_jax.summary import short_repr
 
 SPLITS = ("train", "val", "test")
 
@@ -63,6 +64,8 @@ class Dataset(Images):
     seed: int | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     content: Callable[[Any], str] | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         counts = len(self.references), len(self.labels), len(self.splits)

@@ -21,7 +21,7 @@ from gram_jax.data import templates as published
 from gram_jax.errors import InputError, require_int, require_number
 from gram_jax.evaluation.features import class_features
 from gram_jax.evaluation.tip_adapter import cached_logits, search, tune_keys
-from gram_jax.registry import Registry
+from gram_jax.registry import Call, Registry, reduced
 
 Array = jax.Array
 State = dict[str, Array]
@@ -51,6 +51,12 @@ class Baseline(NamedTuple):
     apply: Callable[[State, Clip, ArrayLike], Array]
     needs_labels: bool
     needs_validation: bool = False
+
+    def __reduce__(self) -> Any:
+        return reduced(self, "gram_jax.evaluation.baselines", "baselines")
+
+    def __repr__(self) -> str:
+        return str(Call(self.name, dict(self.settings)))
 
 
 def hand_crafted(template: str = published.DEFAULT) -> Baseline:

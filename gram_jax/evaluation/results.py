@@ -22,6 +22,7 @@ from etils import epath
 from gram_jax.errors import InputError, differences, explain, nearest
 from gram_jax.evaluation.statistics import Summary, paired_difference
 from gram_jax.io import file_hash, keep_older, read_json, write_file
+from gram_jax.summary import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class Results:
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     schema: int = SCHEMA
+
+    __repr__ = short_repr
 
 
 def environment(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from gram_jax.errors import InputError, require_number
 from gram_jax.meta.context import Structure, relation
 from gram_jax.regulators import Regulator
+from gram_jax.summary import short_repr
 
 Array = jax.Array
 PyTree = Any
@@ -34,6 +35,8 @@ class Meta:
     log_rates: PyTree
     offsets: PyTree = None
     structure: Structure | None = None
+
+    __repr__ = short_repr
 
     @property
     def rates(self) -> PyTree:

@@ -12,6 +12,7 @@ import optax
 from flax.core import FrozenDict
 
 from gram_jax.errors import InputError
+from gram_jax.registry import Call, reduced
 
 Array = jax.Array
 PyTree = Any
@@ -49,6 +50,12 @@ class Regulator(NamedTuple):
     settings: Mapping[str, Any]
     init: Callable[[Array, PyTree], PyTree]
     apply: Callable[[PyTree, PyTree, Any], PyTree]
+
+    def __reduce__(self) -> Any:
+        return reduced(self, "gram_jax.regulators")
+
+    def __repr__(self) -> str:
+        return str(Call(self.name, dict(self.settings)))
 
 
 def as_optax(regulator: Regulator, phi: PyTree, context: Any = None) -> optax.GradientTransformation:

@@ -17,6 +17,7 @@ from gram_jax.clip import Classes, Clip, weights_hash
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike
+from gram_jax.summary import short_repr
 
 KIND = "hierarchy"
 TEMPLATE, SUFFIX = "a photo of a {}.", "."
@@ -49,6 +50,8 @@ class Hierarchy:
     centroids: np.ndarray
     about: Mapping[str, Any]
     token_rows: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         per_class = ("themes", "texts", "centroids", *(() if self.token_rows is None else ("token_rows",)))

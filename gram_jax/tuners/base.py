@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classes, encode_image, logits
 from gram_jax.clip.validation import check_text_prompt, require_visual_prompts
 from gram_jax.errors import InputError, require_int
+from gram_jax.registry import Call, reduced
+from gram_jax.summary import short_repr
 
 Array = jax.Array
 Prompt = dict[str, Any]
@@ -33,6 +35,8 @@ class Outputs(NamedTuple):
     logits: Array
     image_features: Array
     text_features: Array
+
+    __repr__ = short_repr
 
 
 class Tuner(NamedTuple):
@@ -70,6 +74,12 @@ class Tuner(NamedTuple):
     needs_pixels: bool
     needs_names: bool
     changes: frozenset[str] = TEXT | IMAGE
+
+    def __reduce__(self) -> Any:
+        return reduced(self, "gram_jax.tuners")
+
+    def __repr__(self) -> str:
+        return str(Call(self.name, dict(self.settings)))
 
 
 def frozen_outputs(clip: Clip, classes: Classes | Array, images: Array) -> Outputs:

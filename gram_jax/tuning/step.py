@@ -15,6 +15,7 @@ from gram_jax.errors import InputError, require_known, require_number
 from gram_jax.objectives import batch_loss, cross_entropy
 from gram_jax.objectives.base import exclude
 from gram_jax.regulators import Regulator
+from gram_jax.summary import short_repr
 from gram_jax.tuners import Tuner
 from gram_jax.tuning.gradient_metrics import regulation
 from gram_jax.tuning.schedules import SCHEDULES, per_leaf, scheduled_rate
@@ -40,6 +41,8 @@ class TuningState:
     prompts: PyTree
     optimizer_state: PyTree
     step: Array
+
+    __repr__ = short_repr
 
 
 class Tuning(NamedTuple):

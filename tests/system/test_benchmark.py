@@ -97,7 +97,7 @@ def test_a_benchmark(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert benchmark.run(config, epath.Path(tmp_path)).rows == results.rows
     assert "shared prefix" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"repeats.* 2 .* 3"):
+    with pytest.raises(AssertionError, match="measured again"):
         benchmark.run(dataclasses.replace(config, repeats=3), epath.Path(tmp_path))
 
 

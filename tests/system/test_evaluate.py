@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 
@@ -218,17 +219,24 @@ def test_zero_shot_is_the_nearest_class(finished, folder):
 
 def test_resumes_where_it_was_stopped(finished, config, tmp_path, monkeypatch):
     workdir, results = finished
-    lines = (workdir / "rows.jsonl").read_text().splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-2]) + "\n")
+    shutil.copytree(workdir, tmp_path / "copy")
+    moved = epath.Path(tmp_path) / "copy"
+    lines = (moved / "rows.jsonl").read_text().splitlines(keepends=True)
+    left = ("coop+gram:regulator_only", "coop+gram:random")
+    (moved / "rows.jsonl").write_text("".join(line for line in lines if json.loads(line)["unit"][0] not in left))
     tuned = watch(monkeypatch)
-    again = evaluate.run(config, epath.Path(tmp_path))
-    assert [each.method.name for each in tuned] == ["coop+gram:regulator_only", "coop+gram:random"]
+    again = evaluate.run(config, moved)
+    assert [each.method.name for each in tuned] == [*left, *left]  # few-shot and base-to-new
     assert again.rows == results.rows
+    (moved / "prompts" / "glyphs_chess-base_to_new-2-coop.safetensors").unlink()
+    assert evaluate.run(config, moved).rows == results.rows
+    assert [(each.method.name, each.task.seeds) for each in tuned[4:]] == [("coop", SEEDS[:1])]
+    (prompt,) = workdir.glob("prompts/*-2-coop.safetensors")
+    assert (moved / "prompts" / prompt.name).read_bytes() == prompt.read_bytes()
     monkeypatch.setattr(TunedMethod, "learn", None)  # nothing is left to tune
-    assert evaluate.run(config, epath.Path(tmp_path)).rows == results.rows
-    other = dataclasses.replace(config, shots=(1,), seeds=(7, 8))
-    with pytest.raises(ValueError, match=r"seeds was \[1, 2\] and is \[7, 8\]; shots was \[2\] and is \[1\]"):
-        evaluate.run(other, epath.Path(tmp_path))
+    assert evaluate.run(config, moved).rows == results.rows
+    fewer = evaluate.run(dataclasses.replace(config, seeds=SEEDS[:1]), moved).rows
+    assert set(fewer) == {row for row in results.rows if row.seed in (None, SEEDS[0])}
 
 
 def test_one_setting_is_selected_for_all_datasets_without_test_images(monkeypatch, tmp_path):
@@ -245,12 +253,12 @@ def test_one_setting_is_selected_for_all_datasets_without_test_images(monkeypatc
         return scores[tasks[0].dataset.name]
 
     monkeypatch.setattr(evaluate, "validation_scores", score)
+    monkeypatch.setattr(evaluate, "method_settings", lambda *_: {})
     for _ in range(2):  # the second time from the file
-        units = runtime.SharedUnits(epath.Path(tmp_path), {"seed": 1})
-        comparison = evaluate.Comparison(config.settings, None, [method], opened, units, None)
-        with runtime.Progress(4) as comparison.progress:
-            comparison.score()
-            chosen, selected = comparison.select(method)
+        units = runtime.SharedUnits(epath.Path(tmp_path), {"git": "12ab"})
+        comparison = evaluate.Comparison(config.settings, None, [method], opened, units, None, "weights", {})
+        comparison.score()
+        chosen, selected = comparison.select(method)
         assert chosen is candidates[2]
     assert seen == [{"train", "val"}] * 2
     assert selected["chosen"] == {"learning_rate": 0.3}
