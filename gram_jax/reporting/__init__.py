@@ -1,8 +1,9 @@
 """Tables, plots and reports made from results."""
 
+from gram_jax.reporting.configurations import merge
 from gram_jax.reporting.grid import comparisons
 from gram_jax.reporting.names import default_reference
-from gram_jax.reporting.report import merge, write_report
+from gram_jax.reporting.report import write_report
 from gram_jax.reporting.tables import Table, pivot, to_markdown, to_text, transpose
 
 __all__ = [

@@ -77,7 +77,7 @@ class Grid:
       scope, shots: what was measured; shots are labeled images per class.
       items: (dataset, domain) pairs, the first axis of the values.
       seeds: the second axis.
-      values: fractions `[items, seeds]` by method and split.
+      values: fractions `[items, seeds]` by method and split; of other shapes for each method if there are no items.
       constant: the methods that do not depend on a seed; their values are repeated.
       steps: the step of each method; None without training.
       lacking: for each incomplete method, the number of draws on which it was not measured.
@@ -145,7 +145,7 @@ def common_steps(rows: Iterable[Row], scope: Scope, shots: int | None) -> list[i
 def measure(
     rows: Iterable[Row], scope: Scope, shots: int | None, step: int | None = None, metric: str = "accuracy"
 ) -> Grid:
-    """Arranges the methods on the draws that all of them share, without items if they share none.
+    """Arranges the methods on the draws that all of them share; if they share none, without items, each on its own.
 
     Rows, each draw once, belong to every number of shots if they are without training. The step None is the last step
     of each method.
@@ -165,14 +165,18 @@ def measure(
     present = ~np.isnan(values)
     complete, any_draw = present.all(axis=1), present.any(axis=(0, 1))
     kept = rectangle(complete.all(axis=0) if methods else np.zeros((0, 0), bool))
-    values = values[:, :, kept[0]][..., kept[1]]
+    if not kept[0]:  # no draw is shared: each method on its own draws
+        own = [rectangle(each) for each in complete]
+        arrays = [values[i][:, rows][..., columns] for i, (rows, columns) in enumerate(own)]
+    else:
+        arrays = [each[:, kept[0]][..., kept[1]] for each in values]
     lacking = dict(zip(methods, (any_draw.sum() - complete.sum(axis=(1, 2))).tolist(), strict=True))
     return Grid(
         scope,
         shots,
         tuple(map(items.__getitem__, kept[0])),
         tuple(map(seeds.__getitem__, kept[1])),
-        {method: dict(zip(scope.splits, own, strict=True)) for method, own in zip(methods, values, strict=True)},
+        {method: dict(zip(scope.splits, own, strict=True)) for method, own in zip(methods, arrays, strict=True)},
         constant,
         steps,
         {method: count for method, count in lacking.items() if count},

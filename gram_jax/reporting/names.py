@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 TUNERS = {
     "coop": "CoOp",
@@ -40,20 +40,36 @@ ROLES = {
     "true_groups": " + GRAM, true groups (ceiling)",
 }
 ZERO_SHOT, CEILING = "zero_shot", "true_groups"
+_TAG = " @ "  # before the label of one of several configurations
 MULTI_MODAL, SINGLE_MODAL = "ivlp+gram", ("coop+gram", "vpt+gram")
+
+
+def tagged(method: str, tag: str) -> str:
+    """Returns the name of one of several configurations of a method; `tag` tells them apart, and may be empty.
+
+    Example:
+      >>> tagged("coop", "steps=50")
+      'coop @ steps=50'
+    """
+    return f"{method}{_TAG}{tag}" if tag else method
 
 
 def split_method(method: str) -> tuple[str, str]:
     """Splits a method into its base, a tuner with its additions, and its role; the base of zero-shot is empty.
 
+    The base keeps the tag of a configuration.
+
     Example:
       >>> split_method("coop+kgcoop+gram:init_only"), split_method("coop"), split_method("zero_shot:own")
       (('coop+kgcoop', 'init_only'), ('coop', 'tuner'), ('', 'zero_shot:own'))
+      >>> split_method("coop+gram @ steps=50")
+      ('coop @ steps=50', 'gram')
     """
-    if method.partition(":")[0] == ZERO_SHOT:
-        return "", method
-    base, plus, variant = method.partition("+gram")
-    return base, (variant.removeprefix(":") or "gram") if plus else "tuner"
+    name, _, tag = method.partition(_TAG)
+    if name.partition(":")[0] == ZERO_SHOT:
+        return "", name
+    base, plus, variant = name.partition("+gram")
+    return tagged(base, tag), (variant.removeprefix(":") or "gram") if plus else "tuner"
 
 
 def label(method: str) -> str:
@@ -62,21 +78,26 @@ def label(method: str) -> str:
     Example:
       >>> label("coop+kgcoop:4+gram:init_only"), label("zero_shot:own")
       ('CoOp + KgCoOp (weight 4) + GRAM, initialization only', 'zero-shot, own template')
+      >>> label("coop+gram @ steps=50")
+      'CoOp + GRAM (steps=50)'
     """
-    base, role = split_method(method)
+    name, _, tag = method.partition(_TAG)
+    base, role = split_method(name)
+    text = base_label(base) + role_label(role)
     if not base:
-        template = method.partition(":")[2]
-        return "zero-shot" + {"": "", "own": ", own template"}.get(template, f", {template}")
-    return base_label(base) + role_label(role)
+        template = name.partition(":")[2]
+        text = "zero-shot" + {"": "", "own": ", own template"}.get(template, f", {template}")
+    return text + f" ({tag})" * bool(tag)
 
 
 def base_label(base: str) -> str:
     """Returns the display name of a tuner with its additions."""
-    tuner, *additions = base.split("+")
+    name, _, tag = base.partition(_TAG)
+    tuner, *additions = name.split("+")
     names = [TUNERS.get(tuner, tuner)]
     for name, _, weight in (addition.partition(":") for addition in additions):
         names.append(ADDITIONS.get(name, name) + f" (weight {weight})" * bool(weight))
-    return " + ".join(names)
+    return " + ".join(names) + f" ({tag})" * bool(tag)
 
 
 def role_label(role: str) -> str:
@@ -89,19 +110,27 @@ def ordered(methods: Iterable[str]) -> tuple[str, ...]:
     tuners, roles = list(TUNERS), [*(role for role in ROLES if role != CEILING), "", CEILING]
 
     def place(method: str) -> tuple:
+        method, _, tag = method.partition(_TAG)
         base, role = split_method(method)
         tuner, _, additions = base.partition("+")
         nth = tuners.index(tuner) if tuner in tuners else len(tuners)
         nth_role = roles.index(role if role in roles else "")
-        return (bool(base), nth, tuner, additions.count("+"), additions, nth_role, role)
+        return (bool(base), nth, tuner, additions.count("+"), additions, nth_role, role, tag)
 
     return tuple(sorted(set(methods), key=place))
 
 
-def tuner_of(method: str) -> str | None:
-    """Returns the same method without GRAM, with which a variant of GRAM is compared; None for all other methods."""
+def tuner_of(method: str, among: Collection[str] = ()) -> str | None:
+    """Returns the same method without GRAM, with which a variant of GRAM is compared; None for all other methods.
+
+    Of a configuration of its own, it is the tuner of that configuration or, if only that is `among` the methods, the
+    tuner that all configurations share.
+    """
     base, role = split_method(method)
-    return base if role not in ("tuner", method) else None
+    if not base or role == "tuner":
+        return None
+    plain = base.partition(_TAG)[0]
+    return plain if base not in among and plain in among else base
 
 
 def compared_pairs(methods: Sequence[str], against: str | None = None) -> list[tuple[str, str]]:
@@ -109,7 +138,7 @@ def compared_pairs(methods: Sequence[str], against: str | None = None) -> list[t
 
     These are every variant of GRAM with its tuner, multi-modal with single-modal GRAM, and every method with `against`.
     """
-    pairs = [(method, tuner) for method in methods if (tuner := tuner_of(method))]
+    pairs = [(method, tuner) for method in methods if (tuner := tuner_of(method, methods))]
     pairs += [(MULTI_MODAL, single) for single in SINGLE_MODAL]
     pairs += [(method, against) for method in methods if against not in (None, method)]
     return list(dict.fromkeys((a, b) for a, b in pairs if a in methods and b in methods))

@@ -97,7 +97,7 @@ def _draws(rows: Sequence[Row]) -> Iterator[str]:
 def _draw_note(grid: Grid) -> str:
     lacking = ", ".join(f"{label(method)} lacks {count}" for method, count in grid.lacking.items())
     if not grid.items:
-        return f"no mean, because the methods share no draw ({lacking})"
+        return f"each method on its own draws, because they share none ({lacking})"
     datasets, domains = ({item[i] for item in grid.items} for i in (0, 1))
     over, elsewhere = (
         [_count(len(datasets), "dataset")],
@@ -131,13 +131,26 @@ def _not_shown(rows: Sequence[Row]) -> Iterator[str]:
 def _provenance(results: Sequence[Results], names: Sequence[str]) -> Iterator[str]:
     environments = [each.environment for each in results]
     for name, environment in zip(names, environments, strict=True):
-        weights, revision = (str(environment.get(key) or "unknown") for key in ("weights", "git"))
-        revision = revision[:12] + "-dirty" * (len(revision) > 12 and revision.endswith("-dirty"))
-        yield f"{name}: clip weights {weights[:12]}, code {revision}."
+        weights = str(environment.get("weights") or "unknown")
+        by = [each for each in environment.get("measured_by") or () if isinstance(each, Mapping)] or [environment]
+        code = " and ".join(dict.fromkeys(map(_revision, by)))
+        yield f"{name}: clip weights {weights[:12]}, code {code}."
     if len({_json(environment.get("weights")) for environment in environments}) > 1:
         yield "**The files have different clips** (weights above): their methods are not comparable."
     yield from _differences("split of", names, [environment.get("splits") or {} for environment in environments])
-    yield from _differences("setting", names, [each.config for each in results])
+    yield from _differences("setting", names, [_shared_settings(each) for each in results])
+
+
+def _shared_settings(results: Results) -> dict[str, Any]:
+    """Returns the settings of a file, without those of single methods, which their labels tell."""
+    return {name: value for name, value in results.config.items() if name not in ("method_settings", "selected")}
+
+
+def _revision(by: Mapping[str, Any]) -> str:
+    """Returns the revision of code, and the part of the hash of its files that tells two changed checkouts apart."""
+    revision, code = str(by.get("git") or "unknown"), str(by.get("code") or "")
+    dirty = len(revision) > 12 and revision.endswith("-dirty")
+    return revision[:12] + "-dirty" * dirty + f" {code[:8]}" * (dirty and bool(code))
 
 
 def _differences(what: str, names: Sequence[str], mappings: Sequence[Mapping[str, Any]]) -> Iterator[str]:

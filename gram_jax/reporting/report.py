@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
-from gram_jax.errors import InputError
-from gram_jax.evaluation.measures import COSTS
+from gram_jax.errors import InputError, require_known
 from gram_jax.evaluation.protocols import PROTOCOLS
 from gram_jax.evaluation.results import Results, Row
 from gram_jax.io import write_file
 from gram_jax.reporting import plots, protocol_plots, published
+from gram_jax.reporting.configurations import merge
 from gram_jax.reporting.grid import default_shots, scopes, shots_of
-from gram_jax.reporting.names import default_reference
+from gram_jax.reporting.names import default_reference, ordered
 from gram_jax.reporting.notes import notes
 from gram_jax.reporting.sheets import Sheet, sheets
 from gram_jax.reporting.tables import to_markdown, to_text
+
+logger = logging.getLogger(__name__)
 
 PLOTS = {
     "accuracy_against_shots": plots.accuracy_against_shots,
@@ -40,15 +42,17 @@ def write_report(
     names: Sequence[str] | None = None,
     shots: int | None = None,
     against: str | None = None,
+    labels: Sequence[str] | None = None,
     show: Callable[[str], Any] | None = None,
 ) -> str:
     """Writes `table.md`, `table.csv` and the plots for which there are rows.
 
     Args:
-      results: results of one clip.
+      results: results of any number of runs; each configuration of a method is a line of its own.
       workdir: the folder to write to.
       names: the names of the results, usually their files.
       shots: labeled images per class in the tables by step and by dataset; None for the largest number.
+      labels: labels of the results, for methods of several configurations; None for the settings that differ.
       against: a method that all others are compared with, too; None for zero-shot if nothing else is compared.
       show: called with the tables as aligned text.
 
@@ -56,13 +60,14 @@ def write_report(
       The text of `table.md`.
 
     Raises:
-      InputError: there is nothing to show, or two files have different values of the same draw; the message names the
-        files.
+      InputError: there is nothing to show, or `against` was not measured.
     """
     names = list(names or (f"results {i + 1}" for i in range(len(results))))
-    rows = merge(results, names)
+    rows = merge(results, names, labels)
     _require_measured(rows, names, shots)
     shots = default_shots(rows) if shots is None else shots
+    if against is not None:
+        require_known("--against", against, ordered(row.method for row in rows))
     against = against or default_reference(row.method for row in rows)
     unlike = {dataset: reason for each in results for dataset, reason in published.unlike(each).items()}
     tables = list(sheets(rows, shots, against, unlike))
@@ -74,8 +79,11 @@ def write_report(
     write_file(folder / "table.csv", _to_csv(tables))
     for name, plot in PLOTS.items():
         path = folder / f"{name}.png"
-        if not plot(rows, path, shots=shots):
-            path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
+        path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
+        try:
+            plot(rows, path, shots=shots)
+        except Exception as error:  # the tables are worth more than a plot
+            logger.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
     if show is not None:
         show("".join(f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables))
         show("\n".join([*(f"* {line}" for line in footer), f"\ntables and plots in {workdir}"]))
@@ -90,30 +98,6 @@ def _require_measured(rows: Sequence[Row], names: Sequence[str], shots: int | No
     if shots is not None and shots not in measured:
         known = ", ".join(str(n) for n in sorted(n for n in measured if n is not None)) or "none"
         raise InputError(f"--shots={shots} was not measured; the files have {known}")
-
-
-def merge(results: Sequence[Results], names: Sequence[str]) -> list[Row]:
-    """Returns the rows of all results, each draw once; of costs, which vary between runs, the first.
-
-    Args:
-      results: the results of several runs.
-      names: their files, for messages.
-
-    Raises:
-      InputError: two results have different values of the same draw; the message names the files.
-    """
-    merged: dict[Row, tuple[Row, str]] = {}
-    for each, name in zip(results, names, strict=True):
-        for row in each.rows:
-            draw = dataclasses.replace(row, value=0.0)
-            first, where = merged.setdefault(draw, (row, name))
-            if first.value != row.value and row.metric not in COSTS:
-                fields = {field: value for field, value in dataclasses.asdict(row).items() if value is not None}
-                del fields["value"]
-                where = f"{where} and {name} have different values of the same draw, {first.value!r} and {row.value!r}"
-                text = ", ".join(f"{field}={value!r}" for field, value in fields.items())
-                raise InputError(f"{where}, for {text}; report files of different clips or settings separately")
-    return [row for row, _ in merged.values()]
 
 
 def _to_csv(tables: Sequence[Sheet]) -> str:

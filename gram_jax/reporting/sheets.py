@@ -281,7 +281,7 @@ def _exact(value: float, n: int) -> Cell:
 
 def _to_tuner(grid: Grid, method: str, items: Sequence[int] | None = None) -> Cell:
     """Returns the difference of a variant of GRAM to its tuner alone, on some items or all."""
-    tuner = tuner_of(method)
+    tuner = tuner_of(method, grid.values)
     return Cell(None if tuner is None else grid.difference(method, tuner, items), signed=True)
 
 

@@ -1,5 +1,6 @@
 """experiments.report as a program and as a function."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -59,5 +60,71 @@ def test_as_a_program(tmp_path):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="--results is empty"):
         report.Config()
-    with pytest.raises(ValueError, match=r"--results names a\.json twice"):
-        report.Config(results=("a.json", "a.json"))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two finished runs and one that is under way, in the current folder."""
+    for name, seeds in (("a", (1, 2)), ("b", (3,))):
+        evaluation.write_results(
+            tmp_path / "runs" / name / "results.json", results(tuned("coop", "few_shot", seeds=seeds))
+        )
+    (tmp_path / "runs" / "c").mkdir()
+    (tmp_path / "runs" / "c" / "rows.jsonl").write_text("{}\n" * 12)
+    (tmp_path / "runs" / "note.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["runs/a"], "a"),
+        (["runs/a/"], "a"),
+        (["runs/a/results.json"], "a"),
+        (["runs/a/rows.jsonl/../rows.jsonl", "runs/a"], "a"),
+        (["runs/a", "./runs/a/results.json", "runs/../runs/a"], "a"),
+        (["runs/a", "HERE/runs/a", "~/runs/a"], "a"),
+        (["runs/a", "runs/link"], "a"),
+        (["runs/[ab]"], "ab"),
+        (["runs/?"], "ab"),
+        (["runs/*/results.json"], "ab"),
+        (["**/results.json"], "ab"),
+        (["runs/b", "runs/*"], "ba"),
+    ],
+)
+def test_folders_and_patterns_stand_for_result_files(runs, given, found):
+    (runs / "link").symlink_to(runs / "a")
+    (runs / "a" / "rows.jsonl").write_text("{}\n")
+    files = report.files_of([each.replace("HERE", str(runs.parent)) for each in given])
+    assert "".join(file.resolve().parent.name for file in files) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("runs/c", r"runs/c: no results\.json in it yet, rows\.jsonl has 12 units; run"),
+        ("runs/c/rows.jsonl", r"no results\.json in it yet, .*12 units"),
+        ("runs", r"runs: no results\.json in it yet, nor finished units"),
+        ("runs/d", r"--results=runs/d: there is no such file; name a work directory"),
+        ("runs/*.json", r"--results=runs/\*\.json: there is no such file"),
+    ],
+)
+def test_a_folder_without_results_is_named_with_a_remedy(runs, given, message):
+    with pytest.raises(ValueError, match=message):
+        report.files_of([given])
+
+
+def test_labels_of_files(runs, tmp_path):
+    other = results(tuned("coop", "few_shot", seeds=(3,)), {"learning_rate": 0.1})
+    evaluation.write_results(runs / "b" / "results.json", other)
+    evaluation.write_results(runs / "a" / "results.json", dataclasses.replace(other, config={"learning_rate": 1.0}))
+    report.run(report.Config(results=("runs/a", "runs/b"), names=("high", "low")), tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| CoOp (high) |" in text
+    assert "| CoOp (low)  |" in text
+    with pytest.raises(ValueError, match=r"--against='coop' .*coop @ high, coop @ low"):
+        report.run(report.Config(results=("runs/a", "runs/b"), names=("high", "low"), against="coop"), tmp_path)
+    with pytest.raises(ValueError, match="--names=high: give one for each of the 2 files"):
+        report.run(report.Config(results=("runs/*",), names=("high",)), tmp_path)

@@ -13,7 +13,7 @@ from scipy import stats
 from gram_jax import evaluation, reporting
 from gram_jax.evaluation import Results, Row
 from gram_jax.reporting import grid as grids
-from gram_jax.reporting import names, plots
+from gram_jax.reporting import names, plots, report
 from gram_jax.reporting.notes import notes
 
 T2 = 4.302652729911275  # the 97.5 % quantile of Student's t with two degrees of freedom, from a table
@@ -186,13 +186,15 @@ def test_rectangle_keeps_what_it_can(holes, items, seeds):
     assert [i + 1 for i in columns] == list(seeds)
 
 
-def test_methods_without_a_shared_draw_have_no_mean(tmp_path):
+def test_methods_without_a_shared_draw_are_shown_each_on_its_own(tmp_path):
     rows = tuned("coop", "base_to_new", seeds=(1, 2)) + tuned("coop+gram", "base_to_new", seeds=(3, 4))
     text = reporting.write_report([results(rows)], tmp_path)
-    title = "Base-to-new, 4 shots"
-    assert {cell(text, title, "CoOp + GRAM", column) for column in ("base", "H of means", "mean of H")} == {"-"}
+    for method, name, seeds in (("coop", "CoOp", (1, 2)), ("coop+gram", "CoOp + GRAM", (3, 4))):
+        values = [[accuracy(method, dataset, seed, "base") for seed in seeds] for dataset in DATASETS]
+        mean = 100 * np.mean(values)
+        assert cell(text, "Base-to-new, 4 shots", name, "base").startswith(f"{mean:.1f} ")
     assert "difference to the tuner" not in text
-    assert "no mean, because the methods share no draw (CoOp lacks 4, CoOp + GRAM lacks 4)" in text
+    assert "each method on its own draws, because they share none (CoOp lacks 4, CoOp + GRAM lacks 4)" in text
     assert not (tmp_path / "base_new_h.png").exists()
 
 
@@ -234,17 +236,65 @@ def test_comparisons_are_paired_over_seeds(tmp_path):
     assert cell(text, "Base-to-new, 4 shots", "IVLP + GRAM", "mean of H, difference to the tuner") == "-"
 
 
-def test_equal_draws_are_merged_and_different_ones_refused():
+def test_equal_draws_are_merged_and_contradicting_files_have_lines_of_their_own():
     rows = tuned("coop", "few_shot")
     assert reporting.merge([results(rows), results(rows[3:])], ["a.json", "b.json"]) == rows
     other = dataclasses.replace(rows[3], value=0.123)
-    message = (
-        f"a.json and b.json have different values of the same draw, {rows[3].value!r} and 0.123, for method='coop', "
-        "protocol='few_shot', dataset='glyphs:digits', metric='accuracy', shots=4, seed=1, split='all', step=5; report"
-    )
-    with pytest.raises(ValueError) as error:
-        reporting.merge([results(rows), results([other])], ["a.json", "b.json"])
-    assert message in str(error.value)
+    merged = reporting.merge([results(rows), results([other])], ["a.json", "b.json"])
+    assert merged[-1] == dataclasses.replace(other, method="coop @ b")
+    assert [row.method for row in merged[:-1]] == ["coop @ a"] * len(rows)
+
+
+# What makes a configuration (two lines) and what does not (one).
+BASE = {"learning_rate": [0.1], "tuner_settings": {"num_tokens": 4}, "seeds": [1], "max_test_images": 0}
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "labels"),
+    [
+        ({"learning_rate": [0.3]}, {}, ["learning_rate=0.1", "learning_rate=0.3"]),
+        ({"learning_rate": [0.3], "max_test_images": 9}, {}, [f"{r}, max_test_images={n}" for r, n in
+         (("learning_rate=0.1", 0), ("learning_rate=0.3", 9))]),
+        ({"tuner_settings": {"num_tokens": 16}}, {}, ["num_tokens=4", "num_tokens=16"]),
+        ({"compute_dtype": "bfloat16"}, {}, None),  # not told by the other file
+        ({}, {"weights": "b" * 64}, ["weights=" + "a" * 12, "weights=" + "b" * 12]),
+        ({}, {"splits": {"glyphs:digits": "x2"}}, ["content of glyphs:digits=x1", "content of glyphs:digits=x2"]),
+        ({}, {"splits": {"another": "x2"}}, None),
+        ({"seeds": [2, 3], "dataset": ["glyphs:digits"], "image_batch": 4, "save_prompts": True}, {}, None),
+        ({"clip": "/elsewhere/clip", "files": {"/tmp/m": "x"}}, {"git": "other"}, None),
+        ({"method_settings": {"coop": {"steps": 3}}}, {}, None),  # nothing that both files tell
+    ],
+)  # fmt: skip
+def test_settings_that_change_numbers_are_never_pooled(config, environment, labels):
+    where = {"weights": "a" * 64, "splits": {"glyphs:digits": "x1"}}
+    first = results(tuned("coop", "few_shot", seeds=(1,), datasets=DATASETS[1:]), BASE, **where)
+    second = tuned("coop", "few_shot", seeds=(2,), datasets=DATASETS[1:])
+    merged = reporting.merge([first, results(second, BASE | config, **(where | environment))], ["a", "b"])
+    assert list(dict.fromkeys(row.method for row in merged)) == [f"coop @ {each}" for each in labels or ()] or ["coop"]
+    assert len(merged) == len(first.rows) + len(second)
+
+
+def test_gram_is_compared_with_the_tuner_of_its_configuration_or_the_shared_one():
+    def of(rate, own):
+        settings = {"coop": {"rate": own}, "coop+gram": {"rate": rate}}
+        rows = tuned("coop", "few_shot") + tuned("coop+gram", "few_shot")
+        return results(rows, {"method_settings": settings})
+
+    pairs = lambda files: {(c.a, c.b) for c in reporting.comparisons(reporting.merge(files, ["a", "b"]))}  # noqa: E731
+    assert pairs([of(1, 0), of(2, 0)]) == {("coop+gram @ rate=1", "coop"), ("coop+gram @ rate=2", "coop")}
+    assert pairs([of(1, 1), of(2, 2)]) == {(f"coop+gram @ rate={rate}", f"coop @ rate={rate}") for rate in (1, 2)}
+
+
+def test_a_plot_that_fails_is_a_warning(rows, tmp_path, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setitem(report.PLOTS, "adaptation", fails)
+    reporting.write_report([results(rows)], tmp_path)
+    assert "adaptation.png could not be drawn: RuntimeError: no such backend" in caplog.text
+    assert not (tmp_path / "adaptation.png").exists()
+    assert (tmp_path / "base_new_h.png").exists()
+    assert (tmp_path / "table.csv").exists()
 
 
 def test_the_footer_says_in_what_files_differ(tmp_path):
