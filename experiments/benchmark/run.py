@@ -145,7 +145,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     identity |= {"device": jax.devices()[0].device_kind}
     units = Units(workdir / "benchmark.jsonl", evaluation.measured_by(evaluation.environment()))
     found = {name: units.find((name,), identity) for name in config.workloads}
-    todo = [name for name in config.workloads if found[name] is None]
+    todo = [name for name, entry in found.items() if entry is None]
     with (
         compilation_cache(None),  # with one, the time of compilation would be that of reading a file
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
@@ -157,7 +157,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             found[name] = units.add((name,), identity, measure(config, name, setup, compare, progress.update))["found"]
             progress.update(number * config.repeats - progress.done)
             print(summary(found[name]), flush=True)
-    entries = [found[name] for name in config.workloads]
+    entries = list(found.values())
     sizes = dataclasses.asdict(setup.sizes)
     notes = [f"sizes: {', '.join(f'{name} {value:,}' for name, value in sizes.items())}"]
     notes += [missing] if missing else []

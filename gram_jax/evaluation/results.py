@@ -137,7 +137,11 @@ _VERSIONS = ("python", "packages", "device", "git", "code")
 
 
 def measured_by(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of an environment that name the code and the versions of a measurement."""
+    """Returns the entries of an environment that name the code and the versions of a measurement.
+
+    Args:
+      environment: what `environment` returns.
+    """
     by = {name: environment[name] for name in _VERSIONS}
     return by | {"device": {name: by["device"][name] for name in ("kind", "platform")}}
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from gram_jax.evaluation.measures import COSTS
 from gram_jax.evaluation.results import Results, Row
@@ -41,32 +41,43 @@ def merge(results: Sequence[Results], names: Sequence[str], labels: Sequence[str
       >>> [row.method for row in merge([of(0.1, 1), of(0.1, 2), of(0.3, 1)], ["a", "b", "c"])]
       ['coop @ learning_rate=0.1', 'coop @ learning_rate=0.1', 'coop @ learning_rate=0.3']
     """
-    labels = _file_labels(names) if labels is None else labels
-    given = labels is not None and list(labels) != _file_labels(names)
+    own_labels = _file_labels(names)
     merged: list[Row] = []
     for method in dict.fromkeys(row.method for each in results for row in each.rows):
-        files = [i for i, each in enumerate(results) if any(row.method == method for row in each.rows)]
-        told = {i: settings_of(results[i], method) for i in files}
-        shared = set.intersection(*(set(each) for each in told.values()))
-        differing = sorted(name for name in shared if len({told[i][name] for i in files}) > 1)
-        lines: list[tuple[tuple, list[int], dict[Row, Row]]] = []
-        for i in files:
-            key = tuple(told[i][name] for name in differing)
-            rows = {dataclasses.replace(row, value=0.0): row for row in results[i].rows if row.method == method}
-            for known, members, pooled in lines:
-                if known == key and _agree(pooled, rows):
-                    members.append(i)
-                    pooled |= {draw: row for draw, row in rows.items() if draw not in pooled}
-                    break
-            else:
-                lines.append((key, [i], rows))
-        texts = [_label(differing, key) for key, *_ in lines]
-        for (_, members, pooled), text in zip(lines, texts, strict=True):
-            plain = given or text is None or texts.count(text) > 1
-            tag = labels[members[0]] if plain else text
-            method_name = tagged(method, tag) if len(lines) > 1 else method
-            merged += [dataclasses.replace(row, method=method_name) for row in pooled.values()]
+        lines = _configurations(results, method)
+        texts = [line.text for line in lines]
+        for line in lines:
+            clear = labels is None and line.text is not None and texts.count(line.text) == 1
+            tag = line.text if clear else (labels or own_labels)[line.file]
+            name = tagged(method, tag) if len(lines) > 1 else method
+            merged += [dataclasses.replace(row, method=name) for row in line.rows.values()]
     return merged
+
+
+class _Configuration(NamedTuple):
+    """The rows of one configuration by draw, its settings that differ from others, their text, and its first file."""
+
+    key: tuple[str, ...]
+    text: str | None
+    file: int
+    rows: dict[Row, Row]
+
+
+def _configurations(results: Sequence[Results], method: str) -> list[_Configuration]:
+    """Returns the configurations of a method in order; files that agree and do not contradict are one."""
+    files = [i for i, each in enumerate(results) if any(row.method == method for row in each.rows)]
+    told = {i: settings_of(results[i], method) for i in files}
+    shared = set.intersection(*(set(each) for each in told.values()))
+    differing = sorted(name for name in shared if len({told[i][name] for i in files}) > 1)
+    lines: list[_Configuration] = []
+    for i in files:
+        key = tuple(told[i][name] for name in differing)
+        rows = {dataclasses.replace(row, value=0.0): row for row in results[i].rows if row.method == method}
+        line = next((each for each in lines if each.key == key and _agree(each.rows, rows)), None)
+        if line is None:
+            lines.append(line := _Configuration(key, _label(differing, key), i, {}))
+        line.rows.update({draw: row for draw, row in rows.items() if draw not in line.rows})
+    return lines
 
 
 def settings_of(results: Results, method: str) -> dict[str, str]:

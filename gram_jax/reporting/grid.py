@@ -165,11 +165,7 @@ def measure(
     present = ~np.isnan(values)
     complete, any_draw = present.all(axis=1), present.any(axis=(0, 1))
     kept = rectangle(complete.all(axis=0) if methods else np.zeros((0, 0), bool))
-    if not kept[0]:  # no draw is shared: each method on its own draws
-        own = [rectangle(each) for each in complete]
-        arrays = [values[i][:, rows][..., columns] for i, (rows, columns) in enumerate(own)]
-    else:
-        arrays = [each[:, kept[0]][..., kept[1]] for each in values]
+    arrays = _on_draws(values, kept if kept[0] else None)
     lacking = dict(zip(methods, (any_draw.sum() - complete.sum(axis=(1, 2))).tolist(), strict=True))
     return Grid(
         scope,
@@ -182,6 +178,12 @@ def measure(
         {method: count for method, count in lacking.items() if count},
         int(any_draw.sum()) - len(kept[0]) * len(kept[1]),
     )
+
+
+def _on_draws(values: np.ndarray, kept: tuple[list[int], list[int]] | None) -> list[np.ndarray]:
+    """Returns the values `[splits, items, seeds]` of each method on shared draws, or each on its own for None."""
+    places = [kept or rectangle(~np.isnan(own).any(axis=0)) for own in values]
+    return [own[:, rows][..., columns] for own, (rows, columns) in zip(values, places, strict=True)]
 
 
 def _at_step(rows: Sequence[Row], step: int | None) -> tuple[dict[str, int | None], list[Row]]:

@@ -77,6 +77,15 @@ def write_report(
     folder = epath.Path(workdir)
     write_file(folder / "table.md", markdown)
     write_file(folder / "table.csv", _to_csv(tables))
+    _write_plots(rows, folder, shots)
+    if show is not None:
+        show("".join(f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables))
+        show("\n".join([*(f"* {line}" for line in footer), f"\ntables and plots in {workdir}"]))
+    return markdown
+
+
+def _write_plots(rows: Sequence[Row], folder: epath.Path, shots: int | None) -> None:
+    """Writes the plots for which there are rows; one that fails is a warning."""
     for name, plot in PLOTS.items():
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
@@ -84,10 +93,6 @@ def write_report(
             plot(rows, path, shots=shots)
         except Exception as error:  # the tables are worth more than a plot
             logger.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
-    if show is not None:
-        show("".join(f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables))
-        show("\n".join([*(f"* {line}" for line in footer), f"\ntables and plots in {workdir}"]))
-    return markdown
 
 
 def _require_measured(rows: Sequence[Row], names: Sequence[str], shots: int | None) -> None:

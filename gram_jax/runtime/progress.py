@@ -53,7 +53,7 @@ class Progress(contextlib.AbstractContextManager):
       6
     """
 
-    def __init__(
+    def __init__(  # long: two arguments are for tests
         self,
         total: int,
         description: str = "",
@@ -182,7 +182,11 @@ class Progress(contextlib.AbstractContextManager):
 
 @contextlib.contextmanager
 def hidden_bar() -> Iterator[None]:
-    """Erases the visible bar, if there is one, while the block writes whole lines to the terminal."""
+    """Erases the visible bar, if there is one, while the block writes whole lines to the terminal.
+
+    Yields:
+      None.
+    """
     with _lock:
         if _shown:
             _shown[-1].clear()

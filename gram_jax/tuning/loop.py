@@ -142,6 +142,9 @@ def join(results: Sequence[Tuned]) -> Tuned:
     """Returns the results of several calls of `tune` with equal recipes as one, the runs of all after each other.
 
     The cost of a step is the mean time and the largest memory.
+
+    Args:
+      results: the results, at least one.
     """
     first, costs = results[0], [each.cost for each in results if each.cost is not None]
     prompts = {

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
+from experiments.evaluate import comparison as comparing
 from experiments.evaluate import run as evaluate
 from experiments.evaluate.datasets import open_datasets
 from gram_jax import evaluation, meta, regulators, runtime, tuners
@@ -252,8 +253,8 @@ def test_one_setting_is_selected_for_all_datasets_without_test_images(monkeypatc
         assert {task.seeds for task in tasks} == {config.select_seeds}
         return scores[tasks[0].dataset.name]
 
-    monkeypatch.setattr(evaluate, "validation_scores", score)
-    monkeypatch.setattr(evaluate, "method_settings", lambda *_: {})
+    monkeypatch.setattr(comparing, "validation_scores", score)
+    monkeypatch.setattr(comparing, "method_settings", lambda *_: {})
     for _ in range(2):  # the second time from the file
         units = runtime.SharedUnits(epath.Path(tmp_path), {"git": "12ab"})
         comparison = evaluate.Comparison(config.settings, None, [method], opened, units, None, "weights", {})

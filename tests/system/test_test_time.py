@@ -1,6 +1,7 @@
 """experiments.evaluate --protocol=test_time: its accuracies against loops over images and views, what it refuses."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -160,13 +161,14 @@ def test_rows_tables_and_files(finished, tmp_path):
 
 def test_goes_on_where_it_was_stopped(made, finished, tmp_path, monkeypatch):
     workdir, results = finished
-    lines = (workdir / "rows.jsonl").read_text().splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    copied = epath.Path(shutil.copytree(workdir, tmp_path / "copy"))
+    lines = (copied / "rows.jsonl").read_text().splitlines()
+    (copied / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     tuned, predict = [], TestTimeMethod.predict
     monkeypatch.setattr(
         TestTimeMethod, "predict", lambda self, *given: tuned.append(self.name) or predict(self, *given)
     )
-    assert evaluate.run(made[2], epath.Path(tmp_path)).rows == results.rows
+    assert evaluate.run(made[2], copied).rows == results.rows
     assert tuned == ["coop+tpt+gram:regulator_only"]
 
 
