@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import app, flags
 
-from gram_jax.errors import InputError, require_int, require_number
+from gram_jax.errors import MOST_SEED, InputError, require_int, require_number
 
 from . import _terminal
 
@@ -32,7 +32,7 @@ _DEFINE = {
 }  # fmt: skip
 
 
-MOST, MOST_SEED = 2**31 - 1, 2**32 - 1  # the largest number, and the largest seed that every generator takes
+MOST = 2**31 - 1  # the largest integer of a setting
 _HOME = re.compile(r"(?:^|(?<=[:=,]))~[\w.-]*(?=/)")
 
 

@@ -40,6 +40,7 @@ def run(config: Config, workdir: Any) -> None:
     data_dir = os.path.expanduser(config.data_dir) or os.fspath(workdir / "data")
     if config.pairs:
         begin = time.monotonic()
+        print(f"drawing {config.pairs:,} pairs, about {config.pairs / 100_000:.1f} min on one core", flush=True)
         pairs = len(build_corpus(data_dir, config.pairs, config.seed))
         seconds = time.monotonic() - begin
         print(f"glyph_corpus: {pairs} pairs in {data_dir}; {seconds:.1f} s, {pairs / seconds:.0f} pairs per second")

@@ -36,7 +36,7 @@ from gram_jax.batching import pad_to, padded_batches
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.errors import InputError
-from gram_jax.io import write_file
+from gram_jax.io import keep_older, write_file
 from gram_jax.tasks import ClusteringConfig, Hierarchy, build_hierarchy, from_groups
 from gram_jax.tasks.clustering import SAMPLE, Report
 from gram_jax.tasks.config import CLASS_TEXTS, METHODS
@@ -123,8 +123,10 @@ def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierar
         print(f"building again: {error}")
         return None
     about, expected = hierarchy.about, describe(config, clip, corpus)
-    if differing := sorted(key for key in expected.keys() | about.keys() if about.get(key) != expected.get(key)):
-        print(f"building again: {path} has another {', '.join(differing)}")
+    keys = (expected.keys() | about.keys()) - {"corpus"}  # its name may be a path; its content has a hash
+    if differing := sorted(key for key in keys if about.get(key) != expected.get(key)):
+        older = keep_older(path).name
+        print(f"building again: {path} has another {', '.join(differing)}, and is kept as {older}")
         return None
     return hierarchy
 

@@ -53,8 +53,9 @@ from ._launch import at_least, launch, positive, setting
 
 # A resumed run may change these settings.
 MAY_CHANGE = (
-    *("save_every", "eval_every", "eval_batches", "devices", "mapper", "tasks", "meta", "workers", "worker_processes"),
+    *("save_every", "eval_every", "eval_batches", "devices", "mapper", "workers", "worker_processes"),
     *("debug_nans", "tasks_at_once"),
+    *("tasks", "clip", "meta"),  # paths; hashes of what they hold are settings, too
 )
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws

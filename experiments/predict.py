@@ -41,7 +41,7 @@ from gram_jax.data.readers.sources import forms
 from gram_jax.data.spellings import require_distinct, require_names, without_ids
 from gram_jax.errors import InputError, examples
 from gram_jax.evaluation.scoring import Scorer, make_scorer, zero_shot_scorer
-from gram_jax.io import atomic_path, write_json
+from gram_jax.io import replacing, write_json
 from gram_jax.tuners import Prompt, Tuner
 
 from ._launch import at_least, launch, setting
@@ -116,7 +116,7 @@ def run(config: Config, workdir: Any) -> None:
     classify = make_classifier(clip, names, config.prompt, config.template)
     batch_size = min(config.batch_size, account.read["images"])
     predictions = predict(entries(), clip, classify, batch_size, gray.largest if gray else None)
-    with atomic_path(output) as part, runtime.Progress(rows, "predict", unit="file") as progress:
+    with replacing(output) as part, runtime.Progress(rows, "predict", unit="file") as progress:
         broken = write_table(part, names, min(config.top, len(names)), predictions, progress)
         if len(broken) == progress.done:
             raise InputError(f"--images={config.images}: none of {len(broken)} images can be read; {broken[-1].error}")

@@ -76,7 +76,6 @@ def accuracy(
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Evaluates every classifier on every dataset."""
-    del workdir  # only results.json is written
     loaded = load_datasets(coop.expand(config.dataset), seed=config.seed, gray_range=config.gray_range)
     datasets = list(loaded.values())
     for dataset in datasets:
@@ -92,13 +91,15 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         for method, texts in classifiers(config, dataset).items():
             value = accuracy(clip, features, dataset.labels[positions], dataset.class_names, texts)
             rows.append(evaluation.Row(method, "zero_shot", base, "accuracy", value, domain, seed=config.seed))
+    environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
+    told = dataclasses.asdict(config) | {"datasets": {dataset.name: dict(dataset.about) for dataset in datasets}}
+    results = evaluation.Results(told, environment, tuple(rows))
+    evaluation.save_results(workdir, results)  # before anything that could fail
     for domain in dict.fromkeys(row.domain for row in rows):
         title = f"domain {domain}" if domain else "top-1 accuracy, %"
         table = reporting.transpose(reporting.pivot(row for row in rows if row.domain == domain))
         print(f"\n{title}\n{reporting.to_text(table)}")
-    environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
-    told = dataclasses.asdict(config) | {"datasets": {dataset.name: dict(dataset.about) for dataset in datasets}}
-    return evaluation.Results(told, environment, tuple(rows))
+    return results
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gram_jax import regulators, tuners
 from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
@@ -201,6 +204,17 @@ def fit_classes(prompt: Prompt, tuner: Tuner, clip: Clip, names: Sequence[str]) 
 def describe(path: PathLike) -> Description:
     """Returns the header of a file that `save_prompt` or `save_meta` wrote, without the clip that it belongs to."""
     return _describe(path, read_arrays(path)[1], PROMPT, META)
+
+
+def content_hash(path: PathLike) -> str:
+    """Returns a SHA-256 over all of a saved file that changes numbers: not over its notes, nor the versions."""
+    tree, header = read_arrays(path)
+    told = {name: value for name, value in header.items() if name not in ("notes", "versions")}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(where)} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def check_prompt(what: str, prompt: Any, tuner: Tuner, clip: Clip) -> None:

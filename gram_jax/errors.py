@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+MOST_SEED = 2**32 - 1
+
 
 class InputError(ValueError):
     """Bad input: a setting, a file or an array that the caller can correct.
@@ -59,6 +61,11 @@ def require_int(name: str, value: Any, least: int = 1, most: int | None = None) 
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{name}={value!r}: it must be an integer {bound}")
+
+
+def require_seed(name: str, value: Any) -> None:
+    """Raises InputError unless `value` is a seed that every random generator in use takes: from 0 to 2^32 - 1."""
+    require_int(name, value, 0, MOST_SEED)
 
 
 def require_bool(name: str, value: Any) -> None:

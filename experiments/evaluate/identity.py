@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from gram_jax import artifacts
 from gram_jax.evaluation import Candidate, Method
 from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, ZeroShot
 from gram_jax.evaluation.protocols import Protocol, selecting
-from gram_jax.io import file_hash
 
 from .datasets import Opened
 from .settings import Settings
@@ -19,9 +19,9 @@ _NOT_IN_PLAN = ("learning_rate", "steps", "epochs", "report_steps", "regularizer
 
 
 def file_hashes(settings: Settings) -> dict[str, str]:
-    """Returns the SHA-256 of every meta checkpoint: that of --meta as "meta", controls by name."""
+    """Returns a hash of the content of every meta checkpoint: that of --meta as "meta", controls by name."""
     paths = ({"meta": settings.meta} if settings.meta else {}) | dict(settings.control_paths)
-    return {name: file_hash(path) for name, path in paths.items()}
+    return {name: artifacts.content_hash(path) for name, path in paths.items()}
 
 
 def method_settings(settings: Settings, method: Method, candidate: Candidate, files: Mapping[str, str]) -> Any:

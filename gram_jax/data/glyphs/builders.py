@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -127,6 +127,7 @@ def _build(
 ) -> dict[str, Any]:
     builder = builder_class(config=config, data_dir=os.fspath(data_dir), file_format="array_record")
     # Only array_record files can be written and read without TensorFlow.
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints to standard output
+    tfds.disable_progress_bar()  # it would draw into log files
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download, and there is none
         builder.download_and_prepare(file_format="array_record")
     return builder.as_data_source()
