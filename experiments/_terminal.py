@@ -45,7 +45,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        if self._pending and not (self.plain.isatty() and _bars()):
+        if self._pending and not (self.plain.isatty() and (progress := _bars()) and progress.bar_is_shown()):
             self._pending, text = "", self._pending
             self._emit(text)
 

@@ -180,6 +180,11 @@ class Progress(contextlib.AbstractContextManager):
                     self._draw()
 
 
+def bar_is_shown() -> bool:
+    """Returns whether a bar is on a terminal."""
+    return bool(_shown)
+
+
 @contextlib.contextmanager
 def hidden_bar() -> Iterator[None]:
     """Erases the visible bar, if there is one, while the block writes whole lines to the terminal.
