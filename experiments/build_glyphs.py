@@ -2,6 +2,7 @@
 
     python -m experiments.build_glyphs --data_dir=~/tensorflow_datasets
     python -m experiments.build_glyphs --pairs=1000000 --dataset=glyphs:greek_small/noise,glyphs:chess
+    python -m experiments.build_glyphs --pairs=0 --dataset=glyphs:chess --photos=my_photos
 
 100,000 pairs take about a minute on one core and 125 MB on disk; memory stays below 1 GiB. Existing datasets do
 not change. Read them with ``tfds.builder_from_directory(FOLDER).as_data_source()``.
@@ -14,7 +15,13 @@ import os
 import time
 from typing import Any
 
-from gram_jax.data import load_dataset
+import numpy as np
+from etils import epath
+
+from gram_jax.data import Dataset, load_dataset
+from gram_jax.data.glyphs import encode_png
+from gram_jax.errors import InputError
+from gram_jax.io import write_file
 
 from ._launch import at_least, launch, setting
 
@@ -27,16 +34,23 @@ class Config:
     pairs: int = setting(100_000, "image-text pairs of the corpus; 0 for no corpus")
     dataset: tuple[str, ...] = setting((), "labeled datasets: glyphs:NAME or glyphs:NAME/DOMAIN")
     seed: int = setting(0, "seed of the draws")
+    photos: str = setting("", "instead, a new folder of PNG files, one folder per class, to try programs for photos on")
+    per_class: int = setting(12, "images per class in --photos")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "pairs")
+        at_least(self, 1, "per_class")
+        if self.photos and len(self.dataset) != 1:
+            raise InputError(f"--photos={self.photos} holds one dataset; give one as --dataset")
 
 
 def run(config: Config, workdir: Any) -> None:
     """Builds the corpus and the labeled datasets, and prints their sizes."""
+    datasets = [load_dataset(spec, seed=config.seed) for spec in config.dataset]
+    if config.photos:
+        return write_photos(datasets[0], epath.Path(config.photos), config.per_class)
     from gram_jax.data.glyphs.builders import build_corpus, build_labeled
 
-    datasets = [load_dataset(spec, seed=config.seed) for spec in config.dataset]
     data_dir = os.path.expanduser(config.data_dir) or os.fspath(workdir / "data")
     if config.pairs:
         begin = time.monotonic()
@@ -49,6 +63,17 @@ def run(config: Config, workdir: Any) -> None:
         sources = build_labeled(name, data_dir, dataset.domain, config.seed)
         sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
         print(f"{dataset.name}: {len(dataset.class_names)} classes, {sizes}, in {data_dir}")
+
+
+def write_photos(dataset: Dataset, folder: epath.Path, per_class: int) -> None:
+    """Writes the first images of every class, one folder per class."""
+    if folder.exists():
+        print(f"{folder} exists already and stays as it is")
+        return
+    for label, name in enumerate(dataset.class_names):
+        for number, position in enumerate(np.flatnonzero(dataset.labels == label)[:per_class].tolist()):
+            write_file(folder / name / f"{number:03d}.png", encode_png(dataset[position]))
+    print(f"{len(dataset.class_names)} classes of {per_class} images in {folder}")
 
 
 if __name__ == "__main__":
