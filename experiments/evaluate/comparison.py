@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from gram_jax.evaluation.protocols import Part, Protocol, selecting
 from gram_jax.evaluation.runner import last_step, method_rows
 from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import file_hash, replacing, write_npz
+from gram_jax.reporting.names import label
 from gram_jax.runtime import SharedUnits
 from gram_jax.tuning import Tuned
 
@@ -29,6 +31,9 @@ from .datasets import Opened
 from .identity import method_settings, selection_depends, unit_depends
 from .settings import Settings
 
+logger = logging.getLogger(__name__)
+
+_LINES = 24  # a run of more units than this prints no line for each
 FOLLOWING = "following"  # ends the name of a method whose prompts follow the class names of the target
 
 
@@ -65,6 +70,7 @@ class Comparison:
     weights: str
     files: Mapping[str, str]
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    few: bool = True  # whether each unit is a line on the terminal
 
     def run(self) -> tuple[list[Row], dict[str, Any]]:
         """Measures the units that are missing; returns all rows, and the selected settings by method."""
@@ -80,6 +86,7 @@ class Comparison:
 
     def _measure_missing(self, every: Sequence[Work]) -> None:
         missing = [self._missing(work) for work in every]
+        self.few = sum(bool(seeds) for seeds in missing) <= _LINES
         costs = [self._steps(work) * len(seeds) for work, seeds in zip(every, missing, strict=True)]
         begun = {"initial": sum(not seeds for seeds in missing), "work": sum(costs)}
         learned: dict[Any, Any] = {}
@@ -120,7 +127,7 @@ class Comparison:
         scores = np.mean([self._scores(method, name) for name in self.opened], axis=0)
         described = [c.described | {"score": float(s)} for c, s in zip(method.candidates, scores, strict=True)]
         candidate = method.candidates[int(np.argmax(scores))]
-        print(f"{method.name}: {candidate.described} of {len(method.candidates)} on the validation split")
+        print(f"{label(method.name)}: {candidate.described} of {len(method.candidates)} on the validation split")
         return candidate, {"chosen": candidate.described, "candidates": described}
 
     def _told(self, method: Method, candidate: Candidate) -> dict[str, Any]:
@@ -188,8 +195,8 @@ class Comparison:
             own = [dataclasses.asdict(row) for row in rows if row.seed == (None if seed == measures.COST else seed)]
             if self._find(work, seed) is None:
                 self.units.add((*work.key, seed), self._depends(work), own)
-        if method.has_runs:
-            print(_line(work.key, rows, time.monotonic() - begin), flush=True)
+        line = _line(work.key, rows, time.monotonic() - begin)
+        (print if method.has_runs and self.few else logger.debug)(line)
 
     def _further_rows(self, method: TunedMethod, trial: Trial, tuned: Tuned, parts: Sequence[Part]) -> list[Row]:
         """Returns the rows of prompts that follow class names, and of the regulation."""
@@ -280,4 +287,4 @@ def _line(unit: tuple, rows: Sequence[Row], seconds: float) -> str:
             means.setdefault(row.split if row.domain is None else "elsewhere", []).append(100 * row.value)
     shown = ", ".join(f"{split} {np.mean(values):.1f}" for split, values in means.items()) or "none of its classes"
     tuned_on = protocol if shots is None else f"{protocol}, {shots}-shot"
-    return f"{dataset}, {tuned_on}, {method}: {shown} ({seconds:.1f} s)"
+    return f"{dataset}, {tuned_on}, {label(method)}: {shown} ({seconds:.1f} s)"

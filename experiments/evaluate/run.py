@@ -70,7 +70,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         shard_classes=settings.shard_classes,
         store=store_of(settings, workdir),
         separate=settings.feature_store is None,
-        log=lambda line: print(line, flush=True),
+        log=lambda line: print(", ".join((reporting.label((parts := line.split(", ", 1))[0]), *parts[1:])), flush=True),
     )
     check(settings, encoder, methods, opened)
     for dataset in all_datasets(opened):
@@ -81,7 +81,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     units = SharedUnits(workdir, evaluation.measured_by(environment))
     for method in methods:
         if method.candidates[0].described:
-            print(f"{method.name}: {len(method.candidates)} candidate settings, from {method.candidates[0].described}")
+            count, first = len(method.candidates), method.candidates[0].described
+            print(f"{reporting.label(method.name)}: {count} candidate settings, from {first}")
     comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files)
     rows, selected = comparison.run()
     environment["draws"] = draw_hashes(opened, settings.seeds, settings.counts)

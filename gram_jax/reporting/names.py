@@ -75,6 +75,9 @@ def split_method(method: str) -> tuple[str, str]:
 def label(method: str) -> str:
     """Returns the display name of a method.
 
+    Args:
+      method: its name in rows.
+
     Example:
       >>> label("coop+kgcoop:4+gram:init_only"), label("zero_shot:own")
       ('CoOp + KgCoOp (weight 4) + GRAM, initialization only', 'zero-shot, own template')

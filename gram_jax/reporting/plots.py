@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from gram_jax.evaluation.results import Row
 from gram_jax.evaluation.statistics import Summary, summarize
@@ -29,6 +30,8 @@ from gram_jax.reporting.names import ZERO_SHOT, base_label, label, ordered, role
 from gram_jax.reporting.tables import half_interval
 
 DPI, WIDTH = 150, 9.0  # inches
+FORMATS = ("png", "pdf", "svg")
+_EDGE = 0.8  # beyond 0 and 100 %, for half a marker
 GRAY, PALE = "#6b6b6b", "#dddddd"
 RATIO, COSINE = "gradient_norm_ratio", "gradient_cosine"
 
@@ -67,6 +70,7 @@ _RC: dict[Any, Any] = {
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
     "legend.frameon": False,
+    "svg.hashsalt": "gram_jax",
 }
 
 
@@ -101,7 +105,8 @@ def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
         for axis, (title, split) in zip(axes[0], panels.items(), strict=True):
             for place, method in enumerate(methods):
                 (mean, half), style = percent(grid.summary(method, split)), style_of(method)
-                axis.errorbar(mean, place, xerr=half, color=style.color, marker=style.marker or "|", capsize=2.5)
+                sides = within_percent([mean], [half])
+                axis.errorbar(mean, place, xerr=sides, color=style.color, marker=style.marker or "|", capsize=2.5)
                 axis.annotate(
                     f"{mean:.1f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=8.5,
                     color=style.color,
@@ -237,8 +242,14 @@ def intervals(axis: Any, at: np.ndarray, summaries: Sequence[Summary | None], me
     style = style_of(method)
     means, halves = np.array([percent(summary) for summary in summaries]).T
     given = {"marker": style.marker, "linestyle": ":" if other_template(method) else style.line} | drawn
-    yerr = halves if halves.any() else None
+    yerr = within_percent(means, halves) if halves.any() else None
     axis.errorbar(at, means, yerr=yerr, color=style.color, elinewidth=1, capsize=2, **given)
+
+
+def within_percent(means: Any, halves: Any) -> np.ndarray:
+    """Returns the lengths of both sides of intervals, `[2, ...]`, cut where there is no accuracy: at 0 and 100 %."""
+    means, halves = np.asarray(means, float), np.asarray(halves, float)
+    return np.stack([np.minimum(halves, np.abs(means)), np.minimum(halves, np.abs(100 - means))])
 
 
 def percent(summary: Summary | None) -> tuple[float, float]:
@@ -261,7 +272,7 @@ def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
     for index in range(len(names) - 2, -1, -1):
         if at[chosen[-1]] - at[index] >= room:
             chosen.append(index)
-    axis.set_xticks([at[i] for i in chosen], [str(names[i]) for i in chosen])
+    axis.set_xticks([at[i] for i in chosen], [str(names[i] or "start") for i in chosen])  # no 0 on a log scale
 
 
 def legend(figure: Any, axes: Any) -> None:
@@ -285,7 +296,15 @@ def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, atomically."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
-    write_file(path, stream.getvalue())
+    """Writes a figure as PNG, and beside it as PDF and SVG, each atomically."""
+    path = epath.Path(path)
+    for axis in figure.axes:  # no room for accuracies that do not exist
+        if "%" in axis.get_xlabel():
+            axis.set_xlim(max(-_EDGE, axis.get_xlim()[0]), min(100 + _EDGE, axis.get_xlim()[1]))
+        elif "%" in axis.get_title() + axis.get_ylabel():
+            axis.set_ylim(max(-_EDGE, axis.get_ylim()[0]), min(100 + _EDGE, axis.get_ylim()[1]))
+    for kind in FORMATS:
+        stream = io.BytesIO()
+        date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})  # the same figure, the same bytes
+        figure.savefig(stream, format=kind, dpi=DPI, metadata=date)
+        write_file(path.with_suffix(f".{kind}"), stream.getvalue())

@@ -21,9 +21,12 @@ from gram_jax.reporting.grid import default_shots, scopes, shots_of
 from gram_jax.reporting.names import default_reference, ordered
 from gram_jax.reporting.notes import notes
 from gram_jax.reporting.sheets import Sheet, sheets
-from gram_jax.reporting.tables import to_markdown, to_text
+from gram_jax.reporting.tables import to_latex, to_markdown, to_text
 
 logger = logging.getLogger(__name__)
+
+_SCREEN = 36  # lines of tables on a terminal
+_URGENT = ("different clips", "excluded", "share none")  # in notes that a reader of the tables must know
 
 PLOTS = {
     "accuracy_against_shots": plots.accuracy_against_shots,
@@ -45,7 +48,9 @@ def write_report(
     labels: Sequence[str] | None = None,
     show: Callable[[str], Any] | None = None,
 ) -> str:
-    """Writes `table.md`, `table.csv` and the plots for which there are rows.
+    """Writes `table.md`, `table.csv`, `table.tex` and the plots for which there are rows, as PNG, PDF and SVG.
+
+    Differences whose 95 % interval excludes 0 are bold.
 
     Args:
       results: results of any number of runs; each configuration of a method is a line of its own.
@@ -54,7 +59,7 @@ def write_report(
       shots: labeled images per class in the tables by step and by dataset; None for the largest number.
       labels: labels of the results, for methods of several configurations; None for the settings that differ.
       against: a method that all others are compared with, too; None for zero-shot if nothing else is compared.
-      show: called with the tables as aligned text.
+      show: called with the first tables as aligned text, at most a screen.
 
     Returns:
       The text of `table.md`.
@@ -72,23 +77,34 @@ def write_report(
     unlike = {dataset: reason for each in results for dataset, reason in published.unlike(each).items()}
     tables = list(sheets(rows, shots, against, unlike))
     footer = notes(rows, tables, unlike, results, names)
-    markdown = "\n".join(f"## {sheet.title}\n\n{to_markdown(sheet.table())}\n" for sheet in tables)
+    markdown = "\n".join(f"## {sheet.title}\n\n{to_markdown(sheet.table(bold='**%s**'))}\n" for sheet in tables)
     markdown += "\n" + "".join(f"- {line}\n" for line in footer)
     folder = epath.Path(workdir)
     write_file(folder / "table.md", markdown)
     write_file(folder / "table.csv", _to_csv(tables))
+    latex = (to_latex(sheet.table(bold=r"\textbf{%s}"), sheet.title) for sheet in tables)
+    write_file(folder / "table.tex", "\n".join(latex))
     _write_plots(rows, folder, shots)
     if show is not None:
-        show("".join(f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables))
-        show("\n".join([*(f"* {line}" for line in footer), f"\ntables and plots in {workdir}"]))
+        show(_screen(tables, footer, workdir))
     return markdown
+
+
+def _screen(tables: Sequence[Sheet], footer: Sequence[str], workdir: str | os.PathLike[str]) -> str:
+    """Returns the first tables, as many as fit on a screen, what a reader must know, and where the rest is."""
+    texts = [f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables]
+    shown = next((n for n in range(len(texts), 1, -1) if "".join(texts[:n]).count("\n") <= _SCREEN), 1)
+    urgent = [f"* {line}" for line in footer if any(word in line for word in _URGENT)]
+    rest = f"; {len(texts) - shown} more tables" * (shown < len(texts))
+    return "\n".join(["".join(texts[:shown]), *urgent, f"table.md, .csv and .tex, notes and plots in {workdir}{rest}"])
 
 
 def _write_plots(rows: Sequence[Row], folder: epath.Path, shots: int | None) -> None:
     """Writes the plots for which there are rows; one that fails is a warning."""
     for name, plot in PLOTS.items():
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)  # a plot of an earlier report does not belong to the new tables
+        for kind in plots.FORMATS:  # a plot of an earlier report does not belong to the new tables
+            path.with_suffix(f".{kind}").unlink(missing_ok=True)
         try:
             plot(rows, path, shots=shots)
         except Exception as error:  # the tables are worth more than a plot

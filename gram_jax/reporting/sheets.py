@@ -42,6 +42,11 @@ class Cell(NamedTuple):
     signed: bool = False
     text: str = EMPTY
 
+    @property
+    def significant(self) -> bool:
+        """Whether this is a difference whose interval excludes 0."""
+        return self.signed and self.summary is not None and (self.summary.ci95[0] > 0 or self.summary.ci95[1] < 0)
+
     def __str__(self) -> str:
         if self.summary is None:
             return self.text
@@ -63,10 +68,13 @@ class Sheet(NamedTuple):
     labels: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    def table(self) -> Table:
-        """Returns the displayed table."""
+    def table(self, bold: str = "%s") -> Table:
+        """Returns the displayed table; `bold` is the form of significant differences, such as "**%s**"."""
         rows = zip(self.labels, self.rows, strict=True)
-        return Table(self.header, tuple((name, *map(str, cells)) for name, cells in rows))
+        forms = ("%s", bold)
+        return Table(
+            self.header, tuple((name, *(forms[cell.significant] % str(cell) for cell in cells)) for name, cells in rows)
+        )
 
 
 def sheets(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -148,6 +149,44 @@ def to_markdown(table: Table) -> str:
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in (table.header, *table.rows))
     header, *rows = map(tuple, escaped)
     return _tabulate(Table(header, tuple(rows)), "pipe")
+
+
+_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+_BOLD = re.compile(r"\\textbf\{(.*)\}")
+
+
+def to_latex(table: Table, caption: str = "") -> str:
+    r"""Returns a table as LaTeX with the rules of the package booktabs and a final newline.
+
+    Args:
+      table: the table; its cells are escaped, `\textbf{...}` around a cell remains.
+      caption: the caption; empty for none.
+
+    Example:
+      >>> print(to_latex(Table(("method", "a_b"), (("coop", "1.0 ±0.1"),)), "Few-shot"), end="")
+      \begin{table}
+      \caption{Few-shot}
+      \begin{tabular}{lr}
+      \toprule
+      method & a\_b \\
+      \midrule
+      coop & 1.0 $\pm$0.1 \\
+      \bottomrule
+      \end{tabular}
+      \end{table}
+    """
+    header, *rows = (" & ".join(map(_latex, line)) + r" \\" for line in (table.header, *table.rows))
+    columns = "l" + "r" * (len(table.header) - 1)
+    begin = [r"\begin{table}", *[rf"\caption{{{_latex(caption)}}}"] * bool(caption), rf"\begin{{tabular}}{{{columns}}}"]
+    rules = r"\toprule", header, r"\midrule", *rows, r"\bottomrule"
+    return "\n".join([*begin, *rules, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _latex(cell: str) -> str:
+    bold = _BOLD.fullmatch(cell)
+    text = "".join(_LATEX.get(letter, letter) for letter in (bold[1] if bold else cell))
+    text = re.sub(r"-(?=\d)", "$-$", text)
+    return rf"\textbf{{{text}}}" if bold else text
 
 
 def _tabulate(table: Table, style: str) -> str:

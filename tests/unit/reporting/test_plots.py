@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from gram_jax.evaluation import Row
@@ -45,3 +46,53 @@ def test_zero_shot_is_the_default_reference_without_gram():
     assert default_reference(methods) == "zero_shot"
     assert default_reference([*methods, "coop+gram"]) is None
     assert default_reference(methods[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("means", "halves", "expected"),
+    [
+        ([50], [10], [[10], [10]]),
+        ([95], [10], [[10], [5]]),
+        ([3], [10], [[3], [10]]),
+        ([100], [10], [[10], [0]]),
+        ([0], [0], [[0], [0]]),
+        ([np.nan], [0], [[np.nan], [np.nan]]),
+    ],
+)
+def test_intervals_end_at_0_and_100_percent(means, halves, expected):
+    np.testing.assert_array_equal(plots.within_percent(means, halves), expected)
+
+
+def test_no_axis_shows_impossible_accuracies_nor_a_zero_on_a_log_scale(tmp_path, monkeypatch):
+    figures, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(figure, path))
+    rows = [
+        Row("coop", protocol, "toy", "accuracy", value, None, shots, seed, split, step)
+        for protocol, splits in (("few_shot", ("all",)), ("base_to_new", ("base", "new")))
+        for split in splits
+        for shots in (1, 4)
+        for step in (0, 1, 50)
+        for seed, value in ((1, 0.9), (2, 1.0))
+    ]
+    assert plots.accuracy_against_shots(rows, tmp_path / "a.png")
+    assert plots.adaptation(rows, tmp_path / "b.png")
+    assert plots.base_new_h(rows, tmp_path / "c.png")
+    for figure in figures:
+        for axis in figure.axes:
+            low, high = axis.get_xlim() if "%" in axis.get_xlabel() else axis.get_ylim()
+            assert -1 <= low < high <= 101
+            assert "log" not in axis.get_xlabel() or "0" not in [t.get_text() for t in axis.get_xticklabels()]
+    for name, begin in (("a.png", b"\x89PNG"), ("b.pdf", b"%PDF"), ("c.svg", b"<?xml")):
+        assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_files_of_the_same_figure_are_the_same_bytes(tmp_path):
+    from matplotlib.figure import Figure
+
+    for name in ("a", "b"):
+        with plots.drawing(2, 1, 1) as (figure, axes):
+            assert isinstance(figure, Figure)
+            axes[0][0].plot([1, 2])
+            plots.save(figure, tmp_path / f"{name}.png")
+    for kind in plots.FORMATS:
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()

@@ -70,7 +70,7 @@ def cell(text, title, row, column):
     """A cell of a Markdown table under a title."""
     lines = text.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
     header, *body = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
-    return next(line for line in body if line[0] == row)[header.index(column)]
+    return next(line for line in body if line[0] == row)[header.index(column)].strip("*")  # bold or not
 
 
 def spread(values):
@@ -283,6 +283,37 @@ def test_gram_is_compared_with_the_tuner_of_its_configuration_or_the_shared_one(
     pairs = lambda files: {(c.a, c.b) for c in reporting.comparisons(reporting.merge(files, ["a", "b"]))}  # noqa: E731
     assert pairs([of(1, 0), of(2, 0)]) == {("coop+gram @ rate=1", "coop"), ("coop+gram @ rate=2", "coop")}
     assert pairs([of(1, 1), of(2, 2)]) == {(f"coop+gram @ rate={rate}", f"coop @ rate={rate}") for rate in (1, 2)}
+
+
+def test_significant_differences_are_bold_in_markdown_and_latex(tmp_path):
+    def of(method, gains):
+        return [
+            Row(method, "few_shot", "toy", "accuracy", 0.5 + gain, None, 4, seed, "all", 5)
+            for seed, gain in enumerate(gains)
+        ]
+
+    rows = of("coop", (0, 0, 0)) + of("coop+gram", (0.1, 0.11, 0.12)) + of("coop+gram:init_only", (-0.1, 0.1, 0.02))
+    text = reporting.write_report([results(rows)], tmp_path)
+    assert "| **+11.0 [+8.5, +13.5]** |" in text
+    assert "| +0.7 [-24.2, +25.5] |" in text
+    latex = (tmp_path / "table.tex").read_text()
+    assert r"& \textbf{+11.0 [+8.5, +13.5]} \\" in latex
+    assert r"& +0.7 [$-$24.2, +25.5] \\" in latex
+    assert r"CoOp + GRAM, initialization only" in latex
+    assert "**" not in latex
+    assert "+gram" not in text + latex
+
+
+def test_a_terminal_gets_a_screen_and_what_must_be_known(rows, tmp_path):
+    shown = []
+    reporting.write_report([results(rows)], tmp_path, show=shown.append)
+    text = "\n".join(shown)
+    assert text.count("\n") <= 50
+    assert "Base-to-new, 1 shot" in text
+    assert " more tables" in text
+    fewer = [row for row in rows if (row.method, row.seed) != ("coop", 2)]
+    reporting.write_report([results(fewer)], tmp_path, show=shown.append)
+    assert "excluded" in shown[-1]
 
 
 def test_a_plot_that_fails_is_a_warning(rows, tmp_path, monkeypatch, caplog):
