@@ -78,8 +78,8 @@ def _run(run: Callable[[Any, Any], Any], config: object, folder: Any, name: str)
         print(f"{name} in {folder}", *(f"  {k:<{width}}  {v!r}" for k, v in given.items()), sep="\n", flush=True)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is missing
     environment = evaluation.environment()
-    versions = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
-    logger.info("%s on %d x %s", versions, environment["device"]["count"], environment["device"]["kind"])
+    device = environment["device"]
+    logger.info("jax %s on %d x %s", environment["packages"]["jax"], device["count"], device["kind"])
     results = run(config, folder)
     if results is not None and runtime.is_main():
         evaluation.save_results(folder, results)

@@ -82,8 +82,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *arguments: str, module: str = "toy") -> subprocess.CompletedProcess:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+def start(folder, *arguments: str, module: str = "toy", **environment: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"} | environment
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL,
@@ -104,7 +104,8 @@ def test_runs_prints_its_settings_and_writes_results(folder):
     }  # fmt: skip
     assert document["rows"][0]["seed"] == 3
     assert f"toy in {workdir}" in done.stdout
-    assert "  learning_rate  0.1\n" in done.stdout
+    assert "  steps      7\n" in done.stdout
+    assert "learning_rate" not in done.stdout  # it is the default
     assert f"results in {workdir / 'results.json'}" in done.stdout
     assert "jax " in done.stderr  # versions are logged
     assert "Traceback" not in done.stderr
@@ -132,6 +133,10 @@ def test_workdir(folder, tmp_path):
         ("--seeds=1,x", "flag --seeds=1,x: expected comma-separated int values"),
         ("--tuner=maple", "flag --tuner=maple: value should be one of <coop|vpt>"),
         ("--learning_rate=-1", "learning_rate=-1.0 must be positive"),
+        ("--learning_rate=nan", "--learning_rate=nan: it must be a finite number"),
+        ("--seed=-1", "--seed=-1: it must be an integer from 0 to 4294967295"),
+        ("--seeds=1,18446744073709551616", "--seeds=18446744073709551616: it must be an integer from 0 to 4294967295"),
+        ("--steps=99999999999", "--steps=99999999999: it must be an integer"),
         ("seed=3", "unexpected argument 'seed=3'"),
     ],
 )
@@ -210,8 +215,63 @@ def test_a_package_inside_another_one_is_called_by_its_own_name(folder):
     assert "A toy experiment." in start(folder, "--help", module="outer.programs.packaged").stdout
 
 
+@pytest.mark.parametrize("asked", ["cuda", "foo"])
+def test_a_device_that_is_not_there_is_one_line(folder, asked):
+    done = start(folder, JAX_PLATFORMS=asked)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"JAX_PLATFORMS={asked}: no such device" in line
+    assert "found here: cpu" in line
+    assert "unset JAX_PLATFORMS" in line
+
+
+def test_the_search_for_devices_is_silent(folder):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    command = [sys.executable, "-m", "toy", "--trouble=own"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.stdout.startswith("toy in ")
+    first, second = done.stderr.splitlines()
+    assert " on 1 x " in first
+    assert second.startswith("error: ")
+
+
+@pytest.mark.parametrize("flags", [("--help",), ("--trouble=none",), ()])
+def test_a_closed_pipe_ends_nothing_and_says_nothing(folder, flags, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    command = [sys.executable, "-m", "toy", f"--workdir={tmp_path}", *flags]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=90
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert (tmp_path / "results.json").exists() == (flags == ())
+
+
+def test_an_encoding_that_lacks_a_letter_ends_nothing(folder, tmp_path):
+    done = start(folder, f"--workdir={tmp_path}", "--names=кот", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"\u043a\u043e\u0442" in done.stdout
+    assert json.loads((tmp_path / "results.json").read_text())["config"]["names"] == ["кот"]
+
+
+def test_older_results_are_kept_unless_they_are_part_of_the_new_ones(folder, tmp_path):
+    for seed in ("3", "3", "4"):
+        done = start(folder, f"--workdir={tmp_path}", f"--seed={seed}")
+        assert done.returncode == 0, done.stderr
+    assert "has other results and is kept as results-1.json" in done.stderr
+    seeds = [json.loads((tmp_path / f"results{n}.json").read_text())["rows"][0]["seed"] for n in ("", "-1")]
+    assert seeds == [4, 3]
+    assert not (tmp_path / "results-2.json").exists()
+
+
 def test_help_lists_the_settings(folder):
     done = start(folder, "--help")
+    assert done.returncode == 0
     assert "A toy experiment." in done.stdout
     assert "seed of the draw" in done.stdout
     assert "--workdir" in done.stdout
