@@ -36,8 +36,8 @@ def chess():
         ("coop", {"alternating": True}, regulators.prometar()),
         ("cocoop", {}, None),
         ("vpt", {}, None),
-        ("ivlp", {}, None),
-        ("maple", {"augmentation": "fresh"}, None),
+        ("ivlp(depth=1)", {}, None),
+        ("maple(depth=1)", {"augmentation": "fresh"}, None),
     ],
     ids=str,
 )
