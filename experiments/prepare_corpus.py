@@ -48,7 +48,7 @@ from ._launch import at_least, launch, setting
 
 # Worker processes import this module, so its imports must not import JAX.
 
-MAY_CHANGE = ("workers", "max_broken")  # settings that may differ in a resumed run
+MAY_CHANGE = ("workers", "max_broken", "data_dir")  # settings that may differ in a resumed run
 STATE, PLAN, SHARDS, SKIPPED, DATASET = "prepare.json", "plan.jsonl", "shards", "skipped.jsonl", "dataset"
 ACCOUNT = "account.json"
 _KEPT = "finished work is kept: fix the cause and run the same command again"
@@ -108,17 +108,26 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _check_source(config: Config, workdir: Path, units: int) -> None:
-    """Raises InputError if the source has changed since it was planned; what is read outlives its source."""
+    """Raises InputError if the source has changed since it was planned; what is read outlives its source.
+
+    A source that was moved has not changed: its units are planned at the new place.
+    """
     try:
-        with open(workdir / PLAN) as planned:
-            same = all(ours == theirs for ours, theirs in itertools.zip_longest(planned, _lines(config)))
+        with open(workdir / PLAN) as planned, atomic_path(workdir / PLAN) as part, part.open("w") as file:
+            for ours, theirs in itertools.zip_longest(planned, _lines(config)):
+                if ours is None or theirs is None or _content(ours) != _content(theirs):
+                    changed = f"--source={config.source} has changed since {workdir} was planned"
+                    raise InputError(f"{changed}; give another --workdir to begin anew")
+                file.write(theirs)
     except FileNotFoundError:
         read = all(read_shard(_stem(workdir, number)) for number in range(units))
         if not read and not (workdir / DATASET / MANIFEST).exists():
             raise
-        return
-    if not same:
-        raise InputError(f"--source={config.source} has changed since {workdir} was planned; give another --workdir")
+
+
+def _content(line: str) -> dict[str, Any]:
+    """Returns a unit without the places of files and folders."""
+    return {name: value for name, value in json.loads(line).items() if name not in ("root", "path", "folder")}
 
 
 def _planned(workdir: Path, settings: dict[str, Any]) -> int:
@@ -128,7 +137,8 @@ def _planned(workdir: Path, settings: dict[str, Any]) -> int:
         before, units = dict(state["settings"]), int(state["units"])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{workdir / STATE} is damaged ({error!r}); give another --workdir") from error
-    if changed := differences(before, settings):
+    kinds = ({**each, "source": str(each.get("source")).partition(":")[0]} for each in (before, settings))
+    if changed := differences(*kinds):
         raise InputError(f"{workdir} has other settings: {'; '.join(changed)}; use the same, or give another --workdir")
     return units
 

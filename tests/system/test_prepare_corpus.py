@@ -346,3 +346,44 @@ def test_a_run_that_was_killed_continues_to_the_same_bytes(tmp_path):
     config = Config(source=source, shard_pairs=4, workers=2, drop_duplicates=True)
     assert files(workdir / "dataset") == files(prepare(config, tmp_path / "whole"))
     assert not (workdir / "shards").exists()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"letter {number}")
+    return folder
+
+
+def test_a_source_that_was_moved_has_not_changed(photos, tmp_path, capsys, monkeypatch):
+    config = Config(source=f"folder:{photos}", workers=1)
+    prepare(config, tmp_path / "run")
+    moved = photos.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for source in (str(moved), "elsewhere", "./elsewhere/"):
+        prepare(dataclasses.replace(config, source=f"folder:{source}"), tmp_path / "run")
+        assert "exists already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["caption", "image", "new", "gone", "renamed", "no caption"])
+def test_a_folder_that_changes_is_noticed(photos, tmp_path, change):
+    config = Config(source=f"folder:{photos}", workers=1, max_broken=1.0)
+    prepare(config, tmp_path / "run")
+    match change:
+        case "caption":
+            (photos / "1.txt").write_text("another")
+        case "image":
+            Image.new("RGB", (9, 9)).save(photos / "1.png")
+        case "new":
+            Image.new("RGB", (8, 8)).save(photos / "3.png")
+        case "gone":
+            (photos / "1.png").unlink()
+        case "renamed":
+            (photos / "1.png").rename(photos / "4.png")
+        case "no caption":
+            (photos / "1.txt").unlink()
+    with pytest.raises(ValueError, match=r"has changed since .* give another --workdir"):
+        prepare(config, tmp_path / "run")

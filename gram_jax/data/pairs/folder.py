@@ -43,7 +43,8 @@ def plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
 
 
 def _unit(root: str, names: list[str]) -> dict[str, Any]:
-    return {"names": names, "content": content_of_all(root, names), "count": len(names)}
+    beside = [os.path.splitext(name)[0] + suffix for name in names for suffix in _TEXTS]  # with captions, or missing
+    return {"names": names, "content": content_of_all(root, [*names, *beside]), "count": len(names)}
 
 
 def _without_captions(entries: Iterator[Found]) -> Iterator[Found]:
