@@ -12,6 +12,7 @@ from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, ZeroShot
 from gram_jax.evaluation.protocols import Protocol, selecting
 
 from .datasets import Opened
+from .methods import INITIAL, RANDOM_START, TUNERS_START
 from .settings import Settings
 
 # Fields of a plan that a candidate replaces, that are measured beside, or that change no number.
@@ -37,12 +38,13 @@ def method_settings(settings: Settings, method: Method, candidate: Candidate, fi
     if settings.test_time:
         del plan["batch_size"]  # images side by side
     regulator = settings.fixed_regulator
+    # Words, or a checkpoint, to start from: they set the number of tokens, too.
+    spoken = INITIAL if candidate.described.get("start") not in (RANDOM_START, TUNERS_START) else ("init_text",)
     return {
         **about,
         **candidate.described,
         "tuner": method.tuner.name,
-        # The words of the initialization are the candidate's "start".
-        "tuner_settings": {name: value for name, value in method.tuner.settings.items() if name != "init_text"},
+        "tuner_settings": {name: value for name, value in method.tuner.settings.items() if name not in spoken},
         "part_rates": dict(settings.rate_factors),
         **plan,
         "regularizers": [[term.name, term.weight, dict(term.settings)] for term in settings.terms],

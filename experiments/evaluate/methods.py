@@ -27,8 +27,9 @@ from .settings import Settings
 
 PHOTO_WORDS = "a photo of a"
 RANDOM = ""  # the init text that stands for random values
+RANDOM_START, TUNERS_START = "random", "the tuner's"  # in the descriptions of candidates
 # Settings of the initialization and of the number of tokens, which the shapes of a prompt show.
-_INITIAL = ("init_text", "num_tokens", "num_text")
+INITIAL = ("init_text", "num_tokens", "num_text")
 
 Initializations = dict[str | None, Callable[..., Any]]  # by words; None for a tuner that has no words
 
@@ -81,7 +82,7 @@ def load_checkpoint(path: str, tuner: Tuner, clip: Clip) -> LoadedMeta:
     """Returns a meta checkpoint of a tuner, which may have been learned from other words."""
     loaded = artifacts.load_meta(path, clip)
     own, expected = (dict(each.settings) | {"tuner": each.name} for each in (loaded.tuner, tuner))
-    for name in sorted((own.keys() | expected.keys()) - set(_INITIAL), key=lambda name: (name != "tuner", name)):
+    for name in sorted((own.keys() | expected.keys()) - set(INITIAL), key=lambda name: (name != "tuner", name)):
         if own.get(name) != expected.get(name):
             raise InputError(
                 f"{path} was learned with {name}={own.get(name)!r}, not {expected.get(name)!r}; compare checkpoints of "
@@ -150,7 +151,7 @@ class _Family:
         begins = self.words if initial is None else {"meta": meta_initialization(initial.meta)}
         each = itertools.product(begins.items(), self._rates(learned), _lengths(self.settings))
         for (text, begin), (described, rate), (length, of_length) in each:
-            shown = {"start": "random" if text == RANDOM else text or "the tuner's", **described, **length}
+            shown = {"start": RANDOM_START if text == RANDOM else text or TUNERS_START, **described, **length}
             yield Candidate(shown, begin, rate, of_length)
 
     def _rates(self, learned: LoadedMeta | None) -> list[tuple[dict[str, float], Any]]:

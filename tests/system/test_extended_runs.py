@@ -79,7 +79,7 @@ CHESS = "glyphs:chess"
         ({"seeds": (3, 2)}, [(m, CHESS, 1, (3,)) for m in ("coop", "coop+gram")]),
         ({"seeds": (2,)}, []),
         ({"shots": (1, 2)}, [(m, CHESS, 2, (1, 2)) for m in ("coop", "coop+gram")]),
-        ({"dataset": (CHESS, "glyphs:arrows")}, [(m, "glyphs:arrows", 1, (1, 2)) for m in ("coop", "coop+gram")]),
+        ({"dataset": (CHESS, "glyphs:digits")}, [(m, "glyphs:digits", 1, (1, 2)) for m in ("coop", "coop+gram")]),
         ({"methods": ("gram",)}, []),
         ({"save_prompts": True}, [(m, CHESS, 1, (1,)) for m in ("coop", "coop+gram")]),
         ({"save_confusion": True, "methods": ("gram",)}, [("coop+gram", CHESS, 1, (1, 2))]),

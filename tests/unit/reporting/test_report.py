@@ -295,7 +295,7 @@ def test_significant_differences_are_bold_in_markdown_and_latex(tmp_path):
     rows = of("coop", (0, 0, 0)) + of("coop+gram", (0.1, 0.11, 0.12)) + of("coop+gram:init_only", (-0.1, 0.1, 0.02))
     text = reporting.write_report([results(rows)], tmp_path)
     assert "| **+11.0 [+8.5, +13.5]** |" in text
-    assert "| +0.7 [-24.2, +25.5] |" in text
+    assert " +0.7 [-24.2, +25.5] |" in text
     latex = (tmp_path / "table.tex").read_text()
     assert r"& \textbf{+11.0 [+8.5, +13.5]} \\" in latex
     assert r"& +0.7 [$-$24.2, +25.5] \\" in latex
