@@ -71,8 +71,8 @@ class Config:
     name: str = setting("pairs", "name of the TFDS dataset")
     drop_duplicates: bool = setting(False, "keep the first of pairs with the same bytes of image and caption")
     max_broken: float = setting(0.01, "largest allowed share of skipped entries, from 0 to 1")
-    max_pixels: int = setting(178_956_970, "images with more pixels are broken")
-    max_bytes: int = setting(64 << 20, "larger encoded images are refused; bytes")
+    max_pixels: int = setting(178_956_970, "images with more pixels are broken", most=2**62)
+    max_bytes: int = setting(64 << 20, "larger encoded images are refused; bytes", most=2**62)
     shard_pairs: int = setting(2000, "most entries in a shard; an archive is one shard whatever its size")
     workers: int = setting(0, "processes; 0: one per core")
 

@@ -15,6 +15,20 @@ from .datasets import Opened
 from .methods import INITIAL, RANDOM_START, TUNERS_START
 from .settings import Settings
 
+# Flags that change no number of a unit: what is measured at all, memory, output, places.
+BESIDE = (
+    "baselines", "class_chunk", "clip", "controls", "dataset", "dataset_seed", "domains", "feature_store",
+    "follow_classes", "image_batch", "meta", "methods", "metrics", "protocol", "report_steps", "save_confusion",
+    "save_features", "save_prompts", "seeds", "select_seeds", "select_shots", "shard_classes", "shots", "source",
+    "targets", "test_time_batch",
+)  # fmt: skip
+# Flags that enter by what they stand for: a plan, a candidate. Any other flag is taken as it is: none is forgotten.
+RESOLVED = (
+    "aggregation", "augmentation", "batch_size", "epochs", "gram_learning_rate", "gram_rate_factor", "init_text",
+    "largest", "learning_rate", "loss", "momentum", "optimizer", "part_rates", "part_warmup", "preset",
+    "regularizers", "regulation", "regulator", "schedule", "steps", "tau", "test_time_share", "test_time_views",
+    "tuner", "views", "weight_decay",
+)  # fmt: skip
 # Fields of a plan that a candidate replaces, that are measured beside, or that change no number.
 _NOT_IN_PLAN = ("learning_rate", "steps", "epochs", "report_steps", "regularizers")
 
@@ -27,7 +41,7 @@ def file_hashes(settings: Settings) -> dict[str, str]:
 
 def method_settings(settings: Settings, method: Method, candidate: Candidate, files: Mapping[str, str]) -> Any:
     """Returns the settings that a method's numbers depend on, on whatever dataset, as JSON values."""
-    about: dict[str, Any] = {"compute_dtype": settings.compute_dtype, "max_test_images": settings.max_test_images}
+    about = {name: value for name, value in settings.flags.items() if name not in (*BESIDE, *RESOLVED)}
     if isinstance(method, ZeroShot):
         return about | {"template": method.template}
     if isinstance(method, BaselineMethod):

@@ -11,7 +11,9 @@ import pathlib
 import pytest
 
 from experiments import _launch, _terminal, build_tasks, meta_train, prepare_corpus, quickstart
+from experiments.evaluate import identity
 from experiments.evaluate import run as evaluate
+from gram_jax.evaluation import Candidate, ZeroShot
 from gram_jax.runtime import Progress
 
 
@@ -170,3 +172,12 @@ def test_every_program_parses_flags_in_one_place():
     for path in programs.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "flags.DEFINE" not in text or path.name == "_launch.py", path
+
+
+def test_every_flag_of_an_evaluation_is_part_of_its_identity_or_known_to_be_none():
+    flags = {field.name for field in dataclasses.fields(evaluate.Config)}
+    assert not set(identity.BESIDE) & set(identity.RESOLVED)
+    assert {*identity.BESIDE, *identity.RESOLVED} <= flags
+    told = identity.method_settings(evaluate.Config().settings, ZeroShot("zero_shot"), Candidate(), {})
+    assert set(told) == flags - {*identity.BESIDE, *identity.RESOLVED} | {"template"}
+    assert {"max_test_images", "compute_dtype", "image_reading"} <= set(told)
