@@ -12,21 +12,17 @@ from gram_jax import artifacts, tuners
 from gram_jax.clip import ResNetConfig, TextPrompt, encode_classes, encode_patches, encode_text, weights_hash
 from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.objectives import cross_entropy
-from gram_jax.testing import tiny_clip
+from gram_jax.testing import tiny_clip, tiny_siglip
 from tests.conftest import NAMES
 
-# id: the settings of `tiny_clip`. Every property of a configuration has a row in which it differs from CLIP's.
+# id: the settings of `tiny_clip` (of `tiny_siglip` for "siglip"). Every property of a configuration has a row in which it
+# differs from CLIP's.
 ROWS = {
     "clip": {},
     "clip-without-pre-norm": {"vision_pre_norm": False},
     "resnet": {"vision": ResNetConfig(width=4, layers=(1, 2, 1, 1), heads=2, image_size=32)},
     "perception": {"vision_pooling": "attention", "vision_pool_heads": 4, "vision_rotary": True},
-    "siglip": {
-        **{"text_causal": False, "text_pooling": "last", "text_start_token": False, "text_pad_token_id": 1},
-        **{"text_projection": "dense", "vision_class_token": False, "vision_patch_bias": True, "vision_width": 16},
-        **{"vision_pre_norm": False, "vision_pooling": "attention", "vision_projection": "none"},
-        **{"logit_bias_init": -10.0},
-    },
+    "siglip": {},
 }
 TUNERS = {
     "text": ("text_deep", {"num_tokens": 2, "depth": 2, "init_text": None}),
@@ -46,7 +42,8 @@ def row(request):
 
 @pytest.fixture(scope="module")
 def clip(row):
-    return tiny_clip(**{"text_layers": 2} | ({} if "vision" in ROWS[row] else {"vision_layers": 2}) | ROWS[row])
+    make = tiny_siglip if row == "siglip" else tiny_clip
+    return make(**{"text_layers": 2} | ({} if "vision" in ROWS[row] else {"vision_layers": 2}) | ROWS[row])
 
 
 @pytest.fixture(scope="module")
