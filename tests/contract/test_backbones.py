@@ -15,8 +15,8 @@ from gram_jax.objectives import cross_entropy
 from gram_jax.testing import tiny_clip, tiny_siglip
 from tests.conftest import NAMES
 
-# id: the settings of `tiny_clip` (of `tiny_siglip` for "siglip"). Every property of a configuration has a row in which it
-# differs from CLIP's.
+# id: the settings of `tiny_clip` (of `tiny_siglip` for "siglip"). Every property of a configuration has a row in which
+# it differs from CLIP's.
 ROWS = {
     "clip": {},
     "clip-without-pre-norm": {"vision_pre_norm": False},
