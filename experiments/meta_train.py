@@ -88,7 +88,9 @@ class Config:
     cross_ways: int = setting(8, "classes in the other query; --cross=domain and both use --ways instead")
     cross_weight: float = setting(1.0, "weight of the other query in the loss; 0 omits it")
     max_tokens: int = setting(8, "tokens of a class text; classes with longer texts are omitted; 0 keeps 99 % of them")
-    cohesive: float = setting(1.0, "share of the classes that tasks are drawn from, those whose images are most alike")
+    cohesive: float = setting(
+        1.0, "share of the classes of a theme that tasks are drawn from, those whose images are most alike"
+    )
     curriculum: float = setting(0.0, "share of the steps after which all tasks have a single theme; 0: from step 0")
     inner_steps: int = setting(3, "gradient steps on the support")
     inner_rate: float = setting(0.3, "step size of the inner steps")

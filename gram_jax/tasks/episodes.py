@@ -32,8 +32,8 @@ class EpisodeConfig:
       cross_ways: classes of the cross query; None: as many as `ways`, which "domain" and "both" require.
       max_tokens: tokens of a class's text including full stop and end token; classes with longer texts are omitted.
         None: as many as 99 % of the classes need.
-      cohesive: share of the classes that tasks are drawn from, those whose members look most alike: the mean cosine of
-        the image features of two members ranks the classes. 1: all classes.
+      cohesive: share of the classes of each theme that tasks are drawn from, those whose members look most alike: the
+        mean cosine of the image features of two members ranks the classes. 1: all classes.
       curriculum: share of the training over which the probability of a single theme per episode grows linearly from 0
         to 1; before, the classes come from as many themes as possible. 0: always a single theme.
     """
@@ -260,10 +260,7 @@ def make_episodes(
     text_ids = np.unique(table.tail_ids, axis=0, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts))
     enough = sizes >= config.members
-    alike = np.ones(len(sizes), bool)
-    if config.cohesive < 1:
-        values = cohesion(hierarchy)
-        alike = values >= np.quantile(values, 1 - config.cohesive)
+    alike = _most_alike(hierarchy, config.cohesive)
     usable = fits & enough & alike
     by_theme = (np.flatnonzero((hierarchy.themes == theme) & usable) for theme in np.unique(hierarchy.themes))
     themes = [classes for classes in by_theme if len(np.unique(text_ids[classes])) >= config.texts]
@@ -302,6 +299,15 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
     total = np.zeros((len(count), hierarchy.image_features.shape[1]))
     np.add.at(total, hierarchy.classes, hierarchy.image_features)
     return (np.sum(total**2, axis=1) - count) / np.maximum(count * (count - 1), 1)
+
+
+def _most_alike(hierarchy: Hierarchy, share: float) -> np.ndarray:
+    """Returns whether each class belongs to the given share of its theme with the largest cohesion."""
+    values, alike = cohesion(hierarchy), np.ones(len(hierarchy.texts), bool)
+    for theme in np.unique(hierarchy.themes):
+        own = hierarchy.themes == theme
+        alike[own] = values[own] >= np.quantile(values[own], 1 - share)
+    return alike
 
 
 def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:
