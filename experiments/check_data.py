@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import gram_jax as gram
 from gram_jax import runtime
 from gram_jax.clip import ImageError, ImageTransform
 from gram_jax.data import Dataset, coop, load_dataset
@@ -53,6 +54,7 @@ class Config:
     )
     images: int = setting(24, "images on the contact sheet; 0 for no sheet")
     columns: int = setting(8, "images a row of the sheet")
+    clip: str = setting("", "a folder, a hub name, or mini: also check that this clip can read the class names")
     shots: tuple[int, ...] = setting((), "labeled images per class that an evaluation is to draw; checked if given")
     read_all: bool | None = setting(None, f"read every image; default: if at most {_FEW:,} are in files")
     counts: bool = setting(True, "report numbers of classes and images that differ from the published ones as problems")
@@ -103,6 +105,8 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
         return Checked(problems or [str(error)], [], {})
     describe(dataset)
     problems += checks.problems(dataset, shots=config.shots)
+    if config.clip:
+        problems += unreadable(config.clip, dataset)
     differences = coop.differences(dataset)
     if differences and config.counts:
         problems.append(f"{'; '.join(differences)} (--nocounts accepts this)")
@@ -120,6 +124,15 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
     for note in notes:
         print(f"  note: {note}")
     return Checked(problems, [*dataset.about.get("notes", ()), *notes], dict(dataset.about))
+
+
+def unreadable(name: str, dataset: Dataset) -> list[str]:
+    """Returns why a clip cannot read the class names of a dataset."""
+    try:
+        checks.require_readable(gram.load_clip(name), dataset, dataset.class_names, dataset.template, name)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def survey(root: str, name: str) -> list[str]:

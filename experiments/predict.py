@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import glob
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,9 @@ logger = logging.getLogger(__name__)
 class Config:
     """The images, the classes and the classifier."""
 
-    images: str = setting("", "a folder of images, read with its subfolders; or image files, separated by commas")
+    images: str = setting(
+        "", "a folder of images, read with its subfolders; or image files, separated by commas; wildcards"
+    )
     classes: tuple[str, ...] = setting((), 'class names, e.g. "cat,dog"; quotes protect commas, as in CSV')
     classes_file: str = setting(
         "", "a text file with a class name, or an id and a name, per line, instead of --classes"
@@ -132,6 +135,7 @@ def given_files(images: str) -> Iterator[Given]:
     """Yields everything in the folder, or the files, that --images names."""
     whole = Path(images).expanduser()
     texts = [images] if whole.exists() else [text for text in images.split(",") if text.strip()]
+    texts = [path for text in texts for path in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])] or texts
     for text in texts:
         path = Path(text.strip()).expanduser()
         if path.is_dir():

@@ -36,9 +36,10 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.clip import Clip
-from gram_jax.data import Dataset, coop
+from gram_jax.data import Dataset
 from gram_jax.errors import explain
 from gram_jax.evaluation import Encoder, Method
+from gram_jax.evaluation.checks import require_readable
 from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, ZeroShot
 from gram_jax.evaluation.protocols import Protocol
 from gram_jax.evaluation.references import templates_of
@@ -155,22 +156,16 @@ def _check_learning(encoder: Encoder, method: Method, dataset: Dataset, protocol
         names = [dataset.class_names[label] for label in next(iter(protocol.splits(dataset).values()))]
         for name in method.compiled.loss.texts:
             for template in templates_of(name, dataset):
-                _read(encoder, name, dataset, names, template)
+                require_readable(encoder.clip, dataset, names, template, name)
 
 
 def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
     """Raises InputError if a method cannot read the class names of a dataset."""
     if isinstance(method, ZeroShot):
-        _read(encoder, "zero-shot", dataset, dataset.class_names, method.template or dataset.template)
+        names, template = dataset.class_names, method.template or dataset.template
+        require_readable(encoder.clip, dataset, names, template, "zero-shot")
     if isinstance(method, PromptMethod):
         with explain(f"{method.tuner.name} on {dataset.name}: "):
             classes, _ = encoder.classes(method.tuner, dataset.class_names)
             for initialize in {candidate.initialize for candidate in method.candidates}:
                 initialize(jax.random.key(0), encoder.clip, classes, None)
-
-
-def _read(encoder: Encoder, reader: str, dataset: Dataset, names: Sequence[str], template: str) -> None:
-    """Raises InputError if the clip cannot read class names under a template; the message names the reader."""
-    with explain(f"{reader} on {dataset.name}, template {template!r}: "):
-        published = coop.facts(dataset.name) is not None  # some published lists have equal names
-        encoder.clip.class_tokens(list(names), template, allow_duplicates=published)

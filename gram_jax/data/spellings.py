@@ -164,16 +164,21 @@ def without_ids(names: Sequence[str]) -> tuple[list[str], bool]:
       >>> without_ids(["5 euro", "10 euro"]), without_ids(["001.Black_footed_Albatross", "002.Laysan_Albatross"])[0]
       ((['5 euro', '10 euro'], False), ['Black_footed_Albatross', 'Laysan_Albatross'])
     """
-    found = [_ID.fullmatch(name.strip()) for name in names]
-    matches = [match for match in found if match]
-    if len(matches) < len(names) or not names:
+    rest = _rest(names)
+    if rest is None:
         return list(names), False
+    return without_ids(rest)[0], True  # "1 001.Albatross" has two
+
+
+def _rest(names: Sequence[str]) -> list[str] | None:
+    """Returns what follows the ids, or None if not all names have one."""
+    matches = [match for name in names if (match := _ID.fullmatch(name.strip()))]
+    if len(matches) < len(names) or not names:
+        return None
     ids, rest = [match["id"] for match in matches], [match["name"] for match in matches]
     lettered = all(any(letter.isalpha() for letter in name) for name in rest)
     distinct = len({class_key(name) for name in rest}) == len(rest) and len(set(ids)) == len(ids)
-    if not (lettered and distinct and (all(map(_SYNSET.fullmatch, ids)) or _counting(ids))):
-        return list(names), False
-    return rest, True
+    return rest if lettered and distinct and (all(map(_SYNSET.fullmatch, ids)) or _counting(ids)) else None
 
 
 def _counting(ids: Collection[str]) -> bool:

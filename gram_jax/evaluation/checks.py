@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gram_jax.clip import Clip
 from gram_jax.data import Dataset, coop
 from gram_jax.data.spellings import require_distinct
-from gram_jax.errors import InputError, examples
+from gram_jax.errors import InputError, examples, explain
 from gram_jax.evaluation import draws
 
 
@@ -37,6 +38,19 @@ def problems(dataset: Dataset, split: str = "test", shots: Sequence[int] = ()) -
     for each in shots:
         found += _message(lambda each=each: draws.few_shot(dataset, each, seed=1))
     return found
+
+
+def require_readable(clip: Clip, dataset: Dataset, names: Sequence[str], template: str, reader: str) -> None:
+    """Raises InputError if a clip cannot read class names under a template: too long, without tokens, or equal.
+
+    Args:
+      clip, dataset: the clip, and the dataset that the names belong to; names of published lists may be equal.
+      names, template: the names, and a text with one "{}".
+      reader: who reads them, for the message.
+    """
+    published = coop.facts(dataset.name) is not None
+    with explain(f"{reader} on {dataset.name}, template {template!r}: "):
+        clip.class_tokens(list(names), template, allow_duplicates=published)
 
 
 def require_usable(dataset: Dataset, split: str = "test") -> None:

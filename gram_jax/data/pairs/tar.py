@@ -45,6 +45,8 @@ def open_archive(path: str) -> BinaryIO:
     """Opens an archive, plain or compressed (gzip, bzip2, xz), for reading."""
     with open(path, "rb") as file:
         begin = file.read(6)
+    if begin.startswith(b"PK"):
+        raise tarfile.ReadError("it is a zip archive: unpack it, and give folder:PATH")
     opener: Callable[..., Any] = next((each for magic, each in _OPENERS.items() if begin.startswith(magic)), open)
     return opener(path, "rb")
 

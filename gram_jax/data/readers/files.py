@@ -267,12 +267,29 @@ def read_class_names(path: Path, what: str) -> dict[str, str]:
 def read_name_list(path: Path, what: str) -> list[str]:
     """Returns class names from a file with a name in each line, or a folder or id and its name, as in classnames.txt.
 
-    A tab separates a folder from its name; WordNet ids and numbers that count are removed.
+    A tab separates a folder from its name; WordNet ids and numbers that count are removed. A JSON file holds a list of
+    names, or an object of names by folder or number; a name may be the last entry of a list, as in
+    imagenet_class_index.json.
     """
+    if path.suffix.lower() == ".json":
+        return without_ids(_json_names(path, what))[0]
+    if path.suffix.lower() in (".csv", ".tsv", ".yaml", ".yml"):
+        raise InputError(f"{what}: {path} is no list of names; give a text file with a name in each line, or JSON")
     lines = [line for _, line in read_lines(path, what)]
     if all("\t" in line for line in lines):
-        return [line.partition("\t")[2].strip() for line in lines]
+        return without_ids([line.partition("\t")[2].strip() for line in lines])[0]
     return without_ids(lines)[0]
+
+
+def _json_names(path: Path, what: str) -> list[str]:
+    document = read_json(path, what)
+    if isinstance(document, dict):
+        numbered = all(map(str.isdecimal, document))
+        document = [document[key] for key in (sorted(document, key=int) if numbered else document)]
+    names = [each[-1] if isinstance(each, list) and each else each for each in document]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{what}: {path} holds {examples(names)}; give a list of names, or names by folder")
+    return names
 
 
 def names_of_folders(folders: Collection[str], names: dict[str, str], path: Path, what: str) -> list[str]:

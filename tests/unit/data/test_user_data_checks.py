@@ -10,7 +10,7 @@ from etils import epath
 from experiments import check_data, zero_shot
 from experiments.evaluate import datasets as opening
 from experiments.evaluate.settings import Config
-from gram_jax.data import load_dataset, load_datasets
+from gram_jax.data import glyphs, load_dataset, load_datasets
 from gram_jax.errors import InputError
 from gram_jax.evaluation import checks, draws
 from tests.unit.data import layouts
@@ -177,6 +177,18 @@ def test_names_that_tell_datasets_apart(tmp_path):
     assert list(opened) == names[:2]
     with pytest.raises(InputError, match="both called 'folder:photos'"):
         load_datasets([specs[0], f"{specs[0]}/."])
+
+
+def test_names_that_a_clip_cannot_read_are_found(tmp_path):
+    root = layouts.write_folder(tmp_path / "photos", ["cat", "dog " * 40])
+    spec = f"folder:{root}"
+    assert problems(tmp_path, spec) == []
+    assert "is too long" in problems(tmp_path, spec, clip="mini")[0]
+
+
+@pytest.mark.parametrize("name", glyphs.NAMES)
+def test_the_datasets_that_ship_have_no_problem(name):
+    assert checks.problems(load_dataset(f"glyphs:{name}"), shots=(1, 16)) == []
 
 
 def test_no_image_is_read_before_a_refusal(tmp_path, monkeypatch):

@@ -90,6 +90,46 @@ def test_columns_that_are_not_read_are_named(tmp_path):
     assert told(dataset.about) == ["left out: 2 columns that are not read ('source', 'width')"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-16-le"])
+def test_tables_as_excel_encodes_them(tmp_path, encoding):
+    path = write_table(tmp_path, ("image", "label"), "\t")
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    path.write_bytes(mark + path.read_text().encode(encoding))
+    assert len(load_dataset(f"csv:{path}")) == 16
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (b"PK\3\4", "is an Excel file or a zip"),
+        (b"PAR1", "is a Parquet file"),
+        (b"\xd0\xcf\x11\xe0", "is an old Excel"),
+    ],
+)
+def test_other_files_than_tables_are_named(tmp_path, begin, message):
+    (tmp_path / "table.csv").write_bytes(begin + bytes(50))
+    with pytest.raises(InputError, match=f"{message}.*; save it as CSV"):
+        load_dataset(f"csv:{tmp_path}/table.csv")
+
+
+@pytest.mark.parametrize(("name", "values"), [("is_test", "01"), ("Train", ("True", "False")), ("test", ("yes", ""))])
+def test_a_column_that_marks_a_split_is_refused(tmp_path, name, values):
+    path = write_table(tmp_path, ("image", "label"))
+    header, *rows = path.read_text().splitlines()
+    lines = [f"{header},{name}", *(f"{row},{values[n % 2]}" for n, row in enumerate(rows))]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=f"the column '{name}' holds splits"):
+        load_dataset(f"csv:{path}")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK\3\4")
+    with pytest.raises(InputError, match="is an archive; unpack it"):
+        load_dataset(f"folder:{tmp_path}/photos.zip")
+    (found,) = everything(f"webdataset:{tmp_path}/photos.zip")
+    assert (found.reason, "it is a zip archive: unpack it" in found.detail) == ("damaged archive", True)
+
+
 @pytest.mark.parametrize("name", ["Split", "SUBSET", "split ", "phase"])
 def test_a_split_column_is_found_in_any_case(tmp_path, name):
     dataset = load_dataset(f"csv:{write_table(tmp_path, ('image', 'label', name))}")
@@ -222,6 +262,7 @@ def test_predict_takes_a_photo_or_several(tmp_path, monkeypatch):
     both = f"{tmp_path}/one.jpg,{tmp_path}/two.jpg"
     assert [row[0] for row in run_predict(tmp_path, both)] == both.split(",")
     assert len(run_predict(tmp_path, tmp_path / "a,b.jpg")) == 1  # a comma in a name
+    assert [os.path.basename(row[0]) for row in run_predict(tmp_path, tmp_path / "t*.jpg")] == ["two.jpg"]
     with pytest.raises(FileNotFoundError, match=r"three\.jpg"):
         run_predict(tmp_path, tmp_path / "three.jpg")
 
@@ -285,7 +326,7 @@ def test_every_program_prints_the_account_and_stores_it(tmp_path, capsys):
     check_data.run(check_data.Config(dataset=(spec,), images=0), epath.Path(tmp_path))
     assert f"  {line}\n" in capsys.readouterr().out
     stored = json.loads((tmp_path / "account.json").read_text())["datasets"][spec]["account"]
-    results = zero_shot.run(zero_shot.Config(dataset=(spec,)), None)
+    results = zero_shot.run(zero_shot.Config(dataset=(spec,)), epath.Path(tmp_path / "run"))
     assert f"folder:photos: {line}\n" in capsys.readouterr().out
     assert results.config["datasets"]["folder:photos"]["account"] == stored
     assert Account.from_json(stored).lines() == [line]
@@ -307,7 +348,7 @@ def test_two_datasets_of_one_name_are_told_apart(tmp_path):
             for each in range(8):
                 layouts.write_image(tmp_path / place / "photos" / name / f"{each}.jpg", number, each)
     specs = [f"folder:{tmp_path}/{place}/photos" for place in ("office", "home")]
-    results = zero_shot.run(zero_shot.Config(dataset=tuple(specs)), None)
+    results = zero_shot.run(zero_shot.Config(dataset=tuple(specs)), epath.Path(tmp_path / "run"))
     assert {row.dataset for row in results.rows} == {"folder:office-photos", "folder:home-photos"}
     with pytest.raises(InputError, match="both called 'folder:photos'"):
         zero_shot.run(zero_shot.Config(dataset=(specs[0], specs[0] + "/")), None)

@@ -1,6 +1,8 @@
 """Users' data, principle 2: names are compared as the clip reads them, and ids are no part of a prompt."""
 
 import csv
+import json
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -89,6 +91,18 @@ def test_published_lists_may_repeat_names(tmp_path):
     assert equal_names(dataset.class_names)
 
 
+def test_the_form_of_unicode_makes_no_difference_between_a_list_and_the_disk(tmp_path):
+    """macOS stores names decomposed, editors write them composed."""
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        stored, listed = (unicodedata.normalize(each, "caf\u00e9") for each in (form, other))
+        root = layouts.write_folder(tmp_path / form / "photos", [stored, "tea"])
+        (root / "classnames.txt").write_text(f"{listed}\tcoffee\ntea\ttea\n", encoding="utf-8")
+        assert set(load_dataset(f"folder:{root}").class_names) == {"coffee", "tea"}
+        lines = [f"{listed}/{n:03d}.jpg,a\ntea/{n:03d}.jpg,b\n" for n in range(8)]
+        (root / "table.csv").write_text("image,label\n" + "".join(lines), encoding="utf-8")
+        assert len(load_dataset(f"csv:{root}/table.csv").images(range(16))) == 16
+
+
 def test_merging_counts_spellings():
     assert merge_spellings({"A b": 1, "a_b": 2, "c": 1}).name_of == {"A b": "a_b", "a_b": "a_b", "c": "c"}
 
@@ -101,6 +115,7 @@ def test_merging_counts_spellings():
         (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["Black_footed_Albatross", "Laysan_Albatross"]),
         (["0 black king", "1 white king"], ["black king", "white king"]),
         (["1: cat", "2: dog"], ["cat", "dog"]),
+        (["1 001.Black_Albatross", "2 002.Laysan_Albatross"], ["Black_Albatross", "Laysan_Albatross"]),
         (["01_cat", "07_dog"], ["cat", "dog"]),
         (["5 euro", "10 euro"], None), (["2012 BMW", "2007 Tesla"], None), (["7 up", "cola"], None), (["0", "1"], None),
         (["1 cat", "1 dog"], None), (["3d printer", "2d plot"], None), (["0 1", "1 2"], None),
@@ -124,6 +139,33 @@ def test_one_format_of_name_files(tmp_path, text):
     assert read_name_list(tmp_path / "names.txt", "names") == ["tench", "goldfish"]
     config = predict.Config(images="x", classes_file=str(tmp_path / "names.txt"))
     assert predict.class_names(config) == ["tench", "goldfish"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"0": "tench", "1": "goldfish"}, {"1": "goldfish", "0": "tench"}, ["tench", "goldfish"],
+        {"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}, {"n01440764": "tench", "n01443537": "goldfish"},
+        ["n01440764 tench", "n01443537 goldfish"],
+    ],
+)  # fmt: skip
+def test_names_in_json(tmp_path, document):
+    (tmp_path / "names.json").write_text(json.dumps(document))
+    assert read_name_list(tmp_path / "names.json", "names") == ["tench", "goldfish"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.yaml", "names: [cat, dog]", "no list of names"), ("names.csv", "id,name\n0,cat\n", "no list of names"),
+        ("names.json", "{", "is no JSON"), ("names.json", '{"cat": 0, "dog": 1}', "holds 0, 1"),
+        ("names.txt", "\n", "is empty"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_list_of_names_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_name_list(tmp_path / name, "--classes_file")
 
 
 def test_folders_with_ids_are_named_without_them(tmp_path):
