@@ -28,10 +28,11 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import runtime
 from gram_jax.clip import ImageError, ImageTransform
+from gram_jax.clip.decoding import frame_count
 from gram_jax.data import Dataset, coop, load_dataset
 from gram_jax.data.account import told
 from gram_jax.data.looks import Looked
-from gram_jax.errors import InputError, require_int
+from gram_jax.errors import InputError, examples, require_int
 from gram_jax.evaluation import checks
 from gram_jax.io import write_json
 from gram_jax.reporting.contact_sheet import contact_sheet
@@ -209,7 +210,14 @@ def read_all(dataset: Dataset) -> tuple[list[str], list[str]]:
             broken.append(str(error))
     print(f"  {len(dataset) - len(broken)} of {len(dataset)} images can be read")
     more = [f"{len(broken) - _SHOWN} more images cannot be read"] if len(broken) > _SHOWN else []
-    return broken[:_SHOWN] + more, looked.notes()
+    return broken[:_SHOWN] + more, [*looked.notes(), *several_frames(dataset)]
+
+
+def several_frames(dataset: Dataset) -> list[str]:
+    """Returns a note on image files with several frames or pages, of which the first is read."""
+    files = ((each, dataset.read(each)) for each in dataset.references if isinstance(each, str))
+    several = [name for name, path in files if isinstance(path, str) and frame_count(path) > 1]
+    return [f"{len(several)} images have several frames, the first is read: {examples(several)}"] if several else []
 
 
 def _pixels(transform: ImageTransform, dataset: Dataset, position: int) -> np.ndarray:

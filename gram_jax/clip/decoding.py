@@ -97,6 +97,19 @@ def deep_gray_values(path: str | os.PathLike[str]) -> tuple[str, float, float] |
         return None
 
 
+def frame_count(path: str | os.PathLike[str]) -> int:
+    """Returns the number of frames or pages of an image file, of which the first is read; 1 if it cannot be read."""
+    from PIL import Image
+
+    if os.path.splitext(path)[1].lower() not in (".gif", ".tif", ".tiff", ".webp", ".apng", ".png", ".avif"):
+        return 1
+    with contextlib.suppress(Exception):  # decoders raise errors of every type on broken data
+        Image.init()
+        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+            return getattr(image, "n_frames", 1)
+    return 1
+
+
 def open_rgb(source: Any, name: str, max_pixels: int, largest: float | None = None, plain: bool = False) -> Any:
     """Returns a PIL image in mode RGB from a PIL image, a path or bytes: upright, or by Pillow's `plain` conversion."""
     from PIL import Image

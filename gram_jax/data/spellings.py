@@ -190,6 +190,11 @@ def _counting(ids: Collection[str]) -> bool:
     return padded or numbers in (list(range(len(ids))), list(range(1, len(ids) + 1)))
 
 
+def are_ids(names: Collection[str]) -> bool:
+    """Returns whether all names are numbers or WordNet ids."""
+    return all(name.isdecimal() or _SYNSET.fullmatch(name) for name in names)
+
+
 def require_names(names: Sequence[str], what: str) -> None:
     """Raises InputError if class names are WordNet ids, which say nothing to a clip."""
     if ids := [name for name in names if _SYNSET.fullmatch(name.strip())]:

@@ -16,7 +16,16 @@ from gram_jax.data.account import Account
 from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers.files import as_stored, local_folder, missing, read_text
-from gram_jax.data.spellings import like_a_split, merge_spellings, missing_column, role_of, without_ids
+from gram_jax.data.spellings import (
+    COLUMNS,
+    are_ids,
+    column_key,
+    like_a_split,
+    merge_spellings,
+    missing_column,
+    role_of,
+    without_ids,
+)
 from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
@@ -74,7 +83,25 @@ def _rows(file: Path, what: str, account: Account) -> list[Row]:
     if separator:
         text, skipped = rest, 1
     header = _header(text.partition("\n")[0], separator, what)
-    needed, rows, fields = max(header.places.values()) + 1, [], []
+    lines = list(_fields(text, header, skipped, what, account))
+    if not lines:
+        raise InputError(f"{what} has a header and no images; add a line for each image")
+    fields = [row for _, row in lines]
+    header = header._replace(places=_places(header, fields))
+    if "split" not in header.places:
+        _require_no_split(header, fields, what)
+    account.leave_out("columns that are not read", header.unused())
+    unnamed = [place for place, name in enumerate(header.columns) if not name]
+    filled = [place for place in unnamed if any(row[place].strip() for row in fields if len(row) > place)]
+    account.leave_out("columns without a name that hold values", [f"column {place + 1}" for place in filled])
+    return [_row(file, row, header.places, line, what) for line, row in lines]
+
+
+def _fields(
+    text: str, header: tables.Header, skipped: int, what: str, account: Account
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number and the fields of every line that has a value."""
+    needed = max(header.places.values()) + 1
     for line, row in _lines(text, header.separator, skipped, what):
         if tables.is_blank(row):
             account.leave_out("rows without a value", [f"line {line}"] if len(row) > 1 else [])
@@ -82,17 +109,28 @@ def _rows(file: Path, what: str, account: Account) -> list[Row]:
         fitted = tables.fit(row, len(header.columns), needed)
         if isinstance(fitted, str):
             raise InputError(f"{what}, line {line} {fitted}")
-        rows.append(_row(file, fitted, header.places, line, what))
-        fields.append(fitted)
-    if not rows:
-        raise InputError(f"{what} has a header and no images; add a line for each image")
-    if "split" not in header.places:
-        _require_no_split(header, fields, what)
-    account.leave_out("columns that are not read", header.unused())
-    unnamed = [place for place, name in enumerate(header.columns) if not name]
-    filled = [place for place in unnamed if any(row[place].strip() for row in fields if len(row) > place)]
-    account.leave_out("columns without a name that hold values", [f"column {place + 1}" for place in filled])
-    return rows
+        yield line, fitted
+
+
+def _places(header: tables.Header, rows: list[list[str]]) -> dict[str, int]:
+    """Returns the places of the columns that are read, now that their values are known.
+
+    A column of names replaces one of ids (label and class_name). A column that may hold splits by its name (fold, set)
+    and does not by its values is none.
+    """
+
+    def values(place: int) -> set[str]:
+        return {row[place].strip() if len(row) > place else "" for row in rows}
+
+    places = dict(header.places)
+    others = [each for each, name in enumerate(header.columns) if column_key(name) in COLUMNS["label"]]
+    named = [each for each in others if "" not in values(each) and not are_ids(values(each))]
+    if named and are_ids(values(places["label"])):
+        places["label"] = named[0]
+    spelled = "split" in places and column_key(header.columns[places["split"]]) == "split"
+    if "split" in places and not spelled and not any(map(role_of, values(places["split"]))):
+        del places["split"]
+    return places
 
 
 def _header(line: str, separator: str, what: str) -> tables.Header:

@@ -90,6 +90,17 @@ def test_columns_that_are_not_read_are_named(tmp_path):
     assert told(dataset.about) == ["left out: 2 columns that are not read ('source', 'width')"]
 
 
+@pytest.mark.parametrize(("name", "values"), [("fold", "12"), ("set", "AB"), ("phase", ("early", "late"))])
+def test_a_column_of_other_values_is_no_split(tmp_path, name, values):
+    path = write_table(tmp_path, ("image", "label"))
+    header, *rows = path.read_text().splitlines()
+    lines = [f"{header},{name}", *(f"{row},{values[n % 2]}" for n, row in enumerate(rows))]
+    path.write_text("\n".join(lines) + "\n")
+    dataset = load_dataset(f"csv:{path}")
+    assert left_out(dataset) == {"columns that are not read": 1}
+    assert dataset.about["split"].startswith("made")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-16-le"])
 def test_tables_as_excel_encodes_them(tmp_path, encoding):
     path = write_table(tmp_path, ("image", "label"), "\t")

@@ -185,6 +185,25 @@ def test_ids_alone_are_no_names(tmp_path, reader):
         read()
 
 
+@pytest.mark.parametrize(
+    ("header", "ids"),
+    [
+        ("image,label,class_name", ("0", "1")), ("image,class_name,label", ("0", "1")),
+        ("image,class,category", ("n01440764", "n01443537")), ("image,target,label_name", ("7", "9")),
+    ],
+)  # fmt: skip
+def test_a_column_of_names_replaces_one_of_ids(tmp_path, header, ids):
+    lines = [header]
+    for number in range(16):
+        layouts.write_image(tmp_path / f"{number}.jpg", number % 2, number)
+        values = [ids[number % 2], ("cat", "dog")[number % 2]]
+        lines.append(",".join([f"{number}.jpg", *(values[::-1] if header.endswith(",label") else values)]))
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    dataset = load_dataset(f"csv:{tmp_path}/table.csv")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.about["account"]["left_out"]["columns that are not read"]["count"] == 1
+
+
 def test_numbers_as_names_are_noted(tmp_path):
     dataset = load_dataset(write_table(tmp_path, 4 * ["3", "7"]))
     assert dataset.class_names == ("3", "7")

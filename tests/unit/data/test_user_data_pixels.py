@@ -153,6 +153,16 @@ def test_check_data_notes_equal_and_dark_photos(tmp_path, capsys):
     assert "no problems found" in said
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("gif", "GIF"), ("tif", "TIFF"), ("webp", "WEBP"), ("png", "PNG")])
+def test_further_frames_are_counted(tmp_path, capsys, suffix, kind):
+    root = layouts.write_folder(tmp_path / "photos")
+    frames = [Image.fromarray(noise(seed)) for seed in range(3)]
+    frames[0].save(root / "dog" / f"a.{suffix}", kind, save_all=True, append_images=frames[1:])
+    frames[0].save(root / "dog" / f"b.{suffix}", kind)
+    check_data.run(check_data.Config(dataset=(f"folder:{root}",), images=0), epath.Path(tmp_path))
+    assert f"note: 1 images have several frames, the first is read: 'dog/a.{suffix}'" in capsys.readouterr().out
+
+
 def long_text():
     info = PngInfo()
     info.add_text("workflow", "x" * (2 << 20), zip=True)
