@@ -1,6 +1,7 @@
 """experiments.quickstart at toy size: every stage and control runs, and a second run reuses the files."""
 
 import json
+import shutil
 
 import pytest
 from etils import epath
@@ -56,14 +57,16 @@ def test_writes_a_table_and_plots(done):
     assert evaluation.validate(json.loads(json.dumps(results, default=lambda part: part.__dict__)))
 
 
-def test_a_second_run_reads_what_is_there(config, done, monkeypatch):
+def test_a_second_run_reads_what_is_there_also_elsewhere(config, done, monkeypatch, tmp_path):
     def never(*_, **__):
         raise AssertionError("computed again")
 
     workdir, results = done
-    monkeypatch.setattr("experiments.evaluate.run.method_rows", never)
+    monkeypatch.setattr("experiments.evaluate.comparison.method_rows", never)
     monkeypatch.setattr("experiments.build_tasks.build_hierarchy", never)
     assert quickstart.run(config, workdir).rows == results.rows
+    moved = epath.Path(shutil.copytree(workdir, tmp_path / "elsewhere"))
+    assert quickstart.run(config, moved).rows == results.rows
 
 
 def test_bad_flags_are_refused_before_anything_runs():
