@@ -69,19 +69,19 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
     The older file is renamed: `results.json` becomes `results-1.json`, the next one `results-2.json`; a warning
     says so.
     """
-    path = epath.Path(path)
-    with atomic_path(path) as part:
+    target = epath.Path(path)
+    with atomic_path(target) as part:
         yield part
-        if path.exists() and file_hash(path) != file_hash(part):
-            logger.warning("the older %s is kept as %s", path.name, keep_older(path).name)
+        if target.exists() and file_hash(target) != file_hash(part):
+            logger.warning("the older %s is kept as %s", target.name, keep_older(target).name)
 
 
 def keep_older(path: PathLike) -> epath.Path:
     """Renames a file to the first free name with a number before its suffix, and returns the new path."""
-    path = epath.Path(path)
-    names = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(1))
-    older = next(other for name in names if not (other := path.parent / name).exists())
-    path.rename(older)
+    target = epath.Path(path)
+    names = (f"{target.stem}-{number}{target.suffix}" for number in itertools.count(1))
+    older = next(other for name in names if not (other := target.parent / name).exists())
+    target.rename(older)
     return older
 
 
