@@ -55,7 +55,7 @@ def read_siglip_tokenizer(folder: Path) -> Any:
     unigram = model["type"] == "Unigram"
     if not unigram and not model.get("byte_fallback"):
         raise InputError(f"{folder}: the tokenizer is a {model['type']} without byte fallback, not one of SigLIP's")
-    own = [normalizers.Lowercase()]
+    own: list[Any] = [normalizers.Lowercase()]
     if unigram:
         own = [
             normalizers.Replace("▁", " "),

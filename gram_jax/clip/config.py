@@ -260,14 +260,16 @@ class ClipConfig:
         """
         model_type = config.get("model_type")
         if model_type not in MODEL_TYPES:
-            raise InputError(f"model_type={model_type!r}: expected one of {', '.join(map(repr, MODEL_TYPES))}")
+            hint = " (this one has native resolutions; SigLIP 2 of fixed resolution is a siglip)"
+            hint = hint if model_type == "siglip2" else ""
+            raise InputError(f"model_type={model_type!r}{hint}: expected one of {', '.join(map(repr, MODEL_TYPES))}")
         default = MODEL_TYPES[model_type]
         for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
             if not isinstance(config.get(name) or {}, Mapping):
                 raise InputError(f"{name}={config[name]!r}: it must be a JSON object")
         text = _tower(config, "text", _TEXT_KEYS, default.text)
         vision = _tower(config, "vision", _VISION_KEYS, default.vision)
-        if default.vision.projection == "none":
+        if model_type == "siglip":
             sizes = _siglip_sizes(config, text["width"], vision["width"])
         else:
             scale = _default(config, "logit_scale_init_value", default.logit_scale_init)
@@ -301,7 +303,7 @@ class ClipConfig:
         vision = {hf_name: getattr(self.vision, name) for name, hf_name in _VISION_KEYS.items()}
         text["model_type"], vision["model_type"] = f"{model_type}_text_model", f"{model_type}_vision_model"
         both: dict[str, Any] = {}
-        if self.vision.projection == "none":
+        if model_type == "siglip":
             text["projection_size"] = self.embed_dim
         else:
             both["projection_dim"] = text["projection_dim"] = vision["projection_dim"] = self.embed_dim
@@ -377,9 +379,7 @@ def _default(config: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if config.get(key) is None else config[key]
 
 
-def _tower(
-    config: Mapping[str, Any], tower: str, keys: Mapping[str, str], default: TextConfig | VisionConfig
-) -> dict[str, Any]:
+def _tower(config: Mapping[str, Any], tower: str, keys: Mapping[str, str], default: object) -> dict[str, Any]:
     """Returns the fields of one tower under our names, with defaults filled in."""
     given = dict(config.get(f"{tower}_config") or {})
     old = config.get(f"{tower}_config_dict")

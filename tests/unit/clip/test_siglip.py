@@ -285,3 +285,19 @@ def test_a_tokenizer_of_another_family_is_refused(metaclip, tmp_path):
     clip = tiny_siglip()
     with pytest.raises(ValueError, match=r"bos_token_id 0.*start_token False"):
         save_clip(clip.replace(tokenizer=Tokenizer.from_folder(metaclip[1], 16, "metaclip_2")), tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_the_published_size(tmp_path):
+    """google/siglip-base-patch16-224's sizes, 203 million random weights."""
+    save_clip(tiny_siglip(text_context_length=64), tmp_path)
+    config = transformers.SiglipConfig(attn_implementation="eager")
+    model = transformers.SiglipModel(config).eval()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    clip = load_clip(tmp_path)
+    assert clip.transform.output_size == (224, 224)
+    pixels, whole = pixels_of(clip, 2), clip.tokenizer.encode(TEXTS, length=64)
+    expected = torch_outputs(model, pixels, whole)
+    np.testing.assert_allclose(encode_image(clip, pixels), expected.image_embeds, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(encode_text(clip, clip.tokenizer.encode(TEXTS)), expected.text_embeds, rtol=0, atol=1e-5)
