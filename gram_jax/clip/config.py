@@ -259,7 +259,7 @@ class ClipConfig:
         `text_config_dict` and `vision_config_dict`, whose values win, as in transformers.
         """
         model_type = config.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             hint = " (this one has native resolutions; SigLIP 2 of fixed resolution is a siglip)"
             hint = hint if model_type == "siglip2" else ""
             raise InputError(f"model_type={model_type!r}{hint}: expected one of {', '.join(map(repr, MODEL_TYPES))}")

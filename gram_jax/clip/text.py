@@ -34,7 +34,11 @@ Array = jax.Array
 def find_end(config: TextConfig, token_ids: Array) -> Array:
     """Returns the position of the end token in token ids `[..., tokens]`, int32 `[...]`, see `TextConfig.eos_rule`."""
     ends = token_ids if config.eos_rule == "highest" else token_ids == config.eos_token_id
-    return jnp.argmax(ends, axis=-1).astype(jnp.int32)
+    end = jnp.argmax(ends, axis=-1).astype(jnp.int32)
+    if config.causal:
+        return end
+    # A text that was cut without its end token is read to its last token.
+    return jnp.where(jnp.any(ends, axis=-1), end, token_ids.shape[-1] - 1)
 
 
 def embed(params: Any, token_ids: Array) -> Array:

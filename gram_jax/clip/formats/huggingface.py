@@ -152,7 +152,7 @@ def _check_target(folder: Path, overwrite: bool) -> list[Path]:
     if not folder.is_dir() or not any(folder.iterdir()):
         return []
     try:
-        is_clip = read_object(folder / CONFIG).get("model_type") in MODEL_TYPES
+        is_clip = read_object(folder / CONFIG).get("model_type") in [*MODEL_TYPES]  # a list: the value may be anything
     except (OSError, InputError):
         is_clip = False
     if not is_clip and not overwrite:

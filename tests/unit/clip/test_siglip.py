@@ -109,6 +109,9 @@ def test_texts_are_filled_with_padding(pair):
     ends = (cut == clip.tokenizer.eos_token_id).argmax(1)
     other = np.where(np.arange(cut.shape[1]) > ends[:, None], 7, cut)
     np.testing.assert_allclose(encode_text(clip, other), expected, rtol=0, atol=1e-5)
+    endless = np.full_like(whole, 7)  # a long text that was cut before its end token
+    expected = torch_outputs(model, pixels_of(clip, 1), endless).text_embeds
+    np.testing.assert_allclose(encode_text(clip, endless), expected, rtol=0, atol=1e-5)
 
 
 def test_classes_and_contexts(pair):
