@@ -1,4 +1,4 @@
-"""A linear map of the gradient: over tokens, per entry, and of low rank over channels."""
+"""A learned metric of the gradient: over tokens, per entry, and of low rank over channels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ Array = jax.Array
 
 
 def kronecker(rank: int = 8) -> Regulator:
-    """Returns a linear regulator: a preconditioner that decides along which directions a prompt may move.
+    """Returns a linear regulator: a learned metric that decides how far a prompt may move along each direction.
 
     For each leaf, with g its last two axes (n tokens of width d) and r = min(rank, d),
 
-        R(g) = exp(s) * ((I + A) g) + (g V) U          A: n x n,  s: n x d,  V: d -> r,  U: r -> d
+        R(g) = B^T B g,    B g = exp(s) * ((I + A) g) + (g V) U          A: n x n,  s: n x d,  V: d -> r,  U: r -> d
 
     A, s and U are 0 at initialization: R is exactly the identity. The parameters of a leaf are shared by the axes
     before the last two: layers and classes. A leaf of one axis has n = 1.
 
-    R is linear, so the prompt after any number of steps is its initialization minus R of the sum of all raw steps: in
-    long runs as in short ones, the prompt moves only as far as R lets it along each direction.
+    R is linear, so the prompt after any number of steps is its initialization minus R of the sum of all raw steps. R is
+    symmetric and positive semi-definite: <g, R(g)> = |B g|^2 >= 0, so no regulated step, however often it is repeated,
+    climbs the loss of the support. A linear map without this property does: it learns to go uphill in some directions,
+    which helps in the inner loops of meta-training and diverges in longer ones.
 
     Args:
       rank: rank of V U.
@@ -52,8 +54,10 @@ def kronecker(rank: int = 8) -> Regulator:
         }
 
     def apply_leaf(phi: dict[str, Array], gradient: Array, context: Any) -> Array:
-        rows = gradient if gradient.ndim > 1 else gradient[None]
-        mixed = (rows + phi["tokens"] @ rows) * jnp.exp(phi["log_scale"])
-        return (mixed + (rows @ phi["down"]) @ phi["up"]).reshape(gradient.shape)
+        rows, scale = gradient if gradient.ndim > 1 else gradient[None], jnp.exp(phi["log_scale"])
+        half = scale * (rows + phi["tokens"] @ rows) + (rows @ phi["down"]) @ phi["up"]
+        scaled = scale * half
+        whole = scaled + phi["tokens"].T @ scaled + (half @ phi["up"].T) @ phi["down"].T
+        return whole.reshape(gradient.shape)
 
     return leafwise("kronecker", {"rank": rank}, init_leaf, apply_leaf)
