@@ -53,10 +53,23 @@ def structured(phi, block, relation):
     return np.stack(rows)
 
 
+def kronecker_matrix(phi, tokens, width):
+    """Returns B^T B of the regulator on flattened blocks, from B's matrix, made of Kronecker products."""
+    mix = np.kron(np.eye(tokens) + phi["tokens"], np.eye(width))
+    low_rank = np.kron(np.eye(tokens), (phi["down"] @ phi["up"]).T)
+    matrix = np.diag(np.exp(phi["log_scale"]).ravel()) @ mix + low_rank
+    return matrix.T @ matrix
+
+
+def kronecker(phi, block, context):
+    return (kronecker_matrix(phi, *block.shape) @ block.ravel()).reshape(block.shape)
+
+
 @pytest.mark.parametrize(
     ("formula", "settings"),
     [
         (affine, {}),
+        (kronecker, {"rank": 2}),
         (mask, {"context_dim": CONTEXT}),
         (gated_low_rank, {"rank": 2, "hidden": 7, "context_dim": CONTEXT}),
         (structured, {"prototypes": CONTEXT, "rank": 2}),
