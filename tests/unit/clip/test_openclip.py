@@ -204,7 +204,7 @@ def test_misfits_are_named_in_the_files_own_names(models, folder):
     ("tower", "setting", "message"),
     [
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "vision_cfg has timm_model_name='convnext_base'"),
-        ("vision_cfg", {"pool_type": "avg", "no_ln_pre": True}, "no_ln_pre=True, pool_type='avg'"),
+        ("vision_cfg", {"pool_type": "avg", "qk_norm": True}, "qk_norm=True, pool_type='avg'"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "text_cfg has hf_model_name='roberta-base'"),
         ("vision_cfg", {"image_size": [12, 16]}, r"\[12, 16\]: only squares"),
         ("vision_cfg", {"width": "64"}, "open_clip_config.json"),
