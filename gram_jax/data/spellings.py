@@ -144,7 +144,8 @@ def merge_spellings(counts: Mapping[str, int]) -> Merged:
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
         groups.setdefault(class_key(name), []).append(name)
-    name_of, merged = {}, []
+    name_of: dict[str, str] = {}
+    merged: list[str] = []
     for spellings in groups.values():
         chosen = max(spellings, key=lambda name: counts[name])
         name_of |= dict.fromkeys(spellings, chosen)

@@ -172,8 +172,9 @@ class Sample:
 
     def _caption(self, texts: dict[str, _Member], name: str) -> bytes | str | Skipped:
         content = texts[".txt" if ".txt" in texts else ".json"].content
-        json_text = ".txt" not in texts and isinstance(content, bytes)
-        return base.caption_from_json(name, content, self._json_key) if json_text else content
+        if ".txt" in texts or isinstance(content, Skipped):
+            return content
+        return base.caption_from_json(name, content, self._json_key)
 
     def _left(self, member: _Member, problem: Pair | Skipped) -> Pair | Skipped:
         """Returns what a member that is in no pair counts as: an addition to a complete sample, or its problem."""

@@ -32,7 +32,8 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
         shared |= {"separator": header.separator, "width": len(header.columns)}
         unused = [name for place, name in enumerate(header.columns) if name and place not in columns]
-        offset, first, images = lines.consumed, 1, []
+        offset, first = lines.consumed, 1
+        images: list[str] = []
         for row in _rows(lines, header.separator, path, before=1):
             image = row[columns[0]].strip() if len(row) > columns[0] else ""
             if first == 1 and not images and _URL.match(image):
