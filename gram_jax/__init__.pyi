@@ -1,5 +1,6 @@
 from . import artifacts, clip, data, evaluation, meta, objectives, regulators, reporting, tasks, tuners, tuning
 from .artifacts import load_meta, load_prompt, save_meta, save_prompt
+from .classifier import PromptClassifier
 from .clip import (
     Clip,
     TextPrompt,
@@ -17,6 +18,7 @@ from .meta import adapt, make_meta_step
 
 __all__ = [
     "Clip",
+    "PromptClassifier",
     "TextPrompt",
     "VisualPrompt",
     "adapt",

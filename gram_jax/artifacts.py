@@ -52,6 +52,7 @@ class Description(NamedTuple):
     """The header of a file: its kind, "prompt" or "meta", its tuner, and the regulator and notes of "meta".
 
     `classes` are the names of the classes that a prompt was tuned on; None if the file does not name them.
+    `classifier` is what `PromptClassifier.save` adds to a prompt: class names, labels, settings; None for others.
     """
 
     kind: str
@@ -59,12 +60,19 @@ class Description(NamedTuple):
     regulator: Regulator | None
     notes: dict[str, Any]
     classes: tuple[str, ...] | None = None
+    classifier: dict[str, Any] | None = None
 
     __repr__ = short_repr
 
 
 def save_prompt(
-    path: PathLike, prompt: Prompt, tuner: Tuner, clip: Clip, *, classes: Sequence[str] | None = None
+    path: PathLike,
+    prompt: Prompt,
+    tuner: Tuner,
+    clip: Clip,
+    *,
+    classes: Sequence[str] | None = None,
+    classifier: Mapping[str, Any] | None = None,
 ) -> None:
     """Saves a tuned prompt in a file of a few kilobytes.
 
@@ -76,6 +84,7 @@ def save_prompt(
       tuner: its tuner, one in `gram_jax.tuners.REGISTRY`.
       clip: the clip that it was tuned on.
       classes: the names of the classes that it was tuned on; a class-specific prompt is of use for these alone.
+      classifier: JSON values that make the prompt a classifier, see `PromptClassifier.save`.
 
     Example:
       >>> import tempfile
@@ -87,8 +96,9 @@ def save_prompt(
       ('coop', True)
     """
     check_prompt("the prompt", prompt, tuner, clip)
-    header = {"kind": PROMPT} | _header(tuner, clip)
-    write_arrays(path, prompt, header | ({} if classes is None else {"classes": list(classes)}))
+    own: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
+    own |= {} if classifier is None else {"classifier": dict(classifier)}
+    write_arrays(path, prompt, {"kind": PROMPT} | _header(tuner, clip) | own)
 
 
 def load_prompt(path: PathLike, clip: Clip) -> LoadedPrompt:
@@ -257,10 +267,12 @@ def _describe(path: PathLike, header: Mapping[str, Any], *kinds: str) -> Descrip
         raise ArrayFileError(f"{path} holds {kind!r}, not {wanted}; give a file that was saved as {wanted}")
     tuner = _make(path, tuners.REGISTRY, header.get("tuner"), header.get("settings"))
     if kind == PROMPT:
-        classes = header.get("classes")
+        classes, classifier = header.get("classes"), header.get("classifier")
         if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
             raise ArrayFileError(f"{path} has classes that are no list of names; save it again")
-        return Description(kind, tuner, None, {}, None if classes is None else tuple(classes))
+        if not isinstance(classifier, dict | None):
+            raise ArrayFileError(f"{path} has a header that does not describe its classifier; save it again")
+        return Description(kind, tuner, None, {}, None if classes is None else tuple(classes), classifier)
     regulator = _make(path, regulators.REGISTRY, header.get("regulator"), header.get("regulator_settings"))
     if not isinstance(notes := header.get("notes"), dict):
         raise ArrayFileError(f"{path} has no notes; save it again")

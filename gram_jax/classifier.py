@@ -1,0 +1,341 @@
+"""`PromptClassifier`: a tuned prompt with the interface of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from tqdm import tqdm
+
+from gram_jax import artifacts, tuners
+from gram_jax.array_file import ArrayFileError
+from gram_jax.batching import pad_to
+from gram_jax.clip import Clip, load_clip
+from gram_jax.data import Dataset
+from gram_jax.data.objects import class_folders, image_list, label_array, labeled_objects
+from gram_jax.errors import InputError, examples, require_int, require_number
+from gram_jax.evaluation.encoder import Encoder
+from gram_jax.evaluation.fitting import Fitted, fit_prompt, zero_shot_accuracy
+from gram_jax.evaluation.plans import TuningPlan
+from gram_jax.evaluation.scoring import make_scorer
+from gram_jax.io import PathLike
+from gram_jax.registry import Call
+from gram_jax.tuners import Tuner
+
+LEARNING_RATES = (0.03, 0.3, 3.0)  # the candidates without a given learning rate
+_SAVED = ("learning_rate", "steps", "plan", "validation_fraction", "random_state", "batch_size")
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):
+    """Classifies images with a CLIP and a tuned prompt, in scikit-learn's manner.
+
+    `fit` first reports the zero-shot accuracy. It then tunes one prompt for each candidate learning rate, chooses the
+    rate on a validation split of its own, and tunes the final prompt on all images. If a class has too few images for a
+    validation split, the middle candidate is used. `clone`, `cross_val_score` and `GridSearchCV` work with lists of
+    paths; give clip and tuner by name there, so that copies are cheap.
+
+    Images are paths, PIL images, encoded images (bytes), or arrays `[height, width, 3]` of uint8 or of floats in
+    [0, 1], of any size.
+
+    Args:
+      clip: a clip, or a name or path for `gram.load_clip`.
+      tuner: a tuner, or its call, such as "coop(num_tokens=4)".
+      learning_rate: one rate, or several candidates; None for 0.03, 0.3 and 3.
+      steps: optimizer steps; 300 reach convergence with few images.
+      plan: further fields of `evaluation.TuningPlan`, such as `{"regularizers": "kgcoop:8"}`.
+      validation_fraction: the share of each class that is held out to choose the learning rate, in [0, 1).
+      random_state: the seed of the validation split, the initialization and the order of the images.
+      batch_size: images that are encoded at once.
+      verbose: whether `fit` prints what it measures and shows its progress on standard error.
+
+    Attributes:
+      classes_: the labels, sorted; the columns of `predict_proba`.
+      class_names_: the class names in that order.
+      prompt_: the tuned prompt.
+      clip_: the clip.
+      scorer_: the function from transformed images to probabilities, see `evaluation.make_scorer`.
+      report_: what `fit` did: the "seed", the numbers of "images" and of "validation_images", the "zero_shot_accuracy"
+        on all images, the "learning_rate", and the "validation_accuracy" by learning rate (empty without validation).
+
+    Example:
+      >>> from gram_jax.testing import tiny_clip
+      >>> images = np.random.default_rng(0).random((8, 14, 14, 3))
+      >>> model = PromptClassifier(tiny_clip(text_layers=1), steps=5, verbose=False)
+      >>> model = model.fit(images, ["cat", "dog"] * 4)
+      >>> model.predict_proba(images[:3]).shape, list(model.classes_)
+      ((3, 2), ['cat', 'dog'])
+    """
+
+    def __init__(  # long: scikit-learn reads settings from the signature
+        self,
+        clip: Clip | str = "mini",
+        tuner: Tuner | str = "coop(init_text='a photo of a')",
+        *,
+        learning_rate: float | Sequence[float] | None = None,
+        steps: int = 300,
+        plan: Mapping[str, Any] | None = None,
+        validation_fraction: float = 0.2,
+        random_state: Any = 0,
+        batch_size: int = 64,
+        verbose: bool = True,
+    ):
+        self.clip = clip
+        self.tuner = tuner
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.plan = plan
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.batch_size = batch_size
+        self.verbose = verbose
+
+    def fit(
+        self, images: Any, labels: Any = None, class_names: Sequence[str] | Mapping[Any, str] | None = None
+    ) -> PromptClassifier:
+        """Tunes a prompt on labeled images, and returns this classifier.
+
+        Args:
+          images: the images; or the path of a folder with one folder per class, whose names are the labels.
+          labels: a string or an integer for each image; None for a folder.
+          class_names: the words for the classes, one for each of the sorted labels, or by label. None: the labels, with
+            spaces for underscores.
+
+        Returns:
+          The classifier itself.
+        """
+        images, labels = _labeled(images, labels)
+        classes, codes = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(f"labels hold one class, {classes.tolist()[0]!r}; give images of at least two")
+        names = _class_names(classes, class_names)
+        tuner, rates = _tuner(self.tuner), _rates(self.learning_rate)
+        plan = TuningPlan(**{"learning_rate": rates[0], "steps": self.steps, **(self.plan or {})})
+        clip = _clip(self.clip)
+        require_number("validation_fraction", self.validation_fraction, least=0, below=1)
+        require_int("batch_size", self.batch_size)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        dataset = labeled_objects(images, codes, names, _splits(codes, self.validation_fraction, seed))
+        encoder = self._encoded(clip, dataset)
+        zero_shot = zero_shot_accuracy(encoder, dataset)
+        self._say(f"{len(images)} images of {len(names)} classes; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
+        runs = len(rates) + 1 if np.any(dataset.splits == "val") and len(rates) > 1 else 1
+        with self._bar(runs * plan.steps if plan.epochs is None else None, "tune", "step") as bar:
+            fitted = fit_prompt(encoder, dataset, tuner, plan, rates, seed, lambda **values: bar.update())
+        held_out = int(np.sum(dataset.splits == "val"))
+        self._say(_choice(fitted, held_out))
+        self.classes_, self.class_names_ = classes, names
+        self.report_ = {
+            "seed": seed,
+            "images": len(images),
+            "validation_images": held_out if fitted.validation else 0,
+            "zero_shot_accuracy": zero_shot,
+            "learning_rate": fitted.learning_rate,
+            "validation_accuracy": fitted.validation,
+        }
+        return self._ready(clip, tuner, fitted.prompt)
+
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Returns the probabilities of the classes, `[images, classes]`, columns in the order of `classes_`.
+
+        Args:
+          images: the images, as in `fit`.
+        """
+        check_is_fitted(self)
+        images = image_list(images)
+        chunks = [images[begin : begin + self.batch_size] for begin in range(0, len(images), self.batch_size)]
+        # Padded, so that one compiled program serves all chunks.
+        pixels = (pad_to(self.clip_.preprocess(chunk), min(self.batch_size, len(images))) for chunk in chunks)
+        scored = zip(chunks, map(self.scorer_, pixels), strict=True)
+        return np.concatenate([np.asarray(probabilities)[: len(chunk)] for chunk, probabilities in scored])
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Returns the most probable label of each image, `[images]`.
+
+        Args:
+          images: the images, as in `fit`.
+        """
+        return self.classes_[self.predict_proba(images).argmax(axis=1)]
+
+    def score(self, images: Any, labels: Any = None, sample_weight: Any = None) -> float:
+        """Returns the accuracy on labeled images.
+
+        Args:
+          images, labels: as in `fit`; a folder with one folder per class needs no labels.
+          sample_weight: a weight for each image; None weighs all equally.
+        """
+        check_is_fitted(self)
+        images, labels = _labeled(images, labels)
+        return float(np.average(self.predict(images) == labels, weights=sample_weight))
+
+    def save(self, path: PathLike) -> None:
+        """Saves the prompt, the class names, the settings and the name and hash of the clip in one small file.
+
+        `PromptClassifier.load` and `gram.load_prompt` read it; `experiments.predict` and `experiments.export` take it
+        as `--prompt`.
+
+        Args:
+          path: the file, usually `NAME.safetensors`.
+        """
+        check_is_fitted(self)
+        tuner, report = self.scorer_.tuner, dict(self.report_)
+        settings = {name: getattr(self, name) for name in _SAVED}
+        if not isinstance(self.random_state, int | None):
+            settings["random_state"] = report["seed"]
+        report["validation_accuracy"] = list(map(list, report["validation_accuracy"].items()))
+        classifier = {
+            "clip": self.clip if isinstance(self.clip, str) else None,
+            "settings": settings | {"tuner": str(Call(tuner.name, dict(tuner.settings)))},
+            "labels": self.classes_.tolist(),
+            "class_names": list(self.class_names_),
+            "report": report,
+        }
+        artifacts.save_prompt(path, self.prompt_, tuner, self.clip_, classifier=classifier)
+
+    @classmethod
+    def load(cls, path: PathLike, clip: Clip | str | None = None) -> PromptClassifier:
+        """Returns a classifier that `save` wrote.
+
+        Args:
+          path: the file.
+          clip: the clip, or its name or path; None loads the clip that the file names.
+        """
+        saved = artifacts.describe(path).classifier
+        if saved is None:
+            raise InputError(f"{path} is a prompt without classes; read it with gram.load_prompt")
+        try:
+            model = cls(saved["clip"] if clip is None else clip, **saved["settings"])
+            model.classes_, model.class_names_ = np.array(saved["labels"]), tuple(saved["class_names"])
+            validation = dict(map(tuple, saved["report"]["validation_accuracy"]))
+            model.report_ = saved["report"] | {"validation_accuracy": validation}
+            label_array(model.classes_, len(model.class_names_))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArrayFileError(f"{path} does not hold a complete classifier ({error!r}); save it again") from error
+        if model.clip is None:
+            raise InputError(f"{path} was fitted with a clip that had no name; load it with clip=")
+        loaded_clip = _clip(model.clip)
+        prompt, tuner = artifacts.load_prompt(path, loaded_clip)
+        return model._ready(loaded_clip, tuner, prompt)
+
+    def _ready(self, clip: Clip, tuner: Tuner, prompt: Any) -> PromptClassifier:
+        self.clip_, self.prompt_ = clip, prompt
+        self.scorer_ = make_scorer(tuner, prompt, clip, self.class_names_)
+        return self
+
+    def _encoded(self, clip: Clip, dataset: Dataset) -> Encoder:
+        """Returns an encoder that knows the features of all images; shows its progress."""
+        encoder = Encoder(clip, self.batch_size)
+        encoder.add(dataset)
+        with self._bar(len(dataset), "encode", "image") as bar:
+            for begin in range(0, len(dataset), self.batch_size):
+                part = dataset.take(np.arange(begin, min(begin + self.batch_size, len(dataset))))
+                encoder.features(part)
+                bar.update(len(part))
+        return encoder
+
+    def _bar(self, total: int | None, description: str, unit: str) -> Any:
+        """Returns a progress bar; without `verbose` or a terminal it shows nothing."""
+        return tqdm(total=total, desc=description, unit=unit, leave=False, disable=None if self.verbose else True)
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            tqdm.write(text, file=sys.stderr)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "scorer_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state for pickling: a tuner becomes its call, and a clip with a name is loaded anew."""
+        state = dict(super().__getstate__())
+        if (scorer := state.pop("scorer_", None)) is not None:
+            state["tuner"] = str(Call(scorer.tuner.name, dict(scorer.tuner.settings)))
+        if isinstance(self.clip, str):
+            state.pop("clip_", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "prompt_"):
+            clip = self.clip_ if hasattr(self, "clip_") else _clip(self.clip)
+            self._ready(clip, _tuner(self.tuner), self.prompt_)
+
+
+def _clip(clip: Any) -> Clip:
+    if isinstance(clip, (str, os.PathLike)):
+        return load_clip(clip)
+    if not isinstance(clip, Clip):
+        raise InputError(f"clip is a {type(clip).__name__}; give a clip, or a name or path for gram.load_clip")
+    return clip
+
+
+def _tuner(tuner: Any) -> Tuner:
+    if isinstance(tuner, str):
+        return tuners.parse(tuner)
+    if not isinstance(tuner, Tuner):
+        raise InputError(f"tuner is a {type(tuner).__name__}; give a tuner, or a call such as 'coop(num_tokens=4)'")
+    return tuner
+
+
+def _rates(rate: Any) -> tuple[float, ...]:
+    rates = LEARNING_RATES if rate is None else (rate,) if isinstance(rate, (int, float)) else tuple(rate)
+    if not rates:
+        raise InputError("learning_rate is empty; give one rate or several")
+    for each in rates:
+        require_number("learning_rate", each, above=0)
+    return tuple(map(float, rates))
+
+
+def _labeled(images: Any, labels: Any) -> tuple[list[Any], np.ndarray]:
+    """Returns images and labels, of a folder of class folders if there are no labels."""
+    if labels is None and isinstance(images, (str, os.PathLike)):
+        images, labels = class_folders(images)
+    images = image_list(images)
+    return images, label_array(labels, len(images))
+
+
+def _class_names(classes: np.ndarray, given: Sequence[str] | Mapping[Any, str] | None) -> tuple[str, ...]:
+    """Returns the words for the sorted labels."""
+    labels = classes.tolist()
+    if given is None:
+        return tuple(str(label).replace("_", " ") for label in labels)
+    if isinstance(given, Mapping):
+        if missing := [label for label in labels if label not in given]:
+            raise InputError(f"class_names has no name for the labels {examples(missing)}")
+        return tuple(str(given[label]) for label in labels)
+    if isinstance(given, str) or len(given) != len(labels):
+        found = given if isinstance(given, str) else f"{len(given)} names"
+        raise InputError(
+            f"class_names={found}: there are {len(labels)} labels, {examples(labels)}; give one name for each, sorted"
+        )
+    return tuple(map(str, given))
+
+
+def _splits(codes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Returns "train" or "val" for each image; no "val" if the smallest class has too few images for one."""
+    splits = np.full(len(codes), "train")
+    if np.bincount(codes).min() * fraction >= 1:
+        _, held_out = train_test_split(np.arange(len(codes)), test_size=fraction, stratify=codes, random_state=seed)
+        splits[held_out] = "val"
+    return splits
+
+
+def _choice(fitted: Fitted, held_out: int) -> str:
+    """Returns a line about the choice of the learning rate."""
+    if not fitted.validation:
+        return f"tuned on all images with learning rate {fitted.learning_rate:g}, chosen without validation"
+    scores = ", ".join(f"{rate:g}: {100 * score:.1f} %" for rate, score in fitted.validation.items())
+    return (
+        f"validation accuracy on {held_out} images by learning rate: {scores}; tuned on all images with "
+        f"{fitted.learning_rate:g}"
+    )

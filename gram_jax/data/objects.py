@@ -1,0 +1,129 @@
+"""Images and labels as Python objects: lists of paths, PIL images or arrays, or a folder of class folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_jax.data.dataset import Dataset
+from gram_jax.data.readers import files
+from gram_jax.data.splits import ROLES
+from gram_jax.data.templates import DEFAULT
+from gram_jax.errors import InputError, examples
+
+
+def image_list(images: Any) -> list[Any]:
+    """Returns images that `Clip.preprocess` accepts; raises InputError about what is no list of images.
+
+    Args:
+      images: a sequence of paths, PIL images, encoded images (bytes) or arrays `[height, width, 3]`, or one array
+        `[images, height, width, 3]`. Arrays are uint8, or floats in [0, 1], which become bytes.
+
+    Example:
+      >>> image_list(np.ones((2, 4, 5, 3)))[1].dtype
+      dtype('uint8')
+    """
+    if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands") or not hasattr(images, "__len__"):
+        raise InputError(f"images is {_found(images)}; give a list of images, [image] for a single one")
+    listed = [_image(image, f"images[{index}]") for index, image in enumerate(images)]
+    if not listed:
+        raise InputError("images is empty; give at least one image")
+    return listed
+
+
+def label_array(labels: Any, count: int) -> np.ndarray:
+    """Returns labels `[count]`, strings or integers; raises InputError about others.
+
+    Args:
+      labels: one label for each image.
+      count: the number of images.
+
+    Example:
+      >>> label_array(["cat", "dog"], 2).tolist()
+      ['cat', 'dog']
+    """
+    if labels is None:
+        raise InputError("labels is None; give one label for each image")
+    array = np.asarray(labels)
+    if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(each, str) for each in array):
+        array = array.astype(str)
+    if array.ndim != 1 or array.dtype.kind not in "Uiub":
+        raise InputError(f"labels is {array.dtype}{list(array.shape)}; give a list of strings or of integers")
+    if len(array) != count:
+        raise InputError(f"there are {count} images and {len(array)} labels; give one label for each image")
+    return array
+
+
+def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Returns the paths and the labels of the images in a folder of class folders.
+
+    Labels are the names of the class folders, with spaces for underscores. Folders of splits raise InputError: the
+    caller must say which of them to use.
+
+    Args:
+      path: the folder.
+    """
+    what = f"images={os.fspath(path)!r}"
+    root = files.local_folder(path, what)
+    folders = files.list_folder(root).folders
+    if folders and set(folders) <= ROLES.keys():
+        raise InputError(f"{what} holds the splits {examples(folders)}; give one of them, such as {root / folders[-1]}")
+    classes, _ = files.class_images(root, "", what)
+    pairs = [(str(root / image), name.replace("_", " ")) for name, images in classes.items() for image in images]
+    paths, labels = zip(*pairs, strict=True)
+    return list(paths), list(labels)
+
+
+def labeled_objects(
+    images: Sequence[Any], codes: np.ndarray, class_names: Sequence[str], splits: np.ndarray, name: str = "images"
+) -> Dataset:
+    """Returns images in memory, or paths, as a dataset.
+
+    Args:
+      images: the images, from `image_list`.
+      codes: int `[images]`, indices into the class names.
+      class_names: the class names.
+      splits: "train", "val" or "test" for each image.
+      name: the name of the dataset.
+
+    Example:
+      >>> labeled_objects(["a.png", "b.png"], np.array([0, 1]), ["cat", "dog"], np.array(["train", "val"]))[1]
+      'b.png'
+    """
+    references = tuple(range(len(images)))
+    return Dataset(
+        name, references, codes.astype(np.int32), splits, tuple(class_names), DEFAULT, read=images.__getitem__
+    )
+
+
+def _image(image: Any, name: str) -> Any:
+    if isinstance(image, (str, os.PathLike)):
+        if not Path(image).expanduser().is_file():
+            raise InputError(f"{name}={os.fspath(image)!r}: there is no such file; check the path")
+        return str(Path(image).expanduser())
+    if isinstance(image, bytes) or hasattr(image, "getbands"):
+        return image
+    if not hasattr(image, "dtype"):
+        raise InputError(f"{name} is {_found(image)}; give a path, a PIL image or an array [height, width, 3]")
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[-1] != 3 or not array.size or not (array.dtype.kind == "f" or _is_bytes(array)):
+        raise InputError(
+            f"{name} is {array.dtype}{list(array.shape)}; give uint8 or floats in [0, 1], [height, width, 3]"
+        )
+    if _is_bytes(array):
+        return array
+    if not (np.min(array) >= 0 and np.max(array) <= 1):
+        raise InputError(f"{name} has values from {np.min(array):g} to {np.max(array):g}; give floats in [0, 1]")
+    return np.rint(255 * array.astype(np.float64)).astype(np.uint8)
+
+
+def _is_bytes(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8
+
+
+def _found(value: Any) -> str:
+    return f"the path {os.fspath(value)!r}" if isinstance(value, (str, os.PathLike)) else f"a {type(value).__name__}"
