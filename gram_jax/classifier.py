@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,13 @@ from gram_jax.batching import pad_to
 from gram_jax.clip import Clip, load_clip
 from gram_jax.data import Dataset
 from gram_jax.data.objects import class_folders, image_list, label_array, labeled_objects
-from gram_jax.errors import InputError, examples, require_int, require_number
+from gram_jax.errors import InputError, examples, require_int, require_known, require_number
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.fitting import Fitted, fit_prompt, zero_shot_accuracy
 from gram_jax.evaluation.plans import TuningPlan
+from gram_jax.evaluation.runner import prompt_method
 from gram_jax.evaluation.scoring import make_scorer
+from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import PathLike
 from gram_jax.registry import Call
 from gram_jax.tuners import Tuner
@@ -69,7 +73,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
       >>> images = np.random.default_rng(0).random((8, 14, 14, 3))
       >>> model = PromptClassifier(tiny_clip(text_layers=1), steps=5, verbose=False)
       >>> model = model.fit(images, ["cat", "dog"] * 4)
-      >>> model.predict_proba(images[:3]).shape, list(model.classes_)
+      >>> model.predict_proba(images[:3]).shape, model.classes_.tolist()
       ((3, 2), ['cat', 'dog'])
     """
 
@@ -116,7 +120,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"labels hold one class, {classes.tolist()[0]!r}; give images of at least two")
         names = _class_names(classes, class_names)
         tuner, rates = _tuner(self.tuner), _rates(self.learning_rate)
-        plan = TuningPlan(**{"learning_rate": rates[0], "steps": self.steps, **(self.plan or {})})
+        further = dict(self.plan or {})
+        for name in further:
+            require_known("plan", name, [field.name for field in dataclasses.fields(TuningPlan)])
+        plan = TuningPlan(**{"learning_rate": rates[0], "steps": self.steps} | further)
         clip = _clip(self.clip)
         require_number("validation_fraction", self.validation_fraction, least=0, below=1)
         require_int("batch_size", self.batch_size)
@@ -127,7 +134,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self._say(f"{len(images)} images of {len(names)} classes; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
         runs = len(rates) + 1 if np.any(dataset.splits == "val") and len(rates) > 1 else 1
         with self._bar(runs * plan.steps if plan.epochs is None else None, "tune", "step") as bar:
-            fitted = fit_prompt(encoder, dataset, tuner, plan, rates, seed, lambda **values: bar.update())
+            fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, lambda: bar.update())
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
         self.classes_, self.class_names_ = classes, names
@@ -161,7 +168,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         Args:
           images: the images, as in `fit`.
         """
-        return self.classes_[self.predict_proba(images).argmax(axis=1)]
+        probabilities = self.predict_proba(images)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def score(self, images: Any, labels: Any = None, sample_weight: Any = None) -> float:
         """Returns the accuracy on labeled images.
@@ -281,10 +289,24 @@ def _clip(clip: Any) -> Clip:
 
 def _tuner(tuner: Any) -> Tuner:
     if isinstance(tuner, str):
-        return tuners.parse(tuner)
+        return _parse(tuner)
     if not isinstance(tuner, Tuner):
         raise InputError(f"tuner is a {type(tuner).__name__}; give a tuner, or a call such as 'coop(num_tokens=4)'")
     return tuner
+
+
+def _method(tuner: Tuner, plan: TuningPlan) -> TunedMethod:
+    try:
+        method = _cached_method(tuner, plan)
+    except TypeError:  # settings that cannot be hashed
+        method = prompt_method(tuner, plan)
+    assert isinstance(method, TunedMethod)  # a tuner with a `TuningPlan`
+    return method
+
+
+# Equal settings share compiled programs: a search fits many classifiers.
+_parse = functools.lru_cache(maxsize=32)(tuners.parse)
+_cached_method = functools.lru_cache(maxsize=32)(prompt_method)
 
 
 def _rates(rate: Any) -> tuple[float, ...]:

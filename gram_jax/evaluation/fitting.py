@@ -12,12 +12,10 @@ import numpy as np
 from gram_jax.data import Dataset
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.methods import Candidate, Task, Trial, ZeroShot, validation_scores
-from gram_jax.evaluation.plans import TuningPlan
 from gram_jax.evaluation.protocols import Part, Protocol
-from gram_jax.evaluation.runner import prompt_method
 from gram_jax.evaluation.scoring import prompt_shapes, without_padding
 from gram_jax.evaluation.tuned import TunedMethod
-from gram_jax.tuners import Prompt, Tuner
+from gram_jax.tuners import Prompt
 
 
 class AllShots(Protocol):
@@ -58,11 +56,10 @@ def zero_shot_accuracy(encoder: Encoder, dataset: Dataset) -> float:
 def fit_prompt(
     encoder: Encoder,
     dataset: Dataset,
-    tuner: Tuner,
-    plan: TuningPlan,
+    method: TunedMethod,
     rates: Sequence[float],
     seed: int,
-    shown: Callable[..., None] = lambda **values: None,
+    shown: Callable[[], Any] = lambda: None,
 ) -> Fitted:
     """Chooses a learning rate on the images of split "val", and tunes a prompt at this rate on all images.
 
@@ -70,22 +67,19 @@ def fit_prompt(
 
     Args:
       encoder, dataset: the encoder, and images of the splits "train" and, if any, "val".
-      tuner, plan: the tuner, and the settings besides the learning rate.
+      method: the tuner with its plan, from `prompt_method`; its learning rate is not used.
       rates: the candidate learning rates.
       seed: the seed of the initialization and of the order of the images.
-      shown: is called after every optimizer step with the loss, `shown(loss=0.3)`.
+      shown: is called after every optimizer step.
 
     Returns:
       A `Fitted`.
     """
-    method = prompt_method(tuner, plan)
-    assert isinstance(method, TunedMethod)  # a tuner with a `TuningPlan`
     step = method.compiled.tuning.step
 
     def counted(*arguments: Any) -> Any:
-        state, metrics = step(*arguments)
-        shown(loss=metrics["loss"][0])
-        return state, metrics
+        shown()
+        return step(*arguments)
 
     compiled = method.compiled._replace(tuning=method.compiled.tuning._replace(step=counted))
     method = dataclasses.replace(method, compiled=compiled)
@@ -104,5 +98,5 @@ def fit_prompt(
     learned = method.learn(Trial(encoder, task, of_rate[best]))
     method.require_finite(task, learned)
     prompt = jax.tree.map(lambda leaf: leaf[0], learned.prompts[max(learned.prompts)])
-    classes = encoder.clip.class_tokens(list(dataset.class_names), "{}") if tuner.needs_names else None
-    return Fitted(without_padding(prompt, prompt_shapes(tuner, encoder.clip, classes)), best, validation)
+    classes = encoder.clip.class_tokens(list(dataset.class_names), "{}") if method.tuner.needs_names else None
+    return Fitted(without_padding(prompt, prompt_shapes(method.tuner, encoder.clip, classes)), best, validation)
