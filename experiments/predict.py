@@ -5,10 +5,11 @@
     python -m experiments.predict --images=photos --classes_from=folder:labeled --prompt=tuned.safetensors
     python -m experiments.predict --images=photos --classes="cat,dog" --clip=openai/clip-vit-base-patch16
     python -m experiments.predict --images=photos/first.jpg,photos/second.jpg --classes="cat,dog"
+    python -m experiments.predict --images=photos --prompt=my_classifier.safetensors
 
 --prompt is a file that `gram_jax.save_prompt` or `experiments.evaluate --save_prompts` wrote, or a meta checkpoint,
-whose learned initialization is used. --classes_from names the dataset that the prompt was tuned on. The output has one
-row per file, in the order of their names: file, predicted class, its probability, the most probable classes, and an
+whose learned initialization is used. A file of `PromptClassifier.save` names its classes. --classes_from names the
+dataset that the prompt was tuned on. The output has one row per file, in the order of their names: file, predicted class, its probability, the most probable classes, and an
 error for files that cannot be read, whatever their type. The file appears only when it is complete; account.json counts
 what was left out, hidden files and links to folders included. The shipped mini CLIP classifies about
 600 small images per second on two cores; memory does not grow with the number of images.
@@ -80,12 +81,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("--images is empty: give a folder of images")
-        given = [f"--{name}" for name in CLASS_FLAGS if getattr(self, name)]
-        if len(given) != 1:
-            ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)
-            raise InputError(f"give the class names with one of {ways}; given: {' and '.join(given) or 'none'}")
-        if self.template is not None and self.template.count("{}") != 1:
-            raise InputError(f"--template={self.template!r}: it must contain exactly one {{}} for the class name")
+        check_class_flags(self)
         at_least(self, 1, "top", "batch_size")
 
 
@@ -95,6 +91,17 @@ class Given(NamedTuple):
     path: Path
     name: str
     reason: str
+
+
+def check_class_flags(config: Any) -> None:
+    """Raises InputError if class names are given twice, or neither they nor a prompt that may hold them; or a template
+    has no place for them."""
+    given = [f"--{name}" for name in CLASS_FLAGS if getattr(config, name)]
+    if len(given) > 1 or not (given or config.prompt):
+        ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)
+        raise InputError(f"give the class names with one of {ways}; given: {' and '.join(given) or 'none'}")
+    if config.template is not None and config.template.count("{}") != 1:
+        raise InputError(f"--template={config.template!r}: it must contain exactly one {{}} for the class name")
 
 
 class Prediction(NamedTuple):
@@ -182,9 +189,15 @@ def write_table(
     return broken
 
 
-def class_names(config: Config) -> list[str]:
-    """Returns the class names from the flag, the file or the dataset."""
+def class_names(config: Any) -> list[str]:
+    """Returns the class names from the flag, the file, the dataset, or the saved classifier."""
     source, names = "--classes", list(config.classes)
+    if not any(getattr(config, name) for name in CLASS_FLAGS):
+        source, saved = f"--prompt={config.prompt}", artifacts.describe(config.prompt).classifier
+        if saved is None:
+            ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)
+            raise InputError(f"{source} holds no class names; give them with one of {ways}")
+        names = list(map(str, saved.get("class_names", ())))
     if config.classes_from:
         source, names = f"--classes_from={config.classes_from}", list(load_dataset(config.classes_from).class_names)
     if config.classes_file:

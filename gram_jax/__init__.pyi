@@ -1,4 +1,4 @@
-from . import artifacts, clip, data, evaluation, meta, objectives, regulators, reporting, tasks, tuners, tuning
+from . import artifacts, clip, data, evaluation, export, meta, objectives, regulators, reporting, tasks, tuners, tuning
 from .artifacts import load_meta, load_prompt, save_meta, save_prompt
 from .classifier import PromptClassifier
 from .clip import (
@@ -14,6 +14,7 @@ from .clip import (
     save_clip,
     weights_hash,
 )
+from .export import load_exported
 from .meta import adapt, make_meta_step
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "encode_image",
     "encode_text",
     "evaluation",
+    "export",
     "load_clip",
+    "load_exported",
     "load_meta",
     "load_prompt",
     "logits",

@@ -38,6 +38,7 @@ from .results import (
     write_results,
 )
 from .runner import evaluate, prompt_method
+from .scoring import Scorer, make_scorer, zero_shot_scorer
 from .statistics import Summary, harmonic_mean, harmonic_of_means, mean_of_harmonics, paired_difference, summarize
 from .test_time import TestTimePlan
 
@@ -53,6 +54,7 @@ __all__ = [
     "Protocol",
     "Results",
     "Row",
+    "Scorer",
     "Summary",
     "Task",
     "TestTimePlan",
@@ -79,6 +81,7 @@ __all__ = [
     "image_features",
     "long_tail_draw",
     "macro_f1",
+    "make_scorer",
     "mean_of_harmonics",
     "measured_by",
     "nearest_mean_agreement",
@@ -99,4 +102,5 @@ __all__ = [
     "warn_of_versions",
     "within_class_variability",
     "write_results",
+    "zero_shot_scorer",
 ]

@@ -89,7 +89,8 @@ def _text_features(clip: Clip, classes: Classes, contexts: jax.Array, *, chunk: 
     def one(context: jax.Array) -> jax.Array:
         return encode_classes(clip, classes, TextPrompt(context))
 
-    if len(contexts) <= chunk:
+    count = contexts.shape[0]
+    if not isinstance(count, int) or count <= chunk:  # an exported program has an open number of images
         return jax.vmap(one)(contexts)
     # Recomputed in the backward pass. Inside a scan XLA cannot merge the two, so prevent_cse is not needed.
     return jax.lax.map(jax.checkpoint(one, prevent_cse=False), contexts, batch_size=chunk)

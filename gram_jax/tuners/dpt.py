@@ -177,7 +177,7 @@ def _class_prompts(own: Prompt, likely: Array, tokens: Array) -> tuple[Array, Ar
     attention = own["attention"]
     projected = dense(own["query"], likely)  # [images, k, width]
     tokens = jax.lax.stop_gradient(tokens)
-    learned = jnp.broadcast_to(own["tokens"], (len(tokens), *own["tokens"].shape)).astype(tokens.dtype)
+    learned = jnp.broadcast_to(own["tokens"], (tokens.shape[0], *own["tokens"].shape)).astype(tokens.dtype)
     seen = jnp.concatenate([tokens, learned], axis=1)  # [images, tokens, width]
     queries, keys = linear(attention["query"], projected), linear(attention["key"], seen)
     scores = jnp.einsum("bqd,bkd->bqk", queries, keys, precision="highest") / math.sqrt(_QUERY_WIDTH)
