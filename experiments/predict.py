@@ -9,10 +9,11 @@
 
 --prompt is a file that `gram_jax.save_prompt` or `experiments.evaluate --save_prompts` wrote, or a meta checkpoint,
 whose learned initialization is used. A file of `PromptClassifier.save` names its classes. --classes_from names the
-dataset that the prompt was tuned on. The output has one row per file, in the order of their names: file, predicted class, its probability, the most probable classes, and an
-error for files that cannot be read, whatever their type. The file appears only when it is complete; account.json counts
-what was left out, hidden files and links to folders included. The shipped mini CLIP classifies about
-600 small images per second on two cores; memory does not grow with the number of images.
+dataset that the prompt was tuned on. The output has one row per file, in the order of their names: file, predicted
+class, its probability, the most probable classes, and an error for files that cannot be read, whatever their type. The
+file appears only when it is complete; account.json counts what was left out, hidden files and links to folders
+included. The shipped mini CLIP classifies about 600 small images per second on two cores; memory does not grow with the
+number of images.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ class Given(NamedTuple):
 
 
 def check_class_flags(config: Any) -> None:
-    """Raises InputError if class names are given twice, or neither they nor a prompt that may hold them; or a template
-    has no place for them."""
+    """Raises InputError unless there is one source of class names, and a place for them in the template."""
     given = [f"--{name}" for name in CLASS_FLAGS if getattr(config, name)]
     if len(given) > 1 or not (given or config.prompt):
         ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)

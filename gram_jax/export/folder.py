@@ -32,9 +32,9 @@ _PAGE = """\
 # A classifier of {count} classes
 
 `text_features.safetensors` holds "text_features", float32 `[{count}, {width}]`: one normalized vector for each class
-name in `classifier.json`, made with a tuned {tuner} prompt. The probabilities of an image are
-`softmax(logit_scale * normalize(image_features) @ text_features.T)`, with the image features of the CLIP that the prompt
-was tuned on (hash of its weights: {digest}...), in Hugging Face's form.
+name in `classifier.json`, made with a {tuner} prompt. The probabilities of an image are
+`softmax(logit_scale * normalize(image_features) @ text_features.T)`, with the image features of the CLIP that the
+prompt was tuned on (hash of its weights: {digest}...), in Hugging Face's form.
 
 This script needs PyTorch and transformers 5. Save it as `classify.py` in this folder and run there:
 `python classify.py FOLDER_OR_NAME_OF_THE_CLIP a.jpg b.jpg`
@@ -59,6 +59,8 @@ def save_folder(folder: PathLike, scorer: Scorer) -> None:
         raise InputError(f"{name} changes the image side, so text features alone do not classify; {elsewhere}")
     if not scorer.texts_are_fixed:
         raise InputError(f"the texts of {name} depend on the image, so they cannot be stored; {elsewhere}")
+    if (model_type := scorer.clip.config.model_type) != "clip":
+        raise InputError(f"the clip is a {model_type}, and the script in the folder is for CLIP; {elsewhere}")
     card, texts = describe(scorer), np.asarray(scorer.texts, np.float32)
     digest = card["clip_weights_hash"][:12]
     page = _PAGE.format(count=len(texts), width=texts.shape[1], tuner=name, digest=digest, script=_SCRIPT)
