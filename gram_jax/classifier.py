@@ -114,7 +114,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         Returns:
           The classifier itself.
         """
-        images, labels = _labeled(images, labels)
+        images, labels, left_out = _labeled(images, labels)
+        for line in left_out:
+            self._say(line)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise InputError(f"labels hold one class, {classes.tolist()[0]!r}; give images of at least two")
@@ -179,7 +181,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
           sample_weight: a weight for each image; None weighs all equally.
         """
         check_is_fitted(self)
-        images, labels = _labeled(images, labels)
+        images, labels, _ = _labeled(images, labels)
         return float(np.average(self.predict(images) == labels, weights=sample_weight))
 
     def save(self, path: PathLike) -> None:
@@ -318,12 +320,13 @@ def _rates(rate: Any) -> tuple[float, ...]:
     return tuple(map(float, rates))
 
 
-def _labeled(images: Any, labels: Any) -> tuple[list[Any], np.ndarray]:
-    """Returns images and labels, of a folder of class folders if there are no labels."""
+def _labeled(images: Any, labels: Any) -> tuple[list[Any], np.ndarray, list[str]]:
+    """Returns images, labels, and lines about what is left out of a folder of class folders."""
+    left_out: list[str] = []
     if labels is None and isinstance(images, (str, os.PathLike)):
-        images, labels = class_folders(images)
+        images, labels, left_out = class_folders(images)
     images = image_list(images)
-    return images, label_array(labels, len(images))
+    return images, label_array(labels, len(images)), left_out
 
 
 def _class_names(classes: np.ndarray, given: Sequence[str] | Mapping[Any, str] | None) -> tuple[str, ...]:

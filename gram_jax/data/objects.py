@@ -11,7 +11,7 @@ import numpy as np
 
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers import files
-from gram_jax.data.splits import ROLES
+from gram_jax.data.spellings import role_of
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
@@ -58,8 +58,8 @@ def label_array(labels: Any, count: int) -> np.ndarray:
     return array
 
 
-def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Returns the paths and the labels of the images in a folder of class folders.
+def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str]]:
+    """Returns the paths and the labels of the images in a folder of class folders, and lines about what is left out.
 
     Labels are the names of the class folders, with spaces for underscores. Folders of splits raise InputError: the
     caller must say which of them to use.
@@ -70,12 +70,12 @@ def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     what = f"images={os.fspath(path)!r}"
     root = files.local_folder(path, what)
     folders = files.list_folder(root).folders
-    if folders and set(folders) <= ROLES.keys():
+    if folders and all(map(role_of, folders)):
         raise InputError(f"{what} holds the splits {examples(folders)}; give one of them, such as {root / folders[-1]}")
-    classes, _ = files.class_images(root, "", what)
+    classes, left_out = files.class_images(root, "", what)
     pairs = [(str(root / image), name.replace("_", " ")) for name, images in classes.items() for image in images]
     paths, labels = zip(*pairs, strict=True)
-    return list(paths), list(labels)
+    return list(paths), list(labels), left_out.lines()
 
 
 def labeled_objects(
