@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 card = json.load(open("classifier.json"))
 texts = load_file("text_features.safetensors")["text_features"]
-model, processor = CLIPModel.from_pretrained(sys.argv[1]), CLIPImageProcessorPil(**card["preprocessing"])
+model, processor = CLIPModel.from_pretrained(sys.argv[1]).float(), CLIPImageProcessorPil(**card["preprocessing"])
 for path in sys.argv[2:]:
     pixels = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():

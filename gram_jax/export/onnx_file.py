@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, explain
 from gram_jax.evaluation.scoring import Scorer
 from gram_jax.export.card import CARD, describe
 from gram_jax.export.onnx_graph import IR_VERSION, OPSET, Graph, add_jaxpr
@@ -36,7 +36,8 @@ def save_onnx(folder: PathLike, scorer: Scorer) -> None:
     if (dtype := scorer.clip.config.compute_dtype) != "float32":
         raise InputError(f"compute_dtype={dtype!r}: the ONNX export needs a clip that computes in float32")
     card = describe(scorer)
-    content = _model(scorer, card)
+    with explain(f"{scorer.tuner.name}: ", "; export it as stablehlo"):
+        content = _model(scorer, card)
     write_file(epath.Path(folder) / FILE, content)
     write_json(epath.Path(folder) / CARD, card)
 
@@ -60,5 +61,5 @@ def _model(scorer: Scorer, card: dict[str, Any]) -> bytes:
     )
     helper.set_model_props(model, {"gram_jax": json.dumps(card)})
     if (length := model.ByteSize()) > LIMIT:
-        raise InputError(f"the ONNX file would have {length} bytes, more than the limit {LIMIT}; export stablehlo")
+        raise InputError(f"the ONNX file would have {length} bytes, more than the limit {LIMIT}")
     return model.SerializeToString()

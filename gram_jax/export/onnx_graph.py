@@ -71,7 +71,7 @@ class Graph:
             self._batch = self.node("Shape", self._images, start=0, end=1)
         parts: list[Value] = [np.array([size], np.int64) if isinstance(size, int) else self._batch for size in sizes]
         if any(not isinstance(size, int) and str(size) != "batch" for size in sizes):
-            raise InputError(f"ONNX: a tensor has the shape {list(sizes)}, which the export cannot express")
+            raise InputError(f"ONNX: a tensor of the shape {list(sizes)} cannot be expressed")
         return self.node("Concat", *parts, axis=0)
 
     def full(self, value: Value, shape: Sequence[Any]) -> Value:
@@ -130,7 +130,7 @@ def _add_equation(graph: Graph, equation: Any, values: list[Value]) -> list[Valu
     if name == "broadcast_in_dim":
         return [_broadcast(graph, equation, values[0])]
     if name not in _RULES:
-        raise InputError(f"ONNX: the classifier uses the operation {name!r}, which the export does not know")
+        raise InputError(f"ONNX: the operation {name!r} is not known")
     full = [graph.full(*each) for each in zip(values, shapes, strict=True)]
     results = _RULES[name](graph, equation, *full)
     return results if isinstance(results, list) else [results]
@@ -152,7 +152,7 @@ def _add_scan(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         carry = results[: params["num_carry"]]
         rows.append(results[params["num_carry"] :])
     if rows and rows[0]:
-        raise InputError("ONNX: the classifier stacks the results of a loop, which the export does not know")
+        raise InputError("ONNX: a loop that stacks its results is not known")
     return carry
 
 
@@ -192,12 +192,13 @@ def _gather(graph: Graph, equation: Any, operand: Value, indices: Value) -> Valu
     shape = equation.invars[0].aval.shape
     (axis, *rest) = numbers.start_index_map
     whole = [size == full for i, (size, full) in enumerate(zip(sizes, shape, strict=True)) if i != axis]
-    collapsed = numbers.collapsed_slice_dims
-    if rest or sizes[axis] != 1 or not all(whole) or collapsed not in ((), (axis,)) or numbers.operand_batching_dims:
-        raise InputError()
-    index = indices  # its last axis, of length 1, is the axis of the result that is not collapsed
-    if collapsed:
-        index = indices[..., 0] if isinstance(indices, np.ndarray) else graph.node("Squeeze", indices, np.array([-1]))
+    single = numbers.collapsed_slice_dims == (axis,) and sizes[axis] == 1
+    run = isinstance(indices, np.ndarray) and indices.shape == (1,) and not numbers.collapsed_slice_dims
+    if rest or not all(whole) or not (single or run) or numbers.operand_batching_dims:
+        raise InputError(f"ONNX: parts {sizes} of a tensor {shape} at places of their own cannot be expressed")
+    if run:  # consecutive rows
+        return graph.node("Gather", operand, indices[0] + np.arange(sizes[axis]), axis=axis)
+    index = indices[..., 0] if isinstance(indices, np.ndarray) else graph.node("Squeeze", indices, np.array([-1]))
     picked = graph.node("Gather", operand, index, axis=axis)
     rank, count = len(equation.outvars[0].aval.shape), len(equation.invars[1].aval.shape) - 1
     # Where each axis of the result is among those of `picked`: axes before `axis`, of the indices, after `axis`.
@@ -210,7 +211,7 @@ def _gather(graph: Graph, equation: Any, operand: Value, indices: Value) -> Valu
 def _reshape(graph: Graph, equation: Any, value: Value) -> Value:
     sizes = equation.params["new_sizes"]
     if sum(not isinstance(size, int) for size in sizes) > 1:
-        raise InputError(f"ONNX: a tensor has the shape {list(sizes)}, which the export cannot express")
+        raise InputError(f"ONNX: a tensor of the shape {list(sizes)} cannot be expressed")
     return graph.node("Reshape", value, np.array([s if isinstance(s, int) else -1 for s in sizes], np.int64))
 
 
