@@ -100,7 +100,7 @@ def add_jaxpr(graph: Graph, jaxpr: Any, constants: Sequence[Any], inputs: Sequen
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(variable: Any) -> Value:
-        return np.asarray(variable.val) if hasattr(variable, "val") else known[variable]
+        return np.asarray(variable.val, variable.aval.dtype) if hasattr(variable, "val") else known[variable]
 
     for equation in jaxpr.eqns:
         results = _add_equation(graph, equation, [read(variable) for variable in equation.invars])
@@ -109,31 +109,42 @@ def add_jaxpr(graph: Graph, jaxpr: Any, constants: Sequence[Any], inputs: Sequen
 
 
 def _add_equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
-    name, shapes = equation.primitive.name, [variable.aval.shape for variable in equation.invars]
-    sizes = [size for variable in (*equation.invars, *equation.outvars) for size in variable.aval.shape]
-    if all(isinstance(each, np.ndarray) for each in values) and all(isinstance(size, int) for size in sizes):
+    name = equation.primitive.name
+    if _is_constant(equation, values):
         results = equation.primitive.bind(*values, **equation.params)
         return [np.asarray(each) for each in (results if equation.primitive.multiple_results else [results])]
-    if name in _BODIES:
-        body = equation.params[_BODIES[name]]
-        return add_jaxpr(graph, getattr(body, "jaxpr", body), getattr(body, "consts", ()), values)
-    if name == "scan":
-        return _add_scan(graph, equation, values)
-    if name in _SAME:
-        return values
+    if name in _SPECIAL:
+        return _SPECIAL[name](graph, equation, values)
     if name in _ELEMENTWISE or name in _COMPOSED:
-        add = _COMPOSED.get(name) or (lambda graph, params, *given: graph.node(_ELEMENTWISE[name], *given))
-        result = add(graph, equation.params, *values)
-        if graph.all_short(values, [equation.outvars[0].aval.shape] * len(values)):
-            graph.short.add(result)
-        return [result]
-    if name == "broadcast_in_dim":
-        return [_broadcast(graph, equation, values[0])]
+        return [_add_elementwise(graph, equation, values)]
     if name not in _RULES:
         raise InputError(f"ONNX: the operation {name!r} is not known")
-    full = [graph.full(*each) for each in zip(values, shapes, strict=True)]
-    results = _RULES[name](graph, equation, *full)
+    shapes = [variable.aval.shape for variable in equation.invars]
+    results = _RULES[name](graph, equation, *map(graph.full, values, shapes))
     return results if isinstance(results, list) else [results]
+
+
+def _is_constant(equation: Any, values: list[Value]) -> bool:
+    """Returns whether an operation depends neither on the images nor on their number."""
+    sizes = (size for variable in (*equation.invars, *equation.outvars) for size in variable.aval.shape)
+    return all(isinstance(each, np.ndarray) for each in values) and all(isinstance(size, int) for size in sizes)
+
+
+def _add_elementwise(graph: Graph, equation: Any, values: list[Value]) -> Value:
+    name = equation.primitive.name
+    if name in _COMPOSED:
+        result = _COMPOSED[name](graph, equation.params, *values)
+    else:
+        result = graph.node(_ELEMENTWISE[name], *values)
+    if graph.all_short(values, [equation.outvars[0].aval.shape] * len(values)):
+        graph.short.add(result)
+    return result
+
+
+def _add_body(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
+    """Adds the operations of a function that is called."""
+    body = equation.params[_BODIES[equation.primitive.name]]
+    return add_jaxpr(graph, getattr(body, "jaxpr", body), getattr(body, "consts", ()), values)
 
 
 def _add_scan(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
@@ -156,18 +167,19 @@ def _add_scan(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     return carry
 
 
-def _broadcast(graph: Graph, equation: Any, value: Value) -> Value:
+def _broadcast(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     """Adds axes of length 1, which later operations extend if they need to."""
+    (value,) = values
     shape, places = equation.params["shape"], equation.params["broadcast_dimensions"]
     added = [axis for axis in range(len(shape)) if axis not in places]
     if isinstance(value, np.ndarray):
-        return np.expand_dims(value, added)
+        return [np.expand_dims(value, added)]
     source = equation.invars[0].aval.shape
     short = value in graph.short or any(source[i] != shape[place] for i, place in enumerate(places)) or bool(added)
     result = graph.node("Unsqueeze", value, np.array(added, np.int64)) if added else graph.node("Identity", value)
     if short:
         graph.short.add(result)
-    return result
+    return [result]
 
 
 def _dot(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
@@ -246,6 +258,13 @@ def _type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
+# Operations whose values may be short.
+_SPECIAL: dict[str, Callable[..., list[Value]]] = {
+    "broadcast_in_dim": _broadcast,
+    "scan": _add_scan,
+    **dict.fromkeys(_BODIES, _add_body),
+    **dict.fromkeys(_SAME, lambda graph, equation, values: values),
+}
 # Elementwise operations of several nodes.
 _COMPOSED: dict[str, Callable[..., Any]] = {
     "convert_element_type": lambda graph, params, x: graph.node("Cast", x, to=_type(params["new_dtype"])),
