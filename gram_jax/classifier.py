@@ -140,7 +140,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
         self.classes_, self.class_names_ = classes, names
-        self.report_ = {
+        self.report_: dict[str, Any] = {
             "seed": seed,
             "images": len(images),
             "validation_images": held_out if fitted.validation else 0,
@@ -159,10 +159,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         images = image_list(images)
         chunks = [images[begin : begin + self.batch_size] for begin in range(0, len(images), self.batch_size)]
-        # Padded, so that one compiled program serves all chunks.
-        pixels = (pad_to(self.clip_.preprocess(chunk), min(self.batch_size, len(images))) for chunk in chunks)
-        scored = zip(chunks, map(self.scorer_, pixels), strict=True)
-        return np.concatenate([np.asarray(probabilities)[: len(chunk)] for chunk, probabilities in scored])
+        probabilities = []
+        for chunk in chunks:  # padded, so that one compiled program serves all of them
+            pixels = pad_to(self.clip_.preprocess(chunk), min(self.batch_size, len(images)))
+            probabilities.append(np.asarray(self.scorer_(pixels))[: len(chunk)])
+        return np.concatenate(probabilities)
 
     def predict(self, images: Any) -> np.ndarray:
         """Returns the most probable label of each image, `[images]`.
@@ -198,7 +199,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         settings = {name: getattr(self, name) for name in _SAVED}
         if not isinstance(self.random_state, int | None):
             settings["random_state"] = report["seed"]
-        report["validation_accuracy"] = list(map(list, report["validation_accuracy"].items()))
+        report["validation_accuracy"] = [list(pair) for pair in self.report_["validation_accuracy"].items()]
         classifier = {
             "clip": self.clip if isinstance(self.clip, str) else None,
             "settings": settings | {"tuner": str(Call(tuner.name, dict(tuner.settings)))},

@@ -156,7 +156,7 @@ def _add_scan(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     order = range(params["length"])
     for step in reversed(order) if params["reverse"] else order:
         own = [
-            each[step] if isinstance(each, np.ndarray) else graph.node("Gather", each, np.int64(step), axis=0)
+            each[step] if isinstance(each, np.ndarray) else graph.node("Gather", each, np.array(step, np.int64), axis=0)
             for each in stacked
         ]
         results = add_jaxpr(graph, params["jaxpr"].jaxpr, params["jaxpr"].consts, [*shared, *carry, *own])
