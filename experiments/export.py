@@ -4,9 +4,9 @@
     python -m experiments.export --prompt=tuned.safetensors --classes="cat,dog" --format=stablehlo,onnx
     python -m experiments.export --prompt=tuned.safetensors --classes_from=folder:labeled --clip=path/to/clip
 
---prompt is a file that `PromptClassifier.save` wrote, which names its classes and its clip, or one that needs class
-names: of `gram_jax.save_prompt`, of `experiments.evaluate --save_prompts`, or a meta checkpoint. Without --prompt the
-classifier is zero-shot. Each format is a folder in --output:
+--prompt is a file that `PromptClassifier.save` wrote, which names its classes and its clip; or one of
+`gram_jax.save_prompt` or of `experiments.evaluate --save_prompts`, or a meta checkpoint, with class names. Without
+--prompt the classifier is zero-shot. Each format is a folder in --output:
 
     stablehlo/  classifier.stablehlo: weights included, for JAX on CPU, GPU and TPU, see `gram_jax.load_exported`
     onnx/       classifier.onnx: weights included, for ONNX Runtime and others; needs the package onnx

@@ -8,12 +8,12 @@
     python -m experiments.predict --images=photos --prompt=my_classifier.safetensors
 
 --prompt is a file that `gram_jax.save_prompt` or `experiments.evaluate --save_prompts` wrote, or a meta checkpoint,
-whose learned initialization is used. A file of `PromptClassifier.save` names its classes. --classes_from names the
-dataset that the prompt was tuned on. The output has one row per file, in the order of their names: file, predicted
-class, its probability, the most probable classes, and an error for files that cannot be read, whatever their type. The
-file appears only when it is complete; account.json counts what was left out, hidden files and links to folders
-included. The shipped mini CLIP classifies about 600 small images per second on two cores; memory does not grow with the
-number of images.
+whose learned initialization is used. A file may name the classes, as one of `PromptClassifier.save` does.
+--classes_from names the dataset that the prompt was tuned on. The output has one row per file, in the order of their
+names: file, predicted class, its probability, the most probable classes, and an error for files that cannot be read,
+whatever their type. The file appears only when it is complete; account.json counts what was left out, hidden files and
+links to folders included. The shipped mini CLIP classifies about 600 small images per second on two cores; memory does
+not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -193,11 +193,11 @@ def class_names(config: Any) -> list[str]:
     """Returns the class names from the flag, the file, the dataset, or the saved classifier."""
     source, names = "--classes", list(config.classes)
     if not any(getattr(config, name) for name in CLASS_FLAGS):
-        source, saved = f"--prompt={config.prompt}", artifacts.describe(config.prompt).classifier
+        source, saved = f"--prompt={config.prompt}", artifacts.describe(config.prompt).classes
         if saved is None:
             ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)
             raise InputError(f"{source} holds no class names; give them with one of {ways}")
-        names = list(map(str, saved.get("class_names", ())))
+        names = list(saved)
     if config.classes_from:
         source, names = f"--classes_from={config.classes_from}", list(load_dataset(config.classes_from).class_names)
     if config.classes_file:

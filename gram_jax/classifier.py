@@ -204,10 +204,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             "clip": self.clip if isinstance(self.clip, str) else None,
             "settings": settings | {"tuner": str(Call(tuner.name, dict(tuner.settings)))},
             "labels": self.classes_.tolist(),
-            "class_names": list(self.class_names_),
             "report": report,
         }
-        artifacts.save_prompt(path, self.prompt_, tuner, self.clip_, classifier=classifier)
+        artifacts.save_prompt(path, self.prompt_, tuner, self.clip_, classes=self.class_names_, classifier=classifier)
 
     @classmethod
     def load(cls, path: PathLike, clip: Clip | str | None = None) -> PromptClassifier:
@@ -217,12 +216,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
           path: the file.
           clip: the clip, or its name or path; None loads the clip that the file names.
         """
-        saved = artifacts.describe(path).classifier
-        if saved is None:
+        description = artifacts.describe(path)
+        saved, names = description.classifier, description.classes
+        if saved is None or names is None:
             raise InputError(f"{path} is a prompt without classes; read it with gram.load_prompt")
         try:
             model = cls(saved["clip"] if clip is None else clip, **saved["settings"])
-            model.classes_, model.class_names_ = np.array(saved["labels"]), tuple(saved["class_names"])
+            model.classes_, model.class_names_ = np.array(saved["labels"]), names
             validation = dict(map(tuple, saved["report"]["validation_accuracy"]))
             model.report_ = saved["report"] | {"validation_accuracy": validation}
             label_array(model.classes_, len(model.class_names_))

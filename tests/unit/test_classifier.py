@@ -167,7 +167,7 @@ def test_a_file_is_the_classifier_and_a_prompt(fitted, clip_path, tmp_path):
     np.testing.assert_array_equal(prompt["context"], fitted.prompt_["context"])
     assert tuner.settings["init_text"] == "a photo of a"
     header = read_arrays(path)[1]
-    assert header["classifier"]["class_names"] == ["dark red", "green", "light blue"]
+    assert header["classes"] == ["dark red", "green", "light blue"]
     assert header["clip"]["weights_hash"] == gram.weights_hash(fitted.clip_.params)
     loaded.save(tmp_path / "again")
     assert gram.PromptClassifier.load(tmp_path / "again", fitted.clip_).report_ == fitted.report_
