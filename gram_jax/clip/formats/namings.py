@@ -10,7 +10,14 @@ from collections.abc import Collection
 from gram_jax.clip.formats import pe, resnet, siglip, vit
 from gram_jax.clip.formats.table import Naming, Path, WeightsError
 
-NAMINGS: tuple[Naming, ...] = (vit.HUGGINGFACE, pe.PERCEPTION, vit.OPENAI, siglip.HUGGINGFACE_SIGLIP, resnet.RESNET)
+NAMINGS: tuple[Naming, ...] = (
+    vit.HUGGINGFACE,
+    pe.PERCEPTION,
+    pe.PERCEPTION_TIMM,
+    vit.OPENAI,
+    siglip.HUGGINGFACE_SIGLIP,
+    resnet.RESNET,
+)
 
 
 def naming_of_tensors(names: Collection[str]) -> Naming | None:

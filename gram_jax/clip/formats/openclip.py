@@ -11,6 +11,7 @@ from typing import Any
 from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.formats.huggingface import TOKENIZER_FILES, parsed, read_tokenizer
 from gram_jax.clip.formats.namings import naming_of_tensors
+from gram_jax.clip.formats.pe import TIMM_MODELS, timm_config
 from gram_jax.clip.formats.shards import read_object
 from gram_jax.clip.formats.source import Format, Request, Source, check_parts
 from gram_jax.clip.formats.table import WeightsError
@@ -121,7 +122,8 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
     text, vision = model["text_cfg"], model["vision_cfg"]
     _require_not_siglip(text, vision)
     _require_plain("text_cfg", text, _PLAIN_TEXT)
-    _require_plain("vision_cfg", vision, _PLAIN_VISION)
+    if vision.get("timm_model_name") not in TIMM_MODELS:
+        _require_plain("vision_cfg", vision, _PLAIN_VISION)
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     vocab_size = text.get("vocab_size", 49408)
     return ClipConfig(
@@ -142,6 +144,8 @@ def read_config(content: Mapping[str, Any]) -> ClipConfig:
 def _vision(vision: Mapping[str, Any], activation: str) -> VisionConfig | ResNetConfig:
     width, head_width = vision.get("width", 768), vision.get("head_width", 64)
     image_size = _side(vision.get("image_size", 224))
+    if (model := vision.get("timm_model_name")) in TIMM_MODELS:
+        return timm_config(model, image_size, activation)
     if isinstance(layers := vision.get("layers"), list):
         return ResNetConfig(width, tuple(layers), 32 * width // head_width, image_size)  # type: ignore[arg-type]
     patch_size = _side(vision.get("patch_size", 16))

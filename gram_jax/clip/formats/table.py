@@ -14,7 +14,6 @@ from gram_jax.errors import InputError
 Path = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
 CHANNELS = 3
-PARTS = 3  # query, key and value in one tensor
 
 
 class WeightsError(InputError):
@@ -29,10 +28,11 @@ class Row(NamedTuple):
       path: the keys of the leaf.
       layout: "same", "transposed" (kernels are [out, in] in the file), "patches" (the file has a convolution kernel
         [out, channel, row, column]; the leaf's rows are ordered by (row, column, channel)), "convolution" (the same,
-        and the leaf is [row, column, channel, out]), "scalar" ([1] in the file) or "probe" (a vector that is
-        [1, 1, width] in the file).
-      part: None, or which third of the tensor's first axis the leaf is: 0 query, 1 key, 2 value. The rows of the three
+        and the leaf is [row, column, channel, out]), "scalar" ([1] in the file), "probe" (a vector that is
+        [1, 1, width] in the file) or "single" (one axis of length 1 comes first in the file).
+      part: None, or which part of the tensor's first axis the leaf is, such as 0 query, 1 key, 2 value. The rows of the
         parts of a tensor follow each other.
+      parts: the number of those parts, all of one size.
       start: the number in the name of the leaf's first layer.
     """
 
@@ -41,6 +41,7 @@ class Row(NamedTuple):
     layout: str = "same"
     part: int | None = None
     start: int = 0
+    parts: int = 3
 
     def names(self, layers: int) -> list[str]:
         """Returns the names of the leaf's tensors, one per layer if there are several."""
@@ -89,13 +90,15 @@ def to_file(array: np.ndarray, layout: str) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)
     if layout in ("scalar", "probe"):
         return array.reshape((1,) if layout == "scalar" else (1, 1, -1))
+    if layout == "single":
+        return array[None]
     return array
 
 
-def from_file(array: np.ndarray, layout: str, part: int | None = None) -> np.ndarray:
-    """Returns a view of a file's tensor, or of one third of it, in the layout of the parameter tree."""
+def from_file(array: np.ndarray, layout: str, part: int | None = None, parts: int = 3) -> np.ndarray:
+    """Returns a view of a file's tensor, or of one part of it, in the layout of the parameter tree."""
     if part is not None:
-        size = array.shape[0] // PARTS
+        size = array.shape[0] // parts
         array = array[part * size : (part + 1) * size]
     if layout == "transposed":
         return array.T

@@ -61,6 +61,11 @@ MODELS: dict[str, Sizes] = {
     "RN50x4": Sizes(288, None, (4, 6, 10, 6), 80, 640, 12, 640),
     "RN50x16": Sizes(384, None, (6, 8, 18, 8), 96, 768, 12, 768),
     "RN50x64": Sizes(448, None, (3, 15, 36, 10), 128, 1024, 12, 1024),
+    "PE-Core-T-16-384": Sizes(384, 16, 12, 192, 512, 12, 512),
+    "PE-Core-S-16-384": Sizes(384, 16, 12, 384, 512, 12, 512),
+    "PE-Core-B-16": Sizes(224, 16, 12, 768, 1024, 24, 1024),
+    "PE-Core-L-14-336": Sizes(336, 14, 24, 1024, 1024, 24, 1024),
+    "PE-Core-bigG-14-448": Sizes(448, 14, 50, 1536, 1280, 24, 1280),
     "ViT-B-32": Sizes(224, 32, 12, 768, 512, 12, 512),
     "ViT-B-32-256": Sizes(256, 32, 12, 768, 512, 12, 512),
     "ViT-B-16": Sizes(224, 16, 12, 768, 512, 12, 512),
@@ -71,7 +76,13 @@ MODELS: dict[str, Sizes] = {
     "ViT-g-14": Sizes(224, 14, 40, 1408, 1024, 24, 1024),
     "ViT-bigG-14": Sizes(224, 14, 48, 1664, 1280, 32, 1280),
 }
+_PERCEPTION = {"mean": HALF, "std": HALF, "interpolation": "bilinear", "resize_mode": "squash"}
 TAGS: dict[str, dict[str, Tag]] = {
+    **{
+        name: {"meta": Tag(f"timm/{name}", **_PERCEPTION)}  # type: ignore[arg-type]
+        for name in MODELS
+        if name.startswith("PE-Core")
+    },
     "RN50": {
         "openai": Tag("timm/resnet50_clip.openai", quick_gelu=True),
         "yfcc15m": Tag("timm/resnet50_clip.yfcc15m", quick_gelu=True),
@@ -192,7 +203,9 @@ def facts_of_tag(model: str, tag: str) -> tuple[str, Facts]:
 def facts_of_model(model: str) -> Facts:
     """Returns the facts of a file that was trained with OpenCLIP as this model, with OpenCLIP's own pixels."""
     name = require_model(model)
-    return Facts(model, "gelu" if model == name else "quick_gelu", transform_of, MODELS[name])
+    perception = TAGS[name].get("meta")  # has pixels of its own
+    pixels = transform_of if perception is None else perception.transform
+    return Facts(model, "gelu" if model == name else "quick_gelu", pixels, MODELS[name])
 
 
 def require_model(model: str) -> str:

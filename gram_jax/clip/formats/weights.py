@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.formats.namings import naming_of_params, naming_of_tensors
-from gram_jax.clip.formats.table import PARTS, Naming, WeightsError, from_file, to_file
+from gram_jax.clip.formats.table import Naming, WeightsError, from_file, to_file
 from gram_jax.clip.formats.tensors import Tensors, open_tensors
 from gram_jax.clip.formats.vit import HUGGINGFACE
 from gram_jax.clip.model import Params, init_params
@@ -56,7 +56,7 @@ def read_weights(
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
         with tensors.reading(names) as read:
             for index, name in enumerate(names):
-                leaf[index] = from_file(read(name), row.layout, row.part).reshape(leaf.shape[1:])
+                leaf[index] = from_file(read(name), row.layout, row.part, row.parts).reshape(leaf.shape[1:])
         leaves[row.path] = jnp.asarray(leaf if stacked else leaf[0])
     return unflatten_dict(leaves)
 
@@ -126,7 +126,7 @@ def _expected(naming: Naming, leaves: Mapping[tuple[str, ...], tuple[int, ...]])
         shape, stacked = leaves[row.path], "{}" in row.name
         # A broadcast scalar has a shape but needs no memory.
         found = to_file(np.broadcast_to(np.float32(0), shape[1:] if stacked else shape), row.layout).shape
-        found = found if row.part is None else (PARTS * found[0], *found[1:])
+        found = found if row.part is None else (row.parts * found[0], *found[1:])
         expected |= dict.fromkeys(row.names(shape[0] if stacked else 1), found)
     named = {row.path for row in naming.rows}
     return expected | {"/".join(path): shape for path, shape in leaves.items() if path not in named}

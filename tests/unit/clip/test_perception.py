@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax.clip import VisualPrompt, encode_image, encode_patches
-from gram_jax.clip.formats.pe import PERCEPTION
+from gram_jax.clip import VisualPrompt, encode_image, encode_patches, encode_text, load_clip
+from gram_jax.clip.formats.pe import PERCEPTION, TIMM_MODELS, timm_config
+from gram_jax.clip.formats.tags import MODELS, facts_of_tag
 from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.testing import tiny_clip
 
@@ -128,6 +132,73 @@ def test_prompts_are_neither_rotated_nor_pooled(clip, placement):
     other = encode_image(clip, images, VisualPrompt(tokens[::-1], deep[:, ::-1], placement))
     np.testing.assert_allclose(given, other, atol=1e-5)
     assert jnp.abs(given - encode_image(clip, images)).max() > 1e-3
+
+
+def timm_names(tensors):
+    """Returns the tensors under the names that timm's conversion gives them, in OpenCLIP's model with its own text."""
+    names = {
+        "conv1": "patch_embed.proj", "ln_pre": "norm_pre", "ln_post": "norm", "resblocks": "blocks", "ln_1": "norm1",
+        "ln_2": "norm2", "out_proj": "proj", "c_fc": "fc1", "c_proj": "fc2", "layernorm": "norm",
+    }  # fmt: skip
+    out = {"visual.trunk.head.bias": torch.zeros(tensors["visual.proj"].shape[1])}
+    for name, tensor in tensors.items():
+        if not name.startswith("visual."):
+            out[name if name == "logit_scale" else f"text.{name}"] = tensor
+            continue
+        words = name.removeprefix("visual.").replace("transformer.", "").replace("attn_pool.attn.", "attn_pool.")
+        words = ".".join(names.get(word, word) for word in words.split("."))
+        if words == "class_embedding":
+            out["visual.trunk.cls_token"] = tensor[None, None]
+        elif words == "positional_embedding":
+            out["visual.trunk.pos_embed"] = tensor[None]
+        elif words == "attn_pool.probe":
+            out["visual.trunk.attn_pool.latent"] = tensor
+        elif words == "proj":
+            out["visual.trunk.head.weight"] = tensor.T.contiguous()
+        elif words.startswith("attn_pool.in_proj_"):
+            size, kind = len(tensor) // 3, words.removeprefix("attn_pool.in_proj_")
+            out[f"visual.trunk.attn_pool.q.{kind}"] = tensor[:size].clone()
+            out[f"visual.trunk.attn_pool.kv.{kind}"] = tensor[size:].clone()
+        else:
+            out[f"visual.trunk.{words.replace('in_proj_', 'qkv.')}"] = tensor
+    return out
+
+
+def test_a_folder_in_timms_layout_gives_the_same_features(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    clip = tiny_clip(
+        **{"text_width": 64, "text_heads": 1, "text_mlp_width": 256, "text_activation": "gelu"},
+        **{"vision_activation": "gelu", "vision_width": 64, "vision_heads": 2, "vision_pool_mlp_width": 256},
+        **PERCEPTION_SETTINGS,
+    )
+    write_weights(clip.params, clip.config, tmp_path / "own.safetensors")
+    save_file(timm_names(load_file(tmp_path / "own.safetensors")), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "own.safetensors").unlink()
+    monkeypatch.setitem(TIMM_MODELS, "vit_pe_core_test", (64, clip.config.vision.layers, 2, 64, 4))
+    text = {"context_length": 24, "vocab_size": 632, "width": 64, "heads": 1, "layers": clip.config.text.layers}
+    model = {"embed_dim": 16, "vision_cfg": {"image_size": 12, "timm_model_name": "vit_pe_core_test"}, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    clip.tokenizer.save(tmp_path)
+    loaded = load_clip(tmp_path)
+    images = pixels(clip.config)
+    chex.assert_trees_all_close(encode_image(loaded, images), encode_image(clip, images), atol=1e-6)
+    texts = jnp.asarray(clip.tokenize(["a red cat", "dog"]))
+    chex.assert_trees_all_close(encode_text(loaded, texts), encode_text(clip, texts), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", TIMM_MODELS)
+def test_sizes_of_published_models_fit_their_tags(model):
+    side = int(model.rpartition("_")[2])
+    config = timm_config(model, side, "gelu")
+    size = model.split("_")[3]
+    name = next(name for name in MODELS if name.startswith(f"PE-Core-{SHORT[size]}-"))
+    assert MODELS[name][:4] == (side, config.patch_size, config.layers, config.width)
+    transform = facts_of_tag(name, "meta")[1].transform(side)
+    assert (transform.size, transform.crop, transform.resample, transform.mean) == ((side, side), None, 2, 3 * (0.5,))
+
+
+SHORT = {"tiny": "T", "small": "S", "base": "B", "large": "L", "gigantic": "bigG"}
 
 
 def test_sizes_are_read_from_the_shapes(clip, tensors, tmp_path):
