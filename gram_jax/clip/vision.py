@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -127,7 +128,8 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Arra
     x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
     x = run_layers(step, x, params["layers"], 0, vision.layers, remat=config.remat)
     patches = x[:, int(vision.class_token) :, None]  # [images, patches, 1, width]
-    return tuple(_pool(params, vision, tokens, config.compute_dtype) for tokens in (x, patches))
+    pool = functools.partial(_pool, params, vision, compute_dtype=config.compute_dtype)
+    return pool(x), pool(patches)
 
 
 def _embed(params: Any, config: VisionConfig, images: Array, compute_dtype: str) -> Array:

@@ -70,9 +70,18 @@ def timm_config(model: str, image_size: int, activation: str) -> VisionConfig:
     """Returns the image tower of a key of `TIMM_MODELS`, at an image size in pixels."""
     width, layers, heads, mlp_width, patch_size = TIMM_MODELS[model]
     return VisionConfig(
-        **{"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width, "patch_size": patch_size},
-        **{"image_size": image_size, "activation": activation, "class_token": model != _NO_CLASS_TOKEN},
-        **{"pooling": "attention", "pool_heads": POOL_HEADS, "pool_mlp_width": 4 * width, "rotary": True},
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=mlp_width,
+        image_size=image_size,
+        patch_size=patch_size,
+        activation=activation,
+        class_token=model != _NO_CLASS_TOKEN,
+        pooling="attention",
+        pool_heads=POOL_HEADS,
+        pool_mlp_width=4 * width,
+        rotary=True,
         projection="dense",
     )
 
