@@ -203,7 +203,7 @@ def facts_of_tag(model: str, tag: str) -> tuple[str, Facts]:
 def facts_of_model(model: str) -> Facts:
     """Returns the facts of a file that was trained with OpenCLIP as this model, with OpenCLIP's own pixels."""
     name = require_model(model)
-    perception = TAGS[name].get("meta")  # has pixels of its own
+    perception = TAGS.get(name, {}).get("meta")  # has pixels of its own
     pixels = transform_of if perception is None else perception.transform
     return Facts(model, "gelu" if model == name else "quick_gelu", pixels, MODELS[name])
 
