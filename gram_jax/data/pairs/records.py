@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, Pair, Reading, Skipped, choose_columns, make_pair
+from gram_jax.data.pairs.base import CAPTION_KEYS, REFUSED, UNUSED, Pair, Reading, Skipped, choose_columns, make_pair
 from gram_jax.data.readers.tfds import open_source
 from gram_jax.errors import InputError
 
@@ -25,6 +25,7 @@ def plan(source: str, rest: str, reading: Reading) -> Iterator[dict[str, Any]]:
         shared, total = _tfds(rest, reading)
     for first in range(0, total, reading.unit_pairs):
         yield {"kind": source, **shared, "first": first, "count": min(reading.unit_pairs, total - first)}
+        shared = {name: value for name, value in shared.items() if name != "unused"}  # counted once
 
 
 def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
@@ -66,6 +67,7 @@ def _tfds(rest: str, reading: Reading) -> tuple[dict[str, Any], int]:
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
     columns = choose_columns(f"the TFDS dataset in {folder}", list(features), reading, images)
     shared = {"folder": folder, "split": split, "columns": columns, "max_bytes": reading.max_bytes}
+    shared["unused"] = [name for name in features if name not in columns]
     return shared, builder.info.splits[split].num_examples
 
 
@@ -89,6 +91,7 @@ _opened = functools.lru_cache(maxsize=1)(open_source)  # a process reads units o
 
 def _records(unit: dict[str, Any], numbers: range) -> Iterator[Pair | Skipped]:
     image, caption = unit["columns"]
+    yield from (Skipped(name, UNUSED, "features that are not read") for name in unit.get("unused", ()))
     source = _opened(unit["folder"], unit["split"], image)
     for number in numbers:
         record = source[number]

@@ -79,11 +79,12 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
 
 
 def _left_out(prepared: _Prepared, wanted: Sequence[str], unlabeled: Sequence[str]) -> Account:
-    """Returns the account of the splits that are not read."""
+    """Returns the account of the splits and features that are not read."""
     account = Account()
     for each in (each for each in prepared.sizes if each not in wanted):
         reason = "records of splits without labels" if each in unlabeled else "records of splits that are not read"
         account.add(Account(left_out={reason: LeftOut(prepared.sizes[each], [f"split {each}"])}))
+    account.leave_out("features that are not read", prepared.others)
     return account
 
 
@@ -152,13 +153,17 @@ def read_record(folder: str, image: str, reference: tuple[str, int]) -> np.ndarr
 
 
 class _Prepared(NamedTuple):
-    """The facts of a prepared dataset: its full name, its image and label features, class names, images by split."""
+    """The facts of a prepared dataset: its full name, image and label features, class names, images by split.
+
+    `others` are the features that are not read.
+    """
 
     source: str
     image: str
     label: str
     names: list[str]
     sizes: dict[str, int]
+    others: list[str]
 
 
 def _open(folder: epath.Path, what: str) -> _Prepared:
@@ -180,7 +185,8 @@ def _open(folder: epath.Path, what: str) -> _Prepared:
             f"{what} has the features {', '.join(sorted(features))}; image classification needs an image and a label"
         )
     sizes = {each: split.num_examples for each, split in info.splits.items() if split.num_examples}
-    return _Prepared(info.full_name, image, label, list(features[label].names), sizes)
+    others = sorted(features.keys() - {image, label})
+    return _Prepared(info.full_name, image, label, list(features[label].names), sizes, others)
 
 
 class Records:
