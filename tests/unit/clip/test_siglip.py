@@ -24,6 +24,7 @@ from gram_jax.clip import (
     save_clip,
     weights_hash,
 )
+from gram_jax.clip.formats import openclip
 from gram_jax.testing import tiny_clip, tiny_siglip
 
 torch = pytest.importorskip("torch", reason="the reference is transformers' SiglipModel, which is written in it")
@@ -288,6 +289,19 @@ def test_a_tokenizer_of_another_family_is_refused(metaclip, tmp_path):
     clip = tiny_siglip()
     with pytest.raises(ValueError, match=r"bos_token_id 0.*start_token False"):
         save_clip(clip.replace(tokenizer=Tokenizer.from_folder(metaclip[1], 16, "metaclip_2")), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("trunk", "vocab_size", "name"),
+    [
+        ("vit_base_patch16_siglip_224", 32000, "google/siglip-base-patch16-224"),
+        ("vit_giantopt_patch16_siglip_384", 256000, "google/siglip2-giant-opt-patch16-384"),
+    ],
+)
+def test_the_layout_of_timm_is_refused_with_the_name_of_the_other(trunk, vocab_size, name):
+    towers = {"text_cfg": {"vocab_size": vocab_size}, "vision_cfg": {"timm_model_name": trunk}}
+    with pytest.raises(ValueError, match=f"{name}$"):
+        openclip.read_config({"model_cfg": towers})
 
 
 @pytest.mark.slow
