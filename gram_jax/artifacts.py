@@ -183,7 +183,7 @@ def load_meta(path: PathLike, clip: Clip) -> LoadedMeta:
       ArrayFileError: the file is damaged, is no meta checkpoint, or needs another clip or an unregistered method.
     """
     tree, header = read_arrays(path)
-    _, tuner, regulator, notes, _ = _describe(path, header, META)
+    _, tuner, regulator, notes, *_ = _describe(path, header, META)
     assert regulator is not None  # a meta checkpoint has one
     _check_clip(path, header, clip)
     tree = jax.tree.map(jnp.asarray, tree)
