@@ -194,7 +194,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             for protocol, shots, (setup, method) in itertools.product(targets, config.shots, pairs):
                 unit, start = (method.name, name, protocol.name, shots), time.monotonic()
                 told = method_settings(setup.settings, method, method.candidates[0], {})
-                depends = {**told, "weights": identity["weights"], "dataset": dataset.content_hash}
+                depends = {**told, "weights": identity["weights"], "dataset": identity["splits"][name]}
                 depends |= {"report_steps": config.report_steps}
                 found = {seed: units.find((*unit, seed), depends) for seed in config.seeds}
                 for seed in (seed for seed in config.seeds if found[seed] is None):

@@ -15,6 +15,7 @@ from etils import epath
 
 import gram_jax as gram
 from gram_jax import artifacts, runtime
+from gram_jax.data import Dataset
 from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
 from gram_jax.evaluation.encoder import PHOTO
 from gram_jax.evaluation.features import prompted_features
@@ -70,6 +71,7 @@ class Comparison:
     weights: str
     files: Mapping[str, str]
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the content of datasets, by name
     few: bool = True  # whether each unit is a line on the terminal
 
     def run(self) -> tuple[list[Row], dict[str, Any]]:
@@ -135,7 +137,13 @@ class Comparison:
 
     def _selection(self, method: Method, name: str) -> dict[str, Any]:
         told = self._told(method, Candidate())
-        return selection_depends(self.settings, told, method, self.opened[name])
+        return selection_depends(self.settings, told, method, self.opened[name], self._content)
+
+    def _content(self, dataset: Dataset) -> str:
+        """Returns the hash of a dataset's content, which takes seconds for a large one."""
+        if dataset.name not in self.hashes:
+            self.hashes[dataset.name] = dataset.content_hash
+        return self.hashes[dataset.name]
 
     def _scores(self, method: Method, name: str) -> Any:
         return self.units.find(("select", method.name, name), self._selection(method, name))
@@ -156,7 +164,8 @@ class Comparison:
 
     def _depends(self, work: Work) -> dict[str, Any]:
         told, candidate = self.told[work.method.name], self.chosen[work.method.name]
-        return unit_depends(self.settings, told, candidate, self.opened[work.dataset], work.protocol, work.shots)
+        where = self.opened[work.dataset], work.protocol, work.shots
+        return unit_depends(self.settings, told, candidate, *where, self._content)
 
     def _shown(self, work: Work) -> tuple[int | str | None, ...]:
         """Returns the seeds of the units of a work, and `COST` if that is measured."""

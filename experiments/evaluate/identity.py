@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gram_jax import artifacts
+from gram_jax.data import Dataset
 from gram_jax.evaluation import Candidate, Method
 from gram_jax.evaluation.methods import BaselineMethod, PromptMethod, ZeroShot
 from gram_jax.evaluation.protocols import Protocol, selecting
@@ -68,14 +69,23 @@ def method_settings(settings: Settings, method: Method, candidate: Candidate, fi
 
 
 def unit_depends(
-    settings: Settings, told: Mapping[str, Any], candidate: Candidate, opened: Opened, protocol: Protocol, shots: Any
+    settings: Settings,
+    told: Mapping[str, Any],
+    candidate: Candidate,
+    opened: Opened,
+    protocol: Protocol,
+    shots: Any,
+    content: Callable[[Dataset], str],
 ) -> dict[str, Any]:
-    """Returns all that the result of a unit depends on; `told` is that of its method, with the weights of the clip."""
+    """Returns all that the result of a unit depends on.
+
+    `told` is that of its method, with the weights of the clip; `content` returns the hash of a dataset.
+    """
     dataset, targets = opened
     depends = {
         **told,
-        "dataset": dataset.content_hash,
-        "tested": {name: each.content_hash for name, each in targets[protocol].items()},
+        "dataset": content(dataset),
+        "tested": {name: content(each) for name, each in targets[protocol].items()},
         "metrics": list(settings.metrics),
     }
     if "tuner" in told:
@@ -85,9 +95,11 @@ def unit_depends(
     return depends
 
 
-def selection_depends(settings: Settings, told: Mapping[str, Any], method: Method, opened: Opened) -> dict[str, Any]:
+def selection_depends(
+    settings: Settings, told: Mapping[str, Any], method: Method, opened: Opened, content: Callable[[Dataset], str]
+) -> dict[str, Any]:
     """Returns all that the validation scores of a method's candidates on a dataset depend on."""
     candidates = [{**each.described, "length": str(each.length(opened.dataset.name, 1))} for each in method.candidates]
     tasks = [[protocol.name, *settings.counts(protocol, select=True)] for protocol in selecting(settings.protocols)]
     asked = {"select_seeds": settings.select_seeds, "tasks": tasks, "candidates": candidates}
-    return {**told, **asked, "dataset": opened.dataset.content_hash}
+    return {**told, **asked, "dataset": content(opened.dataset)}

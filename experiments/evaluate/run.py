@@ -84,7 +84,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         if method.candidates[0].described:
             count, first = len(method.candidates), method.candidates[0].described
             print(f"{reporting.label(method.name)}: {count} candidate settings, from {first}")
-    comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files)
+    comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files, hashes=hashes)
     rows, selected = comparison.run()
     environment["draws"] = draw_hashes(opened, settings.seeds, settings.counts)
     environment["measured_by"] = units.measured_by()

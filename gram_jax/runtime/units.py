@@ -42,6 +42,7 @@ class Units:
         self._path, self._by = path, _plain(by or {})
         self._lines: dict[_Key, dict[str, Any]] = {}
         self._used: dict[_Key, None] = {}
+        self._known: dict[tuple, dict[str, Any]] = {}  # what the first line of each unit depends on
         self._told: set[tuple[str, ...]] = set()
         self._size = 0  # bytes of complete lines
         if path.exists():
@@ -88,7 +89,9 @@ class Units:
     def take(self, lines: Iterable[dict[str, Any]]) -> None:
         """Keeps lines in memory only, such as those that other processes have written."""
         for line in lines:
-            self._lines.setdefault(_key(tuple(line["unit"]), line["depends"]), line)
+            key = _key(tuple(line["unit"]), line["depends"])
+            self._lines.setdefault(key, line)
+            self._known.setdefault(key[0], line["depends"])
 
     def measured_by(self) -> list[dict[str, Any]]:
         """Returns the code and versions that measured the results that were found, each with its number of units."""
@@ -99,16 +102,13 @@ class Units:
         return [json.loads(text) | {"units": count} for text, count in counts.items()]
 
     def _tell_differences(self, unit: tuple, depends: dict[str, Any]) -> None:
-        for (known, _), line in self._lines.items():
-            if known == unit:
-                changed = tuple(differences(line["depends"], depends))
-                if changed not in self._told:
-                    self._told.add(changed)
-                    logger.warning(
-                        "%s has %s of another run, which is kept and not used: %s",
-                        self._path, unit, "; ".join(text[:200] for text in changed),
-                    )  # fmt: skip
-                return
+        if unit not in self._known:
+            return
+        changed = tuple(differences(self._known[unit], depends))
+        if changed not in self._told:
+            self._told.add(changed)
+            shown = "; ".join(text[:200] for text in changed)
+            logger.warning("%s has %s of another run, which is kept and not used: %s", self._path, unit, shown)
 
     def _read(self) -> None:
         content = self._path.read_bytes()
