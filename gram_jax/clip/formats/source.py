@@ -67,18 +67,25 @@ class Request(NamedTuple):
     def configured(self, config: ClipConfig, stated: Path, facts: Facts | None) -> ClipConfig:
         """Returns the configuration for this run.
 
-        Raises InputError if the argument or the tag contradicts the activation and sizes that the file `stated` has.
+        If a tag contradicts the activation that the file `stated` has, the argument decides.
+
+        Raises InputError if there is no argument then, if the argument contradicts both, or if the sizes do not fit.
         """
-        towers = (config.text, config.vision)
-        activations = {tower.activation for tower in towers if not isinstance(tower, ResNetConfig)}
-        claims = {} if facts is None else {f"the tag {facts.name}": facts.activation}
-        claims |= {} if self.activation is None else {"the argument activation": self.activation}
-        for claim, value in claims.items():
-            if activations != {value}:
-                found = " and ".join(sorted(activations))
-                raise InputError(
-                    f"{stated} states the activation {found}, but {claim} says {value}; correct one of them"
+        towers = {"text": config.text, "vision": config.vision}
+        own = {name: tower for name, tower in towers.items() if not isinstance(tower, ResNetConfig)}
+        found = {tower.activation for tower in own.values()}
+        tag = None if facts is None else facts.activation
+        if any(found != {claim} for claim in (tag, self.activation) if claim is not None):
+            if facts is None or self.activation not in (*found, tag):
+                says = f"{stated} states the activation {' and '.join(sorted(found))}"
+                says += "" if facts is None else f", the tag {facts.name} says {tag}"
+                says += "" if self.activation is None else f", the argument activation is {self.activation}"
+                remedy = (
+                    "leave it out" if facts is None else "load it without the tag, or pass activation= to load_clip"
                 )
+                raise InputError(f"{says}; {remedy}")
+            decided = {name: dataclasses.replace(tower, activation=self.activation) for name, tower in own.items()}
+            config = dataclasses.replace(config, **decided)  # type: ignore[arg-type]
         if facts is not None and facts.sizes is not None:
             _check_sizes(config, facts.sizes, f"{stated} does not fit {facts.name}")
         return dataclasses.replace(config, compute_dtype=self.compute_dtype)

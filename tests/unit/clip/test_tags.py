@@ -95,5 +95,8 @@ def test_tags_lead_to_the_hub(model, tmp_path, monkeypatch, name, repository, ac
     assert clip.config.text.activation == activation
     assert clip.transform == transform
     write_folder(tmp_path, PLAIN | {"quick_gelu": activation != "quick_gelu"}, model)
-    with pytest.raises(ValueError, match=rf"the tag .* says {activation}"):
+    with pytest.raises(ValueError, match=rf"the tag .* says {activation}.* pass activation="):
         load_clip(name)
+    for decision in ("gelu", "quick_gelu"):
+        decided = load_clip(name, activation=decision).config
+        assert (decided.text.activation, decided.vision.activation) == (decision, decision)
