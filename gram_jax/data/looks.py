@@ -20,11 +20,11 @@ class Looked:
 
     Example:
       >>> toy = Dataset("toy", ("a", "b"), np.array([0, 1]), np.array(["train", "test"]), ("cat", "dog"), "{}", str)
-      >>> looked = Looked(toy)
+      >>> looked, gradient = Looked(toy), np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
       >>> for position in (0, 1):
-      ...     looked.add(position, np.arange(300, dtype=np.uint16).clip(0, 255).astype(np.uint8).reshape(10, 10, 3))
-      >>> looked.notes()
-      ["1 images are in several splits, test accuracy is too high: 'a (train) = b (test)'"]
+      ...     looked.add(position, gradient)
+      >>> looked.notes()[0]
+      "1 images are in several splits, test accuracy is too high: 'a (train) = b (test)'"
     """
 
     def __init__(self, dataset: Dataset):

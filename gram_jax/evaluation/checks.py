@@ -27,7 +27,7 @@ def problems(dataset: Dataset, split: str = "test", shots: Sequence[int] = ()) -
     Example:
       >>> from gram_jax.data import load_dataset, restrict
       >>> problems(restrict(load_dataset("glyphs:chess"), [0]))
-      ["dataset 'glyphs:chess' has one class, 'black king'; it needs two"]
+      ["dataset 'glyphs:chess' has one class, 'white king'; it needs two"]
     """
     found = []
     if len(dataset.class_names) < 2:
