@@ -292,6 +292,9 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
     Classes that clustering mixed from several things have a small cohesion, so that `EpisodeConfig.cohesive` leaves
     most of the wrong labels out.
 
+    Args:
+      hierarchy: the classes and the image features of their members.
+
     Returns:
       float64 `[classes]`, from -1 to 1.
     """
