@@ -22,7 +22,7 @@ from gram_jax.io import PathLike
 from gram_jax.meta import Meta, Structure
 from gram_jax.registry import Registry
 from gram_jax.regulators import Regulator
-from gram_jax.summary import short_repr
+from gram_jax.summary import short
 from gram_jax.tuners import Prompt, Tuner
 
 PROMPT, META = "prompt", "meta"
@@ -34,7 +34,8 @@ class LoadedPrompt(NamedTuple):
     prompt: Prompt
     tuner: Tuner
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 class LoadedMeta(NamedTuple):
@@ -45,7 +46,8 @@ class LoadedMeta(NamedTuple):
     regulator: Regulator
     notes: dict[str, Any]
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 class Description(NamedTuple):
@@ -62,7 +64,8 @@ class Description(NamedTuple):
     classes: tuple[str, ...] | None = None
     classifier: dict[str, Any] | None = None
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def save_prompt(

@@ -231,7 +231,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if model.clip is None:
             raise InputError(f"{path} was fitted with a clip that had no name; load it with clip=")
         loaded_clip = _clip(model.clip)
-        prompt, tuner = artifacts.load_prompt(path, loaded_clip)
+        prompt, tuner, *_ = artifacts.load_prompt(path, loaded_clip)
         return model._ready(loaded_clip, tuner, prompt)
 
     def _ready(self, clip: Clip, tuner: Tuner, prompt: Any) -> PromptClassifier:

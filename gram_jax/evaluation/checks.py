@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ def problems(dataset: Dataset, split: str = "test", shots: Sequence[int] = ()) -
         found += _message(lambda: require_distinct(dataset.class_names, dataset.name))
     found += _message(lambda: dataset.select(split))
     for each in shots:
-        found += _message(lambda each=each: draws.few_shot(dataset, each, seed=1))
+        found += _message(functools.partial(draws.few_shot, dataset, each, seed=1))
     return found
 
 

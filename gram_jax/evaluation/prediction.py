@@ -13,7 +13,7 @@ import numpy as np
 from gram_jax.batching import padded_batches
 from gram_jax.clip import Classes, Clip
 from gram_jax.evaluation.features import require_images
-from gram_jax.summary import short_repr
+from gram_jax.summary import short
 from gram_jax.tuning import Tuning
 
 _IMAGES = 256  # sets of images are filled up to this many, or twice, four times, ... as many
@@ -25,7 +25,8 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     confidence: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def run_count(prompts: Any) -> int:

@@ -48,7 +48,7 @@ def merge(results: Sequence[Results], names: Sequence[str], labels: Sequence[str
         texts = [line.text for line in lines]
         for line in lines:
             clear = labels is None and line.text is not None and texts.count(line.text) == 1
-            tag = line.text if clear else (labels or own_labels)[line.file]
+            tag = line.text if clear and line.text is not None else (labels or own_labels)[line.file]
             name = tagged(method, tag) if len(lines) > 1 else method
             merged += [dataclasses.replace(row, method=name) for row in line.rows.values()]
     return merged

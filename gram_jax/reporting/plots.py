@@ -297,7 +297,7 @@ def drawing(height: float, lines: int, columns: int, **shared: Any) -> Iterator[
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, and beside it as PDF and SVG, each atomically."""
-    path = epath.Path(path)
+    target = epath.Path(path)
     for axis in figure.axes:  # no room for accuracies that do not exist
         if "%" in axis.get_xlabel():
             axis.set_xlim(max(-_EDGE, axis.get_xlim()[0]), min(100 + _EDGE, axis.get_xlim()[1]))
@@ -307,4 +307,4 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         stream = io.BytesIO()
         date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})  # the same figure, the same bytes
         figure.savefig(stream, format=kind, dpi=DPI, metadata=date)
-        write_file(path.with_suffix(f".{kind}"), stream.getvalue())
+        write_file(target.with_suffix(f".{kind}"), stream.getvalue())

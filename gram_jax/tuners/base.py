@@ -14,7 +14,7 @@ from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classe
 from gram_jax.clip.validation import check_text_prompt, require_visual_prompts
 from gram_jax.errors import InputError, require_int
 from gram_jax.registry import Call, reduced
-from gram_jax.summary import short_repr
+from gram_jax.summary import short
 
 Array = jax.Array
 Prompt = dict[str, Any]
@@ -36,7 +36,8 @@ class Outputs(NamedTuple):
     image_features: Array
     text_features: Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 class Tuner(NamedTuple):

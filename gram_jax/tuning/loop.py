@@ -12,7 +12,7 @@ import numpy as np
 
 from gram_jax.clip import Clip
 from gram_jax.errors import InputError, require_int
-from gram_jax.summary import short_repr
+from gram_jax.summary import short
 from gram_jax.tuning.step import Tuning
 
 Array = jax.Array
@@ -61,7 +61,8 @@ class Tuned(NamedTuple):
     metrics: dict[str, np.ndarray]
     cost: Cost | None = None
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def tune(

@@ -20,8 +20,8 @@ def scheduled_rate(
     schedule: str,
     rate: Array,
     step: Array,
-    total_steps: Array,
-    epoch_steps: Array,
+    total_steps: Array | int,
+    epoch_steps: Array | int,
     warmup_epochs: Array | float = 1.0,
     warmup_rate: float = WARMUP_RATE,
 ) -> Array:

@@ -84,7 +84,7 @@ class Request(NamedTuple):
                     "leave it out" if facts is None else "load it without the tag, or pass activation= to load_clip"
                 )
                 raise InputError(f"{says}; {remedy}")
-            decided = {name: dataclasses.replace(tower, activation=self.activation) for name, tower in own.items()}
+            decided = {name: dataclasses.replace(tower, activation=self.activation) for name, tower in own.items()}  # type: ignore[arg-type]  # not None here
             config = dataclasses.replace(config, **decided)  # type: ignore[arg-type]
         if facts is not None and facts.sizes is not None:
             _check_sizes(config, facts.sizes, f"{stated} does not fit {facts.name}")
