@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import jax
 
@@ -76,7 +76,7 @@ class Progress(contextlib.AbstractContextManager):
         self._first: float | None = None  # the time of the first update
         self._measured_from = (0.0, 0, 0.0)  # time, count and work after it
         self._line = ""  # the last line of a log
-        self._stream: Any = stream or getattr(sys.stderr, "plain", sys.stderr)
+        self._stream = cast(TextIO, stream or getattr(sys.stderr, "plain", sys.stderr))
         self._closed = threading.Event()
         if jax.process_index() != 0:
             self._closed.set()
