@@ -306,7 +306,10 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
 
 def _most_alike(hierarchy: Hierarchy, share: float) -> np.ndarray:
     """Returns whether each class belongs to the given share of its theme with the largest cohesion."""
-    values, alike = cohesion(hierarchy), np.ones(len(hierarchy.texts), bool)
+    alike = np.ones(len(hierarchy.texts), bool)
+    if share == 1:
+        return alike
+    values = cohesion(hierarchy)
     for theme in np.unique(hierarchy.themes):
         own = hierarchy.themes == theme
         alike[own] = values[own] >= np.quantile(values[own], 1 - share)

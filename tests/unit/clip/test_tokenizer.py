@@ -257,7 +257,7 @@ def test_class_templates(tokenizer):
         (
             ["red_cat", "cat", "Red  CAT"],
             {},
-            r"classes 0, 'red_cat', and 2, 'Red  CAT'.*\('red cat'\).*allow_duplicates=True",
+            r"classes 0, 'red_cat', and 2, 'Red  CAT'.*\('red cat'\)",
         ),
         (["cat", "dog " * 40], {}, r"class 1, 'dog .* has \d+ tokens.* 40"),
         (["cat"], {"template": "a photo"}, "template='a photo'"),

@@ -295,7 +295,7 @@ def test_significant_differences_are_bold_in_markdown_and_latex(tmp_path):
     rows = of("coop", (0, 0, 0)) + of("coop+gram", (0.1, 0.11, 0.12)) + of("coop+gram:init_only", (-0.1, 0.1, 0.02))
     text = reporting.write_report([results(rows)], tmp_path)
     assert "| **+11.0 [+8.5, +13.5]** |" in text
-    assert " +0.7 [-24.2, +25.5] |" in text
+    assert " +0.7 [-24.3, +25.7] |" in text  # 4.303 standard errors, Student's t with two degrees
     latex = (tmp_path / "table.tex").read_text()
     assert r"& \textbf{+11.0 [+8.5, +13.5]} \\" in latex
     assert r"& +0.7 [$-$24.2, +25.5] \\" in latex
@@ -409,4 +409,4 @@ def test_plots_show_the_numbers(rows, tmp_path, monkeypatch):
 def test_plots_without_rows_are_skipped_and_old_ones_removed(tmp_path):
     (tmp_path / "regulation.png").write_bytes(b"of an earlier report")
     reporting.write_report([results(tuned("coop", "few_shot", steps=(5,)))], tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.md", "table.tex"]
