@@ -298,7 +298,7 @@ def test_significant_differences_are_bold_in_markdown_and_latex(tmp_path):
     assert " +0.7 [-24.3, +25.7] |" in text  # 4.303 standard errors, Student's t with two degrees
     latex = (tmp_path / "table.tex").read_text()
     assert r"& \textbf{+11.0 [+8.5, +13.5]} \\" in latex
-    assert r"& +0.7 [$-$24.2, +25.5] \\" in latex
+    assert r"& +0.7 [$-$24.3, +25.7] \\" in latex
     assert r"CoOp + GRAM, initialization only" in latex
     assert "**" not in latex
     assert "+gram" not in text + latex
