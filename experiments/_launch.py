@@ -37,7 +37,13 @@ _HOME = re.compile(r"(?:^|(?<=[:=,]))~[\w.-]*(?=/)")
 
 
 def setting(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, repeated: bool = False, most: int = MOST
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    repeated: bool = False,
+    most: int = MOST,
+    positional: bool = False,
 ) -> Any:
     """Returns a field of a config dataclass that becomes a flag.
 
@@ -49,6 +55,7 @@ def setting(
       repeated: a tuple of strings is given by repeating the flag (for values that contain commas) instead of one
         comma-separated list.
       most: the largest allowed integer; of settings that are called "seed" or "...seeds", `MOST_SEED`.
+      positional: the value may also be given without the flag's name; such settings are taken in their order.
 
     Example:
       >>> @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,8 @@ def setting(
       (0, 1, 2)
     """
     return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "repeated": repeated, "most": most}
+        default=default,
+        metadata={"help": help, "choices": choices, "repeated": repeated, "most": most, "positional": positional},
     )
 
 
@@ -190,9 +198,11 @@ def _parse(argv: Sequence[str], config_class: type) -> Any:
     """Parses flags into a config; a wrong flag ends the program with status 2."""
     try:
         rest = flags.FLAGS(list(argv))[1:]
-        if rest:
-            raise flags.Error(f"unexpected argument {rest[0]!r}: give settings as --name=value")
+        places = [field.name for field in dataclasses.fields(config_class) if field.metadata.get("positional")]
+        if len(rest) > len(places):
+            raise flags.Error(f"unexpected argument {rest[len(places)]!r}: give settings as --name=value")
         values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(config_class)}
+        values |= dict(zip(places, rest, strict=False))
         values = {k: tuple(map(_home, v)) if isinstance(v, list) else _home(v) for k, v in values.items()}
         require_ranges(config_class, values)
         return config_class(**values)

@@ -1,7 +1,7 @@
 """Saves a CLIP of any public format as a Hugging Face folder, which transformers reads, too.
 
-    python -m experiments.convert_clip --source=ViT-B-16.pt --out=clips/vit-b-16
-    python -m experiments.convert_clip --source=ViT-B-16:laion2b_s34b_b88k --out=clips/laion --dtype=float16
+    python -m experiments.convert_clip ViT-B-16.pt clips/vit-b-16
+    python -m experiments.convert_clip ViT-B-16:laion2b_s34b_b88k clips/laion --dtype=float16
     python -m experiments.convert_clip --source=ViT-B-16-quickgelu:epoch_32.pt --out=clips/mine
 
 The source is everything that `--clip` of the other programs accepts; docs/how-to/checkpoints.md lists the formats. No
@@ -23,8 +23,8 @@ from ._launch import launch, setting
 class Config:
     """The clip and the folder."""
 
-    source: str = setting("", "folder, file, hub name, or OpenCLIP's MODEL:TAG or MODEL:FILE")
-    out: str = setting("", "the new folder")
+    source: str = setting("", "folder, file, hub name, or OpenCLIP's MODEL:TAG or MODEL:FILE", positional=True)
+    out: str = setting("", "the new folder", positional=True)
     dtype: str = setting("float32", "type of the weights in the folder", choices=("float32", "float16", "bfloat16"))
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ def hugging_face(tmp_path):
 
 def test_convert_and_use(hugging_face, tmp_path):
     out, workdir = tmp_path / "out", f"--workdir={tmp_path / 'run'}"
-    done = program("convert_clip", f"--source={hugging_face}", f"--out={out}", "--dtype=float16", workdir)
+    done = program("convert_clip", hugging_face, out, "--dtype=float16", workdir)
     assert done.returncode == 0, done.stderr
     assert f"{hugging_face} is saved in {out} as float16" in done.stdout
     assert weights_hash(gram.load_clip(out).params) in done.stdout
