@@ -28,12 +28,13 @@ def clip():
     return tiny_clip(text_layers=4, text_heads=3, vision_layers=4, vision_width=30, vision_heads=5)
 
 
-@pytest.fixture(scope="session")
+# Per module, for a module's own `clip`.
+@pytest.fixture(scope="module")
 def classes(clip):
     return clip.class_tokens(NAMES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def images(clip):
     size = clip.config.vision.image_size
     return jax.random.normal(jax.random.key(7), (2, size, size, 3))

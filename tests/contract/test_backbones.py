@@ -46,17 +46,6 @@ def clip(row):
     return make(**{"text_layers": 2} | ({} if "vision" in ROWS[row] else {"vision_layers": 2}) | ROWS[row])
 
 
-@pytest.fixture(scope="module")
-def classes(clip):
-    return clip.class_tokens(NAMES)
-
-
-@pytest.fixture(scope="module")
-def images(clip):
-    size = clip.config.vision.image_size
-    return jax.random.normal(jax.random.key(7), (2, size, size, 3))
-
-
 @pytest.mark.parametrize("kind", TUNERS)
 def test_a_tuner_runs_and_has_every_derivative_or_is_refused(kind, clip, classes, images, tmp_path):
     name, settings = TUNERS[kind]

@@ -14,7 +14,6 @@ import pytest
 from gram_jax import artifacts, tuners
 from gram_jax.objectives import cross_entropy
 from gram_jax.testing import tiny_clip
-from tests.conftest import NAMES
 
 # id: (name, settings). Each tuner with its defaults, if the clip allows, and with settings that change its prompt tree.
 ROWS = {
@@ -77,17 +76,6 @@ class Case:
 def clip():
     """Returns a clip as shallow as a deep prompt allows."""
     return tiny_clip(text_layers=2, text_heads=3, vision_layers=2, vision_width=30, vision_heads=5)
-
-
-@pytest.fixture(scope="module")
-def classes(clip):
-    return clip.class_tokens(NAMES)
-
-
-@pytest.fixture(scope="module")
-def images(clip):
-    size = clip.config.vision.image_size
-    return jax.random.normal(jax.random.key(7), (2, size, size, 3))
 
 
 @pytest.fixture(scope="module", params=ROWS)

@@ -24,17 +24,6 @@ def clip():
     return tiny_siglip(text_layers=2, vision_layers=2)
 
 
-@pytest.fixture(scope="module")
-def classes(clip):
-    return clip.class_tokens(NAMES)
-
-
-@pytest.fixture(scope="module")
-def images(clip):
-    size = clip.config.vision.image_size
-    return jax.random.normal(jax.random.key(7), (2, size, size, 3))
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_a_tuner_runs_and_every_part_of_its_prompt_learns(row, clip, classes, images):
     name, settings = ROWS[row]

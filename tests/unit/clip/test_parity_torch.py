@@ -8,6 +8,7 @@ import pytest
 from gram_jax.clip import ClipConfig, encode_classes, encode_image, encode_text, load_clip, save_clip
 from gram_jax.clip.formats.weights import read_weights
 from gram_jax.testing import tiny_clip, tiny_config
+from tests.unit.clip.random_weights import randomize
 
 torch = pytest.importorskip("torch", reason="the reference is transformers' CLIPModel, which is written in it")
 transformers = pytest.importorskip("transformers")
@@ -54,22 +55,9 @@ CONFIGS = {
 
 
 def random_model(config, seed):
-    """Returns a CLIPModel with random weights only: the usual zero biases and unit norms would hide mistakes."""
+    """Returns a CLIPModel with random weights."""
     hf = transformers.CLIPConfig(**config.to_hf(), attn_implementation="eager")
-    model = transformers.CLIPModel(hf).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if name == "logit_scale":
-                weight.copy_(2 + 0.1 * noise)
-            elif "norm" in name and name.endswith("weight"):
-                weight.copy_(1 + 0.2 * noise)
-            elif "embedding" in name and "patch" not in name:
-                weight.copy_(0.5 * noise)
-            else:  # kernels preserve the scale of activations; biases are of the same order
-                weight.copy_(noise * (weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.3))
-    return model
+    return randomize(transformers.CLIPModel(hf), seed)
 
 
 def torch_features(model, pixels, token_ids):

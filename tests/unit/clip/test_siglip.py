@@ -26,6 +26,7 @@ from gram_jax.clip import (
 )
 from gram_jax.clip.formats import openclip
 from gram_jax.testing import tiny_clip, tiny_siglip
+from tests.unit.clip.random_weights import randomize
 
 torch = pytest.importorskip("torch", reason="the reference is transformers' SiglipModel, which is written in it")
 transformers = pytest.importorskip("transformers")
@@ -39,23 +40,6 @@ CONFIGS = {
         "vision_heads": 5, "embed_dim": 20, "vision_image_size": 21, "vision_patch_size": 5,
     },
 }  # fmt: skip
-
-
-def randomize(model, seed=3):
-    """Gives a model random weights only: the usual zero biases and unit norms would hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if name == "logit_scale":
-                weight.copy_(2 + 0.1 * noise)
-            elif "norm" in name and name.endswith("weight"):
-                weight.copy_(1 + 0.2 * noise)
-            elif ("embedding" in name and "patch" not in name) or "probe" in name:
-                weight.copy_(0.5 * noise)
-            else:  # kernels preserve the scale of activations; biases are of the same order
-                weight.copy_(noise * (weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.3))
-    return model.eval()
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
