@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +38,7 @@ from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners, tunin
 from gram_jax.clip import Clip
 from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.errors import InputError
-from gram_jax.io import absolute
+from gram_jax.io import absolute, file_hash
 from gram_jax.meta import Meta, MetaState, MetaStep
 from gram_jax.meta.adapt import SCHEDULES
 from gram_jax.meta.step import MAPPERS
@@ -359,7 +358,7 @@ def train(
     training, state = prepare(config, clip, hierarchy, corpus)
     settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
     if config.meta:
-        settings["meta_hash"] = hashlib.sha256(absolute(config.meta).read_bytes()).hexdigest()
+        settings["meta_hash"] = file_hash(absolute(config.meta))
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)
     if not runtime.is_main():
         return learned, ()

@@ -110,7 +110,7 @@ def _lines(config: Config) -> Iterator[str]:
 def _check_source(config: Config, workdir: Path, units: int) -> None:
     """Raises InputError if the source has changed since it was planned; what is read outlives its source.
 
-    A source that was moved has not changed: its units are planned at the new place.
+    A source in another folder with equal content is accepted; its units are planned with the new paths.
     """
     try:
         with open(workdir / PLAN) as planned, atomic_path(workdir / PLAN) as part, part.open("w") as file:

@@ -66,8 +66,8 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
 def replacing(path: PathLike) -> Iterator[epath.Path]:
     """Yields a temporary path beside `path`, as `atomic_path` does; an older file of other content is kept.
 
-    The older file is renamed: `results.json` becomes `results-1.json`, the next one `results-2.json`; a warning
-    says so.
+    The older file is renamed: `results.json` becomes `results-1.json`, the next one `results-2.json`. A warning
+    names it.
     """
     target = epath.Path(path)
     with atomic_path(target) as part:

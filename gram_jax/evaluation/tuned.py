@@ -109,11 +109,13 @@ class TunedMethod(PromptMethod):
 
         begun, predictions = initial(here), []
         for part in parts:
-            moved, there = prompts, here.copy()
+            moved = prompts
             if part.domain is not None:
-                there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
-                new = initial(there if follow else [None] * len(here))
-                moved = jax.tree.map(lambda prompt, end, begin: prompt + (end - begin), prompts, new, begun)
+                there: Any = [None] * len(here)
+                if follow:
+                    there = here.copy()
+                    there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
+                moved = jax.tree.map(lambda prompt, end, begin: prompt + (end - begin), prompts, initial(there), begun)
             predictions += self.predict_with(encoder, moved, [part])
         return predictions
 

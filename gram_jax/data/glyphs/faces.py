@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import InputError
+from gram_jax.io import file_hash
 
 _OTHERS = 3  # a font in which more letters and digits than these show another character is a symbol font
 _SHARED = 8  # a glyph of more characters than this is a placeholder
@@ -107,7 +107,7 @@ def checked_font_path(face: Face) -> str:
     """Returns `font_path(face)` after comparing the file with the record, so that images are the same everywhere."""
     path = font_path(face)
     expected = record()["fonts"].get(face.file)
-    if expected is not None and (found := hashlib.sha256(Path(path).read_bytes()).hexdigest()) != expected:
+    if expected is not None and (found := file_hash(path)) != expected:
         raise FontError(
             f"the font {path!r} has sha256 {found[:12]}..., the record has {expected[:12]}...: its glyphs may differ "
             "from those of published results; install the matplotlib version of requirements.txt"

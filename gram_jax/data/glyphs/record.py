@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from pathlib import Path
 
 from gram_jax.data.glyphs import alphabet, faces
+from gram_jax.io import file_hash
 
 
 def make_record() -> dict:
@@ -21,7 +21,7 @@ def make_record() -> dict:
     drawn: dict[int, int] = {}
     for bit, face in enumerate(faces.FACES.values()):
         path = faces.font_path(face)
-        fonts[face.file] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        fonts[face.file] = file_hash(path)
         for code in faces.coverage(path):
             if not face.ascii_only or code < 0x80:
                 drawn[code] = drawn.get(code, 0) | 1 << bit

@@ -6,7 +6,6 @@ files; without such a file, a rule makes a split of the same form with a generat
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from gram_jax.data.dataset import SPLITS
 from gram_jax.data.readers.files import class_images, names_of_folders, read_class_names, read_json, read_lines
 from gram_jax.data.splits import DIVIDED, Item, divide, group, hold_out
 from gram_jax.errors import InputError, examples
+from gram_jax.io import file_hash
 
 CLASS_NAMES = "classnames.txt"
 _HELD_OUT = "test as given, a fifth of each class's training images held out as val"
@@ -234,7 +234,7 @@ def read_split_file(source: Source, file: str, base: str) -> Contents:
             pairs.append((label, name))
     if not pairs:
         raise InputError(f"{source.what}: {path} lists no images; download it again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_hash(path)
     names = names_of_labels(pairs, f"{source.what}: {path}")
     return Contents(items, names, f"{path.name}, SHA-256 {digest}", "as published, from the split file", [])
 
