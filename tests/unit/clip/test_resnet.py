@@ -106,10 +106,11 @@ def test_every_position_is_a_query_of_the_pool(clip, tmp_path):
 
 
 def test_openai_builds_the_same_sizes_from_the_same_file(clip, tmp_path):
+    reference = openai_clip()
     tensors = written(clip, tmp_path)
     built = RESNET.sizes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, "gelu")
     assert built.vision == clip.config.vision
-    model = openai_clip().build_model(tensors)  # it reads the sizes from the shapes, too
+    model = reference.build_model(tensors)  # it reads the sizes from the shapes, too
     assert model.visual.attnpool.num_heads == built.vision.heads
     assert model.visual.input_resolution == built.vision.image_size
     assert model.transformer.layers == built.text.layers

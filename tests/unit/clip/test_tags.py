@@ -30,9 +30,10 @@ def test_tags_are_those_of_open_clip():
 
 
 def test_models_and_head_widths_are_those_of_open_clip():
+    reference = open_clip()
     from open_clip import factory
 
-    configs = {name: factory.get_model_config(name) for name in open_clip().list_models()}
+    configs = {name: factory.get_model_config(name) for name in reference.list_models()}
     for name, sizes in tags.MODELS.items():
         vision, text = configs[name]["vision_cfg"], configs[name]["text_cfg"]
         if "timm_model_name" in vision:  # its sizes are timm's; those of the text and of the output are stated

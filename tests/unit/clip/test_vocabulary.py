@@ -21,11 +21,11 @@ def nowhere(monkeypatch, tmp_path):
 
 
 def test_openais_vocabulary(tmp_path):
-    tokenizer = vocabulary.openai_tokenizer(tmp_path, vocabulary.VOCAB_SIZE, 77)
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.vocab_size) == (49406, 49407, 49408)
     open_clip()
     from open_clip.tokenizer import SimpleTokenizer
 
+    tokenizer = vocabulary.openai_tokenizer(tmp_path, vocabulary.VOCAB_SIZE, 77)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.vocab_size) == (49406, 49407, 49408)
     texts = ["a photo of a cat.", "Über-naïve café №5, it's 3.14!", "日本 emoji 🎉 ok", "x" * 40, "don't_do_that  now"]
     for text in texts:
         assert tokenizer.pieces([text])[0] == SimpleTokenizer().encode(text), text
