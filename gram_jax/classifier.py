@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,34 +121,59 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise InputError(f"labels hold one class, {classes.tolist()[0]!r}; give images of at least two")
         names = _class_names(classes, class_names)
+        require_number("validation_fraction", self.validation_fraction, least=0, below=1)
+        seed = self._seed()
+        dataset = labeled_objects(images, codes, names, _splits(codes, self.validation_fraction, seed))
+        return self._tune(dataset, classes, seed)
+
+    def fit_dataset(
+        self, dataset: Dataset, encoder: Encoder | None = None, shown: Callable[[], Any] | None = None
+    ) -> PromptClassifier:
+        """Tunes a prompt on a dataset, and returns this classifier; its labels are the class names.
+
+        The images of split "val" choose the learning rate, those of "train" and "val" tune the prompt, those of "test"
+        are not read.
+
+        Args:
+          dataset: the dataset.
+          encoder: an encoder of `clip` that may know the images already; None makes one.
+          shown: is called after every optimizer step; None shows a bar.
+        """
+        learning = dataset.take(np.flatnonzero(dataset.splits != "test"))
+        return self._tune(learning, np.array(dataset.class_names), self._seed(), encoder, shown)
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _tune(
+        self, dataset: Dataset, classes: np.ndarray, seed: int, encoder: Encoder | None = None, shown: Any = None
+    ) -> PromptClassifier:
+        """Tunes a prompt on the images of a dataset, whose classes have the given labels."""
         tuner, rates = _tuner(self.tuner), _rates(self.learning_rate)
         further = dict(self.plan or {})
         for name in further:
             require_known("plan", name, [field.name for field in dataclasses.fields(TuningPlan)])
         plan = TuningPlan(**{"learning_rate": rates[0], "steps": self.steps} | further)
-        clip = _clip(self.clip)
-        require_number("validation_fraction", self.validation_fraction, least=0, below=1)
         require_int("batch_size", self.batch_size)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        dataset = labeled_objects(images, codes, names, _splits(codes, self.validation_fraction, seed))
-        encoder = self._encoded(clip, dataset)
+        encoder = self._encoded(_clip(self.clip) if encoder is None else encoder, dataset)
         zero_shot = zero_shot_accuracy(encoder, dataset)
-        self._say(f"{len(images)} images of {len(names)} classes; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
+        names = dataset.class_names
+        self._say(f"{len(dataset)} images of {len(names)} classes; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
         runs = len(rates) + 1 if np.any(dataset.splits == "val") and len(rates) > 1 else 1
         with self._bar(runs * plan.steps if plan.epochs is None else None, "tune", "step") as bar:
-            fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, lambda: bar.update())
+            fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, shown or (lambda: bar.update()))
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
         self.classes_, self.class_names_ = classes, names
         self.report_: dict[str, Any] = {
             "seed": seed,
-            "images": len(images),
+            "images": len(dataset),
             "validation_images": held_out if fitted.validation else 0,
             "zero_shot_accuracy": zero_shot,
             "learning_rate": fitted.learning_rate,
             "validation_accuracy": fitted.validation,
         }
-        return self._ready(clip, tuner, fitted.prompt)
+        return self._ready(encoder.clip, tuner, fitted.prompt)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """Returns the probabilities of the classes, `[images, classes]`, columns in the order of `classes_`.
@@ -239,8 +264,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.scorer_ = make_scorer(tuner, prompt, clip, self.class_names_)
         return self
 
-    def _encoded(self, clip: Clip, dataset: Dataset) -> Encoder:
+    def _encoded(self, clip: Clip | Encoder, dataset: Dataset) -> Encoder:
         """Returns an encoder that knows the features of all images; shows its progress."""
+        if isinstance(clip, Encoder):
+            clip.features(dataset)
+            return clip
         encoder = Encoder(clip, self.batch_size)
         encoder.add(dataset)
         with self._bar(len(dataset), "encode", "image") as bar:

@@ -251,7 +251,8 @@ def _regression(features: np.ndarray, labels: np.ndarray, strength: float, max_i
     kernel, bias = fitted.coef_.T, fitted.intercept_
     if kernel.shape[1] == 1:  # two classes share one column
         kernel, bias = np.concatenate([0 * kernel, kernel], axis=1), np.concatenate([0 * bias, bias])
-    return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    arrays = {"kernel": kernel, "bias": bias, "strength": strength}
+    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
 
 
 def _check_validation(names: Sequence[str], validation: Labeled | None, settings: str) -> tuple[np.ndarray, np.ndarray]:

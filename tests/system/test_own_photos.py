@@ -4,12 +4,14 @@ import csv
 import random
 import shutil
 
+import numpy as np
 import pytest
 from etils import epath
 from PIL import Image, ImageDraw
+from sklearn.linear_model import LogisticRegression
 
 import gram_jax as gram
-from experiments import check_data, predict
+from experiments import check_data, classify, predict
 from experiments.evaluate import run as evaluate
 from gram_jax.data import load_dataset
 from gram_jax.testing import tiny_clip
@@ -143,3 +145,63 @@ def test_folders_at_the_wrong_depth_are_named(tmp_path, folders, message):
         layouts.write_image(tmp_path / folder / "a.jpg", 0, 0)
     with pytest.raises(ValueError, match=message):
         load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.fixture(scope="module")
+def classified(place):
+    (place / "classify").mkdir()
+    config = classify.Config(
+        images=str(place / "photos"), clip=str(place / "clip"), learning_rate=(3.0, 30.0), steps=20, batch_size=8
+    )
+    return classify.run(config, epath.Path(place / "classify"))
+
+
+def test_one_command_makes_a_classifier_that_is_as_good_as_measured(place, classified, evaluated):
+    values = {row.method: row.value for row in classified.rows}
+    assert set(values) == {"zero_shot", "linear_probe", "coop"}
+    # Zero-shot is that of evaluate, and the classifier, loaded with its clip, is as good on the files themselves.
+    assert values["zero_shot"] == next(row.value for row in evaluated.rows if row.method == "zero_shot")
+    files = sorted(path for path in (place / "photos" / "test").rglob("*.*") if path.suffix in (".JPG", ".jpg", ".png"))
+    model = gram.PromptClassifier.load(place / "classify" / "classifier.safetensors")
+    truth = [path.parent.name.replace("_", " ") for path in files]
+    assert (model.predict(files) == np.array(truth)).mean() == pytest.approx(values["coop"])
+    rows = list(csv.DictReader((place / "classify" / "predictions.csv").read_text().splitlines()))
+    assert sorted(row["file"] for row in rows) == [str(path.relative_to(place / "photos")) for path in files]
+    for method, value in values.items():
+        assert np.mean([row[method] == row["class"] for row in rows]) == pytest.approx(value)
+    assert classified.config["fitted"]["images"] == 4 * (COUNTS["train"] + COUNTS["val"])
+    assert classified.config["datasets"]["folder:photos"]["account"]["left_out"]
+
+
+def test_a_linear_probe_is_chosen_on_val_and_fitted_to_all_labeled_images(place, classified):
+    clip = gram.load_clip(place / "clip")
+    dataset = load_dataset(f"folder:{place / 'photos'}")
+    features = classify.encoded(clip, dataset, 8).features(dataset)
+    labeled, test = dataset.splits != "test", dataset.splits == "test"
+    scores = [
+        LogisticRegression(C=10.0**exponent, max_iter=1000)
+        .fit(features[labeled], dataset.labels[labeled])
+        .score(features[test], dataset.labels[test])
+        for exponent in (-6, 0, 6)
+    ]
+    measured = next(row.value for row in classified.rows if row.method == "linear_probe")
+    assert min(scores) - 0.1 <= measured <= max(scores) + 0.1
+
+
+def test_photos_that_evaluate_refuses_are_not_tuned_on(place, tmp_path):
+    photos = tmp_path / "photos" / "only_class"
+    shutil.copytree(place / "photos" / "train" / "red_fish", photos)
+    with pytest.raises(ValueError, match=r"problems: 1\n.*one class, 'only class'"):
+        classify.run(classify.Config(images=str(photos.parent), clip=str(place / "clip")), epath.Path(tmp_path))
+    assert not (tmp_path / "classifier.safetensors").exists()
+
+
+def test_without_the_default_backbone_the_way_to_get_it_is_named(monkeypatch):
+    def absent(name):
+        raise FileNotFoundError(f"{name!r} is not a local folder")
+
+    monkeypatch.setattr(gram, "load_clip", absent)
+    with pytest.raises(ValueError, match=r"hf download openai/clip-vit-base-patch16.*--clip=FOLDER.*--clip=mini"):
+        classify.load_backbone(classify.BACKBONE)
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        classify.load_backbone("elsewhere")
