@@ -43,7 +43,8 @@ def open_datasets(settings: Settings) -> dict[str, Opened]:
     }
     tuned_on = {text: targets for text, targets in texts.items() if targets}
     named = itertools.chain(tuned_on, *(each for targets in tuned_on.values() for each in targets.values()))
-    loaded = load_datasets(named, seed=settings.dataset_seed, gray_range=settings.gray_range)
+    scaled = settings.image_reading == "upright"  # the plain reading of published recipes scales nothing
+    loaded = load_datasets(named, seed=settings.dataset_seed, gray_range=settings.gray_range, scale_gray=scaled)
     for dataset in loaded.values():
         require_usable(dataset)
     if settings.few_images == "take_all":

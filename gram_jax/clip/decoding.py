@@ -66,18 +66,25 @@ class ImageError(InputError):
     """An image that cannot be read or used; the message names the image, the problem and the remedy."""
 
 
-def read_rgb(path: str | os.PathLike[str], largest: float | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_rgb(
+    source: str | os.PathLike[str] | bytes,
+    largest: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> np.ndarray:
     """Returns an upright image as uint8 `[H, W, 3]`.
 
     Args:
-      path: the image file.
+      source: the image file, or its content.
       largest: the value that is white in grayscale with more than 8 bits; None for a guess from this image alone.
       max_pixels: images with more pixels are refused before decoding.
+      name: the name of the image in errors; None for the path.
     """
-    return np.asarray(open_rgb(path, os.fspath(path), max_pixels, largest))
+    name = name or ("the image" if isinstance(source, bytes) else os.fspath(source))
+    return np.asarray(open_rgb(source, name, max_pixels, largest))
 
 
-def deep_gray_values(path: str | os.PathLike[str]) -> tuple[str, float, float] | None:
+def deep_gray_values(source: str | os.PathLike[str] | bytes) -> tuple[str, float, float] | None:
     """Returns the mode, the smallest and the largest value of grayscale with more than 8 bits; None for other images.
 
     Damaged images count as others: reading them raises an error later.
@@ -85,10 +92,11 @@ def deep_gray_values(path: str | os.PathLike[str]) -> tuple[str, float, float] |
     from PIL import Image
 
     try:
-        if not os.path.isfile(path):
+        if not isinstance(source, bytes) and not os.path.isfile(source):
             return None
         Image.init()
-        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+        stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(stream, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
             if not (image.mode.startswith("I") or image.mode == "F") or image.width * image.height > MAX_PIXELS:
                 return None
             values = np.asarray(image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from gram_jax.errors import require_number
 
 RANGES = (1, 255, 1023, 4095, 16383, 65535)  # floats up to 1, then 8, 10, 12, 14 and 16 bits
 _SUFFIXES = (".png", ".apng", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf")
+# PNG, TIFF, PGM and JPEG 2000.
+_BEGINS = (b"\x89PNG", b"II*\0", b"MM\0*", b"P2", b"P5", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 _SAMPLED = 256  # images whose values are looked at
 
 
@@ -25,19 +27,19 @@ class GrayRange(NamedTuple):
     note: str
 
 
-def find_range(paths: Iterable[str], given: float | None = None) -> GrayRange | None:
+def find_range(sources: Iterable[Any], given: float | None = None) -> GrayRange | None:
     """Returns the range of grayscale with more than 8 bits, from up to 256 such images; None if there are none.
 
     The largest value of all images decides: the range is the smallest of 0..1 (floats), 8, 10, 12, 14 and 16 bits that
     holds it. So a dark image is as dark as it is among the others.
 
     Args:
-      paths: image files.
+      sources: image files, or their contents; anything else has no such images.
       given: the value that is white, instead.
     """
     if given is not None:
         require_number("gray_range", given, above=0)
-    suspects = [path for path in paths if is_deep(path)]
+    suspects = [source for source in sources if is_deep(source)]
     step = max(1, -(-len(suspects) // _SAMPLED))
     with ThreadPoolExecutor(8) as pool:
         found = [each for each in pool.map(deep_gray_values, suspects[::step]) if each is not None]
@@ -55,27 +57,36 @@ def find_range(paths: Iterable[str], given: float | None = None) -> GrayRange | 
     )
 
 
-def is_deep(path: str) -> bool:
-    """Returns whether a file may hold grayscale with more than 8 bits, by its suffix and, for PNG, its header.
+def is_deep(source: Any) -> bool:
+    """Returns whether a file, or its content, may hold grayscale with more than 8 bits.
+
+    A file is judged by its suffix and, for PNG, its header, as a content is; TIFF, PGM and JPEG 2000 may always.
 
     Example:
       >>> is_deep("photo.jpg"), is_deep(__file__)
       (False, False)
     """
-    if os.path.splitext(path)[1].lower() not in _SUFFIXES or not os.path.isfile(path):
+    if isinstance(source, bytes):
+        begin = source[:26]
+        if not begin.startswith(_BEGINS):
+            return False
+    elif not isinstance(source, str) or os.path.splitext(source)[1].lower() not in _SUFFIXES:
         return False
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(26)
-    except OSError:
-        return False
+    else:
+        try:
+            if not os.path.isfile(source):
+                return False
+            with open(source, "rb") as file:
+                begin = file.read(26)
+        except OSError:
+            return False
     return not begin.startswith(b"\x89PNG") or (len(begin) == 26 and begin[24] == 16 and begin[25] == 0)
 
 
 def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
-    """Returns a dataset of image files whose grayscale of more than 8 bits is scaled by one range, with a note.
+    """Returns a dataset of encoded images whose grayscale of more than 8 bits is scaled by one range, with a note.
 
-    Other datasets are returned unchanged.
+    Image files are all looked at; of records, up to 256. Other datasets are returned unchanged.
 
     Args:
       dataset: the dataset.
@@ -83,10 +94,9 @@ def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
     """
     if dataset.content is None:
         return dataset
-    paths = (
-        path for each in dataset.references if isinstance(each, str) and isinstance(path := dataset.read(each), str)
-    )
-    if (found := find_range(paths, given)) is None:
+    references: Sequence[Any] = [each for each in dataset.references if isinstance(each, str)]
+    references = references or dataset.references[:: max(1, -(-len(dataset) // _SAMPLED))]
+    if (found := find_range(map(dataset.read, references), given)) is None:
         return dataset
     about = {**dataset.about, "notes": [*dataset.about.get("notes", ()), found.note]}
     return dataclasses.replace(
@@ -98,8 +108,9 @@ def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
 
 
 def _read(read: Callable[[Any], Any], largest: float, reference: Any) -> Any:
-    path = read(reference)
-    return read_rgb(path, largest) if is_deep(path) else path
+    source = read(reference)
+    name = None if isinstance(source, str) else str(reference)
+    return read_rgb(source, largest, name=name) if is_deep(source) else source
 
 
 def _content(content: Callable[[Any], str], largest: float, reference: Any) -> str:

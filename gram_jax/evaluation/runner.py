@@ -14,6 +14,7 @@ from gram_jax.data import Dataset, load_dataset
 from gram_jax.errors import InputError, require_known, require_seed
 from gram_jax.evaluation import measures
 from gram_jax.evaluation.baselines import Baseline
+from gram_jax.evaluation.checks import require_usable
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.methods import (
     BaselineMethod,
@@ -86,6 +87,7 @@ def evaluate(  # long: what is tuned, on what, and what is measured
     if len(method.candidates) > 1:
         raise InputError(f"{method.name} has {len(method.candidates)} candidate settings; keep one of its candidates")
     for each in (dataset, *others):
+        require_usable(each, split)
         encoder.add(each)
     task = task_of(dataset, protocol, shots if protocol.takes_labels else None, seeds)
     parts = protocol.parts(dataset, split, protocol.targets(others))

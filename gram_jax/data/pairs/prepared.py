@@ -191,7 +191,8 @@ def read_captions(folder: PathLike, pairs: int) -> tuple[str, ...]:
 def image_reader(folder: PathLike) -> Callable[[int], np.ndarray]:
     """Returns a function that reads the images of a prepared corpus: `read(number) -> uint8 [height, width, 3]`.
 
-    Threads may share it. It raises `ImageError`, which names folder and number, if an image cannot be decoded.
+    Threads may share it. It raises `ImageError`, which names folder and number, if an image cannot be decoded. As pairs
+    come from many sources, grayscale with more than 8 bits is scaled image by image, not by one range.
     """
     from gram_jax.clip.images import ImageTransform
 

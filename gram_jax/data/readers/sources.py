@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.gray import with_gray_range
@@ -67,7 +67,7 @@ def register_reader(prefix: str, form: str, read: Callable[[str, int], Dataset])
     READERS[prefix] = Reader(form, read)
 
 
-def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None) -> Dataset:
+def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None, scale_gray: bool = True) -> Dataset:
     """Returns the dataset that a specification names.
 
     * "glyphs:NAME" or "glyphs:NAME/DOMAIN": the glyph benchmark; DOMAIN is a typeface, a rendering, face+rendering, or
@@ -89,6 +89,7 @@ def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None) -
       seed: the seed of drawn datasets, and of splits that are made because none is given.
       gray_range: the value that is white in grayscale images with more than 8 bits; None for the smallest usual range
         that holds all of them (``gray.find_range``).
+      scale_gray: whether there is such a range; otherwise the image transform alone decides what these images become.
 
     Example:
       >>> load_dataset("glyphs:chess/negative").class_names[0]
@@ -99,10 +100,13 @@ def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None) -
         raise InputError(f"the dataset {spec!r} has no known prefix{nearest(prefix, READERS)}; give {forms()}")
     if not rest:
         raise InputError(f"the dataset {spec!r} names nothing after its prefix; give {forms()}")
-    return with_gray_range(READERS[prefix].read(rest, seed), gray_range)
+    dataset = READERS[prefix].read(rest, seed)
+    return with_gray_range(dataset, gray_range) if scale_gray else dataset
 
 
-def load_datasets(specs: Iterable[str], *, seed: int = 0, gray_range: float | None = None) -> dict[str, Dataset]:
+def load_datasets(
+    specs: Iterable[str], *, seed: int = 0, gray_range: float | None = None, scale_gray: bool = True
+) -> dict[str, Dataset]:
     """Returns datasets by specification, under different names.
 
     Folders and tables of one name are called by as many of the folders above them as tell them apart. Two
@@ -110,13 +114,14 @@ def load_datasets(specs: Iterable[str], *, seed: int = 0, gray_range: float | No
 
     Args:
       specs: specifications, each of which is read once.
-      seed, gray_range: as for `load_dataset`.
+      seed, gray_range, scale_gray: as for `load_dataset`.
 
     Example:
       >>> list(load_datasets(["glyphs:chess", "glyphs:digits"]))
       ['glyphs:chess', 'glyphs:digits']
     """
-    loaded = {spec: load_dataset(spec, seed=seed, gray_range=gray_range) for spec in dict.fromkeys(specs)}
+    settings: dict[str, Any] = {"seed": seed, "gray_range": gray_range, "scale_gray": scale_gray}
+    loaded = {spec: load_dataset(spec, **settings) for spec in dict.fromkeys(specs)}
     same: dict[str, list[str]] = {}
     for spec, dataset in loaded.items():
         same.setdefault(dataset.name, []).append(spec)

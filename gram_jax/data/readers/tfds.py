@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from gram_jax.clip.images import ImageTransform
 from gram_jax.data.account import Account, LeftOut
 from gram_jax.data.content import Files, content_of
 from gram_jax.data.dataset import Dataset
@@ -26,7 +25,6 @@ _SPEC = re.compile(r"((?P<folder>([/~.]|\w+://)[^:]*):)?(?P<name>\w[\w./-]*)(:(?
 UNLABELED = -1  # the label that TFDS writes for withheld labels, as in ImageNet's test split
 _AGAIN = "copy it again, or prepare the dataset again"
 _BATCH = 256  # records that are read at once
-_DECODE = ImageTransform(size=None, crop=None)  # to RGB, upright, with named errors
 
 
 def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: int = 0) -> Dataset:
@@ -37,8 +35,8 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
     and splits with other names are left out, unless ``split`` asks for one: then it is test.
 
     The splits and label orders of TFDS differ from those of CoOp's tables. TFDS keeps no index of labels, so all
-    records are read once: about 3,000 images of 100 KB a second. Images are decoded, to uint8 ``[H, W, 3]``, when they
-    are read. References are (split, index).
+    records are read once: about 3,000 images of 100 KB a second. Reading returns an image as it is encoded. References
+    are (split, index).
 
     Args:
       data_dir: TFDS's folder of datasets, local or remote; "" for TFDS's default (``TFDS_DATA_DIR``, or
@@ -146,10 +144,10 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> epath.Path:
     return folder
 
 
-def read_record(folder: str, image: str, reference: tuple[str, int]) -> np.ndarray:
-    """Returns the image of a record, (split, index), as uint8 ``[H, W, 3]``."""
+def read_record(folder: str, image: str, reference: tuple[str, int]) -> bytes:
+    """Returns the encoded image of a record, (split, index)."""
     split, index = reference
-    return _DECODE.pixels(_source(folder, split, image)[index][image], f"record {index} of split {split} in {folder}")
+    return _source(folder, split, image)[index][image]
 
 
 class _Prepared(NamedTuple):

@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from experiments import check_data, predict
+from experiments.evaluate import datasets as evaluate_datasets
+from experiments.evaluate import run as evaluate_run
 from gram_jax.clip.decoding import ImageError, format_of
 from gram_jax.clip.images import ImageTransform
 from gram_jax.data import Dataset, load_dataset
@@ -96,6 +98,35 @@ def test_predict_scales_its_folder(tmp_path, monkeypatch, capsys):
     assert "are read as 0..4095" in capsys.readouterr().out
     predict.run(predict.Config(**{**vars(config), "gray_range": 65535.0}), epath.Path(tmp_path))
     assert shown[0].max() > shown[-1].max() + 1
+
+
+def deep_record(label, number):
+    """A 16-bit PNG whose brightness depends on its number; 12 of the bits are used."""
+    buffer = io.BytesIO()
+    Image.fromarray((PATTERN * 4000 / (1 + number)).astype(np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_records_share_one_range_as_files_do(tmp_path):
+    layouts.write_tfds(tmp_path, "toy", {"train": [0, 1] * 4, "test": [0, 1]}, encode=deep_record)
+    dataset = load_dataset(f"tfds:{tmp_path}:toy")
+    assert "are read as 0..4095" in dataset.about["notes"][-1]
+    brightest = [int(WHOLE.pixels(each).max()) for each in dataset.images(range(8))]
+    assert brightest == pytest.approx([4000 * 255 / 4095 / (1 + number) for number in range(8)], abs=1)
+    given = load_dataset(f"tfds:{tmp_path}:toy", gray_range=8000)
+    assert WHOLE.pixels(given.images([0])[0]).max() == pytest.approx(4000 * 255 / 8000, abs=1)
+    assert given.content_hash != dataset.content_hash
+
+
+def test_the_plain_reading_of_published_recipes_scales_nothing(tmp_path):
+    root = write_gray(tmp_path / "photos", 4080, np.uint16, "png")
+    settings = evaluate_run.Config(preset="coop_fs_vitb16", dataset=(f"folder:{root}",)).settings
+    opened = evaluate_datasets.open_datasets(settings)["folder:photos"].dataset
+    plain = ImageTransform(size=None, crop=None, reading="plain")
+    for image, reference in zip(opened.images([0, 7]), [opened.references[each] for each in (0, 7)], strict=True):
+        expected = np.asarray(Image.open(root / reference).convert("RGB"))  # as Dassl's read_image
+        np.testing.assert_array_equal(plain.pixels(image), expected)
+    assert not any("are read as" in note for note in opened.about["notes"])
 
 
 def looked(images, labels=None, splits=None):

@@ -9,9 +9,9 @@ import pytest
 
 import gram_jax as gram
 from gram_jax import evaluation, meta, regulators, tuners
-from gram_jax.data import load_dataset
+from gram_jax.data import load_dataset, restrict
 from gram_jax.errors import InputError
-from gram_jax.evaluation import Encoder, TestTimePlan, TuningPlan, evaluate, prompt_method
+from gram_jax.evaluation import Encoder, TestTimePlan, TuningPlan, baselines, evaluate, prompt_method
 from gram_jax.testing import tiny_clip
 
 SEEDS = (1, 2)
@@ -155,6 +155,25 @@ def test_targets_are_tested_and_not_learned(encoder):
 def test_what_cannot_be_combined_is_refused(encoder, method, given, message):
     with pytest.raises(InputError, match=message):
         evaluate(encoder, method, "glyphs:chess", **{"shots": 1, "seeds": (1,), **given})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda chess: restrict(chess, [0]), "one class, 'white king'"),
+        (lambda chess: chess.take(np.flatnonzero(chess.splits != "test")), "no images of split 'test'"),
+        (lambda chess: dataclasses.replace(chess, class_names=("White  King", *chess.class_names[1:], )), None),
+        (lambda chess: dataclasses.replace(chess, class_names=("WHITE_QUEEN", *chess.class_names[1:])), "white queen"),
+    ],
+)  # fmt: skip
+def test_a_dataset_that_check_data_refuses_is_refused(encoder, change, message):
+    dataset = change(load_dataset("glyphs:chess"))
+    dataset = dataclasses.replace(dataset, name="own")
+    if message is None:
+        assert evaluate(encoder, baselines.hand_crafted(), dataset, shots=1)
+        return
+    with pytest.raises(InputError, match=message):
+        evaluate(encoder, baselines.hand_crafted(), dataset, shots=1)
 
 
 def test_several_candidates_are_not_reduced_silently(encoder):
