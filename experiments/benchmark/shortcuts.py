@@ -96,15 +96,15 @@ def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: b
     mask = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
     block = make_block(config, clip.config.compute_dtype)
 
-    def step(x: Array, layer: Any, deep: None) -> Array:
-        del deep
+    def step(x: Array, layer: Any, deep: None, slots: None) -> Array:
+        del deep, slots
         return block.apply({"params": layer}, x, mask)[0]
 
     if unrolled:
         for number in range(config.layers):
-            x = step(x, jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"]), None)
+            x = step(x, jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"]), None, None)
     else:
-        x = run_layers(step, x, params["layers"], 0, config.layers)
+        x = run_layers(step, x, params["layers"], range(config.layers))
     x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
     x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
     return normalize(project(x, params))

@@ -7,6 +7,7 @@ from .forward import embed_tokens, encode_classes, encode_image, encode_patches,
 from .images import ImageError, ImageTransform
 from .model import Clip, init_params
 from .prompts import MaskedTokens, TextPrompt, VisualPrompt
+from .slots import Slots, bottleneck
 from .tokenizer import Classes, Tokenizer, class_tokens, train_tokenizer
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "ImageTransform",
     "MaskedTokens",
     "ResNetConfig",
+    "Slots",
     "TextConfig",
     "TextPrompt",
     "Tokenizer",
     "VisionConfig",
     "VisualPrompt",
     "WeightsError",
+    "bottleneck",
     "class_tokens",
     "convert",
     "embed_tokens",

@@ -17,6 +17,7 @@ from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.clip.prompts import TextPrompt, VisualPrompt
+from gram_jax.clip.slots import Slots
 from gram_jax.clip.tokenizer import Classes
 from gram_jax.errors import InputError
 
@@ -31,6 +32,7 @@ def encode_image(
     layer_prompts: vision.LayerPrompts | None = None,
     has_aux: bool = False,
     normalize: bool = True,
+    slots: Slots | None = None,
 ) -> Any:
     """Returns image features, optionally under visual prompts.
 
@@ -48,6 +50,7 @@ def encode_image(
         of the sequence), and remain until others replace them. Class-aware visual prompts use this.
       has_aux: the functions return a pair (prompt tokens, anything); the second items are returned by layer.
       normalize: divide by the Euclidean norm.
+      slots: what is learned inside the layers; None: nothing.
 
     Returns:
       Features `[images, embed_dim]`, at least float32; with `has_aux`, a pair of them and a dictionary.
@@ -66,22 +69,23 @@ def encode_image(
     """
     validation.check_images(images, clip.config.vision)
     validation.check_visual_prompt(prompt, clip.config.vision, jnp.shape(images)[0], layer_prompts or {})
+    validation.check_slots(slots, clip.config.vision, jnp.shape(images)[0])
     params = clip.params["vision"]
     aux: dict[int, Any] = {}
     if not layer_prompts:
-        features = _image(params, images, prompt, config=clip.config, normalize=normalize)
+        features = _image(params, images, prompt, slots, config=clip.config, normalize=normalize)
     else:
         # The functions close over what a tuner learns, so they belong to the caller's trace and are not jitted here.
         functions = {
             layer: function if has_aux else lambda tokens, function=function: (function(tokens), None)
             for layer, function in layer_prompts.items()
         }
-        features, aux = vision.image_features(params, clip.config, images, prompt, functions)
+        features, aux = vision.image_features(params, clip.config, images, prompt, functions, slots)
         features = _finish(features, normalize)
     return (features, aux) if has_aux else features
 
 
-def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
+def encode_patches(clip: Clip, images: Array, *, slots: Slots | None = None) -> tuple[Array, Array]:
     """Returns image features `[images, embed_dim]` and patch features `[images, patches, embed_dim]`.
 
     Every patch x_L after the last layer is pooled and projected as the image is; only f is normalized. With a class
@@ -92,34 +96,43 @@ def encode_patches(clip: Clip, images: Array) -> tuple[Array, Array]:
     With attention pooling, z_p is the result of pooling patch p alone.
 
     Args:
-      clip, images: as in `encode_image`.
+      clip, images, slots: as in `encode_image`.
     """
     validation.check_images(images, clip.config.vision)
-    return _patches(clip.params["vision"], images, config=clip.config)
+    validation.check_slots(slots, clip.config.vision, jnp.shape(images)[0])
+    return _patches(clip.params["vision"], images, slots, config=clip.config)
 
 
-def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True) -> Array:
+def encode_text(clip: Clip, token_ids: Array, *, normalize: bool = True, slots: Slots | None = None) -> Array:
     """Returns the features of texts, `[..., embed_dim]`, at least float32; NaN for an id outside the vocabulary.
 
     The feature is read as `TextConfig.pooling` says. What follows the end token has no effect, and texts may be cut to
     the longest one: a causal transformer does not read it, and for another one it is replaced by padding.
 
     Args:
-      clip, normalize: as in `encode_image`.
+      clip, normalize, slots: as in `encode_image`.
       token_ids: int `[..., tokens]` from `clip.tokenize`.
 
     Reference:
       "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
     """
     validation.check_token_ids(token_ids, clip.config.text)
-    return _text(clip.params["text"], token_ids, None, config=clip.config, normalize=normalize)
+    validation.check_slots(slots, clip.config.text)
+    return _text(clip.params["text"], token_ids, None, slots, config=clip.config, normalize=normalize)
 
 
-def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = None, *, normalize: bool = True) -> Array:
+def encode_classes(
+    clip: Clip,
+    classes: Classes,
+    prompt: TextPrompt | None = None,
+    *,
+    normalize: bool = True,
+    slots: Slots | None = None,
+) -> Array:
     """Returns the text features of classes, under their template or under a learned context.
 
     Args:
-      clip, normalize: as in `encode_image`.
+      clip, normalize, slots: as in `encode_image`.
       classes: the class names, from `clip.class_tokens`.
       prompt: the context and its position; None: the template of `classes`.
 
@@ -137,12 +150,13 @@ def encode_classes(clip: Clip, classes: Classes, prompt: TextPrompt | None = Non
     Reference:
       "Learning to Prompt for Vision-Language Models" (CoOp), section 3.2, equation 3.
     """
+    validation.check_slots(slots, clip.config.text)
     params = clip.params["text"]
     if prompt is None:
         validation.check_token_ids(classes.token_ids, clip.config.text)
-        return _text(params, classes.token_ids, classes.eot, config=clip.config, normalize=normalize)
+        return _text(params, classes.token_ids, classes.eot, slots, config=clip.config, normalize=normalize)
     validation.check_text_prompt(prompt, clip.config.text, jnp.shape(classes.tail_ids))
-    return _classes(params, classes, prompt, config=clip.config, normalize=normalize)
+    return _classes(params, classes, prompt, slots, config=clip.config, normalize=normalize)
 
 
 def embed_tokens(clip: Clip, token_ids: Array) -> Array:
@@ -199,24 +213,36 @@ def pair_probabilities(clip: Clip, scores: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))
-def _image(params: Any, images: Array, prompt: VisualPrompt | None, *, config: ClipConfig, normalize: bool) -> Array:
-    return _finish(vision.image_features(params, config, images, prompt)[0], normalize)
+def _image(
+    params: Any,
+    images: Array,
+    prompt: VisualPrompt | None,
+    slots: Slots | None,
+    *,
+    config: ClipConfig,
+    normalize: bool,
+) -> Array:
+    return _finish(vision.image_features(params, config, images, prompt, slots=slots)[0], normalize)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _patches(params: Any, images: Array, *, config: ClipConfig) -> tuple[Array, Array]:
-    features, patches = vision.token_features(params, config, images)
+def _patches(params: Any, images: Array, slots: Slots | None, *, config: ClipConfig) -> tuple[Array, Array]:
+    features, patches = vision.token_features(params, config, images, slots)
     return _finish(features, normalize=True), patches
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))
-def _text(params: Any, token_ids: Array, end: Array | None, *, config: ClipConfig, normalize: bool) -> Array:
-    return _finish(text.text_features(params, config, token_ids, end), normalize)
+def _text(
+    params: Any, token_ids: Array, end: Array | None, slots: Slots | None, *, config: ClipConfig, normalize: bool
+) -> Array:
+    return _finish(text.text_features(params, config, token_ids, end, slots), normalize)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize"))
-def _classes(params: Any, classes: Classes, prompt: TextPrompt, *, config: ClipConfig, normalize: bool) -> Array:
-    return _finish(text.class_features(params, config, classes, prompt), normalize)
+def _classes(
+    params: Any, classes: Classes, prompt: TextPrompt, slots: Slots | None, *, config: ClipConfig, normalize: bool
+) -> Array:
+    return _finish(text.class_features(params, config, classes, prompt, slots=slots), normalize)
 
 
 def _finish(features: Array, normalize: bool) -> Array:

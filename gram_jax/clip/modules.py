@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from gram_jax.clip.activations import ACTIVATIONS
 from gram_jax.clip.config import TextConfig, VisionConfig
+from gram_jax.clip.slots import Slots
 
 Array = jax.Array
 # Keys and values of tokens that other tokens may attend to, each [..., heads, tokens, head width].
@@ -51,37 +54,52 @@ class Attention(nn.Module):
         mask: Array | None = None,
         memory: Memory | None = None,
         angles: tuple[Array, Array] | None = None,
+        prompts: Array | None = None,
+        low_rank: Mapping[str, tuple[Array, Array]] = MappingProxyType({}),
     ) -> tuple[Array, Memory]:
-        """Lets `queries` attend to all of `memory` and to the `tokens` that `mask` allows.
+        """Lets `queries` attend to all of `memory` and `prompts`, and to the `tokens` that `mask` allows.
 
         Queries are `[..., queries, width]`, tokens `[..., tokens, width]`; the mask is bool and broadcasts to
         `[..., queries, tokens]` (None allows all); memory holds earlier keys and values, whose leading axes broadcast;
-        `angles` of queries and of keys `[queries or tokens, head width / 2]` rotate them (see `rotate`).
+        `angles` of queries and of keys `[queries or tokens, head width / 2]` rotate them (see `rotate`); prompts and
+        low-rank updates are as in `Slots`, without the axis of layers, prompts after the norm.
         Returns the output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
-        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
+        layers = {name: nn.Dense(width, dtype=self.dtype, name=name) for name in ("query", "key", "value")}
+        layers["out"] = nn.Dense(self.out_width or width, dtype=self.dtype, name="out")
+
+        def dense(name: str, x: Array) -> Array:
+            y = layers[name](x)
+            if name not in low_rank:
+                return y
+            down, up = low_rank[name]
+            return y + (x @ down @ up).astype(y.dtype)
 
         def split(x: Array) -> Array:
             return jnp.swapaxes(x.reshape(*x.shape[:-1], self.heads, width // self.heads), -2, -3)
 
-        query = split(dense(name="query")(queries) * (width // self.heads) ** -0.5)
-        key, value = split(dense(name="key")(tokens)), split(dense(name="value")(tokens))
+        query = split(dense("query", queries) * (width // self.heads) ** -0.5)
+        key, value = split(dense("key", tokens)), split(dense("value", tokens))
         if angles is not None:
             query, key = rotate(query, angles[0]), rotate(key, angles[1])
         scores = at_least_float32(_scores(query, key))  # [..., heads, queries, tokens]
         if mask is not None:
             scores = jnp.where(mask[..., None, :, :], scores, jnp.finfo(scores.dtype).min)
-        if memory is None:
+        more = [] if memory is None else [memory]
+        if prompts is not None:
+            more.append((split(dense("key", prompts)), split(dense("value", prompts))))
+        if not more:
             mixed = _mix(jax.nn.softmax(scores).astype(value.dtype), value)
         else:
-            seen = at_least_float32(_scores(query, memory[0]))  # [..., heads, queries, m]
-            weights = jax.nn.softmax(jnp.concatenate([seen, scores], axis=-1)).astype(value.dtype)
-            split_at = seen.shape[-1]
-            mixed = _mix(weights[..., :split_at], memory[1]) + _mix(weights[..., split_at:], value)
+            seen = [at_least_float32(_scores(query, keys)) for keys, _ in more]  # each [..., heads, queries, m]
+            weights = jax.nn.softmax(jnp.concatenate([*seen, scores], axis=-1)).astype(value.dtype)
+            ends = list(itertools.accumulate(part.shape[-1] for part in seen))
+            parts = zip(jnp.split(weights, ends, axis=-1), [*more, (key, value)], strict=True)
+            mixed = functools.reduce(operator.add, [_mix(part, values) for part, (_, values) in parts])
         mixed = jnp.swapaxes(mixed, -2, -3)
         mixed = mixed.reshape(*mixed.shape[:-2], width)
-        return nn.Dense(self.out_width or width, dtype=self.dtype, name="out")(mixed), (key, value)
+        return dense("out", mixed), (key, value)
 
 
 _scores = functools.partial(jnp.einsum, "...hqd,...hkd->...hqk")  # of queries and keys
@@ -130,23 +148,41 @@ class Block(nn.Module):
         memory: Memory | None = None,
         read: int | Array | None = None,
         angles: Array | None = None,
+        slots: Slots | None = None,
     ) -> tuple[Array, Memory]:
-        """Returns the tokens after the layer, and the layer's keys and values.
+        """Returns the tokens after the layer, and the layer's keys and values, those of prompts left out.
 
         `mask` and `memory` are as in `Attention`; `read` is the position of the only token whose output is needed (see
         `take_token`), None for all tokens of `x`, `[..., tokens, width]`; `angles` of the tokens rotate their queries
-        and keys.
+        and keys; `slots` are those of this layer, `Slots.at`, without their norms, see `run_block`.
         """
-        normed = layer_norm(self.norm_eps, name="norm_1")(x)
+        slots = slots or Slots(())
+        norm_1 = layer_norm(self.norm_eps, name="norm_1")
+        normed = norm_1(x)
+        prompts = None if slots.prompts is None else norm_1(slots.prompts)
         queries, turns = normed, None if angles is None else (angles, angles)
         if read is not None:
             x, queries = take_token(x, read), take_token(normed, read)
             turns = None if angles is None else (take_token(angles, read), angles)
         attention = Attention(self.heads, self.dtype, name="attention")
-        attended, memory = attention(queries, normed, mask, memory, turns)
-        x = x + attended
-        normed = layer_norm(self.norm_eps, name="norm_2")(x)
-        return x + Mlp(self.mlp_width, self.activation, self.dtype, name="mlp")(normed), memory
+        attended, memory = attention(queries, normed, mask, memory, turns, prompts, slots.low_rank)
+        y = _adapt(slots, "attention", x + attended, x)
+        normed = layer_norm(self.norm_eps, name="norm_2")(y)
+        z = y + Mlp(self.mlp_width, self.activation, self.dtype, name="mlp")(normed)
+        return _adapt(slots, "block", _adapt(slots, "mlp", z, y), queries), memory
+
+
+def _adapt(slots: Slots, place: str, total: Array, x: Array) -> Array:
+    """Adds the adapter of a place, applied to `x`, to a sum; returns the sum if there is none."""
+    return total + slots.adapter(slots.adapters[place], x) if place in slots.adapters else total
+
+
+def run_block(block: Block, layer: Any, x: Array, *given: Any, slots: Slots | None = None, **named: Any) -> Any:
+    """Applies a block with the parameters and the slots (`Slots.at`) of a layer; other arguments as in `Block`."""
+    for norm, deltas in () if slots is None else slots.norms.items():
+        shifted = {name: layer[norm][name] + delta for name, delta in deltas.items()}
+        layer = {**layer, norm: {**layer[norm], **shifted}}
+    return block.apply({"params": layer}, x, *given, slots=slots, **named)
 
 
 def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
@@ -207,37 +243,42 @@ def run_layers(
     step: Callable[..., Any],
     carry: Any,
     layers: Any,
-    start: int,
-    stop: int,
+    span: range,
     deep: Array | None = None,
     deep_layers: tuple[int, ...] = (),
     remat: bool = False,
+    slots: Slots | None = None,
 ) -> Any:
-    """Runs `carry = step(carry, layer parameters, deep prompt or None)` over layers `start, ..., stop - 1`.
+    """Runs `carry = step(carry, parameters, deep prompt or None, slots or None)` over the layers of `span`.
 
-    Consecutive layers with a deep prompt are one scan, and so are those without: compilation time does not grow with
-    depth. Returns the last carry.
+    Consecutive layers with a deep prompt are one scan, and so are those without, and likewise for slots: compilation
+    time does not grow with depth. Returns the last carry.
 
     Args:
       step, carry: the function above, and the value passed from layer to layer.
       layers: parameters with a leading axis of layers.
-      start, stop: the range of layers; may be empty.
+      span: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
       deep_layers: increasing layer numbers; those outside the range are ignored.
       remat: recompute each layer in the backward pass.
+      slots: the slots of the tower.
 
     Example:
-      >>> step = lambda x, layer, deep: (x if deep is None else deep) * layer
-      >>> float(run_layers(step, jnp.float32(1), jnp.array([2.0, 3.0, 5.0]), 0, 3, jnp.array([10.0]), (1,)))
+      >>> step = lambda x, layer, deep, slots: (x if deep is None else deep) * layer
+      >>> float(run_layers(step, jnp.float32(1), jnp.array([2.0, 3.0, 5.0]), range(3), jnp.array([10.0]), (1,)))
       150.0
     """
 
-    def body(carry: Any, xs: tuple[Any, Any]) -> tuple[Any, None]:
+    def body(carry: Any, xs: tuple[Any, Any, Any]) -> tuple[Any, None]:
         return step(carry, *xs), None
 
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    for prompted, group in itertools.groupby(range(start, stop), deep_layers.__contains__):
+    slotted = () if slots is None else slots.layers
+    kinds = itertools.groupby(span, lambda layer: (layer in deep_layers, layer in slotted))
+    for (prompted, own_slots), group in kinds:
         run = list(group)
-        own = deep[deep_layers.index(run[0]) :][: len(run)] if prompted and deep is not None else None
-        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(run[0], run[-1] + 1)), own))
+        first, end = run[0], run[-1] + 1
+        own = deep[deep_layers.index(first) :][: len(run)] if prompted and deep is not None else None
+        filled = slots.span(first, end) if own_slots and slots is not None else None
+        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(first, end)), own, filled))
     return carry

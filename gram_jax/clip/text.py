@@ -24,8 +24,17 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig, TextConfig
-from gram_jax.clip.modules import apply_norm, at_least_float32, make_block, project, run_layers, slice_layers
+from gram_jax.clip.modules import (
+    apply_norm,
+    at_least_float32,
+    make_block,
+    project,
+    run_block,
+    run_layers,
+    slice_layers,
+)
 from gram_jax.clip.prompts import TextPrompt
+from gram_jax.clip.slots import Slots
 from gram_jax.clip.tokenizer import Classes
 
 Array = jax.Array
@@ -46,11 +55,13 @@ def embed(params: Any, token_ids: Array) -> Array:
     return at_least_float32(jnp.take(params["token_embedding"], token_ids, axis=0))
 
 
-def text_features(params: Any, config: ClipConfig, token_ids: Array, end: Array | None = None) -> Array:
+def text_features(
+    params: Any, config: ClipConfig, token_ids: Array, end: Array | None = None, slots: Slots | None = None
+) -> Array:
     """Returns the features `[..., embed_dim]` of texts without a prompt, read at `end`, int `[...]`; not normalized."""
     end = find_end(config.text, token_ids) if end is None else end
     token_ids = _fill(config.text, token_ids, end, config.text.context_length)
-    return _full(params, config, embed(params, token_ids), end)
+    return _full(params, config, embed(params, token_ids), end, slots=slots)
 
 
 def _fill(config: TextConfig, token_ids: Array, end: Array, length: int) -> Array:
@@ -63,7 +74,12 @@ def _fill(config: TextConfig, token_ids: Array, end: Array, length: int) -> Arra
 
 
 def class_features(
-    params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool = True
+    params: Any,
+    config: ClipConfig,
+    classes: Classes,
+    prompt: TextPrompt,
+    share_prefix: bool = True,
+    slots: Slots | None = None,
 ) -> Array:
     """Returns the features of classes under a text prompt, computed `config.class_chunk` classes at a time.
 
@@ -73,7 +89,7 @@ def class_features(
     """
 
     def run(classes: Classes, prompt: TextPrompt) -> Array:
-        return _class_features(params, config, classes, prompt, share_prefix)
+        return _class_features(params, config, classes, prompt, share_prefix, slots)
 
     count = classes.tail_ids.shape[0]
     chunks = math.ceil(count / config.class_chunk) if config.class_chunk else 1
@@ -110,14 +126,16 @@ def _in_chunks(
     return features.reshape(*features.shape[:-3], size * chunks, features.shape[-1])[..., :count, :]
 
 
-def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool) -> Array:
+def _class_features(
+    params: Any, config: ClipConfig, classes: Classes, prompt: TextPrompt, share_prefix: bool, slots: Slots | None
+) -> Array:
     # All classes start with the same token, or with none; config.bos_token_id is wrong in files before mid-2023.
     first, n = int(config.text.start_token), prompt.context.shape[-2]
     start = embed(params, classes.token_ids[:1, :first])  # [1, first, width]
     tail_ids = _fill(config.text, classes.tail_ids, classes.tail_eot, config.text.context_length - first - n)
     tail = embed(params, tail_ids)  # [classes, tail, width]
     if share_prefix and config.text.causal and prompt.class_position == "end" and not any(_per_class(prompt)):
-        return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt)
+        return _shared_prefix(params, config, start, tail, classes.tail_eot, prompt, slots)
     leading = jnp.broadcast_shapes(
         (tail.shape[0],), prompt.context.shape[:-2], () if prompt.deep is None else prompt.deep.shape[1:-2]
     )
@@ -125,9 +143,9 @@ def _class_features(params: Any, config: ClipConfig, classes: Classes, prompt: T
     x = jnp.concatenate(parts, axis=-2)  # [..., classes, first + n + tail, width], the context before the name
     end = first + n + classes.tail_eot
     if prompt.class_position == "end":
-        return _full(params, config, x, end, prompt, jnp.broadcast_to(jnp.arange(x.shape[-2]), x.shape[-3:-1]))
+        return _full(params, config, x, end, prompt, jnp.broadcast_to(jnp.arange(x.shape[-2]), x.shape[-3:-1]), slots)
     source = _order(prompt.class_position, first, n, classes.name_length, x.shape[-2])
-    return _full(params, config, jnp.take_along_axis(x, _expand(source, x), axis=-2), end, prompt, source)
+    return _full(params, config, jnp.take_along_axis(x, _expand(source, x), axis=-2), end, prompt, source, slots)
 
 
 def _per_class(prompt: TextPrompt) -> tuple[bool, bool]:
@@ -164,7 +182,13 @@ def _replace(x: Array, deep: Array, source: Array | None, first: int) -> Array:
 
 
 def _full(
-    params: Any, config: ClipConfig, x: Array, end: Array, prompt: TextPrompt | None = None, source: Array | None = None
+    params: Any,
+    config: ClipConfig,
+    x: Array,
+    end: Array,
+    prompt: TextPrompt | None = None,
+    source: Array | None = None,
+    slots: Slots | None = None,
 ) -> Array:
     """Runs whole sequences of embedded tokens `[..., tokens, width]` and returns their features.
 
@@ -176,24 +200,31 @@ def _full(
     mask = jnp.tril(jnp.ones((length, length), bool)) if config.text.causal else None
     deep, deep_layers = (None, ()) if prompt is None else (prompt.deep, prompt.layers)
 
-    def step(x: Array, layer: Any, deep: Array | None) -> Array:
+    def step(x: Array, layer: Any, deep: Array | None, slots: Slots | None) -> Array:
         if deep is not None:
             x = _replace(x, deep, source, first)
-        return block.apply({"params": layer}, x, mask)[0]
+        return run_block(block, layer, x, mask, slots=slots)[0]
 
     last = config.text.layers - 1
-    x = run_layers(step, x, params["layers"], 0, last, deep, deep_layers, config.remat)
+    x = run_layers(step, x, params["layers"], range(last), deep, deep_layers, config.remat, slots)
     if deep is not None and last in deep_layers:
         x = _replace(x, deep[-1], source, first)
     if config.text.causal:
         mask = jnp.arange(length) <= end[..., None, None]  # [..., 1, tokens]
     read = length - 1 if config.text.pooling == "last" else end
-    x, _ = block.apply({"params": slice_layers(params["layers"], last)}, x, mask, read=read)
+    layer, filled = slice_layers(params["layers"], last), None if slots is None else slots.at(last)
+    x, _ = run_block(block, layer, x, mask, read=read, slots=filled)
     return _project(params, config, x)
 
 
 def _shared_prefix(
-    params: Any, config: ClipConfig, start: Array, tail: Array, tail_end: Array, prompt: TextPrompt
+    params: Any,
+    config: ClipConfig,
+    start: Array,
+    tail: Array,
+    tail_end: Array,
+    prompt: TextPrompt,
+    slots: Slots | None,
 ) -> Array:
     """Runs the prefix [SOS] context once; the tails attend to its keys and values (see the module's docstring)."""
     block = make_block(config.text, config.compute_dtype)
@@ -212,21 +243,23 @@ def _shared_prefix(
         deep = jnp.broadcast_to(deep, (*leading, *deep.shape[-2:])).astype(prefix.dtype)
         return jnp.concatenate([prefix[..., :first, :], deep, prefix[..., first + deep.shape[-2] :, :]], axis=-2)
 
-    def step(carry: tuple[Array, Array], layer: Any, deep: Array | None) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array], layer: Any, deep: Array | None, slots: Slots | None) -> tuple[Array, Array]:
         prefix, tail = carry
         if deep is not None:
             prefix = replace(prefix, deep)
-        prefix, memory = block.apply({"params": layer}, prefix, prefix_mask)
-        return prefix, block.apply({"params": layer}, tail, tail_mask, memory)[0]
+        prefix, memory = run_block(block, layer, prefix, prefix_mask, slots=slots)
+        return prefix, run_block(block, layer, tail, tail_mask, memory, slots=slots)[0]
 
     last = config.text.layers - 1
-    prefix, tail = run_layers(step, (prefix, tail), params["layers"], 0, last, prompt.deep, prompt.layers, config.remat)
+    prefix, tail = run_layers(
+        step, (prefix, tail), params["layers"], range(last), prompt.deep, prompt.layers, config.remat, slots
+    )
     if prompt.deep is not None and last in prompt.layers:
         prefix = replace(prefix, prompt.deep[-1])
-    layer = {"params": slice_layers(params["layers"], last)}
-    memory = block.apply(layer, prefix, prefix_mask)[1]
+    layer, filled = slice_layers(params["layers"], last), None if slots is None else slots.at(last)
+    memory = run_block(block, layer, prefix, prefix_mask, slots=filled)[1]
     mask = jnp.arange(tail.shape[-2]) <= tail_end[:, None, None]  # [classes, 1, tail]
-    tail, _ = block.apply(layer, tail, mask, memory, read=tail_end)
+    tail, _ = run_block(block, layer, tail, mask, memory, read=tail_end, slots=filled)
     return _project(params, config, tail)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.prompts import CLASS_POSITIONS, PLACEMENTS, TextPrompt, VisualPrompt
+from gram_jax.clip.slots import NORMS, PLACES, PROJECTIONS, Slots
 from gram_jax.errors import InputError, require_known
 
 
@@ -110,6 +112,47 @@ def check_made_prompt(tokens: Any, keep: Any, layer: int, config: ClipConfig, im
         found, wanted = f"{jnp.result_type(keep)}{list(jnp.shape(keep))}", f"bool[{images}, {shape[-2]}]"
         if found != wanted:
             raise InputError(f"{name} has keep of {found}; expected {wanted}")
+
+
+def check_slots(slots: Any, config: TextConfig | VisionConfig | ResNetConfig, images: int | None = None) -> None:
+    """Raises InputError unless slots fit a transformer, and the number of images if it is the vision transformer."""
+    if slots is None:
+        return
+    if not isinstance(slots, Slots):
+        raise InputError(f"slots is of type {type(slots).__name__}; expected Slots or None")
+    if isinstance(config, ResNetConfig):
+        raise InputError("slots belong to the blocks of a transformer, but this clip's image tower is a ResNet")
+    layers = slots.layers
+    if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(config.layers)):
+        raise InputError(f"slots.layers={layers}: expected increasing layer numbers from 0 to {config.layers - 1}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slots):
+        if jnp.shape(leaf)[:1] != (len(layers),):
+            name = f"slots{jax.tree_util.keystr(path)}"
+            raise InputError(
+                f"{name} has shape {list(jnp.shape(leaf))}; expected first an axis of {len(layers)} layers"
+            )
+    if slots.prompts is not None:
+        shape = _check_tokens("slots.prompts", slots.prompts, config.width, (3, 3 if images is None else 4))
+        _check_axis("slots.prompts", "images", shape[1:-2], images or 0)
+    _check_slot_parts(slots, config.width)
+
+
+def _check_slot_parts(slots: Slots, width: int) -> None:
+    for key in slots.adapters:
+        require_known("slots.adapters", key, PLACES)
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    for key, (down, up) in slots.low_rank.items():
+        require_known("slots.low_rank", key, PROJECTIONS)
+        rank = jnp.shape(down)[-1]
+        expected |= {f"low_rank[{key!r}][0]": (down, (width, rank)), f"low_rank[{key!r}][1]": (up, (rank, width))}
+    for key, deltas in slots.norms.items():
+        require_known("slots.norms", key, NORMS)
+        for part, delta in deltas.items():
+            require_known(f"slots.norms[{key!r}]", part, ("scale", "bias"))
+            expected[f"norms[{key!r}][{part!r}]"] = delta, (width,)
+    for name, (leaf, shape) in expected.items():
+        if jnp.shape(leaf)[1:] != shape:
+            raise InputError(f"slots.{name} has shape {list(jnp.shape(leaf))}; expected [layers, {str([*shape])[1:]}")
 
 
 def check_features(image_features: Any, text_features: Any) -> None:

@@ -18,10 +18,12 @@ from gram_jax.clip.modules import (
     at_least_float32,
     make_block,
     project,
+    run_block,
     run_layers,
     slice_layers,
 )
 from gram_jax.clip.prompts import MaskedTokens, VisualPrompt
+from gram_jax.clip.slots import Slots
 from gram_jax.clip.validation import check_made_prompt
 
 Array = jax.Array
@@ -51,6 +53,7 @@ def image_features(
     images: Array,
     prompt: VisualPrompt | None = None,
     layer_prompts: LayerPrompts | None = None,
+    slots: Slots | None = None,
 ) -> tuple[Array, dict[int, Any]]:
     """Returns image features `[images, embed_dim]`, not normalized, and auxiliary outputs of `layer_prompts` by layer.
 
@@ -59,7 +62,7 @@ def image_features(
     """
     if isinstance(config.vision, ResNetConfig):
         return resnet.image_features(params, config, images), {}
-    return _transform(params, config, config.vision, images, prompt or VisualPrompt(None), layer_prompts or {})
+    return _transform(params, config, config.vision, images, prompt or VisualPrompt(None), layer_prompts or {}, slots)
 
 
 def _transform(
@@ -69,12 +72,13 @@ def _transform(
     images: Array,
     prompt: VisualPrompt,
     layer_prompts: LayerPrompts,
+    slots: Slots | None,
 ) -> tuple[Array, dict[int, Any]]:
     # The tokens before the prompts; None: all of the image's.
     before = int(vision.class_token) if prompt.placement == "after_class" else None
     block = make_block(vision, config.compute_dtype)
     x = _embed(params, vision, images, config.compute_dtype)  # [images, class token and patches, width]
-    x = x.astype(jnp.result_type(x, *jax.tree.leaves(prompt)))
+    x = x.astype(jnp.result_type(x, *jax.tree.leaves((prompt, slots))))
     count = 0
     if prompt.tokens is not None and prompt.placement == "before_norm":
         x, count = _swap(x, count, prompt.tokens, before)
@@ -83,10 +87,10 @@ def _transform(
         x, count = _swap(x, count, prompt.tokens, before)
     mask = None  # bool [images, 1, tokens]: the tokens that may be attended to; None: all
 
-    def step(x: Array, layer: Any, deep: Array | None) -> Array:
+    def step(x: Array, layer: Any, deep: Array | None, slots: Slots | None) -> Array:
         if deep is not None:
             x, _ = _swap(x, deep.shape[-2], deep, before)
-        return block.apply({"params": layer}, x, mask, angles=_angles(vision, x.shape[-2], before))[0]
+        return run_block(block, layer, x, mask, angles=_angles(vision, x.shape[-2], before), slots=slots)[0]
 
     aux = {}
     last, pooling = vision.layers - 1, vision.pooling
@@ -101,19 +105,17 @@ def _transform(
             x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], before)
             mask = None
         if start < last:
-            x = run_layers(step, x, params["layers"], start, stop, prompt.deep, prompt.layers, config.remat)
-        else:
-            x, _ = block.apply(
-                {"params": slice_layers(params["layers"], last)},
-                x,
-                mask,
-                read=_READ[pooling],
-                angles=_angles(vision, x.shape[-2], before),
+            x = run_layers(
+                step, x, params["layers"], range(start, stop), prompt.deep, prompt.layers, config.remat, slots
             )
+        else:
+            layer, angles = slice_layers(params["layers"], last), _angles(vision, x.shape[-2], before)
+            filled = None if slots is None else slots.at(last)
+            x, _ = run_block(block, layer, x, mask, read=_READ[pooling], angles=angles, slots=filled)
     return _pool(params, vision, x if pooling == "class" else _remove(x, count, before), config.compute_dtype), aux
 
 
-def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Array, Array]:
+def token_features(params: Any, config: ClipConfig, images: Array, slots: Slots | None = None) -> tuple[Array, Array]:
     """Returns the feature `[images, embed_dim]`, not normalized, and features of all patches `[images, patches, ...]`.
 
     Those are pooled and projected as the image is, one patch at a time.
@@ -122,11 +124,11 @@ def token_features(params: Any, config: ClipConfig, images: Array) -> tuple[Arra
         return resnet.token_features(params, config, images)
     block = make_block(vision, config.compute_dtype)
 
-    def step(x: Array, layer: Any, _: None) -> Array:
-        return block.apply({"params": layer}, x, angles=_angles(vision, x.shape[-2], None))[0]
+    def step(x: Array, layer: Any, _: None, slots: Slots | None) -> Array:
+        return run_block(block, layer, x, angles=_angles(vision, x.shape[-2], None), slots=slots)[0]
 
     x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
-    x = run_layers(step, x, params["layers"], 0, vision.layers, remat=config.remat)
+    x = run_layers(step, x, params["layers"], range(vision.layers), remat=config.remat, slots=slots)
     patches = x[:, int(vision.class_token) :, None]  # [images, patches, 1, width]
     pool = functools.partial(_pool, params, vision, compute_dtype=config.compute_dtype)
     return pool(x), pool(patches)
