@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gram_jax import tasks
 from gram_jax.data import Corpus
 from gram_jax.io import atomic_path
-from gram_jax.tasks import Hierarchy
 
 _THEMES, _CLASSES, _IMAGES = 12, 7, 4
 _SIDE, _GAP = 40, 3  # pixels of an image, and between images
 _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # of domains, safe for the color-blind
 
 
-def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
+def draw(hierarchy: tasks.Hierarchy, corpus: Corpus, path: Any) -> None:
     """Draws the largest themes of a hierarchy, one per row, and writes a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def draw(hierarchy: Hierarchy, corpus: Corpus, path: Any) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def _cell(h: Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray:
+def _cell(h: tasks.Hierarchy, corpus: Corpus, number: int, domains: int) -> np.ndarray:
     """Draws a class: a row of images for each visual domain, after a stripe in the domain's color."""
     from matplotlib.colors import to_rgb
 

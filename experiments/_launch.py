@@ -90,7 +90,13 @@ def _values(config: object, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 yield f"--{name}", item
 
 
-def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: str | None = None) -> None:
+def launch(
+    run: Callable[[Any, Any], Any],
+    config_class: type,
+    *,
+    make: Callable[..., Any] | None = None,
+    distributed: str | None = None,
+) -> None:
     """Parses flags into a config, runs the experiment, writes its results, and exits.
 
     Every field is a flag, and so is `--workdir`, which one run uses at a time. The exit status is 0 on success (and
@@ -101,6 +107,7 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
     Args:
       run: `run(config, workdir) -> Results | None`; `workdir` is an absolute `epath.Path` of an existing folder.
       config_class: a frozen dataclass whose fields all have defaults, see `setting`.
+      make: makes the config from the values of all flags, by name; default `config_class`.
       distributed: the way in which several processes share the experiment. "steps": all take every step together, and
         after a notice to stop all save the same step. "units": each does its own units of work; one that must stop
         keeps what it finished, and the others stop too. None: one process only, without the flag `--distributed`.
@@ -123,7 +130,7 @@ def launch(run: Callable[[Any, Any], Any], config_class: type, *, distributed: s
 
         return execute(run, config, name, distributed)
 
-    app.run(main, flags_parser=lambda args: _parse(args, config_class))
+    app.run(main, flags_parser=lambda args: _parse(args, config_class, make or config_class))
 
 
 def _experiment_name() -> str:
@@ -194,7 +201,7 @@ class _ListParser(flags.ListParser):
             raise InputError(f"expected comma-separated {self._item.__name__} values: {error}") from error
 
 
-def _parse(argv: Sequence[str], config_class: type) -> Any:
+def _parse(argv: Sequence[str], config_class: type, make: Callable[..., Any]) -> Any:
     """Parses flags into a config; a wrong flag ends the program with status 2."""
     try:
         rest = flags.FLAGS(list(argv))[1:]
@@ -205,7 +212,7 @@ def _parse(argv: Sequence[str], config_class: type) -> Any:
         values |= dict(zip(places, rest, strict=False))
         values = {k: tuple(map(_home, v)) if isinstance(v, list) else _home(v) for k, v in values.items()}
         require_ranges(config_class, values)
-        return config_class(**values)
+        return make(**values)
     except SystemExit:  # after --help
         raise SystemExit(0) from None
     except (flags.Error, InputError) as error:

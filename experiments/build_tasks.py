@@ -30,17 +30,13 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import runtime
+from gram_jax import runtime, tasks
 from gram_jax.array_file import ArrayFileError
 from gram_jax.batching import pad_to, padded_batches
-from gram_jax.clip import Clip
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
 from gram_jax.errors import InputError
 from gram_jax.io import keep_older, write_file
-from gram_jax.tasks import ClusteringConfig, Hierarchy, build_hierarchy, from_groups
-from gram_jax.tasks.clustering import SAMPLE, Report
-from gram_jax.tasks.config import CLASS_TEXTS, METHODS
-from gram_jax.tasks.hierarchy import load_hierarchy, outline, save_hierarchy
+from gram_jax.tasks.config import CLASS_TEXTS, METHODS, SAMPLE, ClusteringConfig
 
 from . import _hierarchy_picture
 from ._launch import at_least, launch, setting
@@ -82,13 +78,13 @@ class Config:
 
     @property
     def clustering(self) -> ClusteringConfig:
-        """The settings of `build_hierarchy`, or of `from_groups`."""
+        """The settings of `tasks.build_hierarchy`, or of `tasks.from_groups`."""
         names = {field.name for field in dataclasses.fields(ClusteringConfig)} - {"method"}
         method = "clusters" if self.method == TRUE_GROUPS else self.method
         return ClusteringConfig(method=method, **{name: getattr(self, name) for name in names})
 
 
-def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+def embed(clip: gram.Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """Returns the frozen image features and text features of a corpus, float32 `[pairs, embed_dim]` each."""
     tokens = clip.tokenizer.encode(corpus.captions, truncate=True)
     size = min(batch_size, len(corpus))
@@ -102,8 +98,8 @@ def embed(clip: Clip, corpus: Corpus, batch_size: int = 512) -> tuple[np.ndarray
     return np.concatenate(images), np.concatenate(texts)
 
 
-def describe(config: Config, clip: Clip, corpus: Corpus) -> dict[str, Any]:
-    """Returns `Hierarchy.about` of a hierarchy with this configuration."""
+def describe(config: Config, clip: gram.Clip, corpus: Corpus) -> dict[str, Any]:
+    """Returns `tasks.Hierarchy.about` of a hierarchy with this configuration."""
     origin = {"corpus": corpus.name, "content_hash": corpus.content_hash, "pairs": len(corpus), "seed": config.seed}
     return (
         origin
@@ -112,13 +108,13 @@ def describe(config: Config, clip: Clip, corpus: Corpus) -> dict[str, Any]:
     )
 
 
-def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierarchy | None:
+def existing(config: Config, workdir: Any, clip: gram.Clip, corpus: Corpus) -> tasks.Hierarchy | None:
     """Returns the hierarchy in a work directory if it has this configuration."""
     path = workdir / HIERARCHY
     if not path.exists():
         return None
     try:
-        hierarchy = load_hierarchy(path)
+        hierarchy = tasks.load_hierarchy(path)
     except ArrayFileError as error:
         print(f"building again: {error}")
         return None
@@ -132,8 +128,8 @@ def existing(config: Config, workdir: Any, clip: Clip, corpus: Corpus) -> Hierar
 
 
 def build(
-    config: Config, workdir: Any, clip: Clip, corpus: Corpus, features: tuple[Any, Any] | None = None
-) -> Hierarchy:
+    config: Config, workdir: Any, clip: gram.Clip, corpus: Corpus, features: tuple[Any, Any] | None = None
+) -> tasks.Hierarchy:
     """Builds and writes the hierarchy of a configuration, or reads it; `features` is a shared result of `embed`."""
     hierarchy = existing(config, workdir, clip, corpus)
     if hierarchy is not None:
@@ -150,17 +146,17 @@ def build(
         settings = {"about": describe(config, clip, corpus), "report": report}
         if config.method == TRUE_GROUPS:
             groups = glyphs.true_groups(corpus.references, config.seed)
-            hierarchy = from_groups(*groups, *features, config.clustering, **settings)
+            hierarchy = tasks.from_groups(*groups, *features, config.clustering, **settings)
         else:
-            hierarchy = build_hierarchy(corpus.captions, *features, config.clustering, clip=clip, **settings)
+            hierarchy = tasks.build_hierarchy(corpus.captions, *features, config.clustering, clip=clip, **settings)
     with _stage("files"):
-        write_file(workdir / OUTLINE, outline(hierarchy) + "\n")
+        write_file(workdir / OUTLINE, tasks.outline(hierarchy) + "\n")
         _hierarchy_picture.draw(hierarchy, corpus, workdir / PICTURE)
-        save_hierarchy(workdir / HIERARCHY, hierarchy)  # last, because it marks the directory as complete
+        tasks.save_hierarchy(workdir / HIERARCHY, hierarchy)  # last, because it marks the directory as complete
     return hierarchy
 
 
-def summary(hierarchy: Hierarchy, pairs: int) -> str:
+def summary(hierarchy: tasks.Hierarchy, pairs: int) -> str:
     """Returns the sizes of a hierarchy, and some classes of its largest themes."""
     h = hierarchy
     per_theme = np.bincount(h.themes, minlength=len(h.theme_texts))
@@ -186,7 +182,7 @@ def run(config: Config, workdir: Any) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Report]:
+def _progress() -> Iterator[tasks.clustering.Report]:
     """Yields a report function that shows the progress of each part of the clustering, and its seconds."""
     shown, running, progress = contextlib.ExitStack(), None, None
 

@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import runtime
+from gram_jax import evaluation, runtime
 from gram_jax.clip import ImageError, ImageTransform
 from gram_jax.clip.decoding import frame_count
 from gram_jax.data import Dataset, coop, load_dataset
 from gram_jax.data.account import told
 from gram_jax.data.looks import Looked
 from gram_jax.errors import InputError, examples, require_int
-from gram_jax.evaluation import checks
 from gram_jax.io import write_json
 from gram_jax.reporting.contact_sheet import contact_sheet
 
@@ -105,7 +104,7 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
         print(f"  cannot be read: {error}")
         return Checked(problems or [str(error)], [], {})
     describe(dataset)
-    problems += checks.problems(dataset, shots=config.shots)
+    problems += evaluation.checks.problems(dataset, shots=config.shots)
     if config.clip:
         problems += unreadable(config.clip, dataset)
     differences = coop.differences(dataset)
@@ -113,7 +112,7 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
         problems.append(f"{'; '.join(differences)} (--nocounts accepts this)")
     if config.images:
         problems += show(config, dataset, workdir / (re.sub(r"[^A-Za-z0-9]+", "-", spec).strip("-") + ".png"))
-    in_files, notes = dataset.seed is None, checks.remarks(dataset)  # drawn images cannot be broken
+    in_files, notes = dataset.seed is None, evaluation.checks.remarks(dataset)  # drawn images cannot be broken
     few = in_files and len(dataset) <= _FEW
     if few if config.read_all is None else config.read_all:
         broken, looks = read_all(dataset)
@@ -130,7 +129,7 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
 def unreadable(name: str, dataset: Dataset) -> list[str]:
     """Returns why a clip cannot read the class names of a dataset."""
     try:
-        checks.require_readable(gram.load_clip(name), dataset, dataset.class_names, dataset.template, name)
+        evaluation.checks.require_readable(gram.load_clip(name), dataset, dataset.class_names, dataset.template, name)
     except InputError as error:
         return [str(error)]
     return []
@@ -161,7 +160,7 @@ def describe(dataset: Dataset) -> None:
     for line in told(dataset.about):
         if line.removeprefix("note: ") not in differences:
             print(f"  {line}")
-    shots, smallest = checks.most_shots(dataset)
+    shots, smallest = evaluation.checks.most_shots(dataset)
     print(f"  few-shot: up to {shots} shots (class {smallest!r} has {shots} training images)")
     print(f"  template: {dataset.template}\n  content hash: {dataset.content_hash}")
     names = f"class names: {', '.join(dataset.class_names)}"

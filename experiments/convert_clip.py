@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gram_jax.clip import convert, load_clip, weights_hash
+import gram_jax as gram
 from gram_jax.errors import InputError
 
 from ._launch import launch, setting
@@ -35,14 +35,14 @@ class Config:
 
 def run(config: Config, workdir: Any) -> None:
     """Converts the clip and prints what the folder contains."""
-    convert(config.source, config.out, dtype=config.dtype)
-    clip = load_clip(config.out)
+    gram.clip.convert(config.source, config.out, dtype=config.dtype)
+    clip = gram.load_clip(config.out)
     text, vision = clip.config.text, clip.config.vision
     print(f"{config.source} is saved in {config.out} as {config.dtype}")
     print(f"  images  {vision.image_size} pixels, patch {vision.patch_size}; {vision.layers} layers of {vision.width}")
     print(f"  texts   {text.context_length} of {text.vocab_size} tokens; {text.layers} layers of {text.width}")
     print(f"  activation {vision.activation}, embedding {clip.config.embed_dim} wide")
-    print(f"  content hash of the weights: {weights_hash(clip.params)}")
+    print(f"  content hash of the weights: {gram.weights_hash(clip.params)}")
 
 
 if __name__ == "__main__":

@@ -30,14 +30,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import lazy_loader
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 import gram_jax as gram
 from gram_jax import runtime
 from gram_jax.batching import map_batches, pad_to, round_up
-from gram_jax.clip import Clip
 from gram_jax.data import Corpus, Dataset, feature_store, load_corpus, load_dataset, open_bank, ordered, store_name
 from gram_jax.data.augmentation import augmented_view
 from gram_jax.errors import InputError, require_int
@@ -45,6 +43,9 @@ from gram_jax.io import is_remote
 
 from ._accounts import tell
 from ._launch import launch, setting
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
 
 STORE = "store"
 _TOKENS = 8  # texts are padded to a multiple of this number of tokens, so that few shapes are compiled
@@ -84,7 +85,7 @@ class Step(NamedTuple):
     pairs: list[tuple[int, int]]
 
 
-def pixels(step: Step, source: Corpus | Dataset, clip: Clip, batch_size: int) -> np.ndarray:
+def pixels(step: Step, source: Corpus | Dataset, clip: gram.Clip, batch_size: int) -> np.ndarray:
     """Returns the transformed images of a step, filled up to a batch with black."""
     batch = np.zeros((batch_size, *clip.transform.output_size, 3), np.uint8)
     for place, (item, view) in enumerate(step.pairs):
@@ -97,7 +98,9 @@ def pixels(step: Step, source: Corpus | Dataset, clip: Clip, batch_size: int) ->
     return clip.transform.normalize(batch)
 
 
-def texts(clip: Clip, captions: Sequence[str], batch_size: int, sharding: NamedSharding) -> np.ndarray:
+def texts(
+    clip: gram.Clip, captions: Sequence[str], batch_size: int, sharding: jax.sharding.NamedSharding
+) -> np.ndarray:
     """Returns the text features of captions; captions longer than the clip's context are cut."""
     tokens = clip.tokenizer.encode(captions, truncate=True)
     width = min(round_up(tokens.shape[1], _TOKENS), clip.tokenizer.context_length)
@@ -105,7 +108,9 @@ def texts(clip: Clip, captions: Sequence[str], batch_size: int, sharding: NamedS
     return map_batches(lambda batch: gram.encode_text(clip, jax.device_put(batch, sharding)), tokens, batch_size)
 
 
-def features(clip: Clip, batches: Iterator[np.ndarray], sharding: NamedSharding) -> Iterator[np.ndarray]:
+def features(
+    clip: gram.Clip, batches: Iterator[np.ndarray], sharding: jax.sharding.NamedSharding
+) -> Iterator[np.ndarray]:
     """Yields image features batch by batch; the devices get the next batch before the host waits for the last one."""
     before = None
     for batch in batches:
@@ -118,7 +123,12 @@ def features(clip: Clip, batches: Iterator[np.ndarray], sharding: NamedSharding)
 
 
 def embed(
-    config: Config, folder: Path, clip: Clip, sharding: NamedSharding, source: Corpus | Dataset, views: int = 0
+    config: Config,
+    folder: Path,
+    clip: gram.Clip,
+    sharding: jax.sharding.NamedSharding,
+    source: Corpus | Dataset,
+    views: int = 0,
 ) -> float:
     """Adds the missing features of this process's items; returns the share of the time spent waiting for images."""
     dtype = config.dtype or ("float16" if config.corpus else "float32")
@@ -162,8 +172,8 @@ def run(config: Config, workdir: Any) -> None:
     if clip.transform.output_size is None:
         raise InputError(f"--clip={config.clip}: the image transform has no output size; set a crop in its settings")
     mesh = runtime.make_mesh("batch", jax.local_devices())
-    sharding = NamedSharding(mesh, PartitionSpec("batch"))
-    frozen = jax.device_put(clip, NamedSharding(mesh, PartitionSpec()))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    frozen = jax.device_put(clip, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     folder = Path(workdir) / STORE
     if config.corpus:
         corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)

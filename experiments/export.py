@@ -19,27 +19,19 @@ of an export.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import artifacts
 from gram_jax.data import templates
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError, require_known
-from gram_jax.evaluation.scoring import Scorer
-from gram_jax.export import save_folder, save_onnx, save_stablehlo
 
 from . import predict
 from ._launch import launch, setting
 
-WRITERS: dict[str, Callable[[Any, Scorer], None]] = {
-    "stablehlo": save_stablehlo,
-    "onnx": save_onnx,
-    "folder": save_folder,
-}
+FORMATS = ("stablehlo", "onnx", "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +44,20 @@ class Config:
     classes_from: str = setting("", f"a dataset with these classes, instead of --classes: {forms()}")
     template: str | None = setting(None, f'text with one {{}} for the class name; default: "{templates.DEFAULT}"')
     clip: str = setting("", 'a folder, a hub name, or "mini"; default: the clip that the prompt names, or mini')
-    format: tuple[str, ...] = setting(("stablehlo",), f"some of {', '.join(WRITERS)}")
+    format: tuple[str, ...] = setting(("stablehlo",), f"some of {', '.join(FORMATS)}")
     output: str = setting("", "the folder of the exports; default: WORKDIR")
 
     def __post_init__(self) -> None:
         predict.check_class_flags(self)
         for each in self.format:
-            require_known("--format", each, WRITERS)
+            require_known("--format", each, FORMATS)
         if not self.format:
-            raise InputError(f"--format is empty: give some of {', '.join(WRITERS)}")
+            raise InputError(f"--format is empty: give some of {', '.join(FORMATS)}")
 
 
 def run(config: Config, workdir: Any) -> None:
     """Writes the exports; what can be written is written before refusals are raised."""
-    saved = artifacts.describe(config.prompt).classifier if config.prompt else None
+    saved = gram.artifacts.describe(config.prompt).classifier if config.prompt else None
     names = predict.class_names(config)
     clip = gram.load_clip(config.clip or (saved or {}).get("clip") or "mini")
     scorer = predict.make_classifier(clip, names, config.prompt, config.template)
@@ -73,7 +65,7 @@ def run(config: Config, workdir: Any) -> None:
     refused: list[str] = []
     for name in config.format:
         try:
-            WRITERS[name](output / name, scorer)
+            getattr(gram.export, f"save_{name}")(output / name, scorer)
             print(f"{name} in {output / name}", flush=True)
         except InputError as error:
             refused.append(f"--format={name}: {error}")

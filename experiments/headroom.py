@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import evaluation, reporting, runtime, tuners
+from gram_jax import evaluation, reporting, runtime
 from gram_jax.data import Dataset, glyphs, load_dataset
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Row
@@ -60,7 +60,9 @@ def measure(config: Config, encoder: evaluation.Encoder, dataset: Dataset) -> li
     draws: dict[str, Any] = {"shots": config.shots, "seeds": config.seeds, "split": "val"}
     template = evaluation.baselines.hand_crafted(dataset.template)
     zero_shot = evaluation.evaluate(encoder, template, dataset, "few_shot", **draws)
-    return zero_shot + evaluation.evaluate(encoder, tuners.parse(config.tuner), dataset, "base_to_new", **draws, **plan)
+    return zero_shot + evaluation.evaluate(
+        encoder, gram.tuners.parse(config.tuner), dataset, "base_to_new", **draws, **plan
+    )
 
 
 def summarize(config: Config, rows: Iterable[Row]) -> dict[str, float]:

@@ -26,29 +26,31 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
+import lazy_loader
 import numpy as np
-import optax
 
 import gram_jax as gram
-from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners, tuning
-from gram_jax.clip import Clip
+from gram_jax import evaluation, runtime, tasks, tuning
+from gram_jax.choices import CROSS, INNER_SCHEDULES, MAPPERS
 from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.errors import InputError
 from gram_jax.io import absolute, file_hash
-from gram_jax.meta import Meta, MetaState, MetaStep
-from gram_jax.meta.adapt import SCHEDULES
-from gram_jax.meta.step import MAPPERS
 from gram_jax.registry import parse_call
-from gram_jax.regulators import Regulator
-from gram_jax.tasks.episodes import CROSS
-from gram_jax.tuners import Tuner
 
 from . import _nans
 from ._launch import at_least, launch, positive, setting
+
+if TYPE_CHECKING:
+    from gram_jax.clip import Clip
+    from gram_jax.meta import Meta, MetaState, MetaStep, Task
+    from gram_jax.regulators import Regulator
+    from gram_jax.tuners import Tuner
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
+optax = lazy_loader.load("optax")
 
 # A resumed run may change these settings.
 MAY_CHANGE = (
@@ -93,7 +95,7 @@ class Config:
     curriculum: float = setting(0.0, "share of the steps after which all tasks have a single theme; 0: from step 0")
     inner_steps: int = setting(3, "gradient steps on the support")
     inner_rate: float = setting(0.3, "step size of the inner steps")
-    inner_schedule: str = setting("constant", "change of the step size over the inner steps", choices=SCHEDULES)
+    inner_schedule: str = setting("constant", "change of the step size over the inner steps", choices=INNER_SCHEDULES)
     depths: int = setting(1, "numbers of inner steps after which the queries are evaluated: the last, and random ones")
     gradient: str = setting("first_order", "exact, first_order, or the number of last inner steps to differentiate")
     learning_rate: float = setting(2e-3, "peak learning rate of the prompt")
@@ -117,23 +119,23 @@ class Config:
         at_least(self, 1, "steps", "batch_size", "inner_steps", "depths", "save_every", "eval_batches", "workers")
         at_least(self, 0, "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
         positive(self, *RATE.values(), "inner_rate", "clip_norm", "temperature")
-        for flag, make in (("tuner", lambda: tuners.parse(self.tuner)), ("regulator", lambda: make_regulator(self))):
+        for flag in ("tuner", "regulator"):
             try:
-                make()
+                gram.tuners.parse(self.tuner) if flag == "tuner" else make_regulator(self)
             except InputError as error:
                 raise InputError(f"--{flag}={getattr(self, flag)}: {error}") from error
 
     @property
     def structured(self) -> bool:
         """Whether the regulator reads the task's relation to the themes' prototypes."""
-        return "prototypes" in regulators.REGISTRY.settings(parse_call(self.regulator).name)
+        return "prototypes" in gram.regulators.REGISTRY.settings(parse_call(self.regulator).name)
 
 
 def make_regulator(config: Config, prototypes: int = 1) -> Regulator:
     """Returns the regulator of --regulator; a structured one has a prototype for each theme."""
     call = parse_call(config.regulator)
     settings = {"prototypes": prototypes} if config.structured else {}
-    return regulators.make(call.name, **(settings | call.settings))
+    return gram.regulators.make(call.name, **(settings | call.settings))
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -155,12 +157,13 @@ def make_program(config: Config, prototypes: int) -> tuple[Tuner, Regulator, Met
 
     The cache lets runs that differ only in their tasks (with the setting `tasks` cleared) share one compiled step.
     """
-    tuner, regulator, devices = tuners.parse(config.tuner), make_regulator(config, prototypes), runtime.all_devices()
+    tuner, regulator = gram.tuners.parse(config.tuner), make_regulator(config, prototypes)
+    devices = runtime.all_devices()
     if config.devices and jax.process_count() > 1:
         raise InputError(f"--devices={config.devices}: several processes share all devices; omit the flag")
     if config.devices > len(devices):
         raise InputError(f"--devices={config.devices}: only {len(devices)} exist")
-    step = meta.make_meta_step(
+    step = gram.meta.make_meta_step(
         tuning.classification_loss(tuner),
         regulator,
         make_optimizer(config),
@@ -185,9 +188,9 @@ class Training:
     regulator: Regulator
     step: MetaStep
     frozen: Clip
-    draw: Callable[[int, int, float], meta.Task]
+    draw: Callable[[int, int, float], Task]
 
-    def place(self, batch: meta.Task) -> meta.Task:
+    def place(self, batch: Task) -> Task:
         """Puts the shares of all hosts on the devices."""
         return runtime.global_arrays(self.step.sharding, batch, self.config.batch_size)
 
@@ -238,12 +241,12 @@ def prepare(
     frozen = step.place(task_clip.replace(transform=None))  # tracing reads the tokenizer, but no transform
     images, rows = image_reader(hierarchy, tuner, clip, corpus), runtime.own_rows(step.sharding, config.batch_size)
 
-    def draw(seed: int, index: int, progress: float) -> meta.Task:
+    def draw(seed: int, index: int, progress: float) -> Task:
         batch = episodes.batch(seed, index, config.batch_size, progress, images, rows)
         if config.depths == 1:
             return batch
         sizes = {"steps": config.inner_steps, "depths": config.depths}
-        drawn = meta.random_depths(seed, index, config.batch_size, **sizes)
+        drawn = gram.meta.random_depths(seed, index, config.batch_size, **sizes)
         return batch.replace(depths=drawn[rows.start : rows.stop])
 
     classes = sum(map(len, episodes.themes))
@@ -257,10 +260,12 @@ def initial_meta(
     """Returns the state before meta-training: a new one, or that of the loaded meta checkpoint --meta."""
     if loaded is None:
         prompt = tuner.init(jax.random.key(config.seed), clip, None)
-        learned = meta.init_meta(prompt, regulator.init(jax.random.key(config.seed + 1), prompt), config.inner_rate)
+        learned = gram.meta.init_meta(
+            prompt, regulator.init(jax.random.key(config.seed + 1), prompt), config.inner_rate
+        )
         if prototypes is not None:
             offsets = "offsets" in config.learn
-            learned = meta.with_structure(learned, prototypes, config.temperature, offsets=offsets)
+            learned = gram.meta.with_structure(learned, prototypes, config.temperature, offsets=offsets)
         return learned
     if (loaded.tuner.name, loaded.tuner.settings) != (tuner.name, tuner.settings):
         found = f"{loaded.tuner.name}{dict(loaded.tuner.settings)}"
@@ -268,7 +273,7 @@ def initial_meta(
     prompt, phi = loaded.meta.prompt, loaded.meta.phi
     if (loaded.regulator.name, loaded.regulator.settings) != (regulator.name, regulator.settings):
         phi = regulator.init(jax.random.key(config.seed + 1), prompt)
-    return loaded.meta.replace(phi=phi, log_rates=meta.init_meta(prompt, phi, config.inner_rate).log_rates)
+    return loaded.meta.replace(phi=phi, log_rates=gram.meta.init_meta(prompt, phi, config.inner_rate).log_rates)
 
 
 def image_reader(
@@ -309,7 +314,7 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
                 batch = training.place(batch)
                 if index == first:
                     announce(step, state, training.frozen, batch)
-                before = jax.tree.map(jnp.copy, state) if config.debug_nans else None
+                before = jax.tree.map(jax.numpy.copy, state) if config.debug_nans else None
                 state, metrics = step(state, training.frozen, batch)
                 norms = {name: value for name, value in metrics.items() if name.endswith("norm")}
                 if not _nans.all_finite(metrics["loss"], *norms.values()):
@@ -328,7 +333,7 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
     return state
 
 
-def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: meta.Task) -> None:
+def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: Task) -> None:
     """Compiles the step, which is not compiled again later, and prints its memory."""
     began = time.monotonic()
     needed = tuning.memory_bytes(step.update.lower(state, frozen, batch).compile())
@@ -338,7 +343,7 @@ def announce(step: MetaStep, state: MetaState, frozen: Clip, batch: meta.Task) -
 
 
 def non_finite(
-    training: Training, index: int, loss: Any, before: MetaState | None, batch: meta.Task, last_good: str
+    training: Training, index: int, loss: Any, before: MetaState | None, batch: Task, last_good: str
 ) -> InputError:
     """Returns the error of a step that is not finite: the tasks, the last good checkpoint, and the operation."""
     bad = np.flatnonzero(~np.isfinite(loss)) + index * training.config.batch_size

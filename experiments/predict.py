@@ -26,15 +26,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import lazy_loader
 import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import artifacts, evaluation, meta, runtime
+from gram_jax import evaluation, runtime
 from gram_jax.batching import pad_to
 from gram_jax.clip.decoding import ImageError, read_rgb
 from gram_jax.data import Account, load_dataset, templates
@@ -43,11 +42,16 @@ from gram_jax.data.readers.files import HIDDEN, LINKS, SUFFIXES, absent, read_na
 from gram_jax.data.readers.sources import forms
 from gram_jax.data.spellings import require_distinct, require_names, without_ids
 from gram_jax.errors import InputError, examples
-from gram_jax.evaluation.scoring import Scorer, make_scorer, zero_shot_scorer
 from gram_jax.io import replacing, write_json
-from gram_jax.tuners import Prompt, Tuner
 
 from ._launch import at_least, launch, setting
+
+if TYPE_CHECKING:
+    from gram_jax.evaluation.scoring import Scorer
+    from gram_jax.tuners import Prompt, Tuner
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
 
 CLASS_FLAGS = ("classes", "classes_file", "classes_from")
 ACCOUNT = "account.json"
@@ -193,7 +197,7 @@ def class_names(config: Any) -> list[str]:
     """Returns the class names from the flag, the file, the dataset, or the saved classifier."""
     source, names = "--classes", list(config.classes)
     if not any(getattr(config, name) for name in CLASS_FLAGS):
-        source, saved = f"--prompt={config.prompt}", artifacts.describe(config.prompt).classes
+        source, saved = f"--prompt={config.prompt}", gram.artifacts.describe(config.prompt).classes
         if saved is None:
             ways = ", ".join(f"--{name}" for name in CLASS_FLAGS)
             raise InputError(f"{source} holds no class names; give them with one of {ways}")
@@ -222,15 +226,15 @@ def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner
     A structured initialization is mixed for a task whose images are those of an average task: only the class names
     distinguish its theme.
     """
-    if artifacts.describe(path).kind == artifacts.PROMPT:
+    if gram.artifacts.describe(path).kind == gram.artifacts.PROMPT:
         prompt, tuner = gram.load_prompt(path, clip)
         return tuner, prompt
     learned, tuner, _, _ = gram.load_meta(path, clip)
     context = None
     if learned.structure is not None:
         text = evaluation.class_features(clip, names, [templates.DEFAULT]).mean(0)
-        context = jnp.concatenate([learned.structure.center[: -len(text)], text])
-    return tuner, meta.initial_prompt(learned, context)
+        context = jax.numpy.concatenate([learned.structure.center[: -len(text)], text])
+    return tuner, gram.meta.initial_prompt(learned, context)
 
 
 def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: str | None) -> Scorer:
@@ -239,10 +243,12 @@ def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: 
     It is zero-shot if `path`, of a prompt or a meta checkpoint, is empty. `template` is for classifiers without a text
     prompt; None is the default one.
     """
+    from gram_jax.evaluation.scoring import make_scorer, zero_shot_scorer
+
     if not path:
         return zero_shot_scorer(clip, names, template)
     tuner, prompt = load_prompt(path, clip, names)
-    tuned_on = artifacts.describe(path).classes
+    tuned_on = gram.artifacts.describe(path).classes
     if tuner.settings.get("class_specific") and tuned_on is not None and tuned_on != tuple(names):
         raise InputError(
             f"{path} is class-specific, for the {len(tuned_on)} classes {examples(tuned_on)}, and the given "

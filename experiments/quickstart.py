@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gram_jax as gram
 from gram_jax import evaluation
@@ -28,7 +28,9 @@ from gram_jax.io import absolute
 
 from . import build_tasks, meta_train
 from ._launch import launch, setting
-from .evaluate import run as evaluate
+
+if TYPE_CHECKING:
+    from .evaluate.settings import Config as Evaluation
 
 DATASETS = ("georgian", "arabic", "syllabics")
 
@@ -55,10 +57,12 @@ class Config:
         self.evaluation("", ())
         self.meta_training("")
 
-    def evaluation(self, meta: str, controls: tuple[str, ...]) -> evaluate.Config:
+    def evaluation(self, meta: str, controls: tuple[str, ...]) -> Evaluation:
         """Returns the settings of the evaluation."""
+        from .evaluate.settings import Config as Evaluation  # it imports JAX: late, so that --help answers at once
+
         same = {name: getattr(self, name) for name in ("dataset", "domains", "shots", "seeds", "max_test_images")}
-        return evaluate.Config(
+        return Evaluation(
             **same,
             meta=meta,
             controls=controls,
@@ -83,6 +87,8 @@ class Config:
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Runs every stage and writes the report."""
+    from .evaluate import run as evaluate
+
     begin = time.monotonic()
 
     def stage(text: str) -> None:

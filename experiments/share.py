@@ -24,7 +24,7 @@ from pathlib import Path
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import artifacts, reporting
+from gram_jax import reporting
 from gram_jax.array_file import ArrayFileError, read_arrays
 from gram_jax.errors import InputError
 from gram_jax.evaluation import read_results
@@ -33,9 +33,9 @@ from gram_jax.registry import Call
 
 from ._launch import launch, setting
 
-FILES = {artifacts.PROMPT: "prompt.safetensors", artifacts.META: "meta.safetensors"}  # names in a repository
+FILES = {"prompt": "prompt.safetensors", "meta": "meta.safetensors"}  # names in a repository, by kind of artifact
 CARD = "README.md"
-_LABELS = {artifacts.PROMPT: "tuned prompt", artifacts.META: "meta checkpoint"}
+_LABELS = {"prompt": "tuned prompt", "meta": "meta checkpoint"}
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
@@ -77,9 +77,9 @@ def push(config: Config, workdir: epath.Path) -> None:
 
     if get_token() is None:
         raise InputError("there is no token for the Hugging Face hub; run hf auth login, or set HF_TOKEN")
-    about = artifacts.describe(config.file)
+    about = gram.artifacts.describe(config.file)
     clip = gram.load_clip(config.clip)
-    load = gram.load_prompt if about.kind == artifacts.PROMPT else gram.load_meta
+    load = gram.load_prompt if about.kind == gram.artifacts.PROMPT else gram.load_meta
     load(config.file, clip)
     text = card(config, workdir)
     write_file(workdir / CARD, text)
@@ -94,7 +94,7 @@ def push(config: Config, workdir: epath.Path) -> None:
 
 def card(config: Config, workdir: epath.Path) -> str:
     """Returns the model card of a file: YAML front matter and Markdown."""
-    about, header = artifacts.describe(config.file), read_arrays(config.file)[1]
+    about, header = gram.artifacts.describe(config.file), read_arrays(config.file)[1]
     methods = {"tuner": about.tuner} | ({"regulator": about.regulator} if about.regulator else {})
     tags = ["gram_jax", "clip", "prompt-tuning", *(each.name for each in methods.values())]
     matter = ["library_name: gram_jax", f"tags: {json.dumps(tags)}", "pipeline_tag: zero-shot-image-classification"]
@@ -141,7 +141,7 @@ def pull(config: Config, workdir: epath.Path) -> epath.Path:
             raise InputError(f"{config.pull} has {len(names)} files {wanted}; it must have one, as --push uploads")
         cached = hf_hub_download(config.pull, names[0], revision=info.sha)
     try:
-        about = artifacts.describe(cached)
+        about = gram.artifacts.describe(cached)
         digest = read_arrays(cached)[1]["clip"]["weights_hash"]
     except (ArrayFileError, KeyError, TypeError) as error:
         raise InputError(f"{names[0]} of {config.pull} cannot be used: {error}") from error

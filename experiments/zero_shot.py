@@ -22,7 +22,6 @@ from gram_jax import evaluation, reporting, runtime
 from gram_jax.data import Dataset, coop, glyphs, load_datasets, templates
 from gram_jax.data.readers.sources import forms
 from gram_jax.errors import InputError
-from gram_jax.evaluation.checks import require_usable
 
 from ._accounts import tell
 from ._launch import at_least, launch, setting
@@ -79,7 +78,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     loaded = load_datasets(coop.expand(config.dataset), seed=config.seed, gray_range=config.gray_range)
     datasets = list(loaded.values())
     for dataset in datasets:
-        require_usable(dataset, config.split)
+        evaluation.checks.require_usable(dataset, config.split)
     tell(datasets)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     rows, hashes = [], {}

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -92,6 +91,8 @@ def read_arrays(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields the name and array of every leaf, and the name and None of every empty dictionary."""
+    import jax  # late: files are read without it
+
     for key, value in tree.items():
         if not isinstance(key, str) or not key or "/" in key:
             raise InputError(f"the key {key!r} below {prefix or '/'!r} must be a string without '/'")

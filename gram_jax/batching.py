@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 
@@ -62,6 +61,8 @@ def map_batches(function: Callable[[np.ndarray], Any], items: Sequence[Any] | np
       >>> map_batches(lambda rows: 2 * rows, np.arange(5), 2).tolist()
       [0, 2, 4, 6, 8]
     """
+    import jax  # late: the rest of the module needs NumPy only
+
     parts = [
         jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], function(batch))
         for batch, count in padded_batches(items, size)

@@ -1,27 +1,4 @@
-"""Few-shot, base-to-new, transfer and test-time accuracy of a prompt tuner, with and without meta-learning.
-
-    python -m experiments.evaluate --tuner=coop --dataset=glyphs:arabic,glyphs:shapes --shots=1,4,16 --seeds=1,2,3
-    python -m experiments.evaluate --meta=runs/meta_train/meta.safetensors --protocol=base_to_new
-    python -m experiments.evaluate --tuner="ivlp(depth=9)" --regularizers=npt:1.0,kgcoop:8 --meta=META
-    python -m experiments.evaluate --baselines="linear_probe,tip_adapter(epochs=20)" --protocol=few_shot
-    python -m experiments.evaluate --meta=META --controls=random_tasks=OTHER_META --learning_rate=0.1,0.3 --steps=50,200
-    python -m experiments.evaluate --meta=META --protocol=test_time --domains=unseen
-
-Every method is tuned on the same draws. With --meta, four methods are compared: the tuner
-alone, "+gram" (the learned initialization and the learned regulator, frozen), "+gram:init_only" and
-"+gram:regulator_only". Regularizers and regulators are part of all names, as in "coop+kgcoop+gram"; docs/composing.md
-lists what can be combined. If a method has several candidate settings, one of them is selected for all datasets on the
-validation split, with seeds of its own; the selection never reads a test image.
-
-Writes WORKDIR/results.json and, like experiments.report, prints and writes tables and plots. WORKDIR/rows.jsonl keeps
-every finished unit, one seed of a method on a dataset: the same command resumes, and one with more seeds, datasets,
-shots or --save_prompts measures only what is missing. With --distributed, processes
-share the units, and process i keeps its own in rows-i.jsonl (docs/launching.md). Image features are kept in
---feature_store, where later runs read them.
-
-With no flags: CoOp on three datasets of 29 to 99 classes with three candidate rates, under 4 minutes on two cores and
-2 GiB. glyphs:greek_small alone takes half a minute; a third of it is compilation, which the work directory keeps.
-"""
+"""Runs an evaluation: selects, tunes and measures every method on every dataset."""
 
 from __future__ import annotations
 

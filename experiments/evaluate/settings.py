@@ -12,15 +12,15 @@ from typing import Any
 import jax
 
 from gram_jax import objectives, regulators, tuners
+from gram_jax.choices import METRICS, TEST_TIME_OPTIMIZERS
 from gram_jax.errors import InputError, explain, nearest, require_int, require_known, require_number
-from gram_jax.evaluation import BaselineMethod, Protocol, TestTimePlan, TuningPlan, baselines, measures, protocols
+from gram_jax.evaluation import BaselineMethod, Protocol, TestTimePlan, TuningPlan, baselines, protocols
 from gram_jax.evaluation.plans import Length, StagedLoss, require_one_gradient
 from gram_jax.evaluation.protocols import TEST_TIME
 from gram_jax.registry import Call, parse_call, split_calls
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 from gram_jax.tuning import select_views
-from gram_jax.tuning.test_time import OPTIMIZERS as TEST_TIME_OPTIMIZERS
 
 from .._launch import at_least, positive, require_ranges
 from . import presets
@@ -182,7 +182,7 @@ def _check_values(flags: Flags) -> None:
     positive(flags, "learning_rate", "gram_learning_rate", "gram_rate_factor")
     if any(not 0 < value <= 1 for value in flags.tau):
         raise InputError(f"--tau={','.join(map(str, flags.tau))}: every value must be above 0 and at most 1")
-    for name, words in (("protocol", protocols.PROTOCOLS), ("methods", PARTS), ("metrics", measures.CHOICES)):
+    for name, words in (("protocol", protocols.PROTOCOLS), ("methods", PARTS), ("metrics", METRICS)):
         for value in getattr(flags, name) or ():
             require_known(f"--{name}", value, words)
     if both := sorted(set(flags.seeds) & set(flags.select_seeds)):

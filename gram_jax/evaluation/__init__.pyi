@@ -1,4 +1,4 @@
-from . import baselines, protocols
+from . import baselines, checks, protocols
 from .collapse import (
     class_means,
     duality,
@@ -64,6 +64,7 @@ __all__ = [
     "averaged_class_features",
     "baselines",
     "calibration_error",
+    "checks",
     "class_features",
     "class_means",
     "compare",

@@ -23,7 +23,6 @@ from gram_jax.tuning import pad_classes
 from gram_jax.tuning.batches import CLASS_MULTIPLE
 
 PHOTO = "a photo of a {}."
-AUGMENTATIONS = ("none", "fresh", "stored")
 PIXEL_BYTES = 2 << 30  # transformed images are kept up to this many bytes; the rest is read again
 STORED_SEED = 0  # the seed of stored views, which the runs of all seeds share
 
@@ -231,8 +230,8 @@ def training_images(
     """Yields the images of every step of one run, from its labeled images and the items of batches `[steps, batch]`.
 
     For each step, images ``[batch, ...]`` as the tuner requires, and frozen features ``[batch, embed_dim]``; None if
-    these are not wanted (`frozen`), or if the images are features already. `augmentation` is one of `AUGMENTATIONS`,
-    and `stored` the number of views with "stored".
+    these are not wanted (`frozen`), or if the images are features already. `augmentation` is one of
+    `choices.AUGMENTATIONS`, and `stored` the number of views with "stored".
     """
     pixels, keep = tuner.needs_pixels, augmentation == "stored"
     encoded = frozen or not pixels  # whether features are needed

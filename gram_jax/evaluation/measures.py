@@ -42,7 +42,6 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 ALL, COST = "all", "cost"
 BESIDE = tuple(name for name in METRICS if name != "accuracy")
-CHOICES = (*BESIDE, COST, ALL)
 SECONDS, BYTES = COSTS = ("tuning_seconds", "step_bytes")  # the metrics of rows that report a cost
 
 

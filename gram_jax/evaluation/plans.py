@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from gram_jax import objectives, tuning
+from gram_jax.choices import AUGMENTATIONS, SCHEDULES
 from gram_jax.errors import InputError, nearest, require_int, require_known, require_number
-from gram_jax.evaluation.encoder import AUGMENTATIONS
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 
@@ -73,7 +73,7 @@ class TuningPlan:
         for name in ("steps", "batch_size", "views"):
             require_int(name, getattr(self, name))
         require_known("augmentation", self.augmentation, AUGMENTATIONS)
-        require_known("schedule", self.schedule, tuning.schedules.SCHEDULES)
+        require_known("schedule", self.schedule, SCHEDULES)
 
     @property
     def length(self) -> Length:

@@ -59,7 +59,7 @@ def evaluate(  # long: what is tuned, on what, and what is measured
       seeds: the seeds of the draws; each is a run.
       targets: what is tested besides the dataset: other datasets (cross_dataset) or shifted versions.
       split: the images that are predicted: "test"; or "val", to choose something.
-      metrics: what is measured besides accuracy after the last step, see `measures.CHOICES`.
+      metrics: what is measured besides accuracy after the last step, see `choices.METRICS`.
       plan: the fields of `TuningPlan`, or of `TestTimePlan` for the protocol "test_time"; only for tuners.
 
     Returns:

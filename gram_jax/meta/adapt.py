@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.choices import INNER_SCHEDULES
 from gram_jax.errors import InputError, require_int, require_known
 from gram_jax.regulators import Regulator
 from gram_jax.tuning.schedules import per_leaf, scheduled_rate
@@ -16,7 +17,6 @@ Array = jax.Array
 PyTree = Any
 
 GRADIENTS = ("exact", "first_order")
-SCHEDULES = ("constant", "cosine")
 
 
 def adapt(  # long: each argument is a symbol of the formula, or a setting of how it is differentiated
@@ -75,7 +75,7 @@ def adapt(  # long: each argument is a symbol of the formula, or a setting of ho
       as in "Gradient-Regulated Meta-Prompt Learning for Generalizable Vision-Language Models".
     """
     last = differentiated_steps(steps, gradient)
-    require_known("schedule", schedule, SCHEDULES)
+    require_known("schedule", schedule, INNER_SCHEDULES)
     if depths is not None and last < steps:
         raise InputError(
             f"gradient={gradient} with depths: prompts before the last steps have no gradient; use 'exact'"

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gram_jax.choices import MAPPERS
 from gram_jax.errors import InputError, require_int, require_known, require_number
 from gram_jax.meta.adapt import differentiated_steps
 from gram_jax.meta.initialization import Meta
@@ -24,7 +25,6 @@ PyTree = Any
 Metrics = dict[str, Array]
 
 AXIS = "tasks"
-MAPPERS = ("shard_map", "pmap")
 PARTS = ("prompt", "phi", "log_rates", "offsets")
 
 

@@ -20,7 +20,6 @@ _MANY = 200  # above this number of clusters, k-means++ costs more than it impro
 _SMALLEST_ROWS, _SMALLEST_CLUSTERS = 256, 16
 _MAX_DISTANCES = 1 << 26  # computed at once
 BLOCK = 1 << 17  # rows that are summed or copied at once
-SAMPLE = 100_000  # the default limit of the pairs among which centroids are searched
 
 Report = Callable[[str, int, int], None]  # receives the running part, the pairs done, and their total (0: unknown)
 

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from gram_jax.errors import require_int, require_known
-from gram_jax.tasks.clustering import SAMPLE
 
+SAMPLE = 100_000  # the default limit of the pairs among which centroids are searched
 METHODS = ("clusters", "random")
 CLASS_TEXTS = ("keyword", "medoid", "centroid")
 

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from gram_jax.batching import pad_to
+from gram_jax.choices import CROSS
 from gram_jax.clip import Classes, Clip, encode_classes
 from gram_jax.errors import InputError, require_int, require_known, require_number
 from gram_jax.meta import Task
 from gram_jax.tasks.hierarchy import Hierarchy, class_table
 
-CROSS = ("class", "domain", "theme", "both")
 _COMMON = 0.99  # share of the classes whose texts fit the default length
 
 

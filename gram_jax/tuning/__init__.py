@@ -1,31 +1,5 @@
 """Tuning prompts on labeled images, and on single unlabeled images at test time."""
 
-from gram_jax.tuning.alternating import AlternatingState, make_alternating
-from gram_jax.tuning.batches import epoch_batches, pad_classes, shuffled_batches
-from gram_jax.tuning.loop import Cost, Recipe, Tuned, join, memory_bytes, tune
-from gram_jax.tuning.schedules import scheduled_rate
-from gram_jax.tuning.step import Tuning, TuningState, classification_loss, make_tuning
-from gram_jax.tuning.test_time import TestTimeTuning, make_test_time_tuning, predict_test_time, select_views
+import lazy_loader
 
-__all__ = [
-    "AlternatingState",
-    "Cost",
-    "Recipe",
-    "TestTimeTuning",
-    "Tuned",
-    "Tuning",
-    "TuningState",
-    "classification_loss",
-    "epoch_batches",
-    "join",
-    "make_alternating",
-    "make_test_time_tuning",
-    "make_tuning",
-    "memory_bytes",
-    "pad_classes",
-    "predict_test_time",
-    "scheduled_rate",
-    "select_views",
-    "shuffled_batches",
-    "tune",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

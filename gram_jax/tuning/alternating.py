@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gram_jax.choices import SCHEDULES
 from gram_jax.clip import Clip, encode_image, logits
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError, require_known, require_number
@@ -19,7 +20,7 @@ from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
 from gram_jax.tuners.vpt import visual_prompt
 from gram_jax.tuning.gradient_metrics import regulation
-from gram_jax.tuning.schedules import SCHEDULES, WARMUP_RATE, scheduled_rate
+from gram_jax.tuning.schedules import WARMUP_RATE, scheduled_rate
 from gram_jax.tuning.step import Batch, Tuning, descent, run_logits, step_arguments
 
 Array = jax.Array
@@ -89,7 +90,7 @@ def make_alternating(
     Args:
       tuner, regulator: the tuner, and R, with parameters to learn, e.g. `regulators.prometar()`.
       momentum, weight_decay: those of both; the momentum in [0, 1).
-      schedule: one of `schedules.SCHEDULES`.
+      schedule: one of `choices.SCHEDULES`.
       adapt_rate, query_weight, phi_rate: beta, w and rho, above 0.
 
     Returns:

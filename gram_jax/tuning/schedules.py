@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gram_jax.choices import SCHEDULES
 from gram_jax.errors import InputError, require_known
 
 Array = jax.Array
 PyTree = Any
 
-SCHEDULES = ("constant", "cosine", "warmup_cosine")
 WARMUP_RATE = 1e-5  # independent of the learning rate
 
 
@@ -38,7 +38,7 @@ def scheduled_rate(
     the length of the whole run, so it never reaches 0.
 
     Args:
-      schedule: one of `SCHEDULES`.
+      schedule: one of `choices.SCHEDULES`.
       rate, step, total_steps, epoch_steps, warmup_epochs: the learning rate, k from 0, K, S and W, scalars.
       warmup_rate: the rate during the warm-up.
 

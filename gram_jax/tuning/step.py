@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gram_jax.choices import OPTIMIZERS, SCHEDULES
 from gram_jax.clip import Classes, Clip
 from gram_jax.errors import InputError, require_known, require_number
 from gram_jax.objectives import batch_loss, cross_entropy
@@ -18,7 +19,7 @@ from gram_jax.regulators import Regulator
 from gram_jax.summary import short_repr
 from gram_jax.tuners import Tuner
 from gram_jax.tuning.gradient_metrics import regulation
-from gram_jax.tuning.schedules import SCHEDULES, per_leaf, scheduled_rate
+from gram_jax.tuning.schedules import per_leaf, scheduled_rate
 
 Array = jax.Array
 PyTree = Any
@@ -26,7 +27,6 @@ PyTree = Any
 Batch = dict[str, Any]
 Lengths = tuple[Array, Array]  # of a run and of an epoch, in steps
 
-OPTIMIZERS = ("sgd", "adam")
 _PER_RUN = ("images", "labels", "context", "run_reference")  # entries of a batch with a leading axis of runs
 
 
@@ -123,7 +123,7 @@ def make_tuning(
       loss: L, `loss(prompt, clip, batch) -> scalar`, e.g. `objectives.batch_loss(tuner, "kgcoop:8").loss`. For a
         regulator with a reference gradient `-> (scalar, scalar)`: L, and the loss whose gradient is the reference.
         None: the cross-entropy, and the reference that the regulator names.
-      optimizer, schedule: one of `OPTIMIZERS` and of `schedules.SCHEDULES`.
+      optimizer, schedule: one of `choices.OPTIMIZERS` and of `choices.SCHEDULES`.
       momentum, weight_decay: the momentum of SGD, in [0, 1), and w.
 
     Returns:

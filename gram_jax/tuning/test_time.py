@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from gram_jax.batching import pad_to
+from gram_jax.choices import TEST_TIME_OPTIMIZERS
 from gram_jax.clip import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.errors import InputError, require_int, require_known, require_number
@@ -24,7 +25,6 @@ from gram_jax.tuning.schedules import per_leaf
 Array = jax.Array
 PyTree = Any
 
-OPTIMIZERS = ("adamw", "sgd")
 _PER_IMAGE = ("views", "context")  # entries of a batch with a leading axis of images
 
 
@@ -115,7 +115,7 @@ def make_test_time_tuning(
     if share > 1:
         raise InputError(f"share={share!r}: it must be at most 1, all views")
     require_int("steps", steps)
-    require_known("optimizer", optimizer, OPTIMIZERS)
+    require_known("optimizer", optimizer, TEST_TIME_OPTIMIZERS)
     require_number("weight_decay", weight_decay, least=0)
     regulator = identity() if regulator is None else regulator
     if "reference" in regulator.settings:

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 import gram_jax as gram
-from experiments import pretrain_clip
+from experiments.pretrain_clip import run as pretrain_clip
 from gram_jax import evaluation
 from gram_jax.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Pretrains the mini CLIP on the glyph corpus."""
