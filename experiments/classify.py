@@ -23,7 +23,7 @@ import os
 import shlex
 from typing import Any
 
-import jax
+import lazy_loader
 import numpy as np
 
 import gram_jax as gram
@@ -32,13 +32,13 @@ from gram_jax.batching import map_batches
 from gram_jax.data import Dataset, load_dataset
 from gram_jax.data.readers.sources import READERS
 from gram_jax.errors import InputError
-from gram_jax.evaluation import Encoder
-from gram_jax.evaluation.baselines import linear_probe
-from gram_jax.evaluation.fitting import AllShots
 from gram_jax.io import replacing
 
 from . import check_data
 from ._launch import at_least, launch, setting
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
 
 BACKBONE = "openai/clip-vit-base-patch16"
 _STRENGTH = 100.0  # of the linear probe without validation images
@@ -67,6 +67,8 @@ class Config:
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Checks the photos, tunes and measures the classifier, and saves it."""
+    from gram_jax.evaluation.fitting import AllShots  # it imports JAX: late, so that --help answers at once
+
     clip, dataset = load_backbone(config.clip), checked(config, workdir)
     encoder = encoded(clip, dataset, config.batch_size)
     model = gram.PromptClassifier(
@@ -123,9 +125,9 @@ def checked(config: Config, workdir: Any) -> Dataset:
     return load_dataset(spec, **told)
 
 
-def encoded(clip: gram.Clip, dataset: Dataset, batch_size: int) -> Encoder:
+def encoded(clip: gram.Clip, dataset: Dataset, batch_size: int) -> evaluation.Encoder:
     """Returns an encoder that knows the features of all photos."""
-    encoder = Encoder(clip, batch_size)
+    encoder = evaluation.Encoder(clip, batch_size)
     encoder.add(dataset)
     with runtime.Progress(len(dataset), "encoding", unit="image") as progress:
         for begin in range(0, len(dataset), batch_size):
@@ -149,13 +151,13 @@ def load_backbone(name: str) -> gram.Clip:
         ) from error
 
 
-def zero_shot(encoder: Encoder, test: Dataset) -> np.ndarray:
+def zero_shot(encoder: evaluation.Encoder, test: Dataset) -> np.ndarray:
     """Returns probabilities `[images, classes]` of the clip under "a photo of a {}."."""
     scale = np.exp(np.asarray(encoder.clip.params["logit_scale"]))
     return np.asarray(jax.nn.softmax(scale * encoder.features(test) @ encoder.texts(test.class_names).T))
 
 
-def probe(encoder: Encoder, dataset: Dataset, test: Dataset) -> np.ndarray:
+def probe(encoder: evaluation.Encoder, dataset: Dataset, test: Dataset) -> np.ndarray:
     """Returns probabilities `[images, classes]` of a linear probe on the images that the prompt learns from.
 
     Its strength is chosen on split "val", then it is fitted to "train" and "val".
@@ -164,10 +166,12 @@ def probe(encoder: Encoder, dataset: Dataset, test: Dataset) -> np.ndarray:
     parts = {split: dataset.take(np.flatnonzero(dataset.splits == split)) for split in ("train", "val")}
     labeled = {split: (encoder.features(part), part.labels) for split, part in parts.items() if len(part)}
     if "val" in labeled:
-        chosen = linear_probe().fit(encoder.clip, names, *labeled["train"], validation=labeled["val"])
+        chosen = evaluation.baselines.linear_probe().fit(
+            encoder.clip, names, *labeled["train"], validation=labeled["val"]
+        )
         strength = float(chosen["strength"])
     features, labels = (np.concatenate(each) for each in zip(*labeled.values(), strict=True))
-    baseline = linear_probe(strength)
+    baseline = evaluation.baselines.linear_probe(strength)
     state = baseline.fit(encoder.clip, names, features, labels)
     return np.asarray(jax.nn.softmax(baseline.apply(state, encoder.clip, encoder.features(test))))
 

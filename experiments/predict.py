@@ -47,7 +47,6 @@ from gram_jax.io import replacing, write_json
 from ._launch import at_least, launch, setting
 
 if TYPE_CHECKING:
-    from gram_jax.evaluation.scoring import Scorer
     from gram_jax.tuners import Prompt, Tuner
 
 # Loaded when used, so that --help answers at once.
@@ -237,16 +236,14 @@ def load_prompt(path: str, clip: gram.Clip, names: Sequence[str]) -> tuple[Tuner
     return tuner, gram.meta.initial_prompt(learned, context)
 
 
-def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: str | None) -> Scorer:
+def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: str | None) -> evaluation.Scorer:
     """Returns a function from pixels `[images, size, size, 3]` to probabilities `[images, classes]`.
 
     It is zero-shot if `path`, of a prompt or a meta checkpoint, is empty. `template` is for classifiers without a text
     prompt; None is the default one.
     """
-    from gram_jax.evaluation.scoring import make_scorer, zero_shot_scorer
-
     if not path:
-        return zero_shot_scorer(clip, names, template)
+        return evaluation.zero_shot_scorer(clip, names, template)
     tuner, prompt = load_prompt(path, clip, names)
     tuned_on = gram.artifacts.describe(path).classes
     if tuner.settings.get("class_specific") and tuned_on is not None and tuned_on != tuple(names):
@@ -254,7 +251,7 @@ def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: 
             f"{path} is class-specific, for the {len(tuned_on)} classes {examples(tuned_on)}, and the given "
             f"{len(names)} are {examples(names)}; give the class list that it was tuned on, in its order"
         )
-    return make_scorer(tuner, prompt, clip, names, template=template, source=path)
+    return evaluation.make_scorer(tuner, prompt, clip, names, template=template, source=path)
 
 
 def predict(

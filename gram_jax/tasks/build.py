@@ -12,8 +12,8 @@ from gram_jax.clip import Clip
 from gram_jax.errors import InputError
 from gram_jax.tasks.assemble import Names, assemble
 from gram_jax.tasks.classes import Grouping, classes_by_name, drop_small, find_classes, keep_agreeing, shuffle
-from gram_jax.tasks.clustering import SAMPLE, Report, no_report, sliceable
-from gram_jax.tasks.config import ClusteringConfig
+from gram_jax.tasks.clustering import Report, no_report, sliceable
+from gram_jax.tasks.config import SAMPLE, ClusteringConfig
 from gram_jax.tasks.hierarchy import Hierarchy
 from gram_jax.tasks.naming import name_by_medoid, name_by_phrase, theme_titles, token_means
 from gram_jax.tasks.phrases import find_vocabulary, number_words, words

@@ -24,6 +24,7 @@ MODULES = [
     for package in ("gram_jax", "experiments")
     for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
 ]
+HEAVY = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "transformers", "matplotlib", "scipy", "sklearn"}
 FRAMEWORKS = {"torch", "tensorflow", "torchvision"}
 
 
@@ -39,8 +40,7 @@ def fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_importing_the_package_loads_nothing_heavy():
     done = fresh_python("import json, sys, gram_jax; print(json.dumps(sorted(sys.modules)))")
-    heavy = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "transformers", "matplotlib", "scipy", "sklearn"}
-    assert not (heavy | FRAMEWORKS) & set(json.loads(done.stdout))
+    assert not (HEAVY | FRAMEWORKS) & set(json.loads(done.stdout))
 
 
 def test_importing_everything_touches_no_device_and_no_setting_and_prints_nothing():
@@ -56,6 +56,34 @@ assert not {FRAMEWORKS!r} & set(sys.modules)
     done = fresh_python(code, JAX_PLATFORMS="nonexistent")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert fresh_python("import jax; jax.devices()", JAX_PLATFORMS="nonexistent").returncode != 0
+
+
+PROGRAMS = sorted(
+    path.stem if path.is_file() else path.name
+    for path in (ROOT / "experiments").iterdir()
+    if not path.name.startswith("_") and (path.suffix == ".py" or (path / "__main__.py").exists())
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_imports_no_heavy_package(program):
+    """A user who asks for the flags waits for none of the packages that only a run needs."""
+    code = f"""
+import runpy, sys
+sys.argv = ["{program}", "--helpfull"]
+try:
+    runpy.run_module("experiments.{program}", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code
+print("modules", *sys.modules)
+"""
+    done = fresh_python(code)
+    assert done.returncode == 0, done.stderr
+    shown, _, modules = done.stdout.rpartition("modules")
+    assert "--workdir" in shown
+    # A module that is only prepared for use, by lazy_loader, has loaded none of its parts.
+    parts = {name.partition(".")[0] for name in modules.split() if "." in name}
+    assert not parts & (HEAVY | FRAMEWORKS | {"jaxlib", "orbax", "tensorstore", "tokenizers", "pandas"})
 
 
 @pytest.mark.parametrize("source", ["glyphs", "csv", "webdataset", "folder", "tfds"])
