@@ -21,10 +21,9 @@ import numpy as np
 from flax import struct
 
 from gram_jax.clip.cleaning import read_siglip_tokenizer, read_xlm_tokenizer, repair
+from gram_jax.clip.tokenizer_file import END, START, WORD_END, TokenizerFile, decode, read_complete
 from gram_jax.errors import InputError, require_int
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"  # the suffix of the last piece of a word
 MIN_VOCAB_SIZE = 2 * 256 + 2  # every byte, inside and at the end of a word, and the two special tokens
 
 
@@ -57,8 +56,8 @@ class Tokenizer:
     place from which they were loaded does not matter. `bos_token_id` is None if texts have no start token (SigLIP).
 
     Args:
-      hf: a transformers tokenizer; a `CLIPTokenizer` receives texts repaired as OpenAI's tokenizer repairs them
-        (`cleaning.repair`), which transformers leaves out.
+      hf: a transformers tokenizer, or a `TokenizerFile`; a `CLIPTokenizer`, and a file of one, receives texts repaired
+        as OpenAI's tokenizer repairs them (`cleaning.repair`), which transformers leaves out.
       context_length: the largest number of tokens in a text, start and end included; default: the tokenizer's
         `model_max_length`.
 
@@ -74,14 +73,17 @@ class Tokenizer:
         limit = hf.model_max_length if context_length is None else context_length
         if not 3 <= limit <= 1 << 20:  # transformers writes 1e30 for "no limit"
             raise InputError(f"context_length={limit}: pass the model's, such as context_length=77")
+        from tokenizers import Tokenizer as Backend
+
         # A copy: a tokenizer.json may contain truncation and padding, and transformers changes both in use.
-        state = json.loads(hf.backend_tokenizer.to_str())
+        read = isinstance(hf, TokenizerFile)
+        state = dict(hf.state if read else json.loads(hf.backend_tokenizer.to_str()))
         state["truncation"] = state["padding"] = None
-        self.hf = hf
+        self._hf = hf
         self.context_length = int(limit)
-        self._backend = type(hf.backend_tokenizer).from_str(json.dumps(state))
-        self._repairs = type(hf).__name__.startswith("CLIPTokenizer")
-        ids = {name: getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        self._backend = Backend.from_str(json.dumps(state))
+        self._repairs = read or type(hf).__name__.startswith("CLIPTokenizer")
+        ids = hf.ids if read else {name: getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         for name, value in ids.items():
             if value is None and (self._repairs or name != "bos"):
                 raise InputError(f"the tokenizer has no {name}_token; CLIP needs {START!r} and {END!r}")
@@ -100,6 +102,8 @@ class Tokenizer:
           folder, context_length: the files, and the limit as above.
           model_type: "clip", "siglip" (also SigLIP 2) or "metaclip_2", as in `config.json`.
         """
+        if model_type == "clip" and (complete := read_complete(Path(folder))) is not None:
+            return cls(complete, context_length)
         from transformers import CLIPTokenizer
 
         if model_type == "siglip":
@@ -109,6 +113,13 @@ class Tokenizer:
         else:
             hf = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         return cls(hf, context_length)
+
+    @property
+    def hf(self) -> Any:
+        """The tokenizer as transformers' object."""
+        if isinstance(self._hf, TokenizerFile):
+            self._hf = self._hf.to_transformers()
+        return self._hf
 
     def save(self, folder: str | Path) -> None:
         """Writes the files that transformers and `from_folder` read."""
@@ -147,7 +158,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of a row of ids, without special tokens."""
-        return self.hf.decode(np.asarray(token_ids).tolist(), skip_special_tokens=True)
+        ids = np.asarray(token_ids).tolist()
+        if isinstance(self._hf, TokenizerFile):
+            return decode(self._backend, ids)
+        return self._hf.decode(ids, skip_special_tokens=True)
 
     def encode(self, texts: Sequence[str], *, length: int | None = None, truncate: bool = False) -> np.ndarray:
         """Returns token ids of texts, `[SOS] ... [EOS]`, padded at the end, int32 `[N, T]`.

@@ -32,6 +32,8 @@ def enable_compilation_cache(workdir: PathLike) -> str:
     # A relative path would mean another folder after a change of directory.
     folder = str(absolute(workdir) / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", folder)
+    # JAX leaves out what compiles in under a second, but a run has dozens of such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
