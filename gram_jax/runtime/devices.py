@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
@@ -161,6 +160,8 @@ def barrier(name: str, *, timeout_seconds: int = _DAY) -> None:
       name, timeout_seconds: a name, the same in every process, and the longest wait.
     """
     if jax.distributed.is_initialized():
+        import orbax.checkpoint as ocp  # late: most runs are of one process
+
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * timeout_seconds)
 
 
