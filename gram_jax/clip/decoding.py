@@ -16,6 +16,7 @@ from gram_jax.errors import InputError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # Pillow, too, refuses larger images as decompression bombs
 EXIF_ORIENTATION = 0x0112
+BEYOND = 0.05  # the share of their range by which floats may leave it, as after resampling; they are clipped
 SNIFFED = 64  # bytes at the begin of a file from which its format is known
 # Files that show pictures and that the transform does not read, by suffix.
 FOREIGN_SUFFIXES = {
@@ -238,15 +239,19 @@ def _deep_gray_to_rgb(image: Any, name: str, largest: float | None) -> Any:
 
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 65535):
+    if not np.isfinite(high - low):
+        raise ImageError(f"{name} has mode {image.mode} and values that are no finite numbers; replace them")
+    beyond = BEYOND if image.mode == "F" else 0.0
+    if not (low >= -beyond * max(high, 1.0) and high <= max(65535, largest or 0) * (1 + beyond)):
         raise ImageError(
             f"{name} has mode {image.mode} and values from {low} to {high}; scale it to 0..255 (8 bits) or 0..65535"
         )
     if largest is None:
-        small = 1 if image.mode == "F" and high <= 1 else 255
-        largest = 65535 if high > 255 or image.mode.startswith("I;16") else small
-    elif high > largest:
+        small = 1 if image.mode == "F" and high <= 1 + beyond else 255
+        largest = 65535 if high > 255 * (1 + beyond) or image.mode.startswith("I;16") else small
+    elif high > largest * (1 + beyond):
         raise ImageError(f"{name} has values up to {high:g}, above the gray range {largest:g}; give a larger one")
+    values = np.clip(values, 0, largest)
     if largest == 65535:
         values = (values + 128.0) // 257
     elif largest != 255:

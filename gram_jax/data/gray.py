@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from gram_jax.clip.decoding import deep_gray_values, read_rgb
+import numpy as np
+
+from gram_jax.clip.decoding import BEYOND, deep_gray_values, read_rgb
 from gram_jax.data.dataset import Dataset
 from gram_jax.errors import require_number
 
@@ -42,13 +44,15 @@ def find_range(sources: Iterable[Any], given: float | None = None) -> GrayRange 
     suspects = [source for source in sources if is_deep(source)]
     step = max(1, -(-len(suspects) // _SAMPLED))
     with ThreadPoolExecutor(8) as pool:
-        found = [each for each in pool.map(deep_gray_values, suspects[::step]) if each is not None]
+        values = [each for each in pool.map(deep_gray_values, suspects[::step]) if each is not None]
+    found = [each for each in values if np.isfinite(each[2] - each[1])]  # others raise an error when they are read
     if not found:
         return None
     number = f"{len(found)}" if step == 1 else f"{len(found)} sampled"
     modes, low, high = sorted({mode for mode, *_ in found}), min(e[1] for e in found), max(e[2] for e in found)
     smallest = 1 if modes == ["F"] else 255
-    fitting = [each for each in RANGES if each >= max(high, smallest)]
+    most = max(high / (1 + BEYOND) if modes == ["F"] else high, smallest)
+    fitting = [each for each in RANGES if each >= most]
     largest = given if given is not None else fitting[0] if fitting else RANGES[-1]
     return GrayRange(
         largest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gram_jax.clip.cleaning import repair
@@ -29,7 +29,19 @@ COLUMNS = {
 _FILLERS = frozenset(
     ("set", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "pictures", "folder")
 )
-_ID = re.compile(r"(?P<id>n\d{8}|\d+)[\s._:,)-]+(?P<name>\S.*)")
+# Ids before the name (001.Albatross, [3] cat, class_07_dog) and behind it (cat_0, dog (1)).
+_IDS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?P<id>n\d{8}|\d+)[\s._:,)-]+(?P<name>\S.*)",
+        r"[(\[](?P<id>\d+)[)\]][\s._:-]*(?P<name>\S.*)",
+        r"(?:class|cls|label|category|id|c)[\s._-]?(?P<id>\d+)[\s._:-]+(?P<name>\S.*)",
+        r"(?P<name>.*[^\s\d._:#(\[-])[\s._:#-]+[(\[]?(?P<id>\d+)[)\]]?",
+    )
+)
+WITHOUT_IDS = "numbers or WordNet ids beside the names of the classes are not part of the class names"
+_MISSING = frozenset(("nan", "none", "null", "n/a", "na", "undefined", "#n/a"))
+_JOINERS = "[\u200c\u200d]"
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -155,9 +167,11 @@ def merge_spellings(counts: Mapping[str, int]) -> Merged:
 
 
 def without_ids(names: Sequence[str]) -> tuple[list[str], bool]:
-    """Removes class ids in front of names, if all names have one; returns the names, and whether ids were removed.
+    """Removes class ids beside names, if all names have one; returns the names, and whether ids were removed.
 
-    An id is a WordNet id, or a number of numbers that count from 0 or 1 or have leading zeros.
+    An id is a WordNet id, or a number of numbers that count from 0 or 1 or have leading zeros. It stands before the
+    name, also in brackets or after a word such as "class", or behind it. Names that would be equal without their ids
+    keep them.
 
     Example:
       >>> without_ids(["n01440764 tench", "n01443537_goldfish"])
@@ -165,21 +179,47 @@ def without_ids(names: Sequence[str]) -> tuple[list[str], bool]:
       >>> without_ids(["5 euro", "10 euro"]), without_ids(["001.Black_footed_Albatross", "002.Laysan_Albatross"])[0]
       ((['5 euro', '10 euro'], False), ['Black_footed_Albatross', 'Laysan_Albatross'])
     """
-    rest = _rest(names)
-    if rest is None:
-        return list(names), False
-    return without_ids(rest)[0], True  # "1 001.Albatross" has two
+    for rest in _rests(names):
+        if len({class_key(name) for name in rest}) == len(rest):
+            return without_ids(rest)[0], True  # "1 001.Albatross" has two
+    return list(names), False
 
 
-def _rest(names: Sequence[str]) -> list[str] | None:
-    """Returns what follows the ids, or None if not all names have one."""
-    matches = [match for name in names if (match := _ID.fullmatch(name.strip()))]
-    if len(matches) < len(names) or not names:
-        return None
-    ids, rest = [match["id"] for match in matches], [match["name"] for match in matches]
-    lettered = all(any(letter.isalpha() for letter in name) for name in rest)
-    distinct = len({class_key(name) for name in rest}) == len(rest) and len(set(ids)) == len(ids)
-    return rest if lettered and distinct and (all(map(_SYNSET.fullmatch, ids)) or _counting(ids)) else None
+def _rests(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yields what is left of the names without ids, if all of them have one; it may hold equal names."""
+    for pattern in _IDS:
+        matches = [match for name in names if (match := pattern.fullmatch(name.strip()))]
+        if len(matches) < len(names) or len(names) < 2:
+            continue
+        ids, rest = [match["id"] for match in matches], [match["name"] for match in matches]
+        lettered = all(any(letter.isalpha() for letter in name) for name in rest)
+        if lettered and len(set(ids)) == len(ids) and (all(map(_SYNSET.fullmatch, ids)) or _counting(ids)):
+            yield rest
+
+
+def odd_names(names: Sequence[str]) -> list[str]:
+    """Returns a note for everything about class names that a prompt should not say.
+
+    Example:
+      >>> odd_names(["cat", "nan"])
+      ["class names that stand for missing values: 'nan'"]
+    """
+    notes = []
+    if names and all(
+        re.fullmatch(r"(class|cls|label|category|id|c)?[\s_-]*\d+(\.\d+)?", name, re.IGNORECASE) for name in names
+    ):
+        notes.append("all class names are numbers; if they are ids, name the classes in classnames.txt")
+    if missing := [name for name in names if name.strip().lower() in _MISSING]:
+        notes.append(f"class names that stand for missing values: {examples(missing)}")
+    # Joiners are part of emoji, and of words in several scripts.
+    hidden = [name for name in names if any(unicodedata.category(each) == "Cf" for each in re.sub(_JOINERS, "", name))]
+    if hidden:
+        notes.append(f"class names with invisible characters, which a clip reads: {examples(hidden)}")
+    if not without_ids(names)[1] and (rest := next(_rests(names), None)):
+        keys = list(map(class_key, rest))
+        equal = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
+        notes.append(f"numbers beside class names are kept: without them, {examples(equal, 2)} would be one class")
+    return notes
 
 
 def _counting(ids: Collection[str]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from gram_jax.data.account import Account
 from gram_jax.data.content import Files
 from gram_jax.data.dataset import SPLITS, Dataset
-from gram_jax.data.spellings import require_distinct, require_names, role_of
+from gram_jax.data.spellings import odd_names, require_distinct, require_names, role_of
 from gram_jax.errors import InputError, examples
 
 T = TypeVar("T")
@@ -186,8 +186,7 @@ def _oddities(class_names: Sequence[str], train: Sequence[Item]) -> list[str]:
     notes, trained = [], {item.label for item in train}
     if doubled := sorted(name for name, count in Counter(class_names).items() if count > 1):
         notes.append(f"names of several classes: {examples(doubled)}")
-    if all(map(str.isdecimal, class_names)):
-        notes.append("all class names are numbers; if they are ids, name the classes in classnames.txt")
+    notes += odd_names(class_names)
     if trained and (untrained := [name for label, name in enumerate(class_names) if label not in trained]):
         notes.append(f"classes without a training image: {examples(untrained)}")
     return notes

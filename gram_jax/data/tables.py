@@ -68,7 +68,21 @@ def split_line(line: str, separator: str) -> list[str]:
     """Returns the fields of a line; quotes protect separators, unless the fields are separated by tabs."""
     if separator == "\t":
         return line.rstrip("\r\n").split("\t")
-    return next(csv.reader([line], delimiter=separator), [])
+    try:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+    except csv.Error as error:  # the lines of old Macs end in a carriage return alone
+        raise InputError(f"the line {line[:40]!r} is no CSV ({error}); save the table again, as UTF-8 CSV") from error
+
+
+def unquoted(field: str) -> str:
+    """Returns a field without the quotes that spreadsheets put around some fields of tab-separated text.
+
+    Example:
+      >>> unquoted('"big ""cat"", white"'), unquoted('5" pipe')
+      ('big "cat", white', '5" pipe')
+    """
+    quoted = len(field) > 1 and field[0] == field[-1] == '"'
+    return field[1:-1].replace('""', '"') if quoted else field
 
 
 def fit(row: Sequence[str], header_length: int, needed: int) -> list[str] | str:

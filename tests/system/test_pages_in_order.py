@@ -21,8 +21,9 @@ SMALLER = {
     "meta_train": "--steps=2 --ways=3 --cross_ways=2 --batch_size=2 --eval_every=0",
     "evaluate": "--steps=1 --report_steps= --learning_rate=1 --gram_learning_rate=1 --max_test_images=1 --seeds=1",
     "build_glyphs": "--pairs=20 --data_dir=tfds",
+    "classify": "--clip=mini --steps=2",
 }
-ELSEWHERE = ("openai/", "/data/")  # a checkpoint or data that no fresh clone has
+ELSEWHERE = ("openai/", "/data/", "USER/")  # a checkpoint, data or an account that no fresh clone has
 
 
 def commands(page: str) -> list[list[str]]:

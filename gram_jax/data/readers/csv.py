@@ -18,6 +18,7 @@ from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers.files import as_stored, local_folder, missing, read_text
 from gram_jax.data.spellings import (
     COLUMNS,
+    WITHOUT_IDS,
     are_ids,
     column_key,
     like_a_split,
@@ -64,7 +65,7 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     chosen = sorted(set(name_of.values()))
     labels = {name: chosen.index(name_of[name]) for name in name_of}
     names, stripped = without_ids(chosen)
-    notes += ["numbers or WordNet ids in front of the labels are not part of the class names"] if stripped else []
+    notes += [WITHOUT_IDS] if stripped else []
     items: dict[str, list[Item]] = {}
     for row in rows:
         items.setdefault(row.split, []).append(Item(row.image, labels[row.label]))
@@ -77,7 +78,7 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
 
 def _rows(file: Path, what: str, account: Account) -> list[Row]:
     """Returns the checked lines of the table, and counts what is not used."""
-    text = read_text(file, what)
+    text = read_text(file, what).replace("\r\n", "\n").replace("\r", "\n")
     first, _, rest = text.partition("\n")
     separator, skipped = tables.separator_line(first), 0
     if separator:
@@ -145,7 +146,7 @@ def _lines(text: str, separator: str, skipped: int, what: str) -> Iterator[tuple
     """Yields the number and the fields of every line after the header."""
     if separator == "\t":
         for number, line in enumerate(text.splitlines()[1:], 2):
-            yield number + skipped, line.split("\t")
+            yield number + skipped, [tables.unquoted(field) for field in line.split("\t")]
         return
     reader, last = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
     try:

@@ -25,23 +25,26 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 MAX_TEXT = 1 << 30  # bytes of a text file; the longest split file has 100 MB
 NO_IMAGES = "files that are no images"
+OUTSIDE = "files beside the class folders that are not read"
 HIDDEN, LINKS = "hidden files and folders", "links to folders"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TABLES = {
     b"PK\3\4": "an Excel file or a zip archive",
     b"\xd0\xcf\x11\xe0": "an old Excel file",
     b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "compressed (gzip)",
 }
 # Folders that operating systems add to archives and disks.
 _SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
 
 
 class Listing(NamedTuple):
-    """The entries of a folder, each list sorted, without hidden entries and folders of the operating system."""
+    """The entries of a folder, each list sorted; hidden entries, and folders of the operating system, are apart."""
 
     folders: list[str]
     images: list[str]
     others: list[str]
+    hidden: list[str]
 
 
 class Found(NamedTuple):
@@ -81,13 +84,13 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Lists the folders, images (by suffix) and other files of an existing folder."""
-    listing = Listing([], [], [])
+    """Lists the folders, images (by suffix), other files and hidden entries of an existing folder."""
+    listing = Listing([], [], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
-                continue
-            if entry.is_dir():
+                listing.hidden.append(entry.name)
+            elif entry.is_dir():
                 listing.folders.append(entry.name)
             else:
                 image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
@@ -207,8 +210,10 @@ def missing(root: Path, paths: Iterable[str]) -> list[str]:
 
 
 def _entries(folder: Path) -> set[str]:
+    """Returns the names of everything in a folder but its folders; links may lead to files."""
     try:
-        return set(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no folder can have this name
         return set()
     except OSError as error:

@@ -10,7 +10,7 @@ from gram_jax.data.account import Account
 from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers import files
-from gram_jax.data.spellings import like_a_split, merge_spellings, require_distinct, role_of, without_ids
+from gram_jax.data.spellings import WITHOUT_IDS, like_a_split, merge_spellings, require_distinct, role_of, without_ids
 from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
@@ -71,12 +71,15 @@ def _list_splits(root: Path, what: str, account: Account) -> dict[str, dict[str,
         classes[split], left_out = files.class_images(root, split, what)
         account.add(left_out)
         prefix = f"{split}/" if split else ""
-        account.leave_out(
-            "images outside class folders", [prefix + each for each in files.list_folder(root / split).images]
-        )
+        inside = files.list_folder(root / split)
+        account.leave_out("images outside class folders", [prefix + each for each in inside.images])
+        account.leave_out(files.HIDDEN, [prefix + each for each in inside.hidden])
+        if split:
+            account.leave_out(files.OUTSIDE, [prefix + each for each in inside.others])
     read = {*NAME_FILES, TEMPLATE_FILE}
     others = [name for name in top.others if name.lower() not in read] + (top.images if splits != [""] else [])
-    account.leave_out("files beside the class folders that are not read", others)
+    account.leave_out(files.OUTSIDE, others)
+    account.leave_out(files.HIDDEN, top.hidden if splits != [""] else [])
     return classes
 
 
@@ -107,11 +110,7 @@ def _names(root: Path, counts: dict[str, int], what: str) -> Names:
     existing = [name for name in files.list_folder(root).others if name.lower() in NAME_FILES]
     if not existing:
         plain, stripped = without_ids(folders)
-        notes = (
-            ["numbers or WordNet ids in front of the folders' names are not part of the class names"]
-            if stripped
-            else []
-        )
+        notes = [WITHOUT_IDS] if stripped else []
         merged = merge_spellings(dict(zip(plain, counts.values(), strict=True)))
         of = {folder: merged.name_of[name] for folder, name in zip(folders, plain, strict=True)}
         return Names(of, "the names of the folders", notes + merged.notes)

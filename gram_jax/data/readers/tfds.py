@@ -16,7 +16,7 @@ from etils import epath
 from gram_jax.data.account import Account, LeftOut
 from gram_jax.data.content import Files, content_of
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.spellings import role_of, without_ids
+from gram_jax.data.spellings import WITHOUT_IDS, role_of, without_ids
 from gram_jax.data.splits import Item, arrange, assign_roles, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
@@ -68,7 +68,7 @@ def labeled(data_dir: str | os.PathLike[str], name: str, split: str = "", seed: 
         parts, remark = arrange(items, prepared.names, seed, what)
     account = _left_out(prepared, wanted, unlabeled)
     names, stripped = without_ids(prepared.names)
-    notes = ["numbers or WordNet ids in front of the labels are not part of the class names"] if stripped else []
+    notes = [WITHOUT_IDS] if stripped else []
     about = {"source": prepared.source, "split": remark, "notes": notes, "account": account}
     reading = Files(
         functools.partial(read_record, str(folder), prepared.image), functools.partial(_content, str(folder))
