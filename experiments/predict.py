@@ -24,6 +24,8 @@ import functools
 import glob
 import itertools
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,13 +120,16 @@ class Prediction(NamedTuple):
 def run(config: Config, workdir: Any) -> None:
     """Classifies every image and writes the table."""
     names = class_names(config)
-    entries = functools.partial(given_files, config.images)
-    account = count(entries(), f"--images={config.images}")
-    rows = account.read["files"]
     output = epath.Path(config.output).expanduser() if config.output else workdir / "predictions.csv"
     if output.is_dir():
         raise IsADirectoryError(f"--output={config.output} is a folder; give a file, e.g. predictions.csv")
-    gray = find_range((str(each.path) for each in entries() if not each.reason), config.gray_range)
+    entries = functools.partial(given_files, config.images, os.path.abspath(output))
+    account = count(entries(), f"--images={config.images}")
+    rows = account.read["files"]
+    given = config.gray_range
+    if given is None and config.prompt:  # the range that the classifier was tuned with
+        given = ((artifacts.describe(config.prompt).classifier or {}).get("report") or {}).get("gray_range")
+    gray = find_range((str(each.path) for each in entries() if not each.reason), given)
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     classify = make_classifier(clip, names, config.prompt, config.template)
     batch_size = min(config.batch_size, account.read["images"])
@@ -141,13 +146,22 @@ def run(config: Config, workdir: Any) -> None:
     write_json(output.parent / ACCOUNT, account.to_json())
 
 
-def given_files(images: str) -> Iterator[Given]:
-    """Yields everything in the folder, or the files, that --images names."""
+def given_files(images: str, output: str = "") -> Iterator[Given]:
+    """Yields everything in the folder, or the files, that --images names, but for the table and its older versions."""
+    stem, suffix = os.path.splitext(output)
+    own = re.compile(rf"{re.escape(stem)}(-\d+)?{re.escape(suffix)}(\.\w+\.part)?")
+    found = _given(images)
+    yield from (each for each in found if not (output and own.fullmatch(os.path.abspath(each.path))))
+
+
+def _given(images: str) -> Iterator[Given]:
     whole = Path(images).expanduser()
     texts = [images] if whole.exists() else [text for text in images.split(",") if text.strip()]
     texts = [path for text in texts for path in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])] or texts
     for text in texts:
         path = Path(text.strip()).expanduser()
+        if "://" in text:
+            raise InputError(f"--images={images}: {text.strip()!r} is a URL; download the images first")
         if path.is_dir():
             prefix = "" if len(texts) == 1 else f"{text.strip().rstrip('/')}/"
             yield from (Given(path / each.path, prefix + each.path, each.reason) for each in walk(path, mixed=True))

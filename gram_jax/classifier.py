@@ -21,8 +21,10 @@ from gram_jax.array_file import ArrayFileError
 from gram_jax.batching import pad_to
 from gram_jax.clip import Clip, load_clip
 from gram_jax.data import Dataset
-from gram_jax.data.objects import class_folders, image_list, label_array, labeled_objects
-from gram_jax.errors import InputError, examples, require_int, require_known, require_number
+from gram_jax.data.gray import scaled
+from gram_jax.data.objects import class_folders, class_words, image_list, label_array, labeled_objects
+from gram_jax.data.spellings import odd_names
+from gram_jax.errors import InputError, require_int, require_known, require_number
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.fitting import Fitted, fit_prompt, zero_shot_accuracy
 from gram_jax.evaluation.plans import TuningPlan
@@ -66,7 +68,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
       clip_: the clip.
       scorer_: the function from transformed images to probabilities, see `evaluation.make_scorer`.
       report_: what `fit` did: the "seed", the numbers of "images" and of "validation_images", the "zero_shot_accuracy"
-        on all images, the "learning_rate", and the "validation_accuracy" by learning rate (empty without validation).
+        on all images, the "learning_rate", the "validation_accuracy" by learning rate (empty without validation), and
+        the "gray_range" of grayscale images with more than 8 bits (None without such images).
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -109,7 +112,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
           images: the images; or the path of a folder with one folder per class, whose names are the labels.
           labels: a string or an integer for each image; None for a folder.
           class_names: the words for the classes, one for each of the sorted labels, or by label. None: the labels, with
-            spaces for underscores.
+            spaces for underscores, without ids such as "001.".
 
         Returns:
           The classifier itself.
@@ -120,10 +123,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise InputError(f"labels hold one class, {classes.tolist()[0]!r}; give images of at least two")
-        names = _class_names(classes, class_names)
+        names = class_words(classes, class_names)
         require_number("validation_fraction", self.validation_fraction, least=0, below=1)
-        seed = self._seed()
+        seed = _seed(self.random_state)
         dataset = labeled_objects(images, codes, names, _splits(codes, self.validation_fraction, seed))
+        for note in (*dataset.about.get("notes", ()), *odd_names(names)):
+            self._say(f"note: {note}")
         return self._tune(dataset, classes, seed)
 
     def fit_dataset(
@@ -136,14 +141,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
           dataset: the dataset.
-          encoder: an encoder of `clip` that may know the images already; None makes one.
-          shown: is called after every optimizer step; None shows a bar.
+          encoder: an encoder of `clip`, which may know the images; None makes one.
+          shown: is called after every step; None shows a bar.
         """
         learning = dataset.take(np.flatnonzero(dataset.splits != "test"))
-        return self._tune(learning, np.array(dataset.class_names), self._seed(), encoder, shown)
-
-    def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        return self._tune(learning, np.array(dataset.class_names), _seed(self.random_state), encoder, shown)
 
     def _tune(
         self, dataset: Dataset, classes: np.ndarray, seed: int, encoder: Encoder | None = None, shown: Any = None
@@ -157,14 +159,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         require_int("batch_size", self.batch_size)
         encoder = self._encoded(_clip(self.clip) if encoder is None else encoder, dataset)
         zero_shot = zero_shot_accuracy(encoder, dataset)
-        names = dataset.class_names
-        self._say(f"{len(dataset)} images of {len(names)} classes; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
+        found = f"{len(dataset)} images of {len(classes)} classes"
+        self._say(f"{found}; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
         runs = len(rates) + 1 if np.any(dataset.splits == "val") and len(rates) > 1 else 1
         with self._bar(runs * plan.steps if plan.epochs is None else None, "tune", "step") as bar:
             fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, shown or (lambda: bar.update()))
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
-        self.classes_, self.class_names_ = classes, names
+        self.classes_, self.class_names_ = classes, dataset.class_names
         self.report_: dict[str, Any] = {
             "seed": seed,
             "images": len(dataset),
@@ -172,6 +174,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             "zero_shot_accuracy": zero_shot,
             "learning_rate": fitted.learning_rate,
             "validation_accuracy": fitted.validation,
+            "gray_range": dataset.about.get("gray_range"),
         }
         return self._ready(encoder.clip, tuner, fitted.prompt)
 
@@ -182,11 +185,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
           images: the images, as in `fit`.
         """
         check_is_fitted(self)
-        images = image_list(images)
+        images, largest = image_list(images), self.report_.get("gray_range")
         chunks = [images[begin : begin + self.batch_size] for begin in range(0, len(images), self.batch_size)]
         probabilities = []
         for chunk in chunks:  # padded, so that one compiled program serves all of them
-            pixels = pad_to(self.clip_.preprocess(chunk), min(self.batch_size, len(images)))
+            pixels = self.clip_.preprocess([scaled(image, largest) for image in chunk])
+            pixels = pad_to(pixels, min(self.batch_size, len(images)))
             probabilities.append(np.asarray(self.scorer_(pixels))[: len(chunk)])
         return np.concatenate(probabilities)
 
@@ -310,6 +314,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             self._ready(clip, _tuner(self.tuner), self.prompt_)
 
 
+def _seed(random_state: Any) -> int:
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
 def _clip(clip: Any) -> Clip:
     if isinstance(clip, (str, os.PathLike)):
         return load_clip(clip)
@@ -356,23 +364,6 @@ def _labeled(images: Any, labels: Any) -> tuple[list[Any], np.ndarray, list[str]
         images, labels, left_out = class_folders(images)
     images = image_list(images)
     return images, label_array(labels, len(images)), left_out
-
-
-def _class_names(classes: np.ndarray, given: Sequence[str] | Mapping[Any, str] | None) -> tuple[str, ...]:
-    """Returns the words for the sorted labels."""
-    labels = classes.tolist()
-    if given is None:
-        return tuple(str(label).replace("_", " ") for label in labels)
-    if isinstance(given, Mapping):
-        if missing := [label for label in labels if label not in given]:
-            raise InputError(f"class_names has no name for the labels {examples(missing)}")
-        return tuple(str(given[label]) for label in labels)
-    if isinstance(given, str) or len(given) != len(labels):
-        found = given if isinstance(given, str) else f"{len(given)} names"
-        raise InputError(
-            f"class_names={found}: there are {len(labels)} labels, {examples(labels)}; give one name for each, sorted"
-        )
-    return tuple(map(str, given))
 
 
 def _splits(codes: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -50,15 +50,18 @@ def find_range(sources: Iterable[Any], given: float | None = None) -> GrayRange 
         return None
     number = f"{len(found)}" if step == 1 else f"{len(found)} sampled"
     modes, low, high = sorted({mode for mode, *_ in found}), min(e[1] for e in found), max(e[2] for e in found)
-    smallest = 1 if modes == ["F"] else 255
-    most = max(high / (1 + BEYOND) if modes == ["F"] else high, smallest)
-    fitting = [each for each in RANGES if each >= most]
-    largest = given if given is not None else fitting[0] if fitting else RANGES[-1]
+    largest = given if given is not None else _fitting(high, modes == ["F"])
     return GrayRange(
         largest,
         f"{number} grayscale images of more than 8 bits (mode {', '.join(modes)}) have values from {low:g} to "
         f"{high:g}; they are read as 0..{largest:g} (--gray_range sets the white value)",
     )
+
+
+def _fitting(high: float, floats: bool) -> float:
+    """Returns the smallest usual range that holds a value; only floats are in 0..1, and may leave a range a little."""
+    most = high / (1 + BEYOND) if floats else high
+    return next((each for each in RANGES[0 if floats else 1 :] if each >= most), RANGES[-1])
 
 
 def is_deep(source: Any) -> bool:
@@ -102,7 +105,8 @@ def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
     references = references or dataset.references[:: max(1, -(-len(dataset) // _SAMPLED))]
     if (found := find_range(map(dataset.read, references), given)) is None:
         return dataset
-    about = {**dataset.about, "notes": [*dataset.about.get("notes", ()), found.note]}
+    notes = [*dataset.about.get("notes", ()), found.note]
+    about = {**dataset.about, "notes": notes, "gray_range": found.largest}
     return dataclasses.replace(
         dataset,
         read=functools.partial(_read, dataset.read, found.largest),
@@ -111,10 +115,21 @@ def with_gray_range(dataset: Dataset, given: float | None = None) -> Dataset:
     )
 
 
+def scaled(source: Any, largest: float | None, name: str = "the image") -> Any:
+    """Returns an image as it is; or its pixels, if it may hold grayscale with more than 8 bits and has a range.
+
+    Args:
+      source: an image file, its content, or any other image.
+      largest: the value that is white; None for no range.
+      name: the name of encoded content in errors.
+    """
+    if largest is None or not is_deep(source):
+        return source
+    return read_rgb(source, largest, name=None if isinstance(source, str) else name)
+
+
 def _read(read: Callable[[Any], Any], largest: float, reference: Any) -> Any:
-    source = read(reference)
-    name = None if isinstance(source, str) else str(reference)
-    return read_rgb(source, largest, name=name) if is_deep(source) else source
+    return scaled(read(reference), largest, str(reference))
 
 
 def _content(content: Callable[[Any], str], largest: float, reference: Any) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gram_jax.data.dataset import Dataset
-from gram_jax.data.readers import files
-from gram_jax.data.spellings import role_of
+from gram_jax.data.gray import find_range, scaled
+from gram_jax.data.readers import files, folder
+from gram_jax.data.spellings import role_of, without_ids
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
 
@@ -58,11 +59,33 @@ def label_array(labels: Any, count: int) -> np.ndarray:
     return array
 
 
-def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str]]:
-    """Returns the paths and the labels of the images in a folder of class folders, and lines about what is left out.
+def class_words(classes: np.ndarray, given: Sequence[str] | Mapping[Any, str] | None) -> tuple[str, ...]:
+    """Returns the words for the sorted labels, without ids such as "001.".
 
-    Labels are the names of the class folders, with spaces for underscores. Folders of splits raise InputError: the
-    caller must say which of them to use.
+    Args:
+      classes: the sorted labels.
+      given: a word for each of them, or by label; None for the labels themselves.
+    """
+    labels = classes.tolist()
+    if given is None:
+        return tuple(name.replace("_", " ") for name in without_ids(list(map(str, labels)))[0])
+    if isinstance(given, Mapping):
+        if missing := [label for label in labels if label not in given]:
+            raise InputError(f"class_names has no name for the labels {examples(missing)}")
+        return tuple(str(given[label]) for label in labels)
+    if isinstance(given, str) or len(given) != len(labels):
+        found = given if isinstance(given, str) else f"{len(given)} names"
+        raise InputError(
+            f"class_names={found}: there are {len(labels)} labels, {examples(labels)}; give one name for each, sorted"
+        )
+    return tuple(map(str, given))
+
+
+def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str]]:
+    """Returns the paths and the labels of the images in a folder of class folders, and lines for the user.
+
+    Labels are the names of the classes, as `load_dataset("folder:PATH")` reads them. The lines tell what is left out,
+    and which names are read differently. Folders of splits raise InputError: the caller must say which of them to use.
 
     Args:
       path: the folder.
@@ -73,15 +96,17 @@ def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str], l
     if folders and all(map(role_of, folders)):
         raise InputError(f"{what} holds the splits {examples(folders)}; give one of them, such as {root / folders[-1]}")
     classes, left_out = files.class_images(root, "", what)
-    pairs = [(str(root / image), name.replace("_", " ")) for name, images in classes.items() for image in images]
+    names = folder.names_of(root, {name: len(images) for name, images in classes.items()}, what)
+    label = {name: " ".join(own.replace("_", " ").split()) for name, own in names.of.items()}
+    pairs = [(str(root / image), label[name]) for name, images in classes.items() for image in images]
     paths, labels = zip(*pairs, strict=True)
-    return list(paths), list(labels), left_out.lines()
+    return list(paths), list(labels), [*left_out.lines(), *(f"note: {note}" for note in names.notes)]
 
 
 def labeled_objects(
     images: Sequence[Any], codes: np.ndarray, class_names: Sequence[str], splits: np.ndarray, name: str = "images"
 ) -> Dataset:
-    """Returns images in memory, or paths, as a dataset.
+    """Returns images in memory, or paths, as a dataset; grayscale with more than 8 bits has one range.
 
     Args:
       images: the images, from `image_list`.
@@ -94,9 +119,17 @@ def labeled_objects(
       >>> labeled_objects(["a.png", "b.png"], np.array([0, 1]), ["cat", "dog"], np.array(["train", "val"]))[1]
       'b.png'
     """
-    references = tuple(range(len(images)))
+    found = find_range(images)
+    largest = None if found is None else found.largest
     return Dataset(
-        name, references, codes.astype(np.int32), splits, tuple(class_names), DEFAULT, read=images.__getitem__
+        name,
+        tuple(range(len(images))),
+        codes.astype(np.int32),
+        splits,
+        tuple(class_names),
+        DEFAULT,
+        read=lambda number: scaled(images[number], largest, f"images[{number}]"),
+        about={} if found is None else {"notes": [found.note], "gray_range": largest},
     )
 
 

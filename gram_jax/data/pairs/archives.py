@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import lzma
@@ -208,6 +209,8 @@ def _contents(path: str, archive: str, max_bytes: int) -> Iterator[tuple[str, by
             else:
                 problem = _problem(member, max_bytes if suffix in SUFFIXES else base.MAX_TEXT_BYTES)
                 yield member.name, Skipped(name, base.REFUSED, problem) if problem else member.read()
+        if any(chunk.strip(b"\0") for chunk in iter(functools.partial(file.read, 1 << 16), b"")):
+            yield archive, Skipped(archive, base.UNUSED, "archives with more behind their end, as joined ones have")
 
 
 def _problem(member: Member, limit: int) -> str:

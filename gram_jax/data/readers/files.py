@@ -273,8 +273,8 @@ def read_name_list(path: Path, what: str) -> list[str]:
     """Returns class names from a file with a name in each line, or a folder or id and its name, as in classnames.txt.
 
     A tab separates a folder from its name; WordNet ids and numbers that count are removed. A JSON file holds a list of
-    names, or an object of names by folder or number; a name may be the last entry of a list, as in
-    imagenet_class_index.json.
+    names, an object of names by folder or number, or one of numbers by name, also in Hugging Face's config.json; a name
+    may be the last entry of a list, as in imagenet_class_index.json.
     """
     if path.suffix.lower() == ".json":
         return without_ids(_json_names(path, what))[0]
@@ -289,6 +289,9 @@ def read_name_list(path: Path, what: str) -> list[str]:
 def _json_names(path: Path, what: str) -> list[str]:
     document = read_json(path, what)
     if isinstance(document, dict):
+        document = document.get("id2label", document.get("label2id", document))  # Hugging Face's config.json
+        if document and all(type(number) is int for number in document.values()):
+            document = {str(number): name for name, number in document.items()}
         numbered = all(map(str.isdecimal, document))
         document = [document[key] for key in (sorted(document, key=int) if numbered else document)]
     names = [each[-1] if isinstance(each, list) and each else each for each in document]

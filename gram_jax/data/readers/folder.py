@@ -47,7 +47,7 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     # A class may occur in one split only.
     folders = sorted({folder for images in classes.values() for folder in images})
     counts = {folder: sum(len(images.get(folder, ())) for images in classes.values()) for folder in folders}
-    found = _names(root, counts, what)
+    found = names_of(root, counts, what)
     names = list(dict.fromkeys(found.of[folder] for folder in folders))
     labels = {folder: names.index(found.of[folder]) for folder in folders}
     items = {
@@ -104,7 +104,7 @@ def _check_depth(root: Path, top: list[str], what: str) -> None:
     )
 
 
-def _names(root: Path, counts: dict[str, int], what: str) -> Names:
+def names_of(root: Path, counts: dict[str, int], what: str) -> Names:
     """Returns the class name of each folder, by the number of its images."""
     folders = list(counts)
     existing = [name for name in files.list_folder(root).others if name.lower() in NAME_FILES]
