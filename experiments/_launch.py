@@ -43,6 +43,7 @@ def setting(
     choices: Sequence[str] | None = None,
     repeated: bool = False,
     most: int = MOST,
+    above: float | None = None,
     positional: bool = False,
 ) -> Any:
     """Returns a field of a config dataclass that becomes a flag.
@@ -55,6 +56,7 @@ def setting(
       repeated: a tuple of strings is given by repeating the flag (for values that contain commas) instead of one
         comma-separated list.
       most: the largest allowed integer; of settings that are called "seed" or "...seeds", `MOST_SEED`.
+      above: numbers must be above it; None for no bound.
       positional: the value may also be given without the flag's name; such settings are taken in their order.
 
     Example:
@@ -66,7 +68,14 @@ def setting(
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "choices": choices, "repeated": repeated, "most": most, "positional": positional},
+        metadata={
+            "help": help,
+            "choices": choices,
+            "repeated": repeated,
+            "most": most,
+            "above": above,
+            "positional": positional,
+        },
     )
 
 
@@ -163,7 +172,8 @@ def _define(field: dataclasses.Field, annotation: Any) -> None:
 def require_ranges(config_class: type, values: Mapping[str, Any]) -> None:
     """Raises InputError for a seed, or any other number, that is out of every program's range.
 
-    Seeds are from 0 to `MOST_SEED`, other integers of at most their setting's `most`; numbers are finite.
+    Seeds are from 0 to `MOST_SEED`, other integers are at most their setting's `most`; numbers are finite, and above
+    their setting's `above`.
     """
     for field in dataclasses.fields(config_class):
         seed = re.search(r"(^|_)seeds?$", field.name) is not None
@@ -173,7 +183,7 @@ def require_ranges(config_class: type, values: Mapping[str, Any]) -> None:
             if isinstance(item, int) and not isinstance(item, bool):
                 require_int(f"--{field.name}", item, least, most)
             elif isinstance(item, float):
-                require_number(f"--{field.name}", item)
+                require_number(f"--{field.name}", item, above=field.metadata.get("above"))
 
 
 def _home(value: Any) -> Any:

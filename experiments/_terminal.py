@@ -15,6 +15,9 @@ from absl import logging as absl_logging
 def prepare() -> None:
     """Makes both streams tolerant, shortens the time stamps of log lines, and lets plots be drawn without a screen."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook hands its own one to the programs that it starts
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as by ">&-"
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open to the end
     absl_logging.use_absl_handler()  # it removes other handlers of this very standard error
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     handler = absl_logging.get_absl_handler()

@@ -60,7 +60,9 @@ class Config:
     counts: bool = setting(True, "report numbers of classes and images that differ from the published ones as problems")
     seed: int = setting(0, "seed of drawn datasets, and of splits that are made")
     gray_range: float | None = setting(
-        None, "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses"
+        None,
+        "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses",
+        above=0,
     )
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from gram_jax.errors import InputError
 from gram_jax.io import replacing
 
 from . import check_data
-from ._launch import at_least, launch, setting
+from ._launch import at_least, launch, positive, setting
 
 # Loaded when used, so that --help answers at once.
 jax = lazy_loader.load("jax")
@@ -56,13 +56,18 @@ class Config:
     batch_size: int = setting(16, "images that are encoded at once")
     seed: int = setting(0, "seed of the splits, the initialization and the order of the images")
     gray_range: float | None = setting(
-        None, "the white value of grayscale images with more than 8 bits; default: the range that the images use"
+        None,
+        "the white value of grayscale images with more than 8 bits; default: the range that the images use",
+        above=0,
     )
 
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("--images is empty: give a folder that holds one folder of photos for each class")
+        if not self.learning_rate:
+            raise InputError("--learning_rate is empty; give at least one value")
         at_least(self, 1, "steps", "batch_size")
+        positive(self, "learning_rate")
 
 
 def run(config: Config, workdir: Any) -> evaluation.Results:

@@ -80,7 +80,9 @@ class Config:
     top: int = setting(3, "number of most probable classes to list")
     batch_size: int = setting(64, "images per step")
     gray_range: float | None = setting(
-        None, "the white value of grayscale images with more than 8 bits; default: the range that the images use"
+        None,
+        "the white value of grayscale images with more than 8 bits; default: the range that the images use",
+        above=0,
     )
     compute_dtype: str = setting("float32", "precision of the frozen computation", choices=("float32", "bfloat16"))
 

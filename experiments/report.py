@@ -56,24 +56,34 @@ class Config:
 
 
 def files_of(texts: Sequence[str]) -> list[epath.Path]:
-    """Returns the result files of work directories, files and patterns, each once; InputError if one has none."""
+    """Returns the result files of work directories, folders of them, files and patterns, each once.
+
+    Raises InputError if a text names none.
+    """
     files: dict[str, epath.Path] = {}
     for text in texts:
         path = absolute(text)
         found = [path]
         if not path.exists() and not is_remote(text):
-            found = [epath.Path(each) for each in sorted(glob.glob(os.fspath(path), recursive=True))]
-            for each in found:
-                if (each / ROWS).exists() and not (each / RESULTS).exists():
-                    logger.warning("%s has no %s yet: it is left out", each, RESULTS)
-            found = [each for each in found if (each / RESULTS if each.is_dir() else each).suffix == ".json"]
-            found = [each for each in found if not each.is_dir() or (each / RESULTS).exists()]
+            found = _matching(os.fspath(path))
+        elif path.is_dir() and not any((path / name).exists() for name in (RESULTS, ROWS)) and not is_remote(text):
+            found = [each for each in _matching(f"{glob.escape(os.fspath(path))}/*") if each.is_dir()] or [path]
         if not found:
             raise InputError(f"--results={text}: there is no such file; name a work directory or its {RESULTS}")
         for each in found:
             file = _file_of(each)
             files.setdefault(os.fspath(file) if is_remote(file) else os.path.realpath(file), file)
     return list(files.values())
+
+
+def _matching(pattern: str) -> list[epath.Path]:
+    """Returns the files and the work directories with results that match a pattern."""
+    found = [epath.Path(each) for each in sorted(glob.glob(pattern, recursive=True))]
+    for each in found:
+        if (each / ROWS).exists() and not (each / RESULTS).exists():
+            logger.warning("%s has no %s yet: it is left out", each, RESULTS)
+    folders = [each for each in found if each.is_dir() and (each / RESULTS).exists()]
+    return sorted([*folders, *(each for each in found if each.suffix == ".json" and not each.is_dir())])
 
 
 def _file_of(path: epath.Path) -> epath.Path:

@@ -44,7 +44,9 @@ class Config:
     compute_dtype: str = setting("float32", "precision of the frozen computation", choices=("float32", "bfloat16"))
     seed: int = setting(0, "seed of drawn datasets and of generated splits")
     gray_range: float | None = setting(
-        None, "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses"
+        None,
+        "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses",
+        above=0,
     )
 
     def __post_init__(self) -> None:

@@ -37,14 +37,15 @@ def explain(before: str = "", after: str = "") -> Iterator[None]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns " (did you mean 'x'?)" for the known word closest to an unknown one, or "" if none is close.
+    """Returns " (did you mean 'x'?)" for the known word closest to an unknown one, in any case, or "" if none is close.
 
     Example:
       >>> nearest("kgcop", ["kgcoop", "npt"])
       " (did you mean 'kgcoop'?)"
     """
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    by_key = {str(each).casefold(): each for each in known}
+    close = difflib.get_close_matches(str(word).casefold(), list(by_key), n=1)
+    return f" (did you mean {by_key[close[0]]!r}?)" if close else ""
 
 
 def require_known(name: str, value: str, known: Iterable[str]) -> None:

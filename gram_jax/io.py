@@ -106,7 +106,7 @@ def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
 def read_json(path: PathLike) -> Any:
     """Returns the content of a JSON file; raises InputError if it is not valid UTF-8 or not valid JSON."""
     try:
-        return json.loads(epath.Path(path).read_bytes().decode())
+        return json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))  # editors add the mark
     except (ValueError, RecursionError) as error:
         raise InputError(f"{os.fspath(path)} is not valid JSON: {error}") from error
 

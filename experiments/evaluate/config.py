@@ -175,7 +175,9 @@ class Flags:
     shard_classes: bool = setting(False, "spread the classes over the devices of this process, for thousands of them")
     dataset_seed: int = setting(0, "seed of datasets that are drawn, and of splits that are made")
     gray_range: float | None = setting(
-        None, "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses"
+        None,
+        "the white value of grayscale images with more than 8 bits; default: the range that a dataset uses",
+        above=0,
     )
     feature_store: str | None = setting(
         None, "local folder of image features for later runs; default features beside --workdir; empty for none"

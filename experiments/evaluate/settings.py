@@ -180,6 +180,8 @@ def _check_values(flags: Flags) -> None:
     at_least(flags, 1, "test_time_views", "test_time_batch")
     at_least(flags, 0, "report_steps", "max_test_images", "class_chunk")
     positive(flags, "learning_rate", "gram_learning_rate", "gram_rate_factor")
+    require_number("--momentum", flags.momentum, least=0, below=1)
+    require_number("--weight_decay", flags.weight_decay, least=0)
     if any(not 0 < value <= 1 for value in flags.tau):
         raise InputError(f"--tau={','.join(map(str, flags.tau))}: every value must be above 0 and at most 1")
     for name, words in (("protocol", protocols.PROTOCOLS), ("methods", PARTS), ("metrics", METRICS)):

@@ -46,6 +46,8 @@ def claim(workdir: PathLike) -> Iterator[epath.Path]:
         ...
       gram_jax.errors.InputError: another run (process ... on ...) uses ...
     """
+    if not os.fspath(workdir).strip():
+        raise InputError(f"--workdir={os.fspath(workdir)!r} is empty; give a folder, such as runs/first")
     folder = absolute(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
