@@ -116,8 +116,6 @@ class Units:
         if incomplete:
             logger.warning("%s: the last line is incomplete; it is dropped and its unit is repeated", self._path)
         for number, text in enumerate(lines, 1):
-            if not text.strip():  # joined and edited files have blank lines
-                continue
             where = f"{self._path}, line {number}"
             remedy = "delete the line and run the same command again to repeat its unit"
             try:

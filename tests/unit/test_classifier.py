@@ -14,7 +14,8 @@ from sklearn.utils import estimator_checks
 import gram_jax as gram
 from gram_jax import tuners
 from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
-from gram_jax.classifier import _class_names, _splits
+from gram_jax.classifier import _splits
+from gram_jax.data.objects import class_words
 from gram_jax.errors import InputError
 from gram_jax.testing import tiny_clip
 
@@ -129,16 +130,16 @@ def test_a_folder_of_class_folders(clip_path, tmp_path):
         model.score(tmp_path)
 
 
-def test_integer_labels_and_class_names(clip_path):
+def test_integer_labels_andclass_words(clip_path):
     images, labels = photos(2)
     codes = np.array([{"dark_red": 7, "light blue": 2, "green": 9}[label] for label in labels])
     given = {2: "light blue", 7: "dark red", 9: "green"}
     model = gram.PromptClassifier(clip_path, **QUICK).fit(images, codes, given)
     assert model.classes_.tolist() == [2, 7, 9]
-    assert model.class_names_ == ("light blue", "dark red", "green") == _class_names(model.classes_, given.values())
+    assert model.class_names_ == ("light blue", "dark red", "green") == class_words(model.classes_, given.values())
     assert model.predict(images).dtype.kind == "i"
     assert set(model.predict(images)) <= {2, 7, 9}
-    assert _class_names(model.classes_, None) == ("2", "7", "9")
+    assert class_words(model.classes_, None) == ("2", "7", "9")
     for names, message in ((["a", "b"], "2 names.*3 labels"), ({2: "a"}, "7, 9"), ("cat", "class_names=cat")):
         with pytest.raises(InputError, match=message):
             gram.PromptClassifier(clip_path, **QUICK).fit(images, codes, names)
