@@ -128,10 +128,7 @@ def run(config: Config, workdir: Any) -> None:
     entries = functools.partial(given_files, config.images, os.path.abspath(output))
     account = count(entries(), f"--images={config.images}")
     rows = account.read["files"]
-    given = config.gray_range
-    if given is None and config.prompt:  # the range that the classifier was tuned with
-        given = ((artifacts.describe(config.prompt).classifier or {}).get("report") or {}).get("gray_range")
-    gray = find_range((str(each.path) for each in entries() if not each.reason), given)
+    gray = find_range((str(each.path) for each in entries() if not each.reason), gray_range(config))
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     classify = make_classifier(clip, names, config.prompt, config.template)
     batch_size = min(config.batch_size, account.read["images"])
@@ -146,6 +143,14 @@ def run(config: Config, workdir: Any) -> None:
     print(f"{progress.done - len(broken)} images classified, {len(broken)} broken, in {output}")
     print("".join(f"{line}\n" for line in [*account.lines(), *([f"note: {gray.note}"] if gray else [])]), end="")
     write_json(output.parent / ACCOUNT, account.to_json())
+
+
+def gray_range(config: Config) -> float | None:
+    """Returns the white value that is given, or that the saved classifier was tuned with; None if there is none."""
+    if config.gray_range is not None or not config.prompt:
+        return config.gray_range
+    saved = gram.artifacts.describe(config.prompt).classifier or {}
+    return (saved.get("report") or {}).get("gray_range")
 
 
 def given_files(images: str, output: str = "") -> Iterator[Given]:
