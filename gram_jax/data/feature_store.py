@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.batching import map_batches, round_up
+from gram_jax.batching import map_batches, padded_batches, round_up
 from gram_jax.data import augmentation
 from gram_jax.data.corpus import Corpus
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.lazy import LazyRows
+from gram_jax.data.prefetch import ordered
 from gram_jax.errors import InputError, require_int, require_known
 from gram_jax.io import is_remote, read_json, write_json, write_npy
 
@@ -32,6 +33,7 @@ ABOUT = "store.json"
 DTYPES = ("float16", "float32")
 MAX_WIDTH = 1 << 20  # the longest axis of an item's features
 _SAMPLE = 8  # images whose pixels enter the key
+_TOLD_AFTER = 5.0  # seconds of encoding from which the time spent waiting is told
 _FILE_ROWS = 4096  # items between two writes: a killed run may have to encode so many again
 
 
@@ -110,12 +112,19 @@ class FeatureBank:
         return np.array([self._positions[json.dumps(each)] for each in part.references], np.int64)
 
     def rows(
-        self, items: np.ndarray, encode: Callable[[np.ndarray], Any] | None = None, batch_size: int = 256
+        self,
+        items: np.ndarray,
+        encode: Callable[[Any], Any] | None = None,
+        batch_size: int = 256,
+        *,
+        read: Callable[[np.ndarray], Any] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> np.ndarray:
         """Returns the features of some items, float32 `[items, *shape]`; computes and keeps those that are missing.
 
         `encode` maps exactly `batch_size` items to features `[batch_size, *shape]`; the last batch repeats its last
-        item. It may be None if no features are missing.
+        item. It may be None if no features are missing. `read`, if given, makes its argument of the items: threads call
+        it ahead, for one batch each, while `encode` is busy. `log` then receives a line about the time spent waiting.
         """
         items = np.asarray(items, np.int64)
         missing = np.unique(items[self._block[items] < 0])
@@ -124,8 +133,22 @@ class FeatureBank:
         if encode is None:
             raise StoreError(f"the feature store {self.folder} lacks {len(missing)} of the items")
         count = round_up(_FILE_ROWS, batch_size)
-        for chunk in (missing[begin : begin + count] for begin in range(0, len(missing), count)):
-            self.keep(chunk, map_batches(encode, chunk, batch_size))
+        if read is None:
+            for chunk in (missing[begin : begin + count] for begin in range(0, len(missing), count)):
+                self.keep(chunk, map_batches(encode, chunk, batch_size))
+            return self.stored(items)
+        ahead = [batch for batch, _ in padded_batches(missing, batch_size)]
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ordered(lambda index: read(ahead[index]), len(ahead), workers=threads, prefetch=threads) as inputs:
+            for begin in range(0, len(missing), count):
+                chunk = missing[begin : begin + count]
+                parts = [np.asarray(encode(next(inputs))) for _ in range(-(-len(chunk) // batch_size))]
+                self.keep(chunk, np.concatenate(parts)[: len(chunk)])
+            if log and inputs.elapsed >= _TOLD_AFTER:
+                log(
+                    f"{self.source.name}: {len(missing)} images in {inputs.elapsed:.0f} s, of which "
+                    f"{100 * inputs.share:.0f} % was waiting for {threads} threads that read them"
+                )
         return self.stored(items)
 
     def stored(self, items: np.ndarray, *index: int) -> np.ndarray:

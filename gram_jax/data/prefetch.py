@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 from gram_jax.errors import InputError, require_int
@@ -76,7 +78,7 @@ def ordered(
     processes: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ordered[T]:
-    """Computes a pure function of an index ahead of its consumer, in parallel and in order, with Grain.
+    """Computes a pure function of an index ahead of its consumer, in parallel and in order.
 
     The index is the whole state, so a stopped run resumes from its step. Threads suffice for images: Pillow, NumPy and
     TFDS release Python's lock. A function that holds the lock (drawing, tokenizing) is faster in processes; then the
@@ -98,7 +100,8 @@ def ordered(
       [9, 16, 25]
 
     Reference:
-      Grain's ``MapDataset`` (random access, deterministic, resumable by position), github.com/google/grain.
+      Processes are those of Grain's ``MapDataset`` (random access, deterministic, resumable by position),
+      github.com/google/grain.
     """
     for name, value, least in (("workers", workers, 1), ("prefetch", prefetch, 0), ("processes", processes, 0)):
         require_int(name, value, least)
@@ -106,21 +109,35 @@ def ordered(
         raise InputError(f"start={start}: it must be between 0 and count={count}")
     if start == count:
         return Ordered(None, clock)
+    if not processes:
+        return Ordered(_in_threads(map_function, range(start, count), workers, prefetch), clock)
     import grain
+    from absl import flags
 
     # In a tuple, because Grain drops results that are None.
     dataset = grain.MapDataset.range(start, count).map(lambda index: (map_function(int(index)),))
-    threads, ahead = (1, 1) if processes else (min(workers, prefetch + 1), prefetch)
-    results = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
-    if processes:
-        from absl import flags
+    results = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its own flags before it starts processes, also outside a program
+    each = math.ceil((prefetch + 1) / processes)
+    options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=each)
+    return Ordered(iter(results.mp_prefetch(options, worker_init_fn=_on_cpu)), clock)
 
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags before it starts processes, also outside a program
-        each = math.ceil((prefetch + 1) / processes)
-        options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=each)
-        results = results.mp_prefetch(options, worker_init_fn=_on_cpu)
-    return Ordered(iter(results), clock)
+
+def _in_threads(function: Callable[[int], T], indices: range, workers: int, prefetch: int) -> Iterator[tuple[T]]:
+    """Yields the results in order; when one is given, `prefetch` calls after it have begun or wait for a thread."""
+    begun: collections.deque[futures.Future[T]] = collections.deque()
+    with futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for index in indices:
+                begun.append(pool.submit(function, index))
+                if len(begun) > prefetch:
+                    yield (begun.popleft().result(),)
+            while begun:
+                yield (begun.popleft().result(),)
+        finally:
+            for each in begun:
+                each.cancel()
 
 
 def _on_cpu(worker: int, workers: int) -> None:

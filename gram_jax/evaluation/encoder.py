@@ -89,7 +89,7 @@ class Encoder:
         """Returns frozen features of all images of a dataset, or of a part of one, `[images, embed_dim]`."""
         bank, positions = self._bank(dataset, 0)
         pixels = _Pixels(self.clip.transform, bank.source, self._transformed)
-        return bank.rows(positions, lambda at: encode_image(self.clip, jnp.asarray(pixels[at])), self.batch_size)
+        return bank.rows(positions, self._encode, self.batch_size, read=pixels.__getitem__, log=self.log)
 
     def inputs(self, tuner: Tuner, dataset: Dataset) -> Any:
         """Returns the images in the form that the tuner requires: features, or a lazy sequence of pixels."""
@@ -130,12 +130,14 @@ class Encoder:
         """Returns the features of the stored views of every image, `[images, views, embed_dim]`."""
         bank, positions = self._bank(dataset, count)
 
-        def encode(positions: np.ndarray) -> np.ndarray:
+        def read(positions: np.ndarray) -> np.ndarray:
             shown = [(item, STORED_SEED, number) for item in positions.tolist() for number in range(count)]
-            features = encode_image(self.clip, jnp.asarray(self.views(bank.source, shown)))
-            return np.asarray(features).reshape(len(positions), count, -1)
+            return self.views(bank.source, shown)
 
-        return bank.rows(positions, encode, max(1, self.batch_size // count))
+        def encode(views: np.ndarray) -> np.ndarray:
+            return np.asarray(self._encode(views)).reshape(len(views) // count, count, -1)
+
+        return bank.rows(positions, encode, max(1, self.batch_size // count), read=read, log=self.log)
 
     def test_views(self, dataset: Dataset, position: int, seed: int, count: int) -> np.ndarray:
         """Returns a test image and views of it, uint8 ``[count, height, width, 3]``."""
@@ -183,6 +185,9 @@ class Encoder:
         if needed > self._announced.get(name, 0):
             self._announced[name] = needed
             self.log(f"{name}, {where}: {runtime.memory_line(needed, self.devices, runtime.available_memory())}")
+
+    def _encode(self, pixels: np.ndarray) -> jax.Array:
+        return encode_image(self.clip, jnp.asarray(pixels))
 
     def _transformed(self, dataset: Dataset, position: int) -> np.ndarray:
         return self.clip.transform.pixels(*_read(dataset, position))
