@@ -168,7 +168,8 @@ def _problem(name: str, setup: Setup, batches: dict[str, Batch], steps: int = 0,
 
 def with_features(setup: Setup, problem: Problem) -> dict[str, Batch]:
     """Returns the batches with frozen image features, computed once, if the tuner does not need pixels."""
-    if problem.tuner.needs_pixels:
+    given = problem.batches["support"]["images"].shape  # pixels end in height, width and channels
+    if problem.tuner.needs_pixels or given[-1] == setup.clip.config.embed_dim:
         return problem.batches
 
     def features(images: Array) -> Array:
