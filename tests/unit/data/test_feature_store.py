@@ -66,7 +66,7 @@ def encoder(clip, dataset, log=None):
     def encode(positions):
         if log is not None:
             log.extend(positions.tolist())
-        return gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
+        return gram.gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
 
     return encode
 
@@ -76,7 +76,7 @@ def test_features_are_those_of_encoding_anew_and_are_encoded_once(clip, dataset,
     features = all_features(tmp_path, clip, dataset, encoder(clip, dataset, log))
     anew = np.concatenate(
         [
-            gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
+            gram.gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
             for i in range(0, 18, BATCH)
         ]
     )[:18]
@@ -283,3 +283,27 @@ def test_empty_sources_and_incomplete_clips_are_refused(clip, corpus):
         feature_key(clip, Corpus("empty", (), (), str))
     with pytest.raises(InputError, match="image transform"):
         feature_key(clip.replace(transform=None), corpus)
+
+
+def test_reading_ahead_changes_no_feature_and_tells_the_waiting(clip, tmp_path, monkeypatch):
+    """Threads read one batch each; the batches arrive in order, the last one is filled up."""
+    monkeypatch.setattr(feature_store, "_TOLD_AFTER", 0.0)
+    dataset, told, read = load_dataset("glyphs:chess").take(list(range(11))), [], []
+
+    def pixels(items):
+        read.append(items.tolist())
+        return clip.preprocess(dataset.images(items))
+
+    def encode(images):
+        assert len(images) == 4
+        return gram.encode_image(clip, images)
+
+    bank = open_bank(clip, dataset, tmp_path)
+    given = bank.rows(np.array([3, 1, 10, 3, 0, 7]), encode, 4, read=pixels, log=told.append)
+    expected = gram.encode_image(clip, clip.preprocess(dataset.images([3, 1, 10, 3, 0, 7])))
+    np.testing.assert_allclose(given, np.asarray(expected).astype(given.dtype), atol=1e-3)
+    assert sorted(read) == [[0, 1, 3, 7], [10, 10, 10, 10]]
+    (line,) = told
+    assert "glyphs:chess: 5 images" in line
+    assert "%" in line
+    assert bank.rows(np.array([10, 0]), None, 4, read=pixels).shape == (2, given.shape[1])
