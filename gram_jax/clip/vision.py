@@ -134,6 +134,31 @@ def token_features(params: Any, config: ClipConfig, images: Array, slots: Slots 
     return pool(x), pool(patches)
 
 
+def fold_slots(
+    params: Any,
+    config: ClipConfig,
+    images: Array,
+    slots: Slots,
+    fold: Callable[[Any, Any, Slots, Array], Any],
+    total: Any,
+) -> Any:
+    """Runs the vision transformer and returns `total = fold(total, layer, slots, x)`, folded over layers with slots.
+
+    `layer` are the parameters of a layer, `slots` its parts and x its input tokens `[images, tokens, width]`.
+    """
+    vision = config.vision
+    assert isinstance(vision, VisionConfig)
+    block = make_block(vision, config.compute_dtype)
+
+    def step(carry: tuple[Array, Any], layer: Any, _: None, slots: Slots | None) -> tuple[Array, Any]:
+        x, total = carry
+        total = total if slots is None else fold(total, layer, slots, x)
+        return run_block(block, layer, x, angles=_angles(vision, x.shape[-2], None), slots=slots)[0], total
+
+    x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
+    return run_layers(step, (x, total), params["layers"], range(slots.layers[-1] + 1), slots=slots)[1]
+
+
 def _embed(params: Any, config: VisionConfig, images: Array, compute_dtype: str) -> Array:
     patches = at_least_float32(patchify(images, config.patch_size))
     kernel = params["patch_embedding"]

@@ -31,6 +31,7 @@ from gram_jax.objectives.etf import simplex_etf, simplex_floor
 from gram_jax.objectives.kgcoop import kgcoop
 from gram_jax.objectives.long_tail import class_weights, logit_adjustment, long_tailed
 from gram_jax.objectives.npt import npt
+from gram_jax.objectives.previous import norm_consistency, prompt_distance
 from gram_jax.objectives.promptsrc import prometar, promptsrc, textual_diversity
 
 make = REGISTRY.make
@@ -57,10 +58,12 @@ __all__ = [
     "logit_adjustment",
     "long_tailed",
     "make",
+    "norm_consistency",
     "npt",
     "parse",
     "positive_terms",
     "prometar",
+    "prompt_distance",
     "promptsrc",
     "regularized",
     "simplex_etf",

@@ -8,6 +8,7 @@ TUNERS = {
     "coop": "CoOp",
     "cocoop": "CoCoOp",
     "vpt": "VPT",
+    "vpt_kv": "VPT, keys and values",
     "text_deep": "deep language prompts",
     "ivlp": "IVLP",
     "maple": "MaPLe",

@@ -16,8 +16,9 @@ from gram_jax.tuners.maple import maple
 from gram_jax.tuners.text_deep import text_deep
 from gram_jax.tuners.upt import upt
 from gram_jax.tuners.vpt import vpt
+from gram_jax.tuners.vpt_kv import kv_slots, vpt_kv
 
-REGISTRY: Registry[Tuner] = Registry("tuner", adaptive, cocoop, coop, dpt, ivlp, maple, text_deep, upt, vpt)
+REGISTRY: Registry[Tuner] = Registry("tuner", adaptive, cocoop, coop, dpt, ivlp, maple, text_deep, upt, vpt, vpt_kv)
 NAMES = REGISTRY.names
 make = REGISTRY.make
 parse = REGISTRY.parse
@@ -34,6 +35,7 @@ __all__ = [
     "dpt",
     "frozen_outputs",
     "ivlp",
+    "kv_slots",
     "make",
     "maple",
     "num_parameters",
@@ -41,4 +43,5 @@ __all__ = [
     "text_deep",
     "upt",
     "vpt",
+    "vpt_kv",
 ]

@@ -21,6 +21,8 @@ ROWS = {
     "coop-per-class": ("coop", {"init_text": "a drawing of", "position": "middle", "class_specific": True}),
     "vpt": ("vpt", {}),
     "vpt-deep": ("vpt", {"num_tokens": 2, "depth": 2, "placement": "after_class"}),
+    "vpt-kv": ("vpt_kv", {}),
+    "vpt-kv-last": ("vpt_kv", {"num_tokens": 2, "depth": 1, "first": 1}),
     "ivlp": ("ivlp", {"depth": 2}),
     "text-deep": ("text_deep", {"num_tokens": 3, "depth": 2}),
     "maple": ("maple", {"depth": 2}),

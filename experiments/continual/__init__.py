@@ -1,0 +1,1 @@
+"""Continual learning: prompts along a stream of tasks."""

@@ -1,0 +1,279 @@
+"""Continual learning: a prompt along a stream of tasks, in the null space of old tasks, against its baselines.
+
+    python -m experiments.continual
+    python -m experiments.continual --stream=glyphs:dominoes --tasks=10 --methods=sequential,null_space,joint
+    python -m experiments.continual --stream=glyphs:chess/noise,glyphs:chess/rotated --methods=nearest_mean,null_space
+    python -m experiments.continual --preset=cifar100_10 --clip=openai/clip-vit-base-patch16 --stream=folder:cifar100
+
+One dataset is cut into --tasks tasks by its classes; several datasets are a task each, and equal class names are one
+class. After every task, the accuracy on all tasks so far is measured among all classes so far; no task is named at test
+time. The method is VPT-NSP^2 on a clip: prompts as keys and values, updates in the null space of old tasks
+(`null_space`), against tuning without it (`sequential`), with a penalty on the distance to the last prompt (`l2`), with
+replayed images (`replay`), all tasks at once (`joint`), the frozen clip (`zero_shot`) and the nearest class mean of its
+features (`nearest_mean`). `gram` and `gram+null_space` begin every task at the initialization of a meta checkpoint
+(--meta) for the tuner vpt_kv, and apply its regulator.
+
+Writes WORKDIR/results.json (the whole matrix, and each measure under every definition), table.md, matrices.png and
+along.png. A finished method and seed is kept in WORKDIR/rows.jsonl, and a run inside a task in WORKDIR/checkpoints:
+rerun the command to resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import gram_jax as gram
+from gram_jax import evaluation, runtime, tuners
+from gram_jax.artifacts import LoadedMeta, content_hash
+from gram_jax.data import Dataset, load_datasets, templates
+from gram_jax.data.readers.sources import forms
+from gram_jax.data.task_streams import TaskStream, class_stream, joined_stream
+from gram_jax.errors import InputError, require_known
+from gram_jax.evaluation.checks import require_usable
+from gram_jax.evaluation.continual import stream_metrics
+from gram_jax.io import write_file
+from gram_jax.reporting import stream_plots, to_markdown, to_text
+from gram_jax.reporting.tables import Table, format_summary
+from gram_jax.runtime.checkpoints import Checkpoints
+from gram_jax.runtime.units import Units
+from gram_jax.tuning.stream import HEADS, make_stream_tuning
+
+from .._accounts import tell
+from .._launch import at_least, positive, setting
+from . import learner
+from .presets import BASELINES, CIFAR_TEMPLATES, FROZEN, METHODS, PLAIN, PRESETS
+
+_COLUMNS = {"last": "Acc", "average": "Avg", "forgetting": "forgetting", "backward": "backward transfer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The stream, the methods and the recipe."""
+
+    clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
+    stream: tuple[str, ...] = setting(
+        ("glyphs:playing_cards",), f"one dataset, whose classes are cut into tasks, or several, a task each: {forms()}"
+    )
+    methods: tuple[str, ...] = setting(BASELINES, f"some of {', '.join(METHODS)}")
+    preset: str | None = setting(None, "a published recipe; flags that are given override it", choices=tuple(PRESETS))
+    tasks: int | None = setting(None, "tasks that the classes of one dataset are cut into; default: 10")
+    seeds: tuple[int, ...] | None = setting(None, "seeds of class order, prompt and batches; default: 2024,2025,2026")
+    heads: str = setting("text", "text features of the classes, or a learned linear layer", choices=HEADS)
+    num_tokens: int | None = setting(None, "prompt tokens of a layer; default: 4")
+    depth: int | None = setting(None, "layers with prompts, from the first on; default: all")
+    learning_rate: float | None = setting(None, "learning rate of Adam; default: 0.01")
+    steps: int | None = setting(None, "optimizer steps of a task, unless --epochs is given; default: 20")
+    epochs: int | None = setting(None, "epochs of a task, in place of --steps")
+    batch_size: int | None = setting(None, "images per step; default: 32")
+    eta: float | None = setting(None, "weight of the projection, from 0 to 1; default: 0.97")
+    divide: bool = setting(True, "divide projections by their Frobenius norm, as the public code does")
+    gain: bool = setting(False, "include the norm's gain in the null space, which the public code leaves out")
+    norm_weight: float = setting(1.0, "weight of the consistency of the norms' statistics, with the projection")
+    distance: float = setting(0.1, "weight of the squared distance to the last prompt, of the method l2")
+    replay: int = setting(2, "images per class that the method replay keeps")
+    weight_decay: float | None = setting(None, "added to the gradients before Adam; default: 5e-5")
+    temperature: float | None = setting(None, "logits are divided by it in training; default: 1")
+    templates: str | None = setting(
+        None, f'"own" for the dataset\'s, cifar_18, or one of {", ".join(templates.ENSEMBLES)}; default: own'
+    )
+    augmentation: str | None = setting(None, '"none", or "fresh" for random crops and flips; default: none')
+    refine_head: bool | None = setting(None, "retrain the image projection after each task; default: no")
+    meta: str | None = setting(None, "meta checkpoint of the tuner vpt_kv, for gram and gram+null_space")
+    train_images: int = setting(0, "training images per class; 0 for all")
+    max_test_images: int = setting(0, "test images per class; 0 for all")
+    image_batch: int = setting(64, "images that the image transformer encodes at once")
+    compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
+    dataset_seed: int = setting(0, "seed of generated datasets and splits")
+    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints inside a task")
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            require_known("--methods", name, METHODS)
+        if not self.methods or not self.stream:
+            raise InputError("--methods and --stream need at least one value each")
+        if any(METHODS[name].gram for name in self.methods) and self.meta is None:
+            raise InputError("--methods=gram needs --meta, the file that experiments.meta_train --tuner=vpt_kv writes")
+        if self.templates not in (None, "own", "cifar_18"):
+            require_known("--templates", str(self.templates), ("own", "cifar_18", *templates.ENSEMBLES))
+        if self.augmentation is not None:
+            require_known("--augmentation", self.augmentation, ("none", "fresh"))
+        at_least(self, 1, "tasks", "steps", "epochs", "batch_size", "replay", "image_batch")
+        at_least(self, 0, "train_images", "max_test_images")
+        at_least(self, 3, "num_tokens")  # the elbow of fewer singular values does not exist
+        positive(self, "learning_rate", "temperature")
+        if self.recipe["refine_head"] and self.heads != "text":
+            raise InputError("--refine_head retrains the projection onto text features: it needs --heads=text")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings of the recipe: given flags, then the preset, then the defaults; and the rest of the flags."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        chosen = PLAIN | PRESETS.get(self.preset or "", {})
+        if self.steps is not None and self.epochs is None:
+            chosen = chosen | {"epochs": None}
+        return dict(vars(self)) | chosen | given
+
+
+def open_stream(config: Config, opened: list[Dataset], seed: int) -> TaskStream:
+    """Returns the stream of a seed."""
+    cut = len(opened) == 1
+    stream = class_stream(opened[0], config.recipe["tasks"], seed) if cut else joined_stream(opened)
+    return learner.limited(stream, config.train_images, config.max_test_images, seed)
+
+
+def set_up(config: Config, clip: gram.Clip, opened: list[Dataset]) -> learner.Setting:
+    """Returns what all runs share."""
+    recipe, encoder = config.recipe, evaluation.Encoder(clip, config.image_batch)
+    for dataset in opened:
+        encoder.add(dataset)
+    names = open_stream(config, opened, recipe["seeds"][0]).class_names
+    chosen = {"own": (opened[0].template,), "cifar_18": CIFAR_TEMPLATES}.get(recipe["templates"])
+    texts = encoder.texts(names, templates.ensemble(recipe["templates"]) if chosen is None else chosen)
+    tuner = tuners.vpt_kv(num_tokens=recipe["num_tokens"], depth=recipe["depth"])
+    loaded: LoadedMeta | None = None
+    if config.meta is not None:
+        loaded = gram.load_meta(config.meta, clip)
+        if loaded.tuner.name != "vpt_kv" or dict(loaded.tuner.settings) != dict(tuner.settings):
+            raise InputError(
+                f"--meta={config.meta} is of {loaded.tuner}, but the stream tunes {tuner}; use one of them"
+            )
+    shared = {name: recipe[name] for name in ("temperature", "eta", "divide", "weight_decay")} | {"head": config.heads}
+    tuning = make_stream_tuning(tuner, **shared)
+    regulated = None if loaded is None else make_stream_tuning(tuner, loaded.regulator, **shared)
+    return learner.Setting(encoder, tuner, tuning, regulated, loaded, np.asarray(texts), recipe)
+
+
+def run(config: Config, workdir: Any) -> evaluation.Results:
+    """Runs every method and seed along the stream."""
+    loaded = load_datasets(config.stream, seed=config.dataset_seed)
+    opened = list(loaded.values())
+    for dataset in opened:
+        require_usable(dataset)
+    tell(opened)
+    clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
+    shared = set_up(config, clip, opened)
+    hashes = {dataset.name: dataset.content_hash for dataset in opened}
+    environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
+    units = Units(workdir / "rows.jsonl", evaluation.measured_by(environment))
+    depends = depends_on(config, environment)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in config.methods}
+    streams = {seed: open_stream(config, opened, seed) for seed in shared.flags["seeds"]}
+    todo = [(name, seed) for name in config.methods for seed in streams]
+    for name, seed in runtime.Progress.over(todo, "continual", unit="run"):
+        line = units.find((name, seed), depends)
+        if line is None:
+            matrix = learn(config, shared, streams[seed], name, seed, workdir, depends)
+            line = {"matrix": [[None if np.isnan(value) else float(value) for value in row] for row in matrix]}
+            units.add((name, seed), depends, line)
+        found[name].append(np.array(line["matrix"], np.float64))
+    return report(config, shared, found, streams, environment, opened, workdir)
+
+
+def depends_on(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all that the result of a method and a seed depends on."""
+    left_out = {"methods", "seeds", "preset", "meta", "checkpoint_seconds", "image_batch"}
+    depends = {name: value for name, value in config.recipe.items() if name not in left_out}
+    depends |= {"weights": environment["weights"], "splits": environment["splits"]}
+    return depends | ({} if config.meta is None else {"meta": content_hash(config.meta)})
+
+
+def learn(
+    config: Config,
+    shared: learner.Setting,
+    stream: TaskStream,
+    name: str,
+    seed: int,
+    workdir: Any,
+    depends: Mapping[str, Any],
+) -> np.ndarray:
+    """Returns the matrix of a method and a seed."""
+    if name in FROZEN:
+        return learner.frozen(shared, stream, name)
+    folder = workdir / "checkpoints" / f"{name}-{seed}"
+    with Checkpoints(folder, dict(depends) | {"method": name, "seed": seed}, keep=1) as checkpoints:
+        return learner.learn(shared, stream, METHODS[name], seed, checkpoints, config.checkpoint_seconds)
+
+
+def report(
+    config: Config,
+    shared: learner.Setting,
+    found: Mapping[str, list[np.ndarray]],
+    streams: Mapping[int, TaskStream],
+    environment: Mapping[str, Any],
+    opened: list[Dataset],
+    workdir: Any,
+) -> evaluation.Results:
+    """Writes results, tables and plots, and returns the results."""
+    counts = {seed: [len(task.test) for task in stream.tasks] for seed, stream in streams.items()}
+    rows, measures = measure(found, streams, counts)
+    compared = tuple(comparisons(measures))
+    told = dict(config.recipe) | {"datasets": {dataset.name: dict(dataset.about) for dataset in opened}}
+    results = evaluation.Results(_plain(told), dict(environment), tuple(rows), compared)
+    evaluation.save_results(workdir, results)  # before anything that could fail
+    table = measure_table(found, measures)
+    write_file(workdir / "table.md", to_markdown(table).encode())
+    stacked = {method: np.stack(matrices) for method, matrices in found.items()}
+    stream_plots.matrices(stacked, workdir / "matrices.png")
+    stream_plots.along(stacked, list(counts.values()), workdir / "along.png")
+    names = ", ".join(dict.fromkeys(stream.name for stream in streams.values()))
+    print(f"\n{names}: {len(next(iter(counts.values())))} tasks, {len(streams)} seeds, %\n{to_text(table)}")
+    for each in compared:
+        if each.ci95 is not None and each.metric in ("last", "forgetting"):
+            low, high = (100 * bound for bound in each.ci95)
+            print(f"{each.metric}: {each.a} - {each.b} = {100 * each.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return results
+
+
+def measure(
+    found: Mapping[str, list[np.ndarray]], streams: Mapping[int, TaskStream], counts: Mapping[int, list[int]]
+) -> tuple[list[evaluation.Row], dict[tuple[str, str], list[float]]]:
+    """Returns the rows of the matrices and of all measures, and the measures of every method over seeds."""
+    rows: list[evaluation.Row] = []
+    measures: dict[tuple[str, str], list[float]] = {}
+    for method, matrices in found.items():
+        for (seed, stream), matrix in zip(streams.items(), matrices, strict=True):
+            shape: dict[str, Any] = {"protocol": "continual", "dataset": stream.name, "seed": seed}
+            for t, j in np.argwhere(~np.isnan(matrix)).tolist():
+                where: dict[str, Any] = {"step": t + 1, "split": f"task {j + 1}"}
+                rows.append(evaluation.Row(method, metric="accuracy", value=float(matrix[t, j]), **shape, **where))
+            for metric, value in stream_metrics(matrix, counts[seed]).items():
+                rows.append(evaluation.Row(method, metric=metric, value=value, **shape))
+                measures.setdefault((method, metric), []).append(value)
+    return rows, measures
+
+
+def measure_table(found: Mapping[str, Any], measures: Mapping[tuple[str, str], list[float]]) -> Table:
+    """Returns the table of methods and measures, in percent."""
+    body = []
+    for method in found:
+        cells = (measures.get((method, metric)) for metric in _COLUMNS)
+        body.append((method, *(_cell(values) for values in cells)))
+    return Table(("method", *_COLUMNS.values()), tuple(body))
+
+
+def _cell(values: list[float] | None) -> str:
+    return "-" if values is None else format_summary(evaluation.summarize(100 * np.array(values)))
+
+
+def comparisons(measures: Mapping[tuple[str, str], list[float]]) -> list[evaluation.Comparison]:
+    """Returns the paired differences of the pairs of methods that answer a question."""
+    pairs = ("null_space", "sequential"), ("gram+null_space", "gram"), ("gram", "sequential"), (
+        "gram+null_space", "null_space"), ("replay", "sequential"), ("l2", "sequential")  # fmt: skip
+    made = []
+    for a, b in pairs:
+        for metric in ("last", "last_mean", "average", "average_mean", "forgetting", "forgetting_before", "backward"):
+            if (a, metric) in measures and (b, metric) in measures:
+                difference = evaluation.paired_difference(measures[a, metric], measures[b, metric])
+                made.append(evaluation.results.comparison(a, b, metric, "seed", difference))
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """Returns settings with lists in place of tuples, as the schema of results wants."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value
