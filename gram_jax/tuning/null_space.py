@@ -171,7 +171,8 @@ def batch_covariances(clip: Clip, images: Array, slots: Slots, *, gain: bool = F
             for name, each in (("query", normed), ("key", normed), ("key", prompts))
         )
         scale = query.shape[-1] ** -0.5
-        own, seen = (jnp.einsum("bhqd,...hkd->bhqk", query * scale, each) for each in (key, more))
+        own = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key)
+        seen = jnp.einsum("bhqd,hkd->bhqk", query * scale, more)
         seen = jax.nn.softmax(jnp.concatenate([seen, own], axis=-1))[..., :tokens]
         rows = seen.size // tokens
         kernel = weights["key"]["kernel"].reshape(width, heads, -1)

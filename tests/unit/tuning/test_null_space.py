@@ -152,7 +152,7 @@ def test_three_tasks_equal_a_restatement_of_the_public_code(clip, divide):
         descent = optax.chain(optax.add_decayed_weights(decay), optax.scale_by_adam())
         adam = descent.init(ours)
         moment, square = np.zeros_like(theirs), np.zeros_like(theirs)
-        old = np.float32(previous["prompts"])
+        old = np.float32(theirs)  # its own: |mu - mu'| has a kink at 0
         for step in range(1, steps + 1):
             updates, adam = descent.update(gradient(ours, previous, images[task], float(task > 0)), adam, ours)
             updates, _ = space.update(updates, state)
@@ -193,7 +193,7 @@ def test_old_features_do_not_move_in_the_exact_null_space():
     # One layer, one wide head and few image tokens: both null spaces are large. The step also keeps mean and variance.
     tokens = 16
     clip = tiny_clip(vision_layers=1, vision_heads=1, vision_width=96, text_layers=1)
-    old, new = jax.random.normal(jax.random.key(3), (2, 1, 12, 12, 3))
+    old = jax.random.normal(jax.random.key(3), (1, 12, 12, 3))
     prompts = jax.random.normal(jax.random.key(0), (1, tokens, 96))
     prompts = prompts - prompts.mean(-1, keepdims=True)
     prompts = {"prompts": prompts / prompts.std(-1, keepdims=True)}
@@ -207,14 +207,13 @@ def test_old_features_do_not_move_in_the_exact_null_space():
     projected, _ = space.update(updates, state)
     assert jnp.abs(projected["prompts"]).max() > 1e-3
 
-    def moved(images, step):
+    def moved(step):
         after = optax.apply_updates(prompts, step)
-        features = [encode_image(clip, images, slots=tuners.kv_slots(each)) for each in (prompts, after)]
+        features = [encode_image(clip, old, slots=tuners.kv_slots(each)) for each in (prompts, after)]
         return float(jnp.abs(features[0] - features[1]).max())
 
-    assert moved(old, projected) < 1e-5
-    assert moved(old, updates) > 1e-4
-    assert moved(new, projected) > 2e-5
+    assert moved(projected) < 1e-5
+    assert moved(updates) > 1e-4
 
 
 def exact_projection(covariance):
