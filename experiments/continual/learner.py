@@ -136,8 +136,8 @@ def rate(flags: Mapping[str, Any], step: int, steps: int) -> float:
 
 def learn(
     setting: Setting, stream: TaskStream, method: Method, seed: int, checkpoints: Checkpoints, every: float
-) -> np.ndarray:
-    """Returns the accuracies A[t, j] `[tasks, tasks]`, NaN above the diagonal, of a method that tunes a prompt.
+) -> tuple[np.ndarray, Any]:
+    """Returns the accuracies A[t, j] `[tasks, tasks]`, NaN above the diagonal, and the last prompt of a method.
 
     The state is a pure function of the number of steps, so that a run killed at any moment resumes bit for bit.
     `every` is the number of seconds between checkpoints inside a task; the end of a task is always saved.
@@ -168,7 +168,7 @@ def learn(
         carry = end_task(setting, stream, method, tuning, carry, number, seed)
         done = end
         checkpoints.save(done, carry)
-    return np.asarray(carry["matrix"], np.float64)
+    return np.asarray(carry["matrix"], np.float64), carry["state"].prompt
 
 
 def start(setting: Setting, stream: TaskStream, tuning: StreamTuning, seed: int) -> dict[str, Any]:
@@ -192,15 +192,16 @@ def begin_task(
     """Returns the state at the first step of a task; with GRAM, from its initialization for the task."""
     if method.gram:
         assert setting.meta is not None
-        target = meta_learning.initial_prompt(setting.meta.meta, task_context(setting, stream.tasks[number]))
+        target = meta_learning.initial_prompt(setting.meta.meta, task_context(setting, stream, stream.tasks[number]))
         state = state.replace(prompt=project_jump(state, target))  # type: ignore[attr-defined]  # flax adds it
     begun: StreamState = tuning.begin(state)
     return begun
 
 
-def task_context(setting: Setting, task: StreamTask) -> Array:
-    """Returns GRAM's context of a task."""
-    images, texts = setting.encoder.features(task.train), setting.texts[task.labels]
+def task_context(setting: Setting, stream: TaskStream, task: StreamTask) -> Array:
+    """Returns GRAM's context of a task, from its training images and its names under "a photo of a {}."."""
+    names = [stream.class_names[label] for label in task.labels]
+    images, texts = setting.encoder.features(task.train), setting.encoder.texts(names)
     return meta_learning.task_context(setting.encoder.clip, jnp.asarray(images), jnp.asarray(texts))
 
 
@@ -209,7 +210,7 @@ def regulation(setting: Setting, stream: TaskStream, method: Method, number: int
     if not method.gram:
         return None, None
     assert setting.meta is not None
-    loaded, context = setting.meta, task_context(setting, stream.tasks[number])
+    loaded, context = setting.meta, task_context(setting, stream, stream.tasks[number])
     return loaded.meta.phi, meta_learning.regulator_context(loaded.meta, loaded.regulator, context)
 
 

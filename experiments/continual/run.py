@@ -13,9 +13,9 @@ replayed images (`replay`), all tasks at once (`joint`), the frozen clip (`zero_
 features (`nearest_mean`). `gram` and `gram+null_space` begin every task at the initialization of a meta checkpoint
 (--meta) for the tuner vpt_kv, and apply its regulator.
 
-Writes WORKDIR/results.json (the whole matrix, and each measure under every definition), table.md, matrices.png and
-along.png. A finished method and seed is kept in WORKDIR/rows.jsonl, and a run inside a task in WORKDIR/checkpoints:
-rerun the command to resume.
+Writes WORKDIR/results.json (the whole matrix, and each measure under every definition), table.md, matrices.png,
+along.png and the last prompt of every run in WORKDIR/prompts. A finished method and seed is kept in WORKDIR/rows.jsonl,
+and a run inside a task in WORKDIR/checkpoints: rerun the command to resume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import evaluation, runtime, tuners
-from gram_jax.artifacts import LoadedMeta, content_hash
+from gram_jax.artifacts import LoadedMeta, content_hash, save_prompt
 from gram_jax.data import Dataset, load_datasets, templates
 from gram_jax.data.readers.sources import forms
 from gram_jax.data.task_streams import TaskStream, class_stream, joined_stream
@@ -195,7 +195,10 @@ def learn(
         return learner.frozen(shared, stream, name)
     folder = workdir / "checkpoints" / f"{name}-{seed}"
     with Checkpoints(folder, dict(depends) | {"method": name, "seed": seed}, keep=1) as checkpoints:
-        return learner.learn(shared, stream, METHODS[name], seed, checkpoints, config.checkpoint_seconds)
+        every = config.checkpoint_seconds
+        matrix, prompt = learner.learn(shared, stream, METHODS[name], seed, checkpoints, every)
+    save_prompt(workdir / "prompts" / f"{name}-{seed}.safetensors", prompt, shared.tuner, shared.encoder.clip)
+    return matrix
 
 
 def report(
