@@ -52,5 +52,9 @@ def vpt_kv(num_tokens: int = 4, depth: int | None = None, first: int = 0) -> Tun
 
 
 def kv_slots(prompt: Prompt, first: int = 0) -> Slots:
-    """Returns the slots of a prompt of `vpt_kv`, for the forward passes of the clip."""
+    """Returns the slots of a prompt of `vpt_kv`, for the forward passes of the clip.
+
+    Args:
+      prompt, first: the prompt, and the first layer with tokens.
+    """
     return Slots(tuple(range(first, first + len(prompt["prompts"]))), prompts=prompt["prompts"])

@@ -188,7 +188,15 @@ def batch_covariances(clip: Clip, images: Array, slots: Slots, *, gain: bool = F
 
 
 def task_covariances(clip: Clip, batches: Iterable[Array], slots: Slots, *, gain: bool = False) -> Covariances:
-    """Returns the sum of `batch_covariances` over the batches of a task's training images."""
+    """Returns the uncentered covariances of a task, to be added by `observe`.
+
+    Each batch's sum is divided by its rows (images times heads times tokens), and batches are summed, as in the public
+    code; so batches should have one size.
+
+    Args:
+      clip, slots, gain: as in `batch_covariances`; the prompts are those after the task.
+      batches: the task's training images, without augmentation, `[images, size, size, channels]` each.
+    """
     total = None
     for images in batches:
         found = _compiled(clip, jnp.asarray(images), slots, gain=gain)

@@ -95,10 +95,7 @@ def make_stream_tuning(
     adam = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
 
     def init(prompt: PyTree, clip: Clip, classes: int) -> StreamState:
-        own: dict[str, Array] = {"logit_scale": jnp.asarray(clip.params["logit_scale"], jnp.float32)}
-        if head == "linear":
-            width = clip.config.embed_dim
-            own = {"kernel": 0.02 * jax.random.normal(jax.random.key(0), (classes, width)), "bias": jnp.zeros(classes)}
+        own = _first_head(head, clip, classes)
         learned = {"prompt": prompt, "head": own}
         return StreamState(prompt, own, adam.init(learned), space.init(prompt), prompt)
 
@@ -139,6 +136,14 @@ def make_stream_tuning(
         return state.replace(**new), value  # type: ignore[attr-defined]  # flax adds it
 
     return StreamTuning(init, begin, step, jax.jit(scores))
+
+
+def _first_head(head: str, clip: Clip, classes: int) -> dict[str, Array]:
+    """Returns the head before the first task."""
+    if head == "text":
+        return {"logit_scale": jnp.asarray(clip.params["logit_scale"], jnp.float32)}
+    kernel = 0.02 * jax.random.normal(jax.random.key(0), (classes, clip.config.embed_dim))
+    return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
 def project_jump(state: StreamState, target: PyTree) -> PyTree:
