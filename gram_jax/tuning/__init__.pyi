@@ -1,6 +1,7 @@
 from .alternating import AlternatingState, make_alternating
 from .batches import epoch_batches, pad_classes, shuffled_batches
 from .loop import Cost, Recipe, Tuned, join, memory_bytes, tune
+from .nullspace import Covariances, NullSpaceState, null_space, observe, task_covariances
 from .schedules import scheduled_rate
 from .step import Tuning, TuningState, classification_loss, make_tuning
 from .test_time import TestTimeTuning, make_test_time_tuning, predict_test_time, select_views
@@ -8,6 +9,8 @@ from .test_time import TestTimeTuning, make_test_time_tuning, predict_test_time,
 __all__ = [
     "AlternatingState",
     "Cost",
+    "Covariances",
+    "NullSpaceState",
     "Recipe",
     "TestTimeTuning",
     "Tuned",
@@ -20,10 +23,13 @@ __all__ = [
     "make_test_time_tuning",
     "make_tuning",
     "memory_bytes",
+    "null_space",
+    "observe",
     "pad_classes",
     "predict_test_time",
     "scheduled_rate",
     "select_views",
     "shuffled_batches",
+    "task_covariances",
     "tune",
 ]

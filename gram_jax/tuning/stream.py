@@ -16,7 +16,7 @@ from gram_jax.objectives import norm_consistency, prompt_distance
 from gram_jax.objectives.base import EXCLUDED
 from gram_jax.regulators import Regulator
 from gram_jax.tuners import Tuner
-from gram_jax.tuning.null_space import NullSpaceState, null_space
+from gram_jax.tuning.nullspace import NullSpaceState, null_space
 
 Array = jax.Array
 PyTree = Any

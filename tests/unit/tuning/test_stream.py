@@ -9,7 +9,7 @@ import pytest
 
 from gram_jax import tuners
 from gram_jax.testing import tiny_clip
-from gram_jax.tuning.null_space import observe, task_covariances
+from gram_jax.tuning.nullspace import observe, task_covariances
 from gram_jax.tuning.stream import make_stream_tuning, project_jump, refine_projection
 
 RATE = 0.01

@@ -13,7 +13,7 @@ from gram_jax import tuners
 from gram_jax.clip import encode_image
 from gram_jax.objectives import norm_consistency
 from gram_jax.testing import tiny_clip
-from gram_jax.tuning.null_space import (
+from gram_jax.tuning.nullspace import (
     Covariances,
     batch_covariances,
     elbow,
