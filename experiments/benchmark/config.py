@@ -5,9 +5,10 @@
     python -m experiments.benchmark --clip_size=mini --workloads=clustering --pairs=100000
 
 Weights are random; they do not affect the costs. A row is one workload. If PyTorch is installed (the extra `torch`),
-both sides compute the same step in turns in one process, PyTorch as public code of the field does (see
-`torch_workloads`). Their losses must agree to 1e-4, otherwise the benchmark stops. The workloads `rules` and
-`image_rules` show the gain of each exact shortcut in a CoOp and a VPT step, compared with the row before.
+all sides compute the same step in turns in one process: PyTorch as public code of the field does, and frugal PyTorch
+with image features kept and texts cut (see `torch_workloads`). Their losses must agree to 1e-4, otherwise the
+benchmark stops. The workloads `rules` and `image_rules` show the gain of each exact shortcut in a CoOp and a VPT step,
+compared with the row before.
 
 Time is the median over --repeats turns of --steps steps. The first step of a turn allocates memory and counts only if
 it is the only one. Memory is measured in a separate process that computes one step, and excludes the clip and the
@@ -33,7 +34,7 @@ from .._launch import at_least, positive, setting
 CLIPS = ("vit_b16", "vit_b32", "mini")  # of `inputs.CLIPS`
 # The names of `workloads.WORKLOADS`, which imports JAX.
 WORKLOADS = (
-    "coop", "cocoop", "ivlp", "gram_exact_1", "gram_exact_5", "gram_first_order_1", "gram_first_order_5",
+    "coop", "coop_1000", "cocoop", "ivlp", "gram_exact_1", "gram_exact_5", "gram_first_order_1", "gram_first_order_5",
     "unigram_exact_1", "unigram_exact_5", "unigram_first_order_1", "unigram_first_order_5", "test_time", "evaluation",
     "rules", "image_rules", "clustering", "episodes",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from gram_jax.evaluation import Row
 from gram_jax.reporting import Table
 
-from .workloads import OURS, SHORTCUTS, TORCH
+from .workloads import FRUGAL, OURS, SHORTCUTS, TORCH
 
 Entry = dict[str, Any]  # a workload's measurements, see `run.measure`
 _QUANTITIES = ("compile_seconds", "step_bytes", "process_step_bytes", "process_peak_bytes", "flops")
@@ -28,8 +28,9 @@ def result_rows(entries: Sequence[Entry], dataset: str) -> tuple[Row, ...]:
                 values["ceiling_share"] = values["flops_per_second"] / entry["ceiling"]
             if entry["workload"] in SHORTCUTS and before:
                 values["speedup_over_previous"] = before / seconds
-            if label == OURS and TORCH in entry["sides"]:
-                values["speedup"] = median(entry["sides"][TORCH]["seconds"]) / seconds
+            for other, name in ((TORCH, "speedup"), (FRUGAL, "speedup_over_frugal")):
+                if label == OURS and other in entry["sides"]:
+                    values[name] = median(entry["sides"][other]["seconds"]) / seconds
             before = seconds
             rows += [Row(label, dataset, entry["workload"], name, float(value)) for name, value in values.items()]
     return tuple(rows)
@@ -39,8 +40,10 @@ def main_table(entries: Sequence[Entry]) -> Table:
     """Returns a table with a row per workload and both sides next to each other."""
     rows = []
     for entry in entries:
-        ours, torch = (entry["sides"].get(name, {}) for name in (OURS, TORCH))
-        seconds, torch_seconds = (median(side["seconds"]) if side else None for side in (ours, torch))
+        ours, torch, frugal = (entry["sides"].get(name, {}) for name in (OURS, TORCH, FRUGAL))
+        seconds, torch_seconds, frugal_seconds = (
+            median(side["seconds"]) if side else None for side in (ours, torch, frugal)
+        )
         speed = _ratio(ours.get("flops"), seconds)
         rows.append(
             {
@@ -49,6 +52,9 @@ def main_table(entries: Sequence[Entry]) -> Table:
                 "PyTorch, ms": _cell(torch_seconds, 1e3),
                 "times faster": _cell(_ratio(torch_seconds, seconds)),
                 "operations, PyTorch / ours": _cell(_ratio(torch.get("flops"), ours.get("flops"))),
+                "frugal PyTorch, ms": _cell(frugal_seconds, 1e3),
+                "times faster than frugal": _cell(_ratio(frugal_seconds, seconds)),
+                "operations, frugal / ours": _cell(_ratio(frugal.get("flops"), ours.get("flops"))),
                 "compile, s": _cell(ours.get("compile_seconds")),
                 "memory, MiB": _cell(ours.get("process_step_bytes"), 2**-20),
                 "by compiler, MiB": _cell(ours.get("step_bytes"), 2**-20),

@@ -5,6 +5,9 @@ TPT and learn2learn: prompts are embeddings between those of [SOS] and of the cl
 context length, images are encoded in every step, CoCoOp's images and all tasks run one by one in Python, and exact
 meta-gradients come from `create_graph=True`. Everything is float32.
 
+A second side is PyTorch with what a careful user would add without rewriting the model: image features of text-only
+tuners are computed once, as ours are, and texts are cut to the longest one.
+
 PyTorch is an optional package; only the functions import it.
 """
 
@@ -38,7 +41,7 @@ def missing() -> str | None:
     return None
 
 
-def graph_bytes(name: str, setup: Setup, problem: Problem) -> float:
+def graph_bytes(name: str, setup: Setup, problem: Problem, frugal: bool = False) -> float:
     """Returns a rough estimate of PyTorch's memory for a step: weights, and activations for the backward pass."""
     config, sizes = setup.clip.config, setup.sizes
     weights = sum(leaf.size for leaf in jax.tree.leaves(setup.clip.params))
@@ -50,7 +53,8 @@ def graph_bytes(name: str, setup: Setup, problem: Problem) -> float:
     classes, images = support["classes"].eot.shape[-1], support["images"].shape[-4]
     pixels = sum(batch["images"].size for batch in problem.batches.values())
     patches = 1 + config.vision.num_patches + sizes.visual
-    texts = kept(config.text, classes, config.text.context_length)
+    tail = support["classes"].tail_ids.shape[-1]
+    texts = kept(config.text, classes, 1 + sizes.context + tail if frugal else config.text.context_length)
     visual = kept(config.vision, images, patches) if problem.tuner.needs_pixels else 0.0
     passing = kept(config.vision, images, patches) / config.vision.layers
     if name == "evaluation":
@@ -59,13 +63,18 @@ def graph_bytes(name: str, setup: Setup, problem: Problem) -> float:
     return 4.0 * (weights + pixels + copies * (texts + visual) + passing)
 
 
-def side(name: str, setup: Setup, problem: Problem) -> Side:
-    """Builds PyTorch's side of a workload, which computes the same values as this library's."""
+def side(name: str, setup: Setup, problem: Problem, frugal: bool = False) -> Side:
+    """Builds PyTorch's side of a workload, which computes the same values as this library's.
+
+    `frugal` cuts texts to the longest, and computes image features once if the tuner does not change them.
+    """
     import torch
 
     device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
-    model = TorchClip(setup.clip.config, setup.clip.params, device)
+    model = TorchClip(setup.clip.config, setup.clip.params, device, frugal)
     batches = {key: model.batch(batch) for key, batch in problem.batches.items()}
+    if frugal and not problem.tuner.needs_pixels and name not in ("test_time", "evaluation"):
+        batches = {key: batch | {"images": model.frozen_features(batch["images"])} for key, batch in batches.items()}
     start = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), device=device), problem.prompt)
 
     fresh = functools.partial(jax.tree.map, lambda leaf: leaf.clone().requires_grad_())
@@ -78,7 +87,7 @@ def side(name: str, setup: Setup, problem: Problem) -> Side:
 class TorchClip:
     """OpenAI's CLIP with the weights of a tree of `gram_jax.clip`, frozen, and the logits of prompted classes."""
 
-    def __init__(self, config: ClipConfig, params: Mapping[str, Any], device: Any):
+    def __init__(self, config: ClipConfig, params: Mapping[str, Any], device: Any, frugal: bool = False):
         import torch
         from torch.nn import functional
         from transformers.activations import ACT2FN
@@ -97,7 +106,7 @@ class TorchClip:
             return torch.tensor(np.array(leaf, np.float32, order="C"), device=device)
 
         self.torch, self.functional, self.activations = torch, functional, ACT2FN
-        self.config, self.device = config, device
+        self.config, self.device, self.frugal = config, device, frugal
         self.params = jax.tree_util.tree_map_with_path(tensor, convert(jax.tree.map(np.asarray, dict(params))))
         for name, tower in (("text", config.text), ("vision", config.vision)):
             stacked = self.params[name]["layers"]
@@ -120,12 +129,19 @@ class TorchClip:
         x = self._layers(x, params["layers"], config, None, deep, lambda x, new: cat([x[: -len(new)], new]))
         return _unit(self._norm(x[0], params["post_norm"], config) @ params["projection"])
 
+    def frozen_features(self, images: Any) -> Any:
+        """Returns features `[..., embed_dim]` of `[..., channels, size, size]`, without a gradient."""
+        with self.torch.no_grad():
+            parts = [self.encode_image(part) for part in images.flatten(0, -4).split(32)]
+        return self.torch.cat(parts).unflatten(0, images.shape[:-3])
+
     def encode_text(self, embeddings: Any, end: Any, deep: Any = ()) -> Any:
         """Returns normalized features `[classes, embed_dim]` of embedded prompts `[classes, length, width]`."""
         cat, config, params = self.torch.cat, self.config.text, self.params["text"]
-        x = (embeddings + params["position_embedding"]).transpose(0, 1)
+        length = embeddings.shape[1]
+        x = (embeddings + params["position_embedding"][:length]).transpose(0, 1)
         replace = lambda x, new: cat([x[:1], new, x[1 + len(new) :]])  # noqa: E731
-        x = self._layers(x, params["layers"], config, self.mask, deep, replace)
+        x = self._layers(x, params["layers"], config, self.mask[:length, :length], deep, replace)
         x = self._norm(x.transpose(0, 1), params["final_norm"], config)
         return _unit(x[self.torch.arange(len(x), device=x.device), end] @ params["projection"])
 
@@ -169,9 +185,10 @@ class TorchClip:
         }
 
     def _texts(self, context: Any, batch: Mapping[str, Any], deep: Any = ()) -> Any:
-        """Returns the features of classes under a context; texts are padded to the full length."""
+        """Returns the features of classes under a context; texts are padded to the full length, unless frugal."""
         prefix, suffix = batch["prefix"], batch["suffix"]
-        rest = self.config.text.context_length - prefix.shape[1] - len(context) - suffix.shape[1]
+        full = 0 if self.frugal else self.config.text.context_length
+        rest = max(0, full - prefix.shape[1] - len(context) - suffix.shape[1])
         parts = [prefix, context.expand(len(prefix), -1, -1), suffix, suffix[:, -1:].expand(-1, rest, -1)]
         return self.encode_text(self.torch.cat(parts, dim=1), 1 + len(context) + batch["end"], deep)
 
@@ -181,7 +198,7 @@ class TorchClip:
         if tuner == "ivlp":
             texts = self._texts(prompt["text"]["context"], batch, prompt["text"].get("deep", ()))
             return scale * self.encode_image(images, prompt["visual"]) @ texts.t()
-        features = self.encode_image(images)
+        features = images if images.ndim == 2 else self.encode_image(images)
         if tuner == "coop":
             return scale * features @ self._texts(prompt["context"], batch).t()
         hidden, out = prompt["network"]["hidden"], prompt["network"]["out"]
@@ -220,6 +237,8 @@ def _test_time(model: TorchClip, problem: Problem, prompt: Tree, batches: Mappin
     """Computes TPT: the entropy of the mean over confident views, a step of AdamW, the first view again."""
     torch, batch, tuner = model.torch, batches["support"], problem.tuner.name
     optimizer = torch.optim.AdamW(jax.tree.leaves(prompt), TEST_TIME_RATE, weight_decay=DECAY)
+    if model.frugal:  # the views are encoded once instead of twice
+        batch = batch | {"images": model.frozen_features(batch["images"])}
     logs = model.logits(tuner, prompt, batch).log_softmax(dim=1)
     confident = torch.argsort(-(logs * logs.exp()).sum(1))[: max(1, int(CONFIDENT * len(logs)))]
     mean = logs[confident].logsumexp(dim=0) - np.log(len(confident))

@@ -21,7 +21,7 @@ from . import inputs, shortcuts, torch_workloads
 from .inputs import Array, Problem, Setup
 from .sides import Builder, Side, compiled_side, plain_side
 
-OURS, TORCH = "gram_jax", "pytorch"
+OURS, TORCH, FRUGAL = "gram_jax", "pytorch", "pytorch, features kept and texts cut"
 
 
 class Workload(NamedTuple):
@@ -47,8 +47,9 @@ def builders(name: str, setup: Setup, compare: bool = True) -> dict[str, Builder
         return {label: Builder(build) for label, build in workload.shortcuts(setup, problem).items()}
     sides = {OURS: Builder(functools.partial(workload.side, setup, problem), workload.estimate(setup))}
     if compare and problem is not None:
-        build = functools.partial(torch_workloads.side, name, setup, problem)
-        sides[TORCH] = Builder(build, torch_workloads.graph_bytes(name, setup, problem))
+        for label, frugal in ((TORCH, False), (FRUGAL, True)):
+            build = functools.partial(torch_workloads.side, name, setup, problem, frugal)
+            sides[label] = Builder(build, torch_workloads.graph_bytes(name, setup, problem, frugal))
     return sides
 
 
@@ -177,6 +178,7 @@ def _problem(tuner: str, images: str | int, classes: str = "classes") -> Callabl
 
 WORKLOADS: dict[str, Workload] = {
     "coop": Workload("CoOp step", tuning_step, _problem("coop", "batch")),
+    "coop_1000": Workload("CoOp step, many classes", tuning_step, _problem("coop", "batch", "many_classes")),
     "cocoop": Workload("CoCoOp step", tuning_step, _problem("cocoop", 1)),
     "ivlp": Workload("IVLP step", tuning_step, _problem("ivlp", "deep_batch")),
     **dict(_meta_workloads()),

@@ -21,11 +21,13 @@ def entry(**sides):
 
 def test_table_and_rows_of_two_sides():
     ours = {"flops": 4e9, "compile_seconds": 1.25, "step_bytes": 3 << 20, "process_step_bytes": 5 << 20}
-    measured = entry(gram_jax=(0.1, ours), pytorch=(1.5, {"flops": 1.2e11, "process_step_bytes": 7 << 20}))
+    theirs = {"pytorch": (1.5, {"flops": 1.2e11, "process_step_bytes": 7 << 20})}
+    measured = entry(gram_jax=(0.1, ours), **theirs, **{tables.FRUGAL: (0.3, {"flops": 8e9})})
     (cells,) = tables.main_table([measured]).rows
-    assert cells == ("CoOp step", "100", "1,500", "15", "30", "1.25", "5", "3", "7", "40", "40 %")
+    assert cells == ("CoOp step", "100", "1,500", "15", "30", "300", "3", "2", "1.25", "5", "3", "7", "40", "40 %")
     rows = {(row.method, row.metric): row.value for row in tables.result_rows([measured], "benchmark:mini")}
     assert rows["gram_jax", "speedup"] == pytest.approx(15)
+    assert rows["gram_jax", "speedup_over_frugal"] == pytest.approx(3)
     assert rows["gram_jax", "ceiling_share"] == pytest.approx(0.4)
     assert rows["pytorch", "flops_per_second"] == pytest.approx(8e10)
     assert ("pytorch", "step_bytes") not in rows
@@ -35,7 +37,7 @@ def test_table_and_rows_of_two_sides():
 
 def test_table_without_pytorch():
     (cells,) = tables.main_table([entry(gram_jax=(0.25, {"flops": None}))]).rows
-    assert cells == ("CoOp step", "250", *["-"] * 9)
+    assert cells == ("CoOp step", "250", *["-"] * 12)
 
 
 def test_different_steps_end_the_benchmark():
