@@ -8,6 +8,18 @@ from .collapse import (
     simplex_distance,
     within_class_variability,
 )
+from .compositional import (
+    Curve,
+    ImageScores,
+    Measures,
+    bias_curve,
+    calibrate,
+    image_scores,
+    join_scores,
+    measure,
+    predicted_pairs,
+    thresholds,
+)
 from .draws import few_shot, few_shot_and_val, long_tail_draw
 from .encoder import Encoder
 from .features import averaged_class_features, class_features, image_features, prompted_features
@@ -20,6 +32,7 @@ from .metrics import (
     macro_f1,
     per_class_accuracy,
 )
+from .pair_runs import Measured, PairPlan, measure_pairs, tune_pairs
 from .plans import Length, TuningPlan
 from .prediction import Predictions, predict, predict_labels
 from .protocols import Part, Protocol
@@ -46,9 +59,14 @@ __all__ = [
     "BaselineMethod",
     "Candidate",
     "Comparison",
+    "Curve",
     "Encoder",
+    "ImageScores",
     "Length",
+    "Measured",
+    "Measures",
     "Method",
+    "PairPlan",
     "Part",
     "Predictions",
     "Protocol",
@@ -63,6 +81,8 @@ __all__ = [
     "accuracy",
     "averaged_class_features",
     "baselines",
+    "bias_curve",
+    "calibrate",
     "calibration_error",
     "checks",
     "class_features",
@@ -80,10 +100,14 @@ __all__ = [
     "harmonic_mean",
     "harmonic_of_means",
     "image_features",
+    "image_scores",
+    "join_scores",
     "long_tail_draw",
     "macro_f1",
     "make_scorer",
     "mean_of_harmonics",
+    "measure",
+    "measure_pairs",
     "measured_by",
     "nearest_mean_agreement",
     "neural_collapse",
@@ -91,6 +115,7 @@ __all__ = [
     "per_class_accuracy",
     "predict",
     "predict_labels",
+    "predicted_pairs",
     "prompt_method",
     "prompted_features",
     "protocols",
@@ -98,6 +123,8 @@ __all__ = [
     "save_results",
     "simplex_distance",
     "summarize",
+    "thresholds",
+    "tune_pairs",
     "validate",
     "validation_scores",
     "warn_of_versions",

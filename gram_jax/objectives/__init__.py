@@ -31,6 +31,7 @@ from gram_jax.objectives.etf import simplex_etf, simplex_floor
 from gram_jax.objectives.kgcoop import kgcoop
 from gram_jax.objectives.long_tail import class_weights, logit_adjustment, long_tailed
 from gram_jax.objectives.npt import npt
+from gram_jax.objectives.pairs import pair_branches, pair_loss, pair_outputs
 from gram_jax.objectives.previous import norm_consistency, prompt_distance
 from gram_jax.objectives.promptsrc import prometar, promptsrc, textual_diversity
 
@@ -60,6 +61,9 @@ __all__ = [
     "make",
     "norm_consistency",
     "npt",
+    "pair_branches",
+    "pair_loss",
+    "pair_outputs",
     "parse",
     "positive_terms",
     "prometar",

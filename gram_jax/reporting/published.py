@@ -125,3 +125,18 @@ def few_shot(datasets: Mapping[int | None, Collection[str]]) -> list[Published]:
         for row in _table("few_shot")
     ]
     return [row for row in rows if row.values]
+
+
+def compositional(dataset: str, world: str) -> list[Published]:
+    """Returns rows with "S", "U", "H" and "AUC" of a published dataset of pairs with ViT-L/14; else none.
+
+    Example:
+      >>> {row.method: row.values["AUC"] for row in compositional("czsl:mit-states", "closed")}["CSP"]
+      0.194
+    """
+    begin = f"{dataset}, "
+    return [
+        row._replace(values=values)
+        for row in _table(f"compositional, {world}")
+        if (values := {key.removeprefix(begin): row.values[key] for key in row.values if key.startswith(begin)})
+    ]

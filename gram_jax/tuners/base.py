@@ -56,6 +56,8 @@ class Tuner(NamedTuple):
       needs_names: False if the tuner reads only the frozen features of classes: `classes` may then also be features
         `[classes, embed_dim]` of `encode_classes`.
       changes: the features that a prompt changes, "text", "image" or both.
+      needs_pairs: True if the classes are attribute-object pairs, from `gram_jax.tuners.pair_classes`; `apply` then has
+        a fifth argument, a key for dropout, or None.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -75,6 +77,7 @@ class Tuner(NamedTuple):
     needs_pixels: bool
     needs_names: bool
     changes: frozenset[str] = TEXT | IMAGE
+    needs_pairs: bool = False
 
     def __reduce__(self) -> Any:
         return reduced(self, "gram_jax.tuners")

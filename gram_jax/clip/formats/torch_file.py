@@ -32,7 +32,7 @@ _MIN_EXPANDED = 1 << 20  # elements that a view may have even if the file has fe
 _PLAIN = (str, int, float, bool)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the state dict
 _PICKLE_STARTS = (b"\x80", b"(", b"]", b"}", b"c")
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older layout
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older layout
 # SHA-256 of OpenAI's files, from their public addresses.
 OPENAI_FILES = {
     "RN50.pt": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
@@ -202,7 +202,7 @@ def _read_stream(path: Path, file: mmap.mmap) -> tuple[Any, dict[str, Extent]]:
             raise InputError(f"the storage {storage.key[:100]!r} has two sizes or dtypes; copy the file again")
         return storage
 
-    if unpickle(stream, torch_globals.find, load) != _MAGIC or unpickle(stream, torch_globals.find, load) != _PROTOCOL:
+    if unpickle(stream, torch_globals.find, load) != MAGIC or unpickle(stream, torch_globals.find, load) != PROTOCOL:
         raise InputError("it is a pickle, but not of torch.save; save the tensors with torch.save")
     system = unpickle(stream, torch_globals.find, load)
     if not isinstance(system, dict) or system.get("little_endian") is not True:

@@ -56,7 +56,9 @@ class _Mark:
 _MARK = _Mark()
 
 
-def unpickle(file: BinaryIO, find: Callable[[str], Any], load: Callable[[Any], Any]) -> Any:
+def unpickle(
+    file: BinaryIO, find: Callable[[str], Any], load: Callable[[Any], Any], max_steps: int | None = None
+) -> Any:
     """Returns the value of a pickle, and leaves the file behind it.
 
     Lists, dictionaries, tuples, text, bytes, numbers, booleans and None are read. Every other opcode, and a call of
@@ -67,9 +69,10 @@ def unpickle(file: BinaryIO, find: Callable[[str], Any], load: Callable[[Any], A
       file: an in-memory or memory-mapped file: its `read` must not allocate more than it has.
       find: from a global's name, "module.name", to a value; raises InputError for unknown names, see `refuse`.
       load: from a persistent id to a value; raises InputError for unknown ones.
+      max_steps: the largest number of opcodes; None: that of a checkpoint, `MAX_STEPS`.
     """
-    machine = _Machine(find, load)
-    for _ in range(MAX_STEPS):
+    machine, max_steps = _Machine(find, load), MAX_STEPS if max_steps is None else max_steps
+    for _ in range(max_steps):
         if not (code := file.read(1)):
             raise InputError("the pickle ends too early; copy the file again")
         opcode = _OPCODES.get(code)
@@ -81,7 +84,7 @@ def unpickle(file: BinaryIO, find: Callable[[str], Any], load: Callable[[Any], A
         if opcode.name == "STOP":
             return machine.pop()
         machine.step(opcode.name, argument)
-    raise InputError(f"the pickle has more than {MAX_STEPS} opcodes; {_HINT}")
+    raise InputError(f"the pickle has more than {max_steps} opcodes; {_HINT}")
 
 
 def refuse(name: str, reason: str = "it is neither a tensor nor a plain value") -> InputError:

@@ -1,0 +1,117 @@
+"""Troika: texts of pairs, attributes and objects in three branches, each refined by the patches of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from gram_jax.clip import Clip, encode_patches, logits
+from gram_jax.errors import require_int, require_number
+from gram_jax.tuners.attention import block, block_init
+from gram_jax.tuners.base import TEXT, Outputs, Prompt, Tuner, context_vectors, words_setting
+from gram_jax.tuners.csp import drop, pair_features, primitives
+from gram_jax.tuners.dfsp import check_heads
+from gram_jax.tuners.networks import dense, dense_init, norm, norm_init
+from gram_jax.tuners.pairs import PairClasses, check_pairs, token_features
+
+Array = jax.Array
+SIDES = {"attribute": "attributes", "object": "objects"}
+KINDS = ("pair", *SIDES)
+_TRACTION = 0.1  # initial weight of the refinement
+
+
+def troika(init_text: str = "a photo of", layers: int = 2, heads: int = 8, dropout: float = 0.3) -> Tuner:
+    """Returns the tuner with three branches and cross-modal traction, without the published adapters of the images.
+
+    Each branch has a context of its own; the tokens of attributes and objects, as in `csp`, are shared:
+
+        pair        [SOS] c_1 ... c_n A_a O_o [EOS]        the image feature f_b
+        attribute   [SOS] a_1 ... a_n A_a [EOS]            relu(norm(W_a f_b + b_a))
+        object      [SOS] o_1 ... o_n O_o [EOS]            relu(norm(W_o f_b + b_o))
+
+    A stack of transformer blocks, shared by the branches, lets the texts t attend to the patches z_b of the image;
+    t' = normalize(t + lambda * (stack(t; z_b) - t)), with a learned vector lambda that starts at 0.1. All logits are
+    scaled cosines, and a pair is scored as
+
+        logits[b, (a, o)] = pair logit + softmax(attribute logits)[a] * softmax(object logits)[o].
+
+    Differences from the public code: no adapters in the image transformer; a layer norm for the batch norm and the
+    dropout of the two image networks; blocks that begin as the identity.
+
+    The prompt is `{"contexts": {"pair", "attribute", "object"}, "attributes", "objects", "images": {"attribute",
+    "object"}, "blocks", "traction"}`. `apply` has a fifth argument, `key`, as in `csp`.
+
+    Args:
+      init_text, dropout: as in `csp`.
+      layers: blocks of the traction; 3 on MIT-States and 2 on UT-Zappos and C-GQA are published.
+      heads: attention heads, which must divide the clip's `embed_dim`.
+
+    Reference:
+      "Troika: Multi-Path Cross-Modal Traction for Compositional Zero-Shot Learning", section 3, and its public code.
+    """
+    words = words_setting("num_tokens", None, init_text)
+    require_int("layers", layers)
+    require_int("heads", heads)
+    require_number("dropout", dropout, least=0, below=1)
+    settings = {"init_text": init_text, "layers": layers, "heads": heads, "dropout": float(dropout)}
+
+    def init(key: Array, clip: Clip, classes: PairClasses) -> Prompt:
+        check_pairs(classes)
+        check_heads(heads, clip)
+        context, width = context_vectors(words, key, clip), clip.config.embed_dim
+        block_key, *keys = jax.random.split(key, 3)
+        images = {
+            side: {"dense": dense_init(own, width, width), "norm": norm_init(width)}
+            for side, own in zip(SIDES, keys, strict=True)
+        }
+        return {
+            "contexts": dict.fromkeys(KINDS, context),
+            **primitives(clip, classes),
+            "images": images,
+            "blocks": block_init(block_key, width, layers),
+            "traction": jnp.full(width, _TRACTION, jnp.float32),
+        }
+
+    def apply(prompt: Prompt, clip: Clip, classes: PairClasses, images: Array, key: Array | None = None) -> Outputs:
+        return troika_branches(settings, prompt, clip, classes, images, key)[0]
+
+    return Tuner("troika", FrozenDict(settings), init, apply, True, True, changes=TEXT, needs_pairs=True)
+
+
+def troika_branches(
+    settings: Any, prompt: Prompt, clip: Clip, classes: PairClasses, images: Array, key: Array | None = None
+) -> tuple[Outputs, dict[str, Array]]:
+    """Returns the outputs, and the logits of the branches: "pair", "attribute" and "object"."""
+    check_pairs(classes)
+    features, patches = encode_patches(clip, images)
+    dropped = drop(prompt, settings["dropout"], key)
+    texts = {"pair": pair_features(clip, classes, prompt["contexts"]["pair"], dropped)}
+    of_image = {"pair": features}
+    for side, table in SIDES.items():
+        every = jnp.arange(len(dropped[table]))[:, None]
+        texts[side] = token_features(clip, classes.names, prompt["contexts"][side], dropped[table], every)
+        own = prompt["images"][side]
+        hidden = jax.nn.relu(norm(own["norm"], dense(own["dense"], features)))
+        of_image[side] = hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), 1e-6)
+    refined = {kind: _refine(settings["heads"], prompt, own, patches) for kind, own in texts.items()}
+    scale = clip.params["logit_scale"]
+    branches = {kind: logits(of_image[kind], refined[kind], scale) for kind in KINDS}
+    attribute, object_ = (
+        jax.nn.softmax(branches[side])[:, parts] for side, parts in zip(SIDES, classes.pair.T, strict=True)
+    )
+    return Outputs(branches["pair"] + attribute * object_, features, refined["pair"]), branches
+
+
+def _refine(heads: int, prompt: Prompt, texts: Array, patches: Array) -> Array:
+    """Returns texts that have attended to the patches of each image, `[images, classes, embed_dim]`, normalized."""
+
+    def step(x: Array, layer: Any) -> tuple[Array, None]:
+        return block(layer, heads, x, patches), None
+
+    begun = jnp.broadcast_to(texts, (len(patches), *texts.shape))
+    ended, _ = jax.lax.scan(step, begun, prompt["blocks"])
+    moved = texts + prompt["traction"] * (ended - begun)
+    return moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
