@@ -233,9 +233,9 @@ def content_hash(path: PathLike) -> str:
 def check_prompt(what: str, prompt: Any, tuner: Tuner, clip: Clip) -> None:
     """Raises ArrayFileError unless a prompt has the leaves, shapes and dtypes that the tuner's `init` returns.
 
-    A class-specific prompt is not checked: its shapes depend on a class list.
+    A class-specific prompt, or one of attributes and objects, is not checked: its shapes depend on a class list.
     """
-    if tuner.settings.get("class_specific"):
+    if tuner.settings.get("class_specific") or tuner.needs_pairs:
         return
     _check_shapes(what, prompt, _initial_shapes(what, lambda key: tuner.init(key, clip, None)))
 

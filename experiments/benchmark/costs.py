@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -104,7 +105,9 @@ class Step(NamedTuple):
 def parse(method: str) -> tuple[str, str, str]:
     """Returns the names of a method's tuner, its regularizers (in the form of `objectives.terms`) and its regulator."""
     tuner, *rest = method.split("+")
-    require_known(f"--methods={method}: tuner", tuner, tuners.NAMES)
+    require_known(f"--methods={method}: tuner", tuner, tuners.REGISTRY.names)
+    if rest and tuner in tuners.PAIR_NAMES:
+        raise InputError(f"--methods={method}: {tuner} has a loss of its own; give it alone")
     chosen = [part for part in rest if part in regulators.NAMES and part not in objectives.NAMES]
     if len(chosen) > 1:
         raise InputError(f"--methods={method}: {chosen[0]} and {chosen[1]} are both regulators; give one")
@@ -140,11 +143,12 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     name, regularizers, regulator_name = parse(method)
     tuner, regulator = make_tuner(name, clip), regulators.make(regulator_name)
     loss = objectives.batch_loss(tuner, regularizers, reference=regulator.settings.get("reference", ""))
+    function = objectives.pair_loss(tuner) if tuner.needs_pairs else loss.loss
     # Momentum and weight decay as in all published recipes.
-    step = tuning.make_tuning(tuner, regulator, loss=loss.loss, momentum=0.9, weight_decay=5e-4)
+    step = tuning.make_tuning(tuner, regulator, loss=function, momentum=0.9, weight_decay=5e-4)
     rng, embed_dim = np.random.default_rng(0), clip.config.embed_dim
     count, size = config.classes, config.batch_size or OWN_BATCH_SIZE.get(name, BATCH_SIZE)
-    classes: Any = clip.class_tokens(class_names(count)) if tuner.needs_names else _unit(rng, count, embed_dim)
+    classes = _classes(clip, tuner, count, rng)
     features = _unit(rng, 1, size, embed_dim)
     batch = {
         "classes": classes,
@@ -166,6 +170,17 @@ def build(config: Config, clip: Clip, method: str) -> Step:
         state, phi, clip, batch = jax.device_put((state, phi, clip, batch), NamedSharding(mesh, PartitionSpec()))
         batch["classes"] = jax.device_put(classes, NamedSharding(mesh, PartitionSpec("classes")))
     return Step(step.step, (state, phi, clip, batch, 0.01, 1), tuners.num_parameters(prompt), size)
+
+
+def _classes(clip: Clip, tuner: tuners.Tuner, count: int, rng: np.random.Generator) -> Any:
+    """Returns the classes of a step in the form that the tuner requires; pairs of as many attributes as objects."""
+    if not tuner.needs_names:
+        return _unit(rng, count, clip.config.embed_dim)
+    if not tuner.needs_pairs:
+        return clip.class_tokens(class_names(count))
+    side = math.ceil(math.sqrt(count))
+    names, pairs = class_names(2 * side), np.stack(np.divmod(np.arange(count), side), axis=1)
+    return tuners.pair_classes(clip, names[:side], names[side:], pairs)
 
 
 def measure(config: Config, step: Step) -> dict[str, float]:

@@ -68,7 +68,7 @@ def csp(init_text: str = "a photo of", learn_context: bool = False, dropout: flo
     def apply(prompt: Prompt, clip: Clip, classes: PairClasses, images: Array, key: Array | None = None) -> Outputs:
         check_pairs(classes)
         context = prompt["context"] if learn_context else context_vectors(words, jax.random.key(0), clip)
-        texts = pair_features(clip, classes, context, drop(prompt, dropout, key))
+        texts = token_features(clip, classes, "pair", context, table_of(drop(prompt, dropout, key)))
         return make_outputs(clip, frozen_image_features(clip, images), texts)
 
     return Tuner("csp", FrozenDict(settings), init, apply, False, True, changes=TEXT, needs_pairs=True)
@@ -90,8 +90,6 @@ def drop(prompt: Prompt, rate: float, key: Array | None) -> Prompt:
     return prompt | tables
 
 
-def pair_features(clip: Clip, classes: PairClasses, context: Array, prompt: Prompt) -> Array:
-    """Returns the features of pairs `[P, embed_dim]` under a context and the tables of a prompt."""
-    table = jnp.concatenate([prompt["attributes"], prompt["objects"]])
-    tokens = classes.pair + jnp.array([0, len(prompt["attributes"])])
-    return token_features(clip, classes.names, context, table, tokens)
+def table_of(prompt: Prompt) -> Array:
+    """Returns the rows of attributes, then of objects, `[A + O, width]`."""
+    return jnp.concatenate([prompt["attributes"], prompt["objects"]])

@@ -12,8 +12,8 @@ from gram_jax.clip import Clip, encode_patches, logits
 from gram_jax.errors import InputError, require_int, require_number
 from gram_jax.tuners.attention import block, block_init
 from gram_jax.tuners.base import Outputs, Prompt, Tuner, context_vectors, words_setting
-from gram_jax.tuners.csp import drop, pair_features, primitives
-from gram_jax.tuners.pairs import PairClasses, check_pairs, mean_over
+from gram_jax.tuners.csp import drop, primitives, table_of
+from gram_jax.tuners.pairs import PairClasses, check_pairs, mean_over, token_features
 
 Array = jax.Array
 BLOCKS = ("cross", "within")
@@ -76,7 +76,8 @@ def dfsp_branches(
 ) -> tuple[Outputs, dict[str, Array]]:
     """Returns the outputs, and the logits of all terms of the loss: "pair", "unfused", "attribute" and "object"."""
     check_pairs(classes)
-    texts = pair_features(clip, classes, prompt["context"], drop(prompt, settings["dropout"], key))
+    table = table_of(drop(prompt, settings["dropout"], key))
+    texts = token_features(clip, classes, "pair", prompt["context"], table)
     features, patches = encode_patches(clip, images)
     counts = {"attribute": len(prompt["attributes"]), "object": len(prompt["objects"])}
     parts = dict(zip(counts, classes.pair.T, strict=True))

@@ -19,6 +19,7 @@ from gram_jax.summary import short_repr
 Array = jax.Array
 TEMPLATE = "a photo of {}"
 _FIXED = 3  # rows of a small vocabulary before the learned ones: start, end, padding
+_END = 1
 
 
 @flax.struct.dataclass
@@ -29,12 +30,14 @@ class PairClasses:
       names: the pairs as ordinary classes, "ATTRIBUTE OBJECT"; tuners of class names read this field.
       attributes, objects: the A attributes and the O objects alone.
       pair: int32 `[P, 2]`, the attribute and the object of each pair.
+      learned: texts of learned tokens, see `token_features`: "pair" [P], "attribute" [A] and "object" [O].
     """
 
     names: Classes
     attributes: Classes
     objects: Classes
     pair: Array
+    learned: dict[str, Classes]
 
     __repr__ = short_repr
 
@@ -65,7 +68,19 @@ def pair_classes(
     names = [f"{attributes[a]} {objects[o]}" for a, o in pairs]
     lists = (names, attributes, objects)
     tokens = (class_tokens(clip.tokenizer, list(each), template, "", allow_duplicates=True) for each in lists)
-    return PairClasses(*tokens, jnp.asarray(pairs))
+    attribute, object_ = np.arange(sizes[0])[:, None], sizes[0] + np.arange(sizes[1])[:, None]
+    rows = {"pair": pairs + np.array([0, sizes[0]]), "attribute": attribute, "object": object_}
+    learned = {kind: _learned_classes(own) for kind, own in rows.items()}
+    return PairClasses(*tokens, jnp.asarray(pairs), learned)
+
+
+def _learned_classes(rows: np.ndarray) -> Classes:
+    """Returns classes whose tokens are rows `[C, k]` of a table, in the vocabulary of `token_features`."""
+    count, length = rows.shape
+    tail = np.concatenate([rows + _FIXED, np.full((count, 1), _END)], axis=1)
+    full, none = np.full(count, length), np.zeros(count)
+    arrays = (np.zeros((count, 1)), none, tail, full, full)
+    return Classes(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
 def check_pairs(classes: Any) -> PairClasses:
@@ -85,40 +100,33 @@ def name_embeddings(clip: Clip, classes: Classes) -> Array:
     return jnp.sum(vectors * inside[..., None], axis=1) / classes.name_length[:, None]
 
 
-def token_features(clip: Clip, names: Classes, context: Array, table: Array, tokens: Array) -> Array:
-    """Returns the features `[C, embed_dim]` of texts "CONTEXT TOKENS" whose tokens are rows of a table.
+def token_features(clip: Clip, classes: PairClasses, kind: str, context: Array, table: Array) -> Array:
+    """Returns the features `[C, embed_dim]` of texts whose tokens are rows of a table, which is learned.
 
-        t_c = text([SOS] v_1 ... v_n table[tokens_c1] ... table[tokens_ck] [EOS])
+        t_c = text([SOS] v_1 ... v_n table[r_c1] ... table[r_ck] [EOS])
 
-    The rows, after the start, end and padding tokens of the clip, are the vocabulary of the text transformer here. So
-    classes with learned tokens are ordinary classes: they share the prefix "CONTEXT", and are computed in chunks.
+    The start, end and padding tokens of the clip and the rows of the table are the whole vocabulary of the text
+    transformer here. So classes with learned tokens are ordinary classes, which share what they have in common and are
+    computed in chunks.
 
     Args:
       clip: the frozen clip.
-      names: any class list of the clip, which holds its start and end token.
-      context: `[n, width]`.
-      table: `[rows, width]`.
-      tokens: int `[C, k]`.
+      classes: the class list of pairs.
+      kind: "pair", an attribute and an object; "attribute" or "object", one of them alone.
+      context, table: v, `[n, width]`; and the rows of all attributes, then of all objects, `[A + O, width]`.
     """
-    text, params = clip.config.text, clip.params["text"]
+    text, params, names = clip.config.text, clip.params["text"], classes.names
     end = names.tail_ids[0, names.tail_eot[0]]
     special = jnp.stack([names.token_ids[0, 0], end, jnp.asarray(text.pad_token_id, names.tail_ids.dtype)])
     fixed = embed_tokens(clip, special)
     vocabulary = jnp.concatenate([fixed, table.astype(fixed.dtype)])
-    small = clip.replace(
+    ids = {"bos_token_id": 0, "eos_token_id": _END, "pad_token_id": _END + 1}
+    small = dataclasses.replace(text, vocab_size=_FIXED + len(table), **ids)
+    small_clip = clip.replace(
         params=clip.params | {"text": params | {"token_embedding": vocabulary}},
-        config=dataclasses.replace(
-            clip.config,
-            text=dataclasses.replace(
-                text, vocab_size=_FIXED + len(table), bos_token_id=0, eos_token_id=1, pad_token_id=2
-            ),
-        ),
+        config=dataclasses.replace(clip.config, text=small),
     )
-    count, length = tokens.shape
-    tail = jnp.concatenate([tokens.astype(jnp.int32) + _FIXED, jnp.ones((count, 1), jnp.int32)], axis=1)
-    full = jnp.full(count, length, jnp.int32)
-    classes = Classes(jnp.zeros((count, 1), jnp.int32), jnp.zeros(count, jnp.int32), tail, full, full)
-    return encode_classes(small, classes, TextPrompt(context))
+    return encode_classes(small_clip, classes.learned[kind], TextPrompt(context))
 
 
 def marginal(logits: Array, parts: Array, count: int) -> Array:

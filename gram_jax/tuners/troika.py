@@ -12,14 +12,15 @@ from gram_jax.clip import Clip, encode_patches, logits
 from gram_jax.errors import require_int, require_number
 from gram_jax.tuners.attention import block, block_init
 from gram_jax.tuners.base import TEXT, Outputs, Prompt, Tuner, context_vectors, words_setting
-from gram_jax.tuners.csp import drop, pair_features, primitives
+from gram_jax.tuners.csp import drop, primitives, table_of
 from gram_jax.tuners.dfsp import check_heads
 from gram_jax.tuners.networks import dense, dense_init, norm, norm_init
 from gram_jax.tuners.pairs import PairClasses, check_pairs, token_features
 
 Array = jax.Array
-SIDES = {"attribute": "attributes", "object": "objects"}
+SIDES = ("attribute", "object")
 KINDS = ("pair", *SIDES)
+_TINY = 1e-12  # a feature without an active unit remains 0
 _TRACTION = 0.1  # initial weight of the refinement
 
 
@@ -87,15 +88,12 @@ def troika_branches(
     """Returns the outputs, and the logits of the branches: "pair", "attribute" and "object"."""
     check_pairs(classes)
     features, patches = encode_patches(clip, images)
-    dropped = drop(prompt, settings["dropout"], key)
-    texts = {"pair": pair_features(clip, classes, prompt["contexts"]["pair"], dropped)}
+    table = table_of(drop(prompt, settings["dropout"], key))
+    texts = {kind: token_features(clip, classes, kind, prompt["contexts"][kind], table) for kind in KINDS}
     of_image = {"pair": features}
-    for side, table in SIDES.items():
-        every = jnp.arange(len(dropped[table]))[:, None]
-        texts[side] = token_features(clip, classes.names, prompt["contexts"][side], dropped[table], every)
-        own = prompt["images"][side]
+    for side, own in prompt["images"].items():
         hidden = jax.nn.relu(norm(own["norm"], dense(own["dense"], features)))
-        of_image[side] = hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), 1e-6)
+        of_image[side] = hidden * jax.lax.rsqrt(jnp.maximum(jnp.sum(hidden**2, -1, keepdims=True), _TINY))
     refined = {kind: _refine(settings["heads"], prompt, own, patches) for kind, own in texts.items()}
     scale = clip.params["logit_scale"]
     branches = {kind: logits(of_image[kind], refined[kind], scale) for kind in KINDS}

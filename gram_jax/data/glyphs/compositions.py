@@ -9,23 +9,20 @@ import numpy as np
 from gram_jax.data.compositions import Compositions, PairDataset, require_pairs
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.glyphs import faces
-from gram_jax.data.glyphs.appearance import CORPUS_RENDERINGS
+from gram_jax.data.glyphs.appearance import RENDERINGS
 from gram_jax.data.glyphs.datasets import GlyphDataset, catalog
 from gram_jax.data.glyphs.examples import example
 from gram_jax.data.streams import stream
 from gram_jax.errors import InputError, require_known
 
-KINDS = ("faces", "renderings", "looks")
+KINDS = ("renderings", "faces")
 OBJECTS = 12
 SEEN_SHARE, VAL_SHARE = 0.45, 0.2  # of all pairs; test has the rest
-TRAIN_SIZES = (2, 4, 8, 16)  # images of a seen pair, one of these
+TRAIN_SIZES = (4, 8, 16, 32)  # images of a seen pair, one of these
 IMAGES = {"val": 6, "test": 12}  # of each pair in the list of the split
 TEMPLATE = "a photo of {}"
-# Words of captions for each rendering, see `captions`.
-_WORDS = {
-    **{"print": "printed", "negative": "negative", "color": "color", "noise": "noisy", "blur": "blurred"},
-    "faint": "faded",
-}
+# Words of captions for the renderings that corpora contain (see `captions`); the others are named by themselves.
+_WORDS = {"print": "printed", "noise": "noisy", "blur": "blurred", "faint": "faded"}
 
 
 def attributes_of(dataset: GlyphDataset, kind: str) -> dict[str, str]:
@@ -33,31 +30,28 @@ def attributes_of(dataset: GlyphDataset, kind: str) -> dict[str, str]:
 
     Args:
       dataset: the dataset whose classes are the objects.
-      kind: "faces", the typefaces of the corpus that draw every class; "renderings", those of the corpus; "looks",
-        every such face in print, and once more as a negative.
+      kind: "renderings", all of them: six occur in the corpus with their names, five do not, so that the mini CLIP does
+        not know what their names look like; "faces", the typefaces of the corpus that draw every class.
     """
     require_known("kind of attributes", kind, KINDS)
     if kind == "renderings":
-        return {_WORDS[rendering]: rendering for rendering in CORPUS_RENDERINGS}
-    own = [faces.FACES[name] for name in dataset.faces if faces.FACES[name].in_corpus]
-    named = {face.words[0]: face.name for face in own}
-    if kind == "faces":
-        return named
-    return named | {f"negative {words}": f"{name}+negative" for words, name in named.items()}
+        return {_WORDS.get(rendering, rendering): rendering for rendering in RENDERINGS}
+    own = (faces.FACES[name] for name in dataset.faces)
+    return {face.words[0]: face.name for face in own if face.in_corpus}
 
 
 def split_spec(rest: str) -> tuple[str, str]:
-    """Splits "NAME" or "NAME:KIND"; KIND is "looks" if it is not given."""
+    """Splits "NAME" or "NAME:KIND"; KIND is "renderings" if it is not given."""
     name, _, kind = rest.partition(":")
-    return name, kind or "looks"
+    return name, kind or "renderings"
 
 
-def labeled_pairs(name: str, kind: str = "looks", seed: int = 0) -> PairDataset:
+def labeled_pairs(name: str, kind: str = "renderings", seed: int = 0) -> PairDataset:
     """Returns pairs of attributes and characters; images are drawn when they are read.
 
     The objects are the first twelve classes of a dataset. The seed decides which pairs are seen (45 %, every attribute
     and every object among them), which unseen ones are in the list of val (a fifth of all pairs are unseen in val) and
-    which in that of test (the rest), and how many training images a seen pair has: 2, 4, 8 or 16, so that attributes
+    which in that of test (the rest), and how many training images a seen pair has: 4, 8, 16 or 32, so that attributes
     and objects are entangled. Both lists hold seen pairs, too. The images of a pair are the same for every seed.
 
     Args:
@@ -67,12 +61,12 @@ def labeled_pairs(name: str, kind: str = "looks", seed: int = 0) -> PairDataset:
     Example:
       >>> dataset, pairs = labeled_pairs("greek_small", "renderings")
       >>> pairs.attributes[:3], pairs.objects[:2], int(pairs.seen.sum()), len(pairs.pairs)
-      (('printed', 'negative', 'color'), ('alpha', 'beta'), 32, 72)
+      (('printed', 'negative', 'color'), ('alpha', 'beta'), 59, 132)
     """
     source = catalog(name)
     domains, objects = attributes_of(source, kind), source.class_names[:OBJECTS]
     if len(domains) < 2 or len(objects) < 2:
-        raise InputError(f"glyphs:{name}:{kind} has {len(domains)} attributes; its typefaces differ; choose renderings")
+        raise InputError(f"glyphs:{name}:{kind} has {len(domains)} attributes; choose renderings")
     compositions = _divide(tuple(domains), objects, stream(f"pairs/{name}/{kind}", seed, 0))
     rng, references = stream(f"pairs/{name}/{kind}/images", seed, 0), []
     for label in np.flatnonzero(compositions.seen).tolist():

@@ -13,8 +13,8 @@ FORMS = f"glyphs:NAME or glyphs:NAME:KIND ({', '.join(glyphs.KINDS)}); czsl:PATH
 def load_compositions(spec: str, *, seed: int = 0) -> PairDataset:
     """Returns the dataset of pairs that a specification names.
 
-    * "glyphs:NAME" or "glyphs:NAME:KIND": characters as objects; attributes are typefaces ("faces"), renderings, or
-      both ("looks", the default). The seed draws which pairs are seen.
+    * "glyphs:NAME" or "glyphs:NAME:KIND": characters as objects; attributes are renderings (the default) or typefaces
+      ("faces"). The seed draws which pairs are seen.
     * "czsl:PATH": a folder in the layout of MIT-States, UT-Zappos and C-GQA; its name tells which one. Its lists are
       fixed, whatever the seed.
 

@@ -65,9 +65,7 @@ def labeled_pairs(root: str | os.PathLike[str]) -> PairDataset:
     folder = local_folder(root, f"czsl:{os.fspath(root)}")
     what = f"czsl:{folder.name}"
     lists = {split: _read_list(folder / SPLIT / f"{split}_pairs.txt", what) for split in SPLITS}
-    union = sorted(set().union(*lists.values()))
-    attributes, objects = (sorted({pair[side] for pair in union}) for side in (0, 1))
-    place = {pair: number for number, pair in enumerate(union)}
+    place, compositions = _compositions(lists)
     account = Account()
     items = list(_items(_metadata(folder, what), lists, place, account))
     items.sort(key=lambda item: SPLITS.index(item[0]))  # stable
@@ -77,14 +75,6 @@ def labeled_pairs(root: str | os.PathLike[str]) -> PairDataset:
             "archive again (UT-Zappos must be moved to images/ATTRIBUTE_OBJECT/ first)"
         )
     account.read["images"] = len(items)
-    masks = {split: np.array([pair in listed for pair in union]) for split, listed in lists.items()}
-    compositions = Compositions(
-        tuple(map(_readable, attributes)),
-        tuple(map(_readable, objects)),
-        np.array([(attributes.index(a), objects.index(o)) for a, o in union], np.int32),
-        masks["train"],
-        {split: masks[split] for split in ("val", "test")},
-    )
     splits = np.array([split for split, _, _ in items])
     notes = _differences(folder.name, compositions, splits)
     reading = files_below(folder / IMAGES, len(items))
@@ -102,6 +92,17 @@ def labeled_pairs(root: str | os.PathLike[str]) -> PairDataset:
     found = PairDataset(dataset, compositions)
     require_pairs(found)
     return found
+
+
+def _compositions(lists: dict[str, dict[tuple[str, str], None]]) -> tuple[dict[tuple[str, str], int], Compositions]:
+    """Returns the number of each pair, as the lists write it, and the class list."""
+    union = sorted(set().union(*lists.values()))
+    attributes, objects = (sorted({pair[side] for pair in union}) for side in (0, 1))
+    masks = {split: np.array([pair in listed for pair in union]) for split, listed in lists.items()}
+    pairs = np.array([(attributes.index(a), objects.index(o)) for a, o in union], np.int32)
+    names = (tuple(map(_readable, own)) for own in (attributes, objects))
+    listed = {split: masks[split] for split in ("val", "test")}
+    return {pair: number for number, pair in enumerate(union)}, Compositions(*names, pairs, masks["train"], listed)
 
 
 def _readable(name: str) -> str:

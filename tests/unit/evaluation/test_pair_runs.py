@@ -1,0 +1,100 @@
+"""Runs on pairs: what is trained on, and scores against the logits of whole class lists."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gram_jax import evaluation, tuners
+from gram_jax.data import PairDataset, feasibility, load_compositions
+from gram_jax.errors import InputError
+from gram_jax.evaluation import compositional
+from gram_jax.evaluation.pair_runs import PairPlan, measure_pairs, tune_pairs
+from gram_jax.testing import tiny_clip
+from gram_jax.tuning.recurrent import recurrent
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return evaluation.Encoder(tiny_clip(text_layers=1, vision_layers=1), 64)
+
+
+@pytest.fixture(scope="module")
+def data():
+    dataset, pairs = load_compositions("glyphs:hebrew:faces")
+    kept = np.concatenate([dataset.select("train")[::4], dataset.select("val")[::3], dataset.select("test")[::6]])
+    return PairDataset(dataset.take(kept), pairs)
+
+
+def test_training_reads_no_image_of_another_split(encoder, data):
+    train = set(data.dataset.select("train").tolist())
+    read = []
+
+    class Watched(evaluation.Encoder):
+        def inputs(self, tuner, dataset):
+            read.append(dataset)
+            return encoder.inputs(tuner, dataset)
+
+    plan = PairPlan(0.01, 3, 8, schedule=recurrent(rounds=1, balance=1.0))
+    tuner = tuners.csp()
+    found = tune_pairs(Watched(encoder.clip), tuner, plan.compile(tuner), plan, data, 0)
+    assert [each.references for each in read] == [tuple(data.dataset.references[at] for at in sorted(train))]
+    assert found["attributes"].shape == (len(data.compositions.attributes), encoder.clip.config.text.width)
+    again = tune_pairs(encoder, tuner, plan.compile(tuner), plan, data, 0)
+    other = tune_pairs(encoder, tuner, plan.compile(tuner), plan, data, 1)
+    np.testing.assert_array_equal(found["objects"], again["objects"])
+    assert np.abs(found["objects"] - other["objects"]).max() > 1e-4
+    worst = dataclasses.replace(plan, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"csp is not finite at step \d, seed 0"):
+        tune_pairs(encoder, tuner, plan.compile(tuner), worst, data, 0)
+
+
+def logits_of(encoder, tuner, prompt, data, pairs, split):
+    """Logits of every image on a list of pairs, one image at a time."""
+    clip, (dataset, compositions) = encoder.clip, data
+    classes = tuners.pair_classes(clip, compositions.attributes, compositions.objects, pairs)
+    part = dataset.take(dataset.select(split))
+    if tuner is None:
+        apply = jax.jit(lambda image: tuners.frozen_outputs(clip, classes.names, image).logits[0])
+    else:
+        own = classes if tuner.needs_pairs else classes.names
+        apply = jax.jit(lambda image: tuner.apply(prompt, clip, own, image).logits[0])
+    images = encoder.inputs(tuner, part) if tuner is not None and tuner.needs_pixels else encoder.features(part)
+    return np.stack([apply(images[i : i + 1]) for i in range(len(part))])
+
+
+@pytest.mark.parametrize("name", ["hand_crafted", "coop", "csp", "troika"])
+def test_the_closed_world_is_measured_on_the_pairs_of_both_lists(encoder, data, name):
+    settings = {"coop": {"init_text": "a photo of"}, "troika": {"heads": 2, "layers": 1}}.get(name, {})
+    tuner = None if name == "hand_crafted" else tuners.make(name, **settings)
+    pairs = data.compositions
+    whole = tuners.pair_classes(encoder.clip, pairs.attributes, pairs.objects, pairs.pairs)
+    prompt = None
+    if tuner is not None:
+        prompt = tuner.init(jax.random.key(0), encoder.clip, whole if tuner.needs_pairs else whole.names)
+        prompt = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), prompt)
+    found = measure_pairs(encoder, tuner, prompt, data, "val")
+    kept = np.flatnonzero(pairs.candidates("val"))
+    logits = logits_of(encoder, tuner, prompt, data, pairs.pairs[kept], "val")
+    labels = np.searchsorted(kept, data.dataset.labels[data.dataset.select("val")])
+    scores = compositional.image_scores(logits, labels, pairs.seen[kept], np.ones(len(kept), bool))
+    expected, _ = compositional.measure(compositional.join_scores([scores]), pairs.pairs[kept])
+    np.testing.assert_allclose(found.measures, expected, atol=0.02)
+    assert found.threshold is None
+
+
+def test_the_open_world_leaves_out_what_is_not_feasible(encoder, data):
+    found = measure_pairs(encoder, None, None, data, "test", "open")
+    every, places = data.compositions.open_world()
+    sizes = len(every.attributes), len(every.objects)
+    vectors = [encoder.texts(names, "a photo of {}") for names in (every.attributes, every.objects)]
+    feasible = feasibility(*vectors, every.seen.reshape(sizes)).ravel()
+    assert feasible[~every.seen].min() <= found.threshold <= feasible[~every.seen].max()
+    logits = logits_of(encoder, None, None, data, every.pairs, "test")
+    labels = places[data.dataset.labels[data.dataset.select("test")]]
+    kept = every.seen | (feasible >= found.threshold)
+    scores = compositional.join_scores([compositional.image_scores(logits, labels, every.seen, kept)])
+    expected, _ = compositional.measure(scores, every.pairs)
+    np.testing.assert_allclose(found.measures, expected, atol=0.02)
