@@ -67,7 +67,7 @@ def logits_of(encoder, tuner, prompt, data, pairs, split):
 
 @pytest.mark.parametrize("name", ["hand_crafted", "coop", "csp", "troika"])
 def test_the_closed_world_is_measured_on_the_pairs_of_both_lists(encoder, data, name):
-    settings = {"coop": {"init_text": "a photo of"}, "troika": {"heads": 2, "layers": 1}}.get(name, {})
+    settings = {"coop": {"init_text": "a photo of"}, "troika": {"heads": 2, "layers": 1, "adapter": 2}}.get(name, {})
     tuner = None if name == "hand_crafted" else tuners.make(name, **settings)
     pairs = data.compositions
     whole = tuners.pair_classes(encoder.clip, pairs.attributes, pairs.objects, pairs.pairs)

@@ -22,7 +22,12 @@ from gram_jax.tuners.pairs import marginal, mean_over
 ATTRIBUTES, OBJECTS = ["red", "small blue"], ["cat", "large green frog", "dog"]
 PAIRS = [[0, 0], [0, 1], [1, 1], [1, 2]]
 LABELS = jnp.array([3, 0])
-ROWS = {"csp": {}, "csp-context": {"learn_context": True}, "dfsp": {"heads": 2}, "troika": {"heads": 2, "layers": 2}}
+ROWS = {
+    "csp": {},
+    "csp-context": {"learn_context": True},
+    "dfsp": {"heads": 2},
+    "troika": {"heads": 2, "layers": 2, "adapter": 4},
+}
 
 
 def make(row):
@@ -213,6 +218,18 @@ def test_troika_scores_pairs_by_three_branches(clip, classes, images):
     attribute, object_ = (power / power.sum(1, keepdims=True) for power in powers)
     expected = np.stack([scores["pair"][:, p] + attribute[:, a] * object_[:, o] for p, (a, o) in enumerate(PAIRS)], 1)
     np.testing.assert_allclose(case.apply(case.other, clip, classes, images).logits, expected, atol=1e-4)
+
+
+def test_adapters_of_troika_begin_as_nothing(clip, classes, images):
+    with_them, without = (tuners.troika(heads=2, layers=1, adapter=units) for units in (4, 0))
+    prompt = with_them.init(jax.random.key(0), clip, classes)
+    plain = {name: part for name, part in prompt.items() if name != "adapters"}
+    expected = without.apply(plain, clip, classes, images)
+    chex.assert_trees_all_close(with_them.apply(prompt, clip, classes, images), expected, atol=1e-5)
+    up = jnp.ones_like(prompt["adapters"]["mlp"]["up"])
+    moved = prompt | {"adapters": prompt["adapters"] | {"mlp": prompt["adapters"]["mlp"] | {"up": up}}}
+    features = with_them.apply(moved, clip, classes, images).image_features
+    assert jnp.abs(features - expected.image_features).max() > 1e-3
 
 
 def test_dfsp_without_mixing_is_csp(clip, classes, images):
