@@ -25,9 +25,12 @@ from gram_jax.testing import tiny_clip
 Array = jax.Array
 Batch = dict[str, Any]
 
+_LARGE_TEXT = TextConfig(width=768, heads=12, mlp_width=3072)
+_LARGE_VISION = VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14)
 CLIPS: dict[str, Callable[[], ClipConfig]] = {
     "vit_b16": lambda: ClipConfig(vision=VisionConfig(patch_size=16)),
     "vit_b32": ClipConfig,
+    "vit_l14": lambda: ClipConfig(text=_LARGE_TEXT, vision=_LARGE_VISION, embed_dim=768),
     "mini": lambda: gram.load_clip("mini").config,
 }
 # Hyper-parameters of the steps, the same for all sides.
