@@ -117,7 +117,7 @@ def token_features(clip: Clip, classes: PairClasses, kind: str, context: Array, 
     """
     text, params, names = clip.config.text, clip.params["text"], classes.names
     end = names.tail_ids[0, names.tail_eot[0]]
-    special = jnp.stack([names.token_ids[0, 0], end, jnp.asarray(text.pad_token_id, names.tail_ids.dtype)])
+    special = jnp.stack([names.token_ids[0, 0], end, jnp.asarray(text.pad_token_id or 0, names.tail_ids.dtype)])
     fixed = embed_tokens(clip, special)
     vocabulary = jnp.concatenate([fixed, table.astype(fixed.dtype)])
     ids = {"bos_token_id": 0, "eos_token_id": _END, "pad_token_id": _END + 1}

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from gram_jax import artifacts, tuners
-from gram_jax.clip import encode_patches
-from gram_jax.clip import text as text_tower
+from gram_jax.clip import TextPrompt, class_tokens, encode_classes, encode_patches
 from gram_jax.errors import InputError
 from gram_jax.objectives import pair_branches, pair_loss
 from gram_jax.testing import tiny_clip, tiny_siglip
@@ -128,28 +127,23 @@ def test_ordinary_class_names_are_refused(case, clip):
         case.tuner.init(jax.random.key(0), clip, clip.class_tokens(["cat", "dog"]))
 
 
-def sequence(clip, vectors):
-    """Features of whole embedded sequences `[C, tokens, width]`, read at their last token."""
-    x = jnp.asarray(vectors)
-    end = jnp.full(len(x), x.shape[1] - 1)
-    features = text_tower._full(clip.params["text"], clip.config, x, end)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
-
-
-def test_csp_reads_the_words_and_two_learned_tokens(clip, classes):
-    tuner = tuners.csp()
-    prompt = jax.tree.map(lambda leaf: leaf + 0.1, tuner.init(jax.random.key(0), clip, classes))
-    words = clip.params["text"]["token_embedding"]
-    begin, end = (clip.tokenize(["a photo of"])[0, at] for at in (slice(0, 4), slice(-1, None)))
-    rows = [
-        jnp.concatenate([words[begin], prompt["attributes"][a][None], prompt["objects"][o][None], words[end]])
-        for a, o in PAIRS
-    ]
+def test_csp_reads_the_words_and_two_learned_tokens(clip):
+    objects = ["cat", "frog", "dog"]  # one token each, so that ordinary classes end with it
+    classes, tuner = tuners.pair_classes(clip, ATTRIBUTES, objects, PAIRS), tuners.csp()
+    prompt = tuner.init(jax.random.key(0), clip, classes)
+    prompt["attributes"] += 0.1
+    words = clip.params["text"]["token_embedding"][clip.tokenize(["a photo of"])[0, 1:-1]]
+    context = jnp.stack([jnp.concatenate([words, prompt["attributes"][a][None]]) for a, _ in PAIRS])
+    plain = class_tokens(clip.tokenizer, [objects[o] for _, o in PAIRS], suffix="", allow_duplicates=True)
+    expected = encode_classes(clip, plain, TextPrompt(context))  # whole sequences: the context differs between classes
     found = tuner.apply(prompt, clip, classes, jnp.ones((1, 16)) / 4).text_features
-    np.testing.assert_allclose(found, sequence(clip, jnp.stack(rows)), atol=2e-5)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
     chunked = clip.replace(config=dataclasses.replace(clip.config, class_chunk=3))
     again = tuner.apply(prompt, chunked, classes, jnp.ones((1, 16)) / 4).text_features
     np.testing.assert_allclose(again, found, atol=2e-6)
+    swapped = prompt | {"objects": prompt["objects"][jnp.array([1, 0, 2])]}
+    moved = tuner.apply(swapped, clip, classes, jnp.ones((1, 16)) / 4).text_features
+    assert (jnp.abs(moved - found).max(axis=1) > 1e-3).tolist() == [True, True, True, False]
 
 
 def test_a_table_begins_as_the_mean_of_the_tokens_of_each_name(clip, classes):
