@@ -8,14 +8,15 @@ import sys
 import pytest
 from etils import epath
 
-from experiments import compositional
+from experiments.compositional import run
+from experiments.compositional.config import Config
 from gram_jax.errors import InputError
 
-CONFIG = compositional.Config(dataset=("glyphs:hebrew:faces",), steps=4, seeds=(1, 2), select_seeds=(7,))
+CONFIG = Config(dataset=("glyphs:hebrew:faces",), steps=4, seeds=(1, 2), select_seeds=(7,))
 
 
 def program(workdir, **settings):
-    return compositional.run(dataclasses.replace(CONFIG, **settings), epath.Path(workdir))
+    return run.run(dataclasses.replace(CONFIG, **settings), epath.Path(workdir))
 
 
 def test_it_measures_selects_compares_and_resumes(tmp_path, capsys):
@@ -62,7 +63,7 @@ def test_it_measures_selects_compares_and_resumes(tmp_path, capsys):
 )
 def test_wrong_settings_are_refused_before_anything_runs(settings, found):
     with pytest.raises(InputError, match=found):
-        dataclasses.replace(CONFIG, **settings)
+        run.parse_methods(dataclasses.replace(CONFIG, **settings))
 
 
 def test_a_wrong_dataset_is_one_line(tmp_path):

@@ -1,24 +1,4 @@
-"""Compositional zero-shot learning: attributes and objects of seen pairs are tuned, unseen pairs are recognized.
-
-    python -m experiments.compositional
-    python -m experiments.compositional --dataset=glyphs:arabic:renderings --methods="csp,drpt,drpt(balance=0)"
-    python -m experiments.compositional --dataset=czsl:/data/mit-states --clip=openai/clip-vit-large-patch14 \\
-        --learning_rate=5e-5 --steps=9500 --batch_size=64 --seeds=1
-
-Methods: hand_crafted (the frozen clip under the dataset's template), coop and other tuners of text prompts, and the
-tuners of pairs csp, dfsp and troika. drpt is csp under a recurrent schedule, a reconstruction from an abstract; its
-settings are those of `gram_jax.tuning.recurrent.recurrent`. On glyphs, a seed also draws which pairs are seen.
-
-The table has the field's metrics: best accuracy of seen pairs (S) and of unseen ones (U), best harmonic mean (H) and
-area under the seen-unseen curve (AUC) along a bias on unseen pairs, at the published 20 steps, and the accuracy of
-attributes and objects without a bias. **The biases are chosen on the test images with their labels**, as in all
-published numbers. Nothing else reads a test label: with several values of --learning_rate, the best mean AUC on
-validation images over --select_seeds decides; in the open world (--worlds=closed,open), a threshold of feasibility is
-calibrated there.
-
-Writes WORKDIR/results.json, table.md and a plot of the curves. Finished runs are kept in WORKDIR/rows.jsonl: the same
-command resumes. The default takes two minutes on two cores.
-"""
+"""Every method on every dataset of pairs, run by run: what is finished is kept, what is missing is measured."""
 
 from __future__ import annotations
 
@@ -32,8 +12,6 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime, tuners
 from gram_jax.data import PairDataset, count_images, entanglement, load_compositions
-from gram_jax.data.compositions import WORLDS
-from gram_jax.data.readers.compositions import FORMS
 from gram_jax.errors import InputError, require_known
 from gram_jax.evaluation import PairPlan, Row
 from gram_jax.evaluation.pair_runs import JOINT
@@ -43,42 +21,11 @@ from gram_jax.reporting import compositional as report
 from gram_jax.runtime.units import Units
 from gram_jax.tuning.recurrent import recurrent
 
-from ._accounts import tell
-from ._launch import at_least, launch, positive, setting
+from .._accounts import tell
+from .config import Config
 
 HAND_CRAFTED, DRPT = "hand_crafted", "drpt"
 REFERENCE = "csp"  # the method that others are compared with
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The datasets, the methods and the plan."""
-
-    clip: str = setting("mini", 'a folder, a hub name, or "mini"')
-    dataset: tuple[str, ...] = setting(("glyphs:greek_small:renderings",), f"datasets of pairs: {FORMS}")
-    methods: str = setting("hand_crafted,coop,csp,drpt", "methods with settings, such as csp,drpt(rounds=2, balance=0)")
-    learning_rate: tuple[float, ...] = setting((0.01,), "rate of Adam; several are selected on validation images")
-    steps: int = setting(300, "steps of a run")
-    batch_size: int = setting(64, "images per step")
-    weight_decay: float = setting(1e-5, "coupled weight decay")
-    seeds: tuple[int, ...] = setting((1, 2, 3), "seeds of the runs")
-    select_seeds: tuple[int, ...] = setting((101, 102), "seeds that select the rate; others than --seeds")
-    worlds: tuple[str, ...] = setting(("closed",), f"some of {', '.join(WORLDS)}")
-    image_batch: int = setting(256, "images that are encoded at once")
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "image_batch")
-        positive(self, "learning_rate")
-        for world in self.worlds:
-            require_known("--worlds", world, WORLDS)
-        for name in ("dataset", "learning_rate", "seeds", "worlds"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise InputError(f"--{name}={getattr(self, name)}: give at least one value, each once")
-        if len(self.learning_rate) > 1 and (not self.select_seeds or {*self.select_seeds} & {*self.seeds}):
-            raise InputError(f"--select_seeds={self.select_seeds}: give seeds that --seeds={self.seeds} does not have")
-        methods = parse_methods(self)
-        if not methods or len({method.name for method in methods}) < len(methods):
-            raise InputError(f"--methods={self.methods}: give at least one, each once")
 
 
 class Method(NamedTuple):
@@ -90,7 +37,7 @@ class Method(NamedTuple):
 
 
 def parse_methods(config: Config) -> list[Method]:
-    """Returns the methods of the flag; unknown names and settings raise InputError."""
+    """Returns the methods of the flag; unknown names and settings, and a method that comes twice, raise InputError."""
     methods = []
     for text in split_calls(config.methods):
         call, schedule, tuner = parse_call(text, "methods"), JOINT, None
@@ -108,6 +55,8 @@ def parse_methods(config: Config) -> list[Method]:
                 )
         plan = PairPlan(config.learning_rate[0], config.steps, config.batch_size, config.weight_decay, schedule)
         methods.append(Method(str(call), tuner, plan))
+    if not methods or len({method.name for method in methods}) < len(methods):
+        raise InputError(f"--methods={config.methods}: give at least one, each once")
     return methods
 
 
@@ -181,7 +130,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     """Measures every method on every dataset, then prints tables and plots curves."""
     workdir = absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    runs, methods = Runs(config, workdir), parse_methods(config)
+    methods, runs = parse_methods(config), Runs(config, workdir)
     rows: list[Row] = []
     told: dict[str, Any] = dataclasses.asdict(config) | {"selected": {}, "datasets": {}}
     curves: dict[tuple[str, str], dict[str, list[Any]]] = {}
@@ -256,7 +205,3 @@ def write_reports(results: evaluation.Results, curves: Mapping[tuple[str, str], 
     print("\n".join(["", *lines, note]), flush=True)
     text = "\n".join(f"* {line}" for line in lines)
     write_file(workdir / "table.md", "\n".join([*parts, text, "", note, ""]))
-
-
-if __name__ == "__main__":
-    launch(run, Config)
