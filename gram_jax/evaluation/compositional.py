@@ -87,13 +87,10 @@ def image_scores(scores: jax.Array, labels: jax.Array, seen: jax.Array, candidat
       >>> float(found.own[0]), float(found.seen[0]), float(found.unseen[0]), int(found.unseen_pair[0])
       (1.0, 3.0, 2.0, 2)
     """
-    best, pairs = [], []
-    for kind in (seen, ~seen):
-        kept = jnp.where(kind & candidates, scores, -jnp.inf)
-        best.append(kept.max(-1))
-        pairs.append(kept.argmax(-1))
+    known, new = (jnp.where(kind & candidates, scores, -jnp.inf) for kind in (seen, ~seen))
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
-    return ImageScores(own, *best, *pairs, labels, seen[labels])  # type: ignore[arg-type]  # arrays of JAX
+    best = own, known.max(-1), new.max(-1), known.argmax(-1), new.argmax(-1)
+    return ImageScores._make((*best, labels, seen[labels]))
 
 
 def join_scores(parts: Sequence[ImageScores]) -> ImageScores:
@@ -172,8 +169,8 @@ def measure(scores: ImageScores, pairs: np.ndarray, bins: int | None = BINS) -> 
     harmonic = np.divide(2 * curve.seen * curve.unseen, total, out=np.zeros_like(total), where=total > 0)
     right = np.asarray(pairs)[predicted_pairs(scores)] == np.asarray(pairs)[scores.label]
     area = np.trapezoid(curve.seen, curve.unseen)
-    best = (float(each.max()) for each in (curve.seen, curve.unseen, harmonic))
-    return Measures(*best, float(area), *map(float, right.mean(0))), curve
+    best = (each.max() for each in (curve.seen, curve.unseen, harmonic))
+    return Measures._make(map(float, (*best, area, *right.mean(0)))), curve
 
 
 def thresholds(feasible: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -149,10 +149,8 @@ def measure_pairs(
 
 
 def _feasibility(encoder: Encoder, listed: Compositions, template: str) -> np.ndarray:
-    vectors = (encoder.texts(names, template) for names in (listed.attributes, listed.objects))
-    sizes = len(listed.attributes), len(listed.objects)
-    seen = listed.seen.reshape(sizes)
-    return feasibility(*vectors, seen).reshape(-1)
+    attributes, objects = (encoder.texts(names, template) for names in (listed.attributes, listed.objects))
+    return feasibility(attributes, objects, listed.seen.reshape(len(attributes), len(objects))).reshape(-1)
 
 
 class _Scorer:
@@ -167,8 +165,11 @@ class _Scorer:
         """Returns the reduced scores of all images under each mask of candidates."""
         part = self._data.dataset.take(self._data.dataset.select(split))
         labels, logits = places[part.labels], self._logits(listed)
-        pixels = self._tuner is not None and self._tuner.needs_pixels
-        images = self._encoder.inputs(self._tuner, part) if pixels else self._encoder.features(part)
+        tuner, pixels = self._tuner, False
+        if tuner is None or not tuner.needs_pixels:
+            images = self._encoder.features(part)
+        else:
+            images, pixels = self._encoder.inputs(tuner, part), True
         parts: list[list[ImageScores]] = [[] for _ in masks]
         done, seen = 0, jnp.asarray(listed.seen)
         for batch, count in padded_batches(images, min(_PIXEL_BATCH if pixels else _FEATURE_BATCH, len(images))):

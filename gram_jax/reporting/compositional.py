@@ -36,9 +36,10 @@ def table(rows: Sequence[Row], dataset: str, world: str) -> Table:
             if row.method == method:
                 values.setdefault(row.metric, []).append(100 * row.value)
         lines.append((method, *(format_summary(summarize(values[metric])) for metric in TITLES)))
-    for row in published_rows(dataset, world):
-        cells = (f"{100 * row.values[title]:.1f}" if title in row.values else EMPTY for title in TITLES.values())
-        lines.append((f"{row.method} (published, {row.source})", *cells))
+    for printed in published_rows(dataset, world):
+        known = {title: f"{100 * value:.1f}" for title, value in printed.values.items()}
+        name = f"{printed.method} (published, {printed.source})"
+        lines.append((name, *(known.get(title, EMPTY) for title in TITLES.values())))
     return Table(("method", *TITLES.values()), tuple(lines))
 
 

@@ -72,7 +72,7 @@ class Tuner(NamedTuple):
 
     name: str
     settings: Mapping[str, Any]
-    init: Callable[[Array, Clip, Classes | None], Prompt]
+    init: Callable[[Array, Clip, Any], Prompt]
     apply: Callable[[Prompt, Clip, Any, Array], Outputs]
     needs_pixels: bool
     needs_names: bool

@@ -66,12 +66,14 @@ def pair_classes(
     if clip.tokenizer is None:
         raise InputError("this clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     names = [f"{attributes[a]} {objects[o]}" for a, o in pairs]
-    lists = (names, attributes, objects)
-    tokens = (class_tokens(clip.tokenizer, list(each), template, "", allow_duplicates=True) for each in lists)
+    tokens = [
+        class_tokens(clip.tokenizer, list(each), template, "", allow_duplicates=True)
+        for each in (names, attributes, objects)
+    ]
     attribute, object_ = np.arange(sizes[0])[:, None], sizes[0] + np.arange(sizes[1])[:, None]
     rows = {"pair": pairs + np.array([0, sizes[0]]), "attribute": attribute, "object": object_}
     learned = {kind: _learned_classes(own) for kind, own in rows.items()}
-    return PairClasses(*tokens, jnp.asarray(pairs), learned)
+    return PairClasses(tokens[0], tokens[1], tokens[2], jnp.asarray(pairs), learned)
 
 
 def _learned_classes(rows: np.ndarray) -> Classes:
@@ -120,9 +122,11 @@ def token_features(clip: Clip, classes: PairClasses, kind: str, context: Array, 
     special = jnp.stack([names.token_ids[0, 0], end, jnp.asarray(text.pad_token_id or 0, names.tail_ids.dtype)])
     fixed = embed_tokens(clip, special)
     vocabulary = jnp.concatenate([fixed, table.astype(fixed.dtype)])
-    ids = {"bos_token_id": 0, "eos_token_id": _END, "pad_token_id": _END + 1}
-    small = dataclasses.replace(text, vocab_size=_FIXED + len(table), **ids)
-    small_clip = clip.replace(
+    small = dataclasses.replace(
+        text, vocab_size=_FIXED + len(table), bos_token_id=0, eos_token_id=_END, pad_token_id=_END + 1
+    )
+    small_clip = dataclasses.replace(
+        clip,
         params=clip.params | {"text": params | {"token_embedding": vocabulary}},
         config=dataclasses.replace(clip.config, text=small),
     )

@@ -115,7 +115,7 @@ def _slots(prompt: Prompt, clip: Clip) -> Slots | None:
         place: own | {name: _ADAPTER * own[name] for name in ("up", "up_bias")}
         for place, own in prompt["adapters"].items()
     }
-    return Slots(tuple(range(clip.config.vision.layers)), adapters=scaled)
+    return Slots(tuple(range(require_visual_prompts(clip.config.vision).layers)), adapters=scaled)
 
 
 def troika_branches(

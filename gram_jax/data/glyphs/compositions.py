@@ -124,7 +124,8 @@ def _covering(every: list[tuple[int, int]], rng: random.Random) -> list[tuple[in
     order = list(every)
     rng.shuffle(order)
     used: set[tuple[int, int]] = set()
-    first, rest = [], []
+    first: list[tuple[int, int]] = []
+    rest: list[tuple[int, int]] = []
     for pair in order:
         names = set(enumerate(pair))
         (rest if names <= used else first).append(pair)

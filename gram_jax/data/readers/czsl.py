@@ -100,9 +100,10 @@ def _compositions(lists: dict[str, dict[tuple[str, str], None]]) -> tuple[dict[t
     attributes, objects = (sorted({pair[side] for pair in union}) for side in (0, 1))
     masks = {split: np.array([pair in listed for pair in union]) for split, listed in lists.items()}
     pairs = np.array([(attributes.index(a), objects.index(o)) for a, o in union], np.int32)
-    names = (tuple(map(_readable, own)) for own in (attributes, objects))
     listed = {split: masks[split] for split in ("val", "test")}
-    return {pair: number for number, pair in enumerate(union)}, Compositions(*names, pairs, masks["train"], listed)
+    readable = [tuple(map(_readable, own)) for own in (attributes, objects)]
+    compositions = Compositions(readable[0], readable[1], pairs, masks["train"], listed)
+    return {pair: number for number, pair in enumerate(union)}, compositions
 
 
 def _readable(name: str) -> str:
@@ -111,7 +112,7 @@ def _readable(name: str) -> str:
 
 def _read_list(path: Path, what: str) -> dict[tuple[str, str], None]:
     """Returns the pairs of a list, without those that it repeats."""
-    pairs = {}
+    pairs: dict[tuple[str, str], None] = {}
     for where, line in read_lines(path, what):
         if len(parts := line.split()) != 2:
             raise InputError(f"{where} is {line!r}; expected an attribute, a space and an object")
