@@ -4,7 +4,7 @@ The names of a family are those that the library registers in its `REGISTRY`; th
 accept.
 """
 
-TUNERS = ("adaptive", "cocoop", "coop", "dpt", "ivlp", "maple", "text_deep", "upt", "vpt")
+TUNERS = ("adaptive", "cocoop", "coop", "dpt", "ivlp", "maple", "text_deep", "upt", "vpt", "vpt_kv")
 REGULATORS = ("affine", "gated_low_rank", "identity", "kronecker", "mask", "prograd", "prometar", "structured")
 REGULARIZERS = ("class_weights", "cpt", "distillation", "kgcoop", "logit_adjustment", "npt", "prometar", "promptsrc")
 BASELINES = ("ensemble", "hand_crafted", "linear_probe", "tip_adapter")

@@ -31,7 +31,7 @@ from gram_jax.errors import InputError, require_known
 
 from .._launch import at_least, positive, setting
 
-CLIPS = ("vit_b16", "vit_b32", "mini")  # of `inputs.CLIPS`
+CLIPS = ("vit_b16", "vit_b32", "vit_l14", "mini")  # of `inputs.CLIPS`
 # The names of `workloads.WORKLOADS`, which imports JAX.
 WORKLOADS = (
     "coop", "coop_1000", "cocoop", "ivlp", "gram_exact_1", "gram_exact_5", "gram_first_order_1", "gram_first_order_5",

@@ -116,7 +116,7 @@ def require_pairs(data: PairDataset) -> None:
 
 
 class Entanglement(NamedTuple):
-    """How much the attribute of an image tells about its object, in nats; 0 where they are independent.
+    """The information that the attribute of an image has about its object, in nats; 0 if they are independent.
 
     Attributes:
       attributes: `[A]`, KL( p(object | attribute) || p(object) ); NaN for an attribute without images.

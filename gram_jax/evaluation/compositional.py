@@ -24,7 +24,7 @@ _JUST_LOST = 1e-4  # below the bias at which an unseen pair ties with the best s
 
 
 class ImageScores(NamedTuple):
-    """What the bias sweep needs of the scores of each image, arrays `[N]`; they do not grow with the number of pairs.
+    """The part of the scores of each image that the bias sweep reads, arrays `[N]`; the number of pairs has no axis.
 
     Attributes:
       own: the score of the true pair.

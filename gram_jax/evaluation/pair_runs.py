@@ -132,6 +132,9 @@ def measure_pairs(
       encoder: the encoder of the images.
       tuner, prompt: a tuner and its prompt; None for the frozen clip under the template.
       data, split, world: the dataset, "val" or "test", and one of `gram_jax.data.compositions.WORLDS`.
+
+    Returns:
+      The measures, the curve and, in the open world, the threshold.
     """
     every = data.compositions
     score = _Scorer(encoder, tuner, prompt, data)

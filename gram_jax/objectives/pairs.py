@@ -52,7 +52,11 @@ def pair_branches(
 def pair_outputs(
     tuner: Tuner, prompt: Prompt, clip: Clip, classes: PairClasses, images: Array, key: Array | None = None
 ) -> Outputs:
-    """Returns the outputs of any tuner on a class list of pairs; see `pair_branches`."""
+    """Returns the outputs of any tuner on a class list of pairs.
+
+    Args:
+      tuner, prompt, clip, classes, images, key: as in `pair_branches`.
+    """
     if tuner.needs_pairs:
         return tuner.apply(prompt, clip, classes, images, key)  # type: ignore[call-arg]  # the key of tuners of pairs
     return tuner.apply(prompt, clip, classes.names, images)
