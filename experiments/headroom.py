@@ -11,25 +11,29 @@ A dataset qualifies if, on its validation split,
   --early steps.
 
 No meta-learned method and no test image takes part. The defaults tune CoOp on the nineteen datasets of the glyph
-benchmark, which takes 12 minutes on two cores. Writes WORKDIR/results.json and prints a table; qualifying datasets are
-also printed in one line, for --dataset of experiments.evaluate.
+benchmark, which takes 12 minutes on two cores. Two runs of experiments.evaluate measure it, in WORKDIR/template and
+WORKDIR/tuner: every finished seed is kept, and the same command resumes. Writes WORKDIR/results.json and prints a
+table; qualifying datasets are also printed in one line, for --dataset of experiments.evaluate.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import gram_jax as gram
-from gram_jax import evaluation, reporting, runtime
-from gram_jax.data import Dataset, glyphs, load_dataset
+from gram_jax import evaluation, reporting
+from gram_jax.data import glyphs
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Row
+from gram_jax.io import absolute
 
 from ._launch import at_least, launch, positive, setting
+
+if TYPE_CHECKING:
+    from .evaluate.settings import Config as Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +52,34 @@ class Config:
     ceiling: float = setting(97.0, "accuracy of the own template, %, from which a dataset is solved")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "shots", "early")
-        positive(self, "learning_rate", "fall", "ceiling")
+        at_least(self, 1, "early")
+        positive(self, "fall", "ceiling")
         if self.steps <= self.early:
             raise InputError(f"--steps={self.steps}: it must be more than --early={self.early}")
+        self.evaluations()
 
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Returns two evaluations on validation images, by name: of the template on all classes, and of the tuner."""
+        from .evaluate.settings import Config as Evaluation  # it imports JAX: late, so that --help answers at once
 
-def measure(config: Config, encoder: evaluation.Encoder, dataset: Dataset) -> list[Row]:
-    """Returns validation accuracies: of the template on all classes, and of the tuner on base and new classes."""
-    plan = {"learning_rate": config.learning_rate, "steps": config.steps, "report_steps": (config.early,)}
-    draws: dict[str, Any] = {"shots": config.shots, "seeds": config.seeds, "split": "val"}
-    template = evaluation.baselines.hand_crafted(dataset.template)
-    zero_shot = evaluation.evaluate(encoder, template, dataset, "few_shot", **draws)
-    return zero_shot + evaluation.evaluate(
-        encoder, gram.tuners.parse(config.tuner), dataset, "base_to_new", **draws, **plan
-    )
+        shared: dict[str, Any] = {name: getattr(self, name) for name in ("clip", "dataset", "tuner", "seeds")}
+        shared |= {"shots": (self.shots,), "select_seeds": (max((0, *self.seeds)) + 1,), "split": "val"}
+        shared |= {"learning_rate": (self.learning_rate,), "steps": (self.steps,), "report_steps": (self.early,)}
+        return {
+            "template": Evaluation(**shared, protocol=("few_shot",), methods=("zero_shot",)),
+            "tuner": Evaluation(**shared, protocol=("base_to_new",), methods=("tuner",)),
+        }
 
 
 def summarize(config: Config, rows: Iterable[Row]) -> dict[str, float]:
     """Returns what the rule reads, in percent: the template's accuracy, and the tuner's on new classes by step."""
     accuracies: dict[Any, list[float]] = {}
     for row in rows:
-        key = "template" if row.protocol == "few_shot" else (row.split, row.step)
-        accuracies.setdefault(key, []).append(100 * row.value)
-    early, late = (float(np.mean(accuracies["new", step])) for step in (config.early, config.steps))
-    return {"template": float(np.mean(accuracies["template"])), "early": early, "late": late}
+        accuracies.setdefault((row.method, row.split, row.step), []).append(100 * row.value)
+    own = {step: values for (_, split, step), values in accuracies.items() if split == "new"}
+    template = accuracies["zero_shot:own", "all", None]
+    early, late = (float(np.mean(own[step])) for step in (config.early, config.steps))
+    return {"template": float(np.mean(template)), "early": early, "late": late}
 
 
 def qualifies(config: Config, summary: dict[str, float]) -> bool:
@@ -82,22 +89,22 @@ def qualifies(config: Config, summary: dict[str, float]) -> bool:
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Measures every dataset and prints those that qualify."""
-    del workdir  # only results.json is written
-    clip = gram.load_clip(config.clip)
-    datasets = [load_dataset(spec) for spec in config.dataset]
-    rows, chosen, lines = [], [], []
-    for dataset in runtime.Progress.over(datasets, "headroom", unit="dataset"):
-        measured = measure(config, evaluation.Encoder(clip), dataset)
-        summary = summarize(config, measured)
+    from .evaluate import run as evaluate
+
+    workdir = absolute(workdir)
+    measured = [evaluate.run(flags, workdir / name) for name, flags in config.evaluations().items()]
+    rows = [row for each in measured for row in each.rows]
+    chosen, lines, rules = [], [], []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        summary = summarize(config, [row for row in rows if row.dataset == dataset])
         passed = qualifies(config, summary)
-        rows += [*measured, Row("rule", "headroom", dataset.name, "qualifies", float(passed), shots=config.shots)]
-        chosen += [dataset.name] if passed else []
-        lines.append((dataset.name, *(f"{value:.1f}" for value in summary.values()), "yes" if passed else "no"))
+        rules.append(Row("rule", "headroom", dataset, "qualifies", float(passed), shots=config.shots))
+        chosen += [dataset] if passed else []
+        lines.append((dataset, *(f"{value:.1f}" for value in summary.values()), "yes" if passed else "no"))
     head = ("dataset", "own template", f"new, {config.early} steps", f"new, {config.steps} steps", "qualifies")
     print(f"\n{reporting.to_text(reporting.Table(head, tuple(lines)))}\n\n--dataset={','.join(chosen)}")
-    environment = evaluation.environment(weights=gram.weights_hash(clip.params))
-    return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))
+    return evaluation.Results(dataclasses.asdict(config), measured[-1].environment, (*rows, *rules))
 
 
 if __name__ == "__main__":
-    launch(run, Config)
+    launch(run, Config, distributed="units")

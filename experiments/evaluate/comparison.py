@@ -188,7 +188,7 @@ class Comparison:
         """Measures some seeds of a work; what was learned is shared by the protocols of a dataset."""
         method, settings, (dataset, targets) = work.method, self.settings, self.opened[work.dataset]
         begin, candidate = time.monotonic(), self.chosen[method.name]
-        parts = work.protocol.parts(dataset, targets=targets[work.protocol], limit=settings.max_test_images)
+        parts = work.protocol.parts(dataset, settings.split, targets[work.protocol], settings.max_test_images)
         task = task_of(dataset, work.protocol, work.shots, seeds)
         trial, group = Trial(self.encoder, task, candidate), (work.group, seeds)
         if group not in learned:

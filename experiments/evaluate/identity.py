@@ -43,6 +43,8 @@ def file_hashes(settings: Settings) -> dict[str, str]:
 def method_settings(settings: Settings, method: Method, candidate: Candidate, files: Mapping[str, str]) -> Any:
     """Returns the settings that a method's numbers depend on, on whatever dataset, as JSON values."""
     about = {name: value for name, value in settings.flags.items() if name not in (*BESIDE, *RESOLVED)}
+    if settings.split == "test":
+        del about["split"]  # results of earlier versions do not have it
     if isinstance(method, ZeroShot):
         return about | {"template": method.template}
     if isinstance(method, BaselineMethod):

@@ -46,13 +46,13 @@ class Preset(NamedTuple):
     aggregation: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
-DEFAULT_STEPS = (50,)
+DEFAULT_STEPS = (300,)
 # The defaults without a preset.
 PLAIN: dict[str, Any] = {
     "protocol": ("few_shot", "base_to_new"),
     "shots": (1, 4, 16),
     "seeds": (1, 2, 3),
-    "learning_rate": (0.3, 1.0, 3.0),
+    "learning_rate": (0.3,),
     "steps": DEFAULT_STEPS,
     "batch_size": 32,
     "optimizer": "sgd",

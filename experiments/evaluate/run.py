@@ -119,7 +119,7 @@ def check(settings: Settings, encoder: Encoder, methods: Sequence[Method], opene
                 if shots is not None:
                     protocol.support(dataset, shots, settings.seeds[0])
     for dataset in all_datasets(opened):
-        dataset.select("test")
+        dataset.select(settings.split)
         for method in methods:
             _check_testing(encoder, method, dataset)
 

@@ -151,9 +151,8 @@ def _filled(given: Flags) -> dict[str, Any]:
     recipe = {} if given.preset is None else presets.flags_of(given.preset)
     if (given.protocol or recipe.get("protocol")) == (TEST_TIME,):
         defaults |= presets.UNLABELED
-        if given.optimizer in (None, "adamw"):  # learned rates are those of SGD
-            rates = given.learning_rate or presets.UNLABELED["learning_rate"]
-            defaults |= {"weight_decay": 0.01, "gram_learning_rate": rates}
+        if given.optimizer in (None, "adamw"):
+            defaults["weight_decay"] = 0.01
     if given.preset is not None:
         tuner = parse_call(recipe["tuner"])
         if given.tuner is not None:
@@ -170,6 +169,11 @@ def _filled(given: Flags) -> dict[str, Any]:
 
 
 def _check_values(flags: Flags) -> None:
+    if flags.gram_learning_rate and flags.gram_rate_factor:
+        raise InputError(
+            f"--gram_rate_factor={','.join(map(str, flags.gram_rate_factor))} multiplies the meta-learned inner rates, "
+            "and --gram_learning_rate replaces them; give one of the two"
+        )
     for name in (*_LISTS, *_MAY_BE_EMPTY):
         values = getattr(flags, name)
         if values == () and name not in _MAY_BE_EMPTY:

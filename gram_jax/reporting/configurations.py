@@ -92,7 +92,7 @@ def settings_of(results: Results, method: str) -> dict[str, str]:
     datasets = {row.dataset for row in results.rows if row.method == method}
     splits = results.environment.get("splits")
     splits = splits if isinstance(splits, Mapping) else {}
-    own = {**own, **{f"content of {name}": splits[name] for name in datasets & splits.keys()}}
+    own = {"split": "test", **own, **{f"content of {name}": splits[name] for name in datasets & splits.keys()}}
     if results.environment.get("weights") is not None:
         own["weights"] = results.environment["weights"]
     flat: dict[str, Any] = {}

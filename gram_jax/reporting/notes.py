@@ -130,6 +130,9 @@ def _not_shown(rows: Sequence[Row]) -> Iterator[str]:
 
 def _provenance(results: Sequence[Results], names: Sequence[str]) -> Iterator[str]:
     environments = [each.environment for each in results]
+    for name, each in zip(names, results, strict=True):
+        if each.config.get("split") == "val":
+            yield f"{name}: measured on **validation images**."
     for name, environment in zip(names, environments, strict=True):
         weights = str(environment.get("weights") or "unknown")
         by = [each for each in environment.get("measured_by") or () if isinstance(each, Mapping)] or [environment]

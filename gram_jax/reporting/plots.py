@@ -78,16 +78,36 @@ def accuracy_against_shots(rows: Sequence[Row], path: str | os.PathLike[str], *,
     """Plots H, in-domain and shifted accuracy against shots; returns False unless two numbers were measured."""
     del shots  # all are shown
     counts = {scope: [count for count in shots_of(rows, scope) if count] for scope in WITHIN_DATASET}
-    curves = {s: [measure(rows, s, count) for count in own] for s, own in counts.items() if len(own) > 1}
-    return _curves(curves, counts, "labeled images per class", np.log2, path)
+    panels = [
+        Panel(f"{s.title}\n{s.quantity}, %", own, [measure(rows, s, count) for count in own])
+        for s, own in counts.items()
+        if len(own) > 1
+    ]
+    return _curves(panels, "labeled images per class", np.log2, path)
 
 
 def adaptation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
     """Plots accuracy against gradient steps; returns False if the methods share fewer than two steps."""
     shots = default_shots(rows) if shots is None else shots
     steps = {scope: common_steps(rows, scope, shots) for scope in WITHIN_DATASET}
-    curves = {s: [measure(rows, s, shots, step) for step in own] for s, own in steps.items() if len(own) > 1}
-    return _curves(curves, steps, f"gradient steps, log scale ({in_shots(shots)})", np.log1p, path)
+    panels = [
+        Panel(f"{s.title}\n{s.quantity}, %", own, [measure(rows, s, shots, step) for step in own])
+        for s, own in steps.items()
+        if len(own) > 1
+    ]
+    return _curves(panels, f"gradient steps, log scale ({in_shots(shots)})", np.log1p, path)
+
+
+def base_new_along_tuning(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
+    """Plots base and new accuracy and H against gradient steps; returns False without two steps of base-to-new."""
+    scope = Scope("base_to_new", False)
+    shots = default_shots(rows) if shots is None else shots
+    if len(steps := common_steps(rows, scope, shots)) < 2:
+        return False
+    grids = [measure(rows, scope, shots, step) for step in steps]
+    titles = {"base": "base classes, accuracy, %", "new": "new classes, accuracy, %", None: "H, %"}
+    panels = [Panel(title, steps, grids, split) for split, title in titles.items()]
+    return _curves(panels, f"gradient steps ({in_shots(shots)})", np.asarray, path)
 
 
 def base_new_h(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
@@ -185,26 +205,29 @@ def _regulation_panel(axis: Any, steps: Sequence[int], values: np.ndarray, color
     _ticks(axis, steps, at)
 
 
-def _curves(
-    curves: dict[Scope, list[Grid]],
-    places: dict[Scope, list[int]],
-    name: str,
-    scale: Callable[[Any], Any],
-    path: str | os.PathLike[str],
-) -> bool:
-    """Plots scores at each place: a row of panels for each tuner with its additions, a column for each scope."""
-    methods = ordered(method for grids in curves.values() for grid in grids for method in grid.values)
+class Panel(NamedTuple):
+    """Measurements at several places of an axis: of a split, or the score of the protocol."""
+
+    title: str
+    places: Sequence[int]
+    grids: Sequence[Grid]
+    split: str | None = None
+
+
+def _curves(panels: Sequence[Panel], name: str, scale: Callable[[Any], Any], path: str | os.PathLike[str]) -> bool:
+    """Plots measurements at each place: a line of panels for each tuner with its additions."""
+    methods = ordered(method for panel in panels for grid in panel.grids for method in grid.values)
     bases = list(dict.fromkeys(base for base, _ in map(split_method, methods) if base))
     several = len(bases) > 1
     if not bases:
         return False
-    with drawing(0.9 + 2.9 * len(bases), len(bases), len(curves), sharey="col") as (figure, axes):
+    with drawing(0.9 + 2.9 * len(bases), len(bases), len(panels), sharey="col") as (figure, axes):
         for line, base in zip(axes, bases, strict=True):
-            for axis, (scope, grids) in zip(line, curves.items(), strict=True):
-                at = scale(np.asarray(places[scope]))
-                _curve_panel(axis, at, grids, [m for m in methods if split_method(m)[0] in ("", base)], several)
-                axis.set_title(f"{scope.title}\n{scope.quantity}, %")
-                _ticks(axis, places[scope], at)
+            for axis, panel in zip(line, panels, strict=True):
+                at = scale(np.asarray(panel.places))
+                _curve_panel(axis, at, panel, [m for m in methods if split_method(m)[0] in ("", base)], several)
+                axis.set_title(panel.title)
+                _ticks(axis, panel.places, at)
             line[0].set_ylabel(base_label(base) * several)
         for axis in axes[-1]:
             axis.set_xlabel(name)
@@ -213,14 +236,14 @@ def _curves(
     return True
 
 
-def _curve_panel(axis: Any, at: np.ndarray, grids: Sequence[Grid], methods: Sequence[str], several: bool) -> None:
+def _curve_panel(axis: Any, at: np.ndarray, panel: Panel, methods: Sequence[str], several: bool) -> None:
     tuned = [method for method in methods if split_method(method)[0]]
     for method in methods:
         # Side by side, so that intervals do not cover each other.
         place = tuned.index(method) - (len(tuned) - 1) / 2 if method in tuned else 0.0
         width = 2.2 if split_method(method)[1] in ("gram", "tuner") else 1.3
         given = {"linewidth": width, "markersize": 5, "label": _name(method, several)}
-        summaries = [grid.summary(method) for grid in grids]
+        summaries = [grid.summary(method, panel.split) for grid in panel.grids]
         intervals(axis, at + place * 0.012 * (at[-1] - at[0]), summaries, method, **given)
 
 

@@ -26,12 +26,14 @@ from gram_jax.reporting.tables import to_latex, to_markdown, to_text
 logger = logging.getLogger(__name__)
 
 _SCREEN = 36  # lines of tables on a terminal
-_URGENT = ("different clips", "excluded", "share none")  # in notes that a reader of the tables must know
+# In notes that a reader of the tables must know.
+_URGENT = ("validation images", "different clips", "excluded", "share none")
 
 PLOTS = {
     "accuracy_against_shots": plots.accuracy_against_shots,
     "base_new_h": plots.base_new_h,
     "adaptation": plots.adaptation,
+    "base_new_along_tuning": plots.base_new_along_tuning,
     "regulation": plots.regulation,
     "transfer": protocol_plots.transfer,
     "long_tails": protocol_plots.long_tails,

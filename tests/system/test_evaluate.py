@@ -81,6 +81,7 @@ def config(folder):
         seeds=SEEDS,
         steps=(STEPS,),
         learning_rate=(0.2,),
+        gram_rate_factor=(1.0,),
         init_text=("a photo of",),
         batch_size=24,  # every image equally often in each batch, so that the order does not matter
         schedule="constant",

@@ -22,6 +22,9 @@ def config():
         themes=4,
         ways=3,
         meta_steps=1,
+        inner_steps=2,
+        long_meta_steps=1,
+        controls=("random",),
     )
 
 
@@ -52,7 +55,7 @@ def test_writes_a_table_and_plots(done):
     text = (workdir / "table.md").read_text()
     assert "CoOp + GRAM" in text
     assert "±" in text
-    for name in ("hierarchy.png", "base_new_h.png", "adaptation.png", "regulation.png"):
+    for name in ("hierarchy.png", "base_new_h.png", "adaptation.png", "base_new_along_tuning.png", "regulation.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert evaluation.validate(json.loads(json.dumps(results, default=lambda part: part.__dict__)))
 
@@ -74,3 +77,5 @@ def test_bad_flags_are_refused_before_anything_runs():
         quickstart.Config(shots=(0,))
     with pytest.raises(ValueError, match="--steps=0"):
         quickstart.Config(meta_steps=0)
+    with pytest.raises(ValueError, match="--controls='groups'"):
+        quickstart.Config(controls=("groups",))

@@ -46,6 +46,24 @@ def test_a_difference_is_bold_where_its_interval_leaves_out_0():
     assert tables.markdown([["method", "H"], ["CoOp", "88.5"]]) == "| method | H |\n| :-- | --: |\n| CoOp | 88.5 |\n"
 
 
+def test_measurements_are_shown_after_the_last_step_and_after_the_first():
+    of = {30: {"coop": (80, 82), "coop+gram": (84, 84)}, 100: {"coop": (0, 0)}, 300: {"coop": (70, 74)}}
+    lines = [
+        ["base_to_new", "glyphs:arabic", method, "4", str(seed), str(step), "H", str(value)]
+        for step, methods in of.items()
+        for method, values in methods.items()
+        for seed, value in enumerate(values)
+    ]
+    half = 12.706204736 / 2**0.5  # the 97.5 % quantile of Student's t with one degree of freedom, from a table
+    assert tables.along_tuning(lines) == [
+        ["method", "H", "H, 30 steps"],
+        ["CoOp", f"72.0 ±{2 * 2**0.5 * half:.1f}", f"81.0 ±{2**0.5 * half:.1f}"],
+        ["CoOp + GRAM", "", "84.0 ±0.0"],
+    ]
+    lines = [["few_shot", "mean", "coop", shots, "10", "300", "accuracy", "+1.0 [+0.2, +1.8]"] for shots in ("4", "16")]
+    assert tables.along_tuning(lines)[1:] == [["CoOp", shots, "+1.0 [+0.2, +1.8]"] for shots in ("4", "16")]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_lead_to_files_and_headings(path):
     for link in LINK.findall(path.read_text(encoding="utf-8")):

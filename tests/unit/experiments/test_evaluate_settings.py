@@ -26,6 +26,7 @@ SPECIFIC = "dpt(class_specific=True)"
         ),
         ({"learning_rate": (0.1, -1.0)}, "--learning_rate=-1.0"),
         ({"shots": ()}, "--shots"),
+        ({"gram_learning_rate": (0.1,), "gram_rate_factor": (1.0,)}, "--gram_rate_factor=1.0 .*--gram_learning_rate"),
         ({"controls": ("gram=x",)}, "--controls=gram=x: give NAME=PATH"),
     ],
 )

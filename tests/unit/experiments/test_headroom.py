@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from etils import epath
 
 import gram_jax as gram
 from experiments import headroom
@@ -15,7 +16,10 @@ from gram_jax.evaluation import Row
 
 def rows(template, early, late, config):
     """Returns rows of two seeds; `early` and `late` are accuracies on new classes."""
-    found = [Row("hand_crafted", "few_shot", "glyphs:chess", "accuracy", template)]
+    found = [
+        Row(name, "few_shot", "glyphs:chess", "accuracy", value, split="all")
+        for name, value in (("zero_shot", 0.1), ("zero_shot:own", template))
+    ]
     for step, values in ((config.early, early), (config.steps, late)):
         for seed, value in enumerate(values):
             found += [
@@ -36,22 +40,29 @@ def test_a_dataset_qualifies_if_it_is_unsolved_and_new_classes_fall(template, la
     assert headroom.qualifies(config, summary) is expected
 
 
-def test_it_measures_the_validation_split():
-    config = headroom.Config(shots=1, seeds=(5,), early=1, steps=2)
+def test_it_measures_the_validation_split_and_resumes(tmp_path, monkeypatch):
+    config = headroom.Config(dataset=("glyphs:chess",), shots=1, seeds=(5,), early=1, steps=2)
+    results = headroom.run(config, epath.Path(tmp_path))
     clip, dataset = gram.load_clip("mini"), load_dataset("glyphs:chess")
-    measured = headroom.measure(config, evaluation.Encoder(clip), dataset)
     positions = dataset.select("val")
     texts = gram.encode_text(clip, clip.class_tokens(list(dataset.class_names), dataset.template).token_ids)
     features = gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
     expected = np.mean(np.argmax(features @ texts.T, axis=-1) == dataset.labels[positions])
-    assert measured[0].value == pytest.approx(expected)
-    assert {(row.method, row.split, row.step) for row in measured[1:]} == {
-        ("coop", split, step) for split in ("base", "new") for step in (1, 2)
-    }
+    (own,) = (row.value for row in results.rows if row.method == "zero_shot:own")
+    assert own == pytest.approx(expected)
+    measured = {(row.split, row.step): row.value for row in results.rows if row.method == "coop"}
+    assert measured.keys() == {(split, step) for split in ("base", "new") for step in (1, 2)}
     tested = evaluation.evaluate(
         clip, tuners.parse(config.tuner), dataset, "base_to_new", 1, (5,), split="val", steps=2
     )
-    assert {row.split: row.value for row in tested} == {row.split: row.value for row in measured if row.step == 2}
+    assert {row.split: row.value for row in tested} == {split: measured[split, 2] for split in ("base", "new")}
+    assert results.rows[-1].metric == "qualifies"
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("experiments.evaluate.comparison.method_rows", never)
+    assert headroom.run(config, epath.Path(tmp_path)).rows == results.rows
 
 
 @pytest.mark.parametrize("changes", [{"steps": 30}, {"early": 0}, {"fall": 0.0}, {"shots": 0}])

@@ -41,6 +41,32 @@ def test_plots_of_transfer_and_of_long_tails(tmp_path, monkeypatch):
     assert not protocol_plots.transfer(rows, tmp_path / "d.png")
 
 
+def test_base_and_new_accuracy_along_tuning(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    at = {"base": {0: 0.5, 30: 0.8, 300: 0.9}, "new": {0: 0.5, 30: 0.6, 300: 0.4}}
+    rows = [
+        Row(method, "base_to_new", "toy", "accuracy", value + shift, None, 4, seed, split, step)
+        for method, gain in (("coop", 0.0), ("coop+gram", 0.02))
+        for split, values in at.items()
+        for step, value in values.items()
+        for seed, shift in ((1, gain), (2, gain + 0.02))
+    ]
+    rows += [Row("zero_shot", "base_to_new", "toy", "accuracy", 0.5, split=split) for split in at]
+    assert plots.base_new_along_tuning(rows, tmp_path / "a.png")
+    base, new, harmonic = figures[0].axes
+    lines = {container.get_label(): container.lines[0] for container in new.containers}
+    assert set(lines) == {"zero-shot", "CoOp", "GRAM"} or len(lines) == 3
+    np.testing.assert_allclose(lines["CoOp"].get_ydata(), [51, 61, 41])
+    np.testing.assert_allclose(lines["zero-shot"].get_ydata(), [50, 50, 50])
+    assert [tick.get_text() for tick in base.get_xticklabels()] == ["start", "30", "300"]
+    seeds = [2 * b * n / (b + n) for b, n in ((90, 40), (92, 42))]
+    own = next(each for each in harmonic.containers if each.get_label() == "CoOp")
+    assert own.lines[0].get_ydata()[-1] == pytest.approx(np.mean(seeds))
+    first = [row for row in rows if row.step in (None, 0)]
+    assert not plots.base_new_along_tuning(first, tmp_path / "b.png")
+
+
 def test_zero_shot_is_the_default_reference_without_gram():
     methods = ["zero_shot", "coop", "coop+kgcoop", "vpt"]
     assert default_reference(methods) == "zero_shot"

@@ -245,6 +245,13 @@ def test_equal_draws_are_merged_and_contradicting_files_have_lines_of_their_own(
     assert [row.method for row in merged[:-1]] == ["coop @ a"] * len(rows)
 
 
+def test_validation_images_are_named(tmp_path):
+    rows, shown = tuned("coop", "few_shot"), []
+    reporting.write_report([results(rows, {"split": "val"})], tmp_path, names=["a"], show=shown.append)
+    assert "a: measured on **validation images**" in shown[0]
+    assert "validation" not in reporting.write_report([results(rows, {"split": "test"})], tmp_path, names=["a"])
+
+
 # What makes a configuration (two lines) and what does not (one).
 BASE = {"learning_rate": [0.1], "tuner_settings": {"num_tokens": 4}, "seeds": [1], "max_test_images": 0}
 
@@ -262,6 +269,7 @@ BASE = {"learning_rate": [0.1], "tuner_settings": {"num_tokens": 4}, "seeds": [1
         ({}, {"splits": {"another": "x2"}}, None),
         ({"seeds": [2, 3], "dataset": ["glyphs:digits"], "image_batch": 4, "save_prompts": True}, {}, None),
         ({"clip": "/elsewhere/clip", "files": {"/tmp/m": "x"}}, {"git": "other"}, None),
+        ({"split": "val"}, {}, ["split=test", "split=val"]),  # a file that does not tell it has test images
         ({"method_settings": {"coop": {"steps": 3}}}, {}, None),  # nothing that both files tell
     ],
 )  # fmt: skip
