@@ -157,13 +157,13 @@ class _Family:
     def _rates(self, learned: LoadedMeta | None) -> list[tuple[dict[str, float], Any]]:
         """Returns the learning rates to try with their descriptions: given ones, or multiples of learned ones."""
         settings = self.settings
-        if learned is not None and settings.gram_rate_factor:
-            multiples = {factor: functools.partial(operator.mul, factor) for factor in settings.gram_rate_factor}
-            return [({"rate_factor": at}, jax.tree.map(by, learned.meta.rates)) for at, by in multiples.items()]
-        given = (learned and settings.gram_learning_rate) or settings.learning_rate
-        factors = settings.rate_factors
-        scaled = [by_part("part_rates", factors, 1, self.shape, rate) if factors else rate for rate in given]
-        return [({"learning_rate": rate}, own) for rate, own in zip(given, scaled, strict=True)]
+        given = settings.learning_rate if learned is None else settings.gram_learning_rate
+        if given is not None:
+            factors = settings.rate_factors
+            scaled = [by_part("part_rates", factors, 1, self.shape, rate) if factors else rate for rate in given]
+            return [({"learning_rate": rate}, own) for rate, own in zip(given, scaled, strict=True)]
+        multiples = {factor: functools.partial(operator.mul, factor) for factor in settings.gram_rate_factor}
+        return [({"rate_factor": at}, jax.tree.map(by, learned.meta.rates)) for at, by in multiples.items()]
 
 
 def initializations(settings: Settings, tuner: Tuner, clip: Clip) -> Initializations:

@@ -165,7 +165,10 @@ def _filled(given: Flags) -> dict[str, Any]:
         if given.meta:  # the checkpoint has its own
             recipe = {k: v for k, v in recipe.items() if k not in ("tuner", "regulator", "regulation")}
         defaults |= recipe
-    return {name: defaults.get(name) if value is None else value for name, value in values.items()}
+    filled = {name: defaults.get(name) if value is None else value for name, value in values.items()}
+    if given.gram_learning_rate is None and given.gram_rate_factor is None:
+        filled["gram_learning_rate"] = filled["learning_rate"]
+    return filled
 
 
 def _check_values(flags: Flags) -> None:

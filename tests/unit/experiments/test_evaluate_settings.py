@@ -219,9 +219,11 @@ def test_what_is_given_wins_over_a_preset():
 def test_defaults_without_a_preset():
     plain = evaluate.Config().settings
     assert (plain.protocol, plain.shots, plain.seeds) == (("few_shot", "base_to_new"), (1, 4, 16), (1, 2, 3))
-    assert (plain.learning_rate, plain.batch_size, plain.optimizer) == ((0.3, 1.0, 3.0), 32, "sgd")
+    assert (plain.learning_rate, plain.batch_size, plain.optimizer) == ((0.3,), 32, "sgd")
     assert (plain.momentum, plain.weight_decay, plain.schedule, plain.augmentation) == (0.0, 0.0, "cosine", "none")
-    assert (plain.tuner, plain.tuner_call, plain.init_text, plain.steps) == (None, ("coop", {}), None, (50,))
+    assert (plain.tuner, plain.tuner_call, plain.init_text, plain.steps) == (None, ("coop", {}), None, (300,))
+    assert (plain.gram_learning_rate, plain.gram_rate_factor, plain.split) == ((0.3,), None, "test")
+    assert evaluate.Config(gram_rate_factor=(2.0,)).settings.gram_learning_rate is None
 
 
 @pytest.mark.parametrize(
@@ -247,8 +249,8 @@ def test_defaults_of_test_time_tuning():
     several = evaluate.Config(**given, learning_rate=(0.1, 0.2), steps=(3,)).settings
     assert (several.learning_rate, several.gram_learning_rate, several.steps) == ((0.1, 0.2), (0.1, 0.2), (3,))
     sgd = evaluate.Config(**given, optimizer="sgd").settings
-    assert (sgd.weight_decay, sgd.gram_learning_rate) == (0.0, None)
-    assert evaluate.Config().settings.steps == (50,)
+    assert (sgd.weight_decay, sgd.gram_learning_rate) == (0.0, (0.005,))
+    assert evaluate.Config().settings.steps == (300,)
 
 
 @pytest.mark.parametrize(

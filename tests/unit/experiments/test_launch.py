@@ -178,6 +178,8 @@ def test_every_flag_of_an_evaluation_is_part_of_its_identity_or_known_to_be_none
     flags = {field.name for field in dataclasses.fields(evaluate.Config)}
     assert not set(identity.BESIDE) & set(identity.RESOLVED)
     assert {*identity.BESIDE, *identity.RESOLVED} <= flags
-    told = identity.method_settings(evaluate.Config().settings, ZeroShot("zero_shot"), Candidate(), {})
-    assert set(told) == flags - {*identity.BESIDE, *identity.RESOLVED} | {"template"}
+    own, of = flags - {*identity.BESIDE, *identity.RESOLVED} | {"template"}, (ZeroShot("zero_shot"), Candidate(), {})
+    assert set(identity.method_settings(evaluate.Config(split="val").settings, *of)) == own
+    told = identity.method_settings(evaluate.Config().settings, *of)
+    assert set(told) == own - {"split"}  # not told for test images, as in earlier versions
     assert {"max_test_images", "compute_dtype", "image_reading"} <= set(told)

@@ -366,7 +366,7 @@ def test_what_cannot_be_shown_is_said(tmp_path):
 def test_plots_are_pictures(written):
     workdir, _ = written
     drawn = {path.stem for path in workdir.glob("*.png")}
-    assert drawn == {"accuracy_against_shots", "adaptation", "base_new_h", "regulation"}
+    assert drawn == {"accuracy_against_shots", "adaptation", "base_new_along_tuning", "base_new_h", "regulation"}
     for name in drawn:
         with Image.open(workdir / f"{name}.png") as picture:
             assert picture.width == 1350
