@@ -53,12 +53,12 @@ class Config:
     steps: int = setting(300, "steps of downstream tuning")
     report_steps: tuple[int, ...] = setting((0, 10, 30, 60, 100, 200), "steps that are measured besides the last one")
     learning_rate: float = setting(0.3, "learning rate of all methods")
-    pairs: int = setting(20000, "image-text pairs of the corpus")
+    pairs: int = setting(40000, "image-text pairs of the corpus")
     themes: int = setting(100, "themes to cluster the pairs into")
     ways: int = setting(10, "classes of a meta-training task; of a task with a long inner loop, at most 6")
     meta_steps: int = setting(250, "steps of meta-training through short inner loops")
     inner_steps: int = setting(60, "steps of a long inner loop")
-    long_meta_steps: int = setting(80, "steps of meta-training through long inner loops")
+    long_meta_steps: int = setting(100, "steps of meta-training through long inner loops")
     controls: tuple[str, ...] = setting((), f"meta-train on other tasks, too: some of {', '.join(CONTROLS)}")
     seed: int = setting(0, "seed of the corpus, the clusters and meta-training")
 
@@ -98,7 +98,7 @@ class Config:
         )
 
     def long_meta_training(self, tasks: str, meta: str) -> meta_train.Config:
-        """Returns the settings of learning the regulator: fewer steps than downstream, at a higher rate."""
+        """Returns the settings of learning the regulator: a fifth of the downstream steps, at four times the rate."""
         ways = min(self.ways, 6)
         return meta_train.Config(
             tasks=tasks,
@@ -113,13 +113,13 @@ class Config:
             max_tokens=6,
             cohesive=0.7,
             inner_steps=self.inner_steps,
-            inner_rate=self.learning_rate * self.steps / self.inner_steps,
+            inner_rate=4 * self.learning_rate,
             inner_schedule="cosine",
             depths=3,
             clip_norm=1.0,
             learning_rate=5e-4,
             offsets_learning_rate=5e-4,
-            phi_learning_rate=8e-3,
+            phi_learning_rate=1e-2,
             seed=self.seed,
             eval_every=0,
         )
