@@ -51,7 +51,7 @@ class Config:
     domains: tuple[str, ...] = setting(("rotated", "small", "striped"), 'shifted domains; "unseen" means all')
     max_test_images: int = setting(10, "test images per class; 0: all")
     steps: int = setting(300, "steps of downstream tuning")
-    report_steps: tuple[int, ...] = setting((0, 10, 30, 60, 100, 200), "steps that are measured besides the last one")
+    report_steps: tuple[int, ...] = setting((10, 30, 60, 100, 200), "steps that are measured besides the last one")
     learning_rate: float = setting(0.3, "learning rate of all methods")
     pairs: int = setting(40000, "image-text pairs of the corpus")
     themes: int = setting(100, "themes to cluster the pairs into")

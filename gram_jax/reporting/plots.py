@@ -99,8 +99,11 @@ def adaptation(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int 
 
 
 def base_new_along_tuning(rows: Sequence[Row], path: str | os.PathLike[str], *, shots: int | None = None) -> bool:
-    """Plots base and new accuracy and H against gradient steps; returns False without two steps of base-to-new."""
-    scope = Scope("base_to_new", False)
+    """Plots base and new accuracy and H against gradient steps; returns False without two steps of base-to-new.
+
+    Zero-shot with the common template, where tuning from words begins, is left out: it would squeeze the curves.
+    """
+    scope, rows = Scope("base_to_new", False), [row for row in rows if row.method != ZERO_SHOT]
     shots = default_shots(rows) if shots is None else shots
     if len(steps := common_steps(rows, scope, shots)) < 2:
         return False
@@ -227,7 +230,7 @@ def _curves(panels: Sequence[Panel], name: str, scale: Callable[[Any], Any], pat
                 at = scale(np.asarray(panel.places))
                 _curve_panel(axis, at, panel, [m for m in methods if split_method(m)[0] in ("", base)], several)
                 axis.set_title(panel.title)
-                _ticks(axis, panel.places, at)
+                _ticks(axis, panel.places, at, "0" if scale is np.asarray else "start")
             line[0].set_ylabel(base_label(base) * several)
         for axis in axes[-1]:
             axis.set_xlabel(name)
@@ -289,13 +292,13 @@ def style_of(method: str) -> Style:
     return STYLES.get(role) or STYLES.get(role.partition(":")[0], _OTHER)
 
 
-def _ticks(axis: Any, names: Sequence[int], at: np.ndarray) -> None:
-    """Places ticks at the measured values, if their names have room."""
+def _ticks(axis: Any, names: Sequence[int], at: np.ndarray, zero: str = "start") -> None:
+    """Places ticks at the measured values, if their names have room; a log scale has no 0."""
     chosen, room = [len(names) - 1], 0.09 * (at[-1] - at[0])
     for index in range(len(names) - 2, -1, -1):
         if at[chosen[-1]] - at[index] >= room:
             chosen.append(index)
-    axis.set_xticks([at[i] for i in chosen], [str(names[i] or "start") for i in chosen])  # no 0 on a log scale
+    axis.set_xticks([at[i] for i in chosen], [str(names[i] or zero) for i in chosen])
 
 
 def legend(figure: Any, axes: Any) -> None:

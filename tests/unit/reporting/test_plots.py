@@ -52,14 +52,15 @@ def test_base_and_new_accuracy_along_tuning(tmp_path, monkeypatch):
         for step, value in values.items()
         for seed, shift in ((1, gain), (2, gain + 0.02))
     ]
-    rows += [Row("zero_shot", "base_to_new", "toy", "accuracy", 0.5, split=split) for split in at]
+    fixed = ("zero_shot", "zero_shot:own")
+    rows += [Row(name, "base_to_new", "toy", "accuracy", 0.5, split=split) for name in fixed for split in at]
     assert plots.base_new_along_tuning(rows, tmp_path / "a.png")
     base, new, harmonic = figures[0].axes
     lines = {container.get_label(): container.lines[0] for container in new.containers}
     assert len(lines) == 3
     np.testing.assert_allclose(lines["CoOp"].get_ydata(), [51, 61, 41])
-    np.testing.assert_allclose(lines["zero-shot"].get_ydata(), [50, 50, 50])
-    assert sorted(tick.get_text() for tick in base.get_xticklabels()) == ["30", "300", "start"]
+    np.testing.assert_allclose(lines["zero-shot, own template"].get_ydata(), [50, 50, 50])
+    assert sorted(tick.get_text() for tick in base.get_xticklabels()) == ["0", "30", "300"]
     seeds = [2 * b * n / (b + n) for b, n in ((90, 40), (92, 42))]
     own = next(each for each in harmonic.containers if each.get_label() == "CoOp")
     assert own.lines[0].get_ydata()[-1] == pytest.approx(np.mean(seeds))
