@@ -266,7 +266,8 @@ def make_classifier(clip: gram.Clip, names: Sequence[str], path: str, template: 
     if not path:
         return evaluation.zero_shot_scorer(clip, names, template)
     tuner, prompt = load_prompt(path, clip, names)
-    tuned_on = gram.artifacts.describe(path).classes
+    tuned_on, own_template = (getattr(gram.artifacts.describe(path), name) for name in ("classes", "template"))
+    template = own_template if template is None else template
     if tuner.settings.get("class_specific") and tuned_on is not None and tuned_on != tuple(names):
         raise InputError(
             f"{path} is class-specific, for the {len(tuned_on)} classes {examples(tuned_on)}, and the given "

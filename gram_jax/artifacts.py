@@ -55,6 +55,7 @@ class Description(NamedTuple):
 
     `classes` are the names of the classes that a prompt was tuned on; None if the file does not name them.
     `classifier` is what `PromptClassifier.save` adds to a prompt: class names, labels, settings; None for others.
+    `template` is that of the dataset, for prompts that read it.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Description(NamedTuple):
     notes: dict[str, Any]
     classes: tuple[str, ...] | None = None
     classifier: dict[str, Any] | None = None
+    template: str | None = None
 
     def __repr__(self) -> str:
         return short(self)
@@ -76,6 +78,7 @@ def save_prompt(
     *,
     classes: Sequence[str] | None = None,
     classifier: Mapping[str, Any] | None = None,
+    template: str | None = None,
 ) -> None:
     """Saves a tuned prompt in a file of a few kilobytes.
 
@@ -87,6 +90,7 @@ def save_prompt(
       tuner: its tuner, one in `gram_jax.tuners.REGISTRY`.
       clip: the clip that it was tuned on.
       classes: the names of the classes that it was tuned on; a class-specific prompt is of use for these alone.
+      template: the template of the dataset, for tuners that read it (`Tuner.reads_template`).
       classifier: JSON values that make the prompt a classifier, see `PromptClassifier.save`.
 
     Example:
@@ -100,6 +104,7 @@ def save_prompt(
     """
     check_prompt("the prompt", prompt, tuner, clip)
     own: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
+    own |= {} if template is None else {"template": template}
     own |= {} if classifier is None else {"classifier": dict(classifier)}
     write_arrays(path, prompt, {"kind": PROMPT} | _header(tuner, clip) | own)
 
@@ -273,9 +278,10 @@ def _describe(path: PathLike, header: Mapping[str, Any], *kinds: str) -> Descrip
         classes, classifier = header.get("classes"), header.get("classifier")
         if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
             raise ArrayFileError(f"{path} has classes that are no list of names; save it again")
-        if not isinstance(classifier, dict | None):
+        template = header.get("template")
+        if not isinstance(classifier, dict | None) or not isinstance(template, str | None):
             raise ArrayFileError(f"{path} has a header that does not describe its classifier; save it again")
-        return Description(kind, tuner, None, {}, None if classes is None else tuple(classes), classifier)
+        return Description(kind, tuner, None, {}, None if classes is None else tuple(classes), classifier, template)
     regulator = _make(path, regulators.REGISTRY, header.get("regulator"), header.get("regulator_settings"))
     if not isinstance(notes := header.get("notes"), dict):
         raise ArrayFileError(f"{path} has no notes; save it again")

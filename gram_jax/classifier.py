@@ -63,7 +63,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
       classes_: the labels, sorted; the columns of `predict_proba`.
-      class_names_: the class names in that order.
+      class_names_, template_: the class names in that order, and the template that some tuners read.
       prompt_: the tuned prompt.
       clip_: the clip.
       scorer_: the function from transformed images to probabilities, see `evaluation.make_scorer`.
@@ -166,7 +166,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, shown or (lambda: bar.update()))
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
-        self.classes_, self.class_names_ = classes, dataset.class_names
+        self.classes_, self.class_names_, self.template_ = classes, dataset.class_names, dataset.template
         self.report_: dict[str, Any] = {
             "seed": seed,
             "images": len(dataset),
@@ -235,7 +235,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             "labels": self.classes_.tolist(),
             "report": report,
         }
-        artifacts.save_prompt(path, self.prompt_, tuner, self.clip_, classes=self.class_names_, classifier=classifier)
+        template = self.template_ if tuner.reads_template else None
+        told: dict[str, Any] = {"classes": self.class_names_, "classifier": classifier, "template": template}
+        artifacts.save_prompt(path, self.prompt_, tuner, self.clip_, **told)
 
     @classmethod
     def load(cls, path: PathLike, clip: Clip | str | None = None) -> PromptClassifier:
@@ -252,6 +254,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         try:
             model = cls(saved["clip"] if clip is None else clip, **saved["settings"])
             model.classes_, model.class_names_ = np.array(saved["labels"]), names
+            model.template_ = description.template
             validation = dict(map(tuple, saved["report"]["validation_accuracy"]))
             model.report_ = saved["report"] | {"validation_accuracy": validation}
             label_array(model.classes_, len(model.class_names_))
@@ -265,7 +268,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _ready(self, clip: Clip, tuner: Tuner, prompt: Any) -> PromptClassifier:
         self.clip_, self.prompt_ = clip, prompt
-        self.scorer_ = make_scorer(tuner, prompt, clip, self.class_names_)
+        template = self.template_ if tuner.reads_template else None
+        self.scorer_ = make_scorer(tuner, prompt, clip, self.class_names_, template=template)
         return self
 
     def _encoded(self, clip: Clip | Encoder, dataset: Dataset) -> Encoder:

@@ -71,7 +71,7 @@ class Meter:
     def features(self, prompts: Any, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns logits, image features and text features (the normalized mean over images) of every run."""
         encoder, tuner = self._encoder, self._tuner
-        classes, valid = encoder.classes(tuner, part.dataset.class_names)
+        classes, valid = encoder.classes(tuner, part.dataset.class_names, part.dataset.template)
         images = encoder.inputs(tuner, part.dataset)
         prompt = jax.tree.map(lambda leaf: leaf[0], prompts)
         by_image = jax.eval_shape(tuner.apply, prompt, encoder.clip, classes, images[:1]).text_features.ndim == 3

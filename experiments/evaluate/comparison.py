@@ -263,7 +263,8 @@ class Comparison:
                 else:
                     names = work.protocol.support(self.opened[work.dataset].dataset, work.shots, seeds[0]).class_names
                     prompt = artifacts.fit_classes(prompt, method.tuner, clip, names)
-                    gram.save_prompt(part, prompt, method.tuner, clip, classes=names)
+                    template = self.opened[work.dataset].dataset.template if method.tuner.reads_template else None
+                    gram.save_prompt(part, prompt, method.tuner, clip, classes=names, template=template)
             if kind == "prompts":
                 print(f"prompt in {path}", flush=True)
             self.units.add(*self._record(kind, work, of_seeds), file_hash(path))
@@ -277,7 +278,8 @@ def part_features(encoder: Encoder, method: Method, prompt: Any, parts: Sequence
         if prompt is None:
             images, texts = encoder.features(dataset), encoder.texts(names, PHOTO)
         else:
-            classes, inputs = encoder.classes(method.tuner, names), encoder.inputs(method.tuner, dataset)
+            classes = encoder.classes(method.tuner, names, dataset.template)
+            inputs = encoder.inputs(method.tuner, dataset)
             images, texts = prompted_features(
                 method.tuner, prompt, encoder.clip, *classes, inputs, batch_size=encoder.batch_size
             )

@@ -62,6 +62,7 @@ def method_settings(settings: Settings, method: Method, candidate: Candidate, fi
         **candidate.described,
         "tuner": method.tuner.name,
         "tuner_settings": {name: value for name, value in method.tuner.settings.items() if name not in spoken},
+        **({"frozen_texts": "the template of the dataset"} if method.tuner.reads_template else {}),
         "part_rates": dict(settings.rate_factors),
         **plan,
         "regularizers": [[term.name, term.weight, dict(term.settings)] for term in settings.terms],

@@ -134,9 +134,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "tip_adapter_fs_rn50": Preset(
         "coop()", 0.001, 20, 256, "fs",
-        "gaopengcuhk/Tip-Adapter: main.py; the keys are features of plain images, where the public code has means over "
-        "ten augmented views",
-        flags={"methods": ("zero_shot",), "baselines": "tip_adapter,tip_adapter(epochs=20)"},
+        "gaopengcuhk/Tip-Adapter: main.py, configs; validation images choose, where the public code takes the epoch "
+        "that is best on the test split",
+        flags={"methods": ("zero_shot",), "baselines": "tip_adapter(recipe=True),tip_adapter(epochs=20, recipe=True)"},
     ),
     "promptsrc_b2n_vitb16": Preset(
         _IVLP_9, 0.0025, 20, 4, "b2n", _SRC, flags=_PROMPTSRC, aggregation={"": (15, 1)}

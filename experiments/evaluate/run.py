@@ -143,6 +143,6 @@ def _check_testing(encoder: Encoder, method: Method, dataset: Dataset) -> None:
         require_readable(encoder.clip, dataset, names, template, "zero-shot")
     if isinstance(method, PromptMethod):
         with explain(f"{method.tuner.name} on {dataset.name}: "):
-            classes, _ = encoder.classes(method.tuner, dataset.class_names)
+            classes, _ = encoder.classes(method.tuner, dataset.class_names, dataset.template)
             for initialize in {candidate.initialize for candidate in method.candidates}:
                 initialize(jax.random.key(0), encoder.clip, classes, None)

@@ -27,10 +27,10 @@ class Box(NamedTuple):
     width: int
 
 
-def random_box(rng: random.Random, height: int, width: int) -> Box:
+def random_box(rng: random.Random, height: int, width: int, scale: tuple[float, float] = SCALE) -> Box:
     """Draws the part of an image that a view shows.
 
-    Ten times: area = height * width * U(0.08, 1), ratio = exp U(log 3/4, log 4/3), w = round(sqrt(area * ratio)),
+    Ten times: area = height * width * U(scale), ratio = exp U(log 3/4, log 4/3), w = round(sqrt(area * ratio)),
     h = round(sqrt(area / ratio)); the first (h, w) that fits the image gets a uniform position. If none fits, the box
     is the largest one in the middle with an allowed ratio.
 
@@ -38,7 +38,7 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
       torchvision's ``RandomResizedCrop.get_params``; Szegedy et al., Going Deeper with Convolutions, CVPR 2015, sec. 6.
     """
     for _ in range(_TRIES):
-        area = height * width * rng.uniform(*SCALE)
+        area = height * width * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -52,7 +52,13 @@ def random_box(rng: random.Random, height: int, width: int) -> Box:
 
 
 def augmented_view(
-    transform: ImageTransform, image: Any, seed: int, item: int, number: int, name: str = "the image"
+    transform: ImageTransform,
+    image: Any,
+    seed: int,
+    item: int,
+    number: int,
+    name: str = "the image",
+    scale: tuple[float, float] = SCALE,
 ) -> np.ndarray:
     """Returns one augmented view of an image, uint8 `[height, width, 3]` for `transform.normalize`.
 
@@ -64,6 +70,7 @@ def augmented_view(
       image: any image that the transform accepts.
       seed, item: the seed of the views, and the number of the image in its dataset or corpus.
       number, name: the number of the view, from 0, and the name of the image in errors.
+      scale: the smallest and the largest share of the image's area.
 
     Example:
       >>> transform = ImageTransform(size=8, crop=(8, 8))
@@ -80,7 +87,7 @@ def augmented_view(
         raise InputError("views need an image transform with one output size; set ImageTransform.crop")
     pixels = _decoded(transform, image, name)
     rng = stream(f"view/{number}", seed, item)
-    top, left, height, width = random_box(rng, *pixels.shape[:2])
+    top, left, height, width = random_box(rng, *pixels.shape[:2], scale)
     mirrored = rng.random() < 0.5
     part = Image.fromarray(pixels[top : top + height, left : left + width])
     resized = np.asarray(part.resize(transform.output_size[::-1], BICUBIC))

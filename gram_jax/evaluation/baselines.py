@@ -5,6 +5,7 @@ A baseline is fitted to a task once and then classifies frozen image features.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,12 @@ from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
 from gram_jax.clip import Clip, logits
+from gram_jax.data import coop
 from gram_jax.data import templates as published
-from gram_jax.errors import InputError, require_int, require_number
+from gram_jax.data.readers.coop_datasets import TipSettings
+from gram_jax.errors import InputError, require_bool, require_int, require_number
 from gram_jax.evaluation.features import class_features
-from gram_jax.evaluation.tip_adapter import cached_logits, search, tune_keys
+from gram_jax.evaluation.tip_adapter import KeyTuning, accuracy, cached_logits, search, tune_keys
 from gram_jax.registry import Call, Registry, reduced
 
 Array = jax.Array
@@ -29,7 +32,8 @@ Labeled = tuple[Array, Array]
 
 _STRENGTHS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)  # CoOp's coarse grid for the linear probe
 _HALVINGS = 8
-_ALPHA, _BETA = 1.17, 1.0  # of Tip-Adapter's cache while its keys are tuned
+_BETA = 1.0  # of Tip-Adapter's cache while its keys are tuned
+_VIEWS, VIEW_SCALE = 10, (0.5, 1.0)  # of its public code: views of a key, and the area that they show
 
 
 class Baseline(NamedTuple):
@@ -43,6 +47,10 @@ class Baseline(NamedTuple):
       apply: `apply(state, clip, features) -> logits`, float32 `[images, classes]`; pure.
       needs_labels: whether `fit` reads labeled features.
       needs_validation: whether `fit` chooses settings on validation features.
+      views: the number of augmented views of each labeled image that `fit` also reads, as `views=`: features `[images,
+        views, embed_dim]`, not normalized.
+      of_dataset: returns the baseline with the settings that were published for a dataset, by its name; None if there
+        are none.
     """
 
     name: str
@@ -51,6 +59,8 @@ class Baseline(NamedTuple):
     apply: Callable[[State, Clip, ArrayLike], Array]
     needs_labels: bool
     needs_validation: bool = False
+    views: int = 0
+    of_dataset: Callable[[str], Baseline] | None = None
 
     def __reduce__(self) -> Any:
         return reduced(self, "gram_jax.evaluation.baselines", "baselines")
@@ -136,6 +146,7 @@ def tip_adapter(
     learning_rate: float = 0.001,
     batch_size: int = 256,
     seed: int = 0,
+    recipe: bool = False,
 ) -> Baseline:
     """Returns Tip-Adapter: the labeled features as a cache, added to the zero-shot classifier.
 
@@ -145,15 +156,22 @@ def tip_adapter(
 
     Tip-Adapter-F then tunes the keys by cross-entropy: AdamW with decay 0.01 and epsilon 10^-4, a cosine schedule, at
     the given alpha and beta, or 1.17 and 1; those that are not given are chosen afterwards. The keys of the last step
-    are used; the public code uses the step that is best on the test split.
+    are used.
+
+    With `recipe`, all is as in the public code: a key is the normalized mean of ten augmented views, tuning sees a
+    fresh view of each image in every epoch, and each published dataset has its own template, ends of the search, first
+    alpha and number of epochs. One thing differs: the public code takes the epoch that is best on the test split, on
+    ImageNet alpha and beta as well, and reports the better of two test accuracies; here, the validation features choose.
 
     Args:
       alpha: the weight of the cache. None chooses it on the validation features, which `fit` needs then: 20 values
         from 0.1 to 3.
       beta: the sharpness of the cache. None chooses it likewise: 200 values from 0.1 to 7.
-      templates: as in `ensemble`.
-      epochs: passes over the labeled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F.
+      templates: as in `ensemble`; with `recipe`, of datasets without a published configuration.
+      epochs: passes over the labeled features that tune the keys; 0 is Tip-Adapter, 20 is the published Tip-Adapter-F
+        (with `recipe`, any number stands for that of the dataset).
       learning_rate, batch_size, seed: of AdamW and of the order of the labeled features; the last batch may be smaller.
+      recipe: whether to follow the public code.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -172,33 +190,60 @@ def tip_adapter(
     require_number("learning_rate", learning_rate, above=0)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         require_int(name, value, least)
-    texts, needs_validation = _texts(templates), alpha is None or beta is None
+    require_bool("recipe", recipe)
+    texts = _texts(templates)
+    settings = {"alpha": alpha, "beta": beta, "templates": templates if isinstance(templates, str) else texts}
+    settings |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    return _tip_adapter(FrozenDict(settings | {"recipe": recipe}), texts, TipSettings())
 
-    def fit(clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Labeled | None = None) -> State:
+
+def _tip_adapter(settings: Mapping[str, Any], texts: Sequence[str], own: TipSettings) -> Baseline:
+    """Returns Tip-Adapter with the settings that were published for a dataset."""
+    alpha, beta, recipe = settings["alpha"], settings["beta"], settings["recipe"]
+    epochs = own.epochs if recipe and settings["epochs"] else settings["epochs"]
+    how = KeyTuning(epochs, settings["learning_rate"], settings["batch_size"], settings["seed"])
+    searched = alpha is None or beta is None
+    needs_validation = searched or (recipe and epochs > 0)
+    first = {"alpha": alpha or own.first_alpha, "beta": beta or _BETA}  # given ones are above 0
+
+    def fit(
+        clip: Clip, names: Sequence[str], features: Any, labels: Any, validation: Any = None, views: Any = None
+    ) -> State:
         keys, labels = _check_labeled(names, features, labels)
+        queried = None
         if needs_validation:
-            queries, answers = _check_validation(names, validation, "tip_adapter: alpha and beta")
-        state = {
-            "texts": class_features(clip, names, texts),
-            "keys": jnp.asarray(keys),
-            "values": jax.nn.one_hot(labels, len(names)),
-            "alpha": jnp.float32(_ALPHA if alpha is None else alpha),
-            "beta": jnp.float32(_BETA if beta is None else beta),
-        }
+            queried = _check_validation(names, validation, "tip_adapter: alpha and beta")
+        keys = keys if views is None else _unit(np.mean(views[:, :_VIEWS], axis=1))
+        state = {"texts": class_features(clip, names, texts), "keys": jnp.asarray(keys)}
+        state |= {"values": jax.nn.one_hot(labels, len(names)), **{k: jnp.float32(each) for k, each in first.items()}}
         scale = clip.params["logit_scale"]
         if epochs:
-            state["keys"] = tune_keys(state, scale, labels, epochs, learning_rate, batch_size, seed)
-        if not needs_validation:
+            shown = None if views is None else _unit(views[:, _VIEWS:])
+            score = (lambda state: accuracy(state, scale, *queried)) if recipe and queried else None
+            state["keys"] = tune_keys(state, scale, labels, how, shown, score)
+        if not searched or queried is None:
             return state
-        chosen = search(state, scale, queries, answers, alpha, beta)
+        chosen = search(state, scale, *queried, alpha, beta, {"alpha": own.alpha, "beta": own.beta})
         return state | {name: jnp.float32(value) for name, value in zip(("alpha", "beta"), chosen, strict=True)}
 
     def apply(state: State, clip: Clip, features: ArrayLike) -> Array:
         return cached_logits(state, clip.params["logit_scale"], jnp.asarray(features, jnp.float32))
 
-    settings = {"alpha": alpha, "beta": beta, "templates": templates if isinstance(templates, str) else texts}
-    settings |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    return Baseline("tip_adapter", FrozenDict(settings), fit, apply, True, needs_validation)
+    views = _VIEWS + epochs if recipe else 0
+    of_dataset = functools.partial(_of_dataset, settings, texts) if recipe else None
+    return Baseline("tip_adapter", settings, fit, apply, True, needs_validation, views, of_dataset)
+
+
+def _of_dataset(settings: Mapping[str, Any], texts: Sequence[str], name: str) -> Baseline:
+    """Returns Tip-Adapter as its public code runs it on a dataset; with common settings on any other dataset."""
+    facts = coop.facts(name)
+    if facts is None:
+        return _tip_adapter(settings, texts, TipSettings())
+    return _tip_adapter(settings, _texts(facts.tip.templates or [facts.template]), facts.tip)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
 baselines: Registry[Baseline] = Registry("baseline", ensemble, hand_crafted, linear_probe, tip_adapter)

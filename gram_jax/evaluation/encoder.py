@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gram_jax import runtime
-from gram_jax.batching import map_batches
+from gram_jax.batching import map_batches, pad_to
 from gram_jax.clip import Clip, ImageTransform, encode_image
 from gram_jax.data import Dataset, FeatureBank, augmented_view, augmented_views, open_bank
+from gram_jax.data.augmentation import SCALE
 from gram_jax.errors import InputError, require_int
 from gram_jax.evaluation.features import averaged_class_features, class_features
 from gram_jax.io import PathLike
@@ -139,6 +140,28 @@ class Encoder:
 
         return bank.rows(positions, encode, max(1, self.batch_size // count), read=read, log=self.log)
 
+    def augmented_features(
+        self, dataset: Dataset, count: int, seed: int, scale: tuple[float, float] = SCALE
+    ) -> np.ndarray:
+        """Returns features of `count` augmented views of every image, not normalized, `[images, views, embed_dim]`.
+
+        `scale` is the share of the image's area that a view shows.
+        """
+
+        def draw(item: int, number: int) -> np.ndarray:
+            image, name = _read(dataset, item)
+            number_of_item = dataset.item_number(item)
+            return augmented_view(self.clip.transform, image, seed, number_of_item, number, name, scale)
+
+        shown = [(item, number) for item in range(len(dataset)) for number in range(count)]
+        chunks = [shown[begin : begin + self.batch_size] for begin in range(0, len(shown), self.batch_size)]
+        parts = []
+        for chunk in chunks:  # padded, so that one compiled program serves all of them
+            pixels = pad_to(np.stack([draw(*each) for each in chunk]), self.batch_size)
+            features = encode_image(self.clip, self.clip.transform.normalize(pixels), normalize=False)
+            parts.append(np.asarray(features)[: len(chunk)])
+        return np.concatenate(parts).reshape(len(dataset), count, -1)
+
     def test_views(self, dataset: Dataset, position: int, seed: int, count: int) -> np.ndarray:
         """Returns a test image and views of it, uint8 ``[count, height, width, 3]``."""
         image, name = _read(dataset, position)
@@ -164,13 +187,17 @@ class Encoder:
                 self._texts[key] = averaged_class_features(self.clip, names, templates)
         return self._texts[key]
 
-    def classes(self, tuner: Tuner, names: tuple[str, ...]) -> tuple[Any, np.ndarray]:
-        """Returns classes in the form that the tuner requires, padded to a shared shape; see `pad_classes`."""
-        key = tuner.init, tuple(names)
+    def classes(self, tuner: Tuner, names: tuple[str, ...], template: str = PHOTO) -> tuple[Any, np.ndarray]:
+        """Returns classes in the form that the tuner requires, padded to a shared shape; see `pad_classes`.
+
+        The template, that of the dataset, counts for tuners that read it.
+        """
+        template = template if tuner.reads_template else PHOTO
+        key = tuner.init, tuple(names), template
         if key not in self._classes:
             classes: Any = self.texts(names)
             if tuner.needs_names:
-                classes = self.clip.class_tokens(list(names), allow_duplicates=True)
+                classes = self.clip.class_tokens(list(names), template, allow_duplicates=True)
             shapes = jax.eval_shape(lambda key: tuner.init(key, self.clip, classes), jax.random.key(0))
             padded, valid = pad_classes(self.clip, classes, shapes)
             self._classes[key] = self.place(padded, "classes"), valid

@@ -11,7 +11,7 @@ import numpy as np
 
 from gram_jax import meta
 from gram_jax.data import Dataset
-from gram_jax.evaluation.baselines import Baseline
+from gram_jax.evaluation.baselines import VIEW_SCALE, Baseline
 from gram_jax.evaluation.encoder import PHOTO, Encoder
 from gram_jax.evaluation.plans import Length
 from gram_jax.evaluation.prediction import Predictions, summarize_logits
@@ -167,13 +167,17 @@ class BaselineMethod(Method):
     def learn(self, trial: Trial, report: Sequence[int] = (), measure_cost: bool = False) -> Any:
         if not self.has_runs:
             return None
-        (encoder, task, _), states = trial, []
+        (encoder, task, _), states, baseline = trial, [], self.baseline
+        baseline = baseline.of_dataset(task.dataset.name) if baseline.of_dataset else baseline
         for seed, support in zip(task.seeds, task.supports(), strict=True):
-            names, labeled, validation = support.class_names, (encoder.features(support), support.labels), None
-            if self.baseline.needs_validation and task.shots is not None:
+            names, labeled = support.class_names, (encoder.features(support), support.labels)
+            further: dict[str, Any] = {"validation": None}
+            if baseline.needs_validation and task.shots is not None:
                 drawn = task.protocol.validation(task.dataset, task.shots, seed)
-                validation = encoder.features(drawn), drawn.labels
-            states.append(self.baseline.fit(encoder.clip, names, *labeled, validation=validation))
+                further["validation"] = encoder.features(drawn), drawn.labels
+            if baseline.views:
+                further["views"] = encoder.augmented_features(support, baseline.views, seed, VIEW_SCALE)
+            states.append(baseline.fit(encoder.clip, names, *labeled, **further))
         return names, states
 
     def predict(self, trial: Trial, learned: Any, parts: Sequence[Part]) -> PredictionsByStep:

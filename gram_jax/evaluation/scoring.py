@@ -59,7 +59,8 @@ def make_scorer(
     Args:
       tuner, prompt, clip: the tuner, its prompt and the frozen clip.
       names: the class names; for a class-specific prompt, those that it was tuned on, in their order.
-      template: a text with one {} for the class name, for tuners without a text prompt; None is the default one.
+      template: a text with one {} for the class name, for tuners without a text prompt and for those that also read the
+        template of the dataset (`Tuner.reads_template`); None is the default one.
       source: what messages call the prompt, such as its file.
 
     Example:
@@ -71,9 +72,11 @@ def make_scorer(
       (3, 2)
     """
     classes: Any = clip.class_tokens(list(names), "{}")  # raises an error if two names have the same tokens
+    if tuner.reads_template:
+        classes = clip.class_tokens(list(names), template or templates.DEFAULT)
     if not tuner.needs_names:
         classes = class_features(clip, names, [template or templates.DEFAULT])
-    elif template is not None:
+    elif template is not None and not tuner.reads_template:
         raise InputError(f"template={template!r}: {source} has a {tuner.name} prompt instead of a template; omit it")
     elif tuner.settings.get("class_specific"):
         _check_count(source, prompt, prompt_shapes(tuner, clip, classes), len(names))

@@ -82,7 +82,7 @@ class TestTimeMethod(PromptMethod):
     def _run(self, trial: Trial, dataset: Dataset, seed: int) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of all images before and after tuning, `[images, classes]`, for one seed of the views."""
         encoder, _, candidate = trial
-        classes, valid = encoder.classes(self.tuner, dataset.class_names)
+        classes, valid = encoder.classes(self.tuner, dataset.class_names, dataset.template)
         contexts = None
         if self.needs_context:
             text = jnp.asarray(encoder.texts(dataset.class_names))

@@ -14,7 +14,7 @@ import numpy as np
 from gram_jax import objectives, tuning
 from gram_jax.data import Dataset
 from gram_jax.errors import InputError
-from gram_jax.evaluation.encoder import Encoder, training_images
+from gram_jax.evaluation.encoder import PHOTO, Encoder, training_images
 from gram_jax.evaluation.methods import PredictionsByStep, PromptMethod, Task, Trial
 from gram_jax.evaluation.plans import Length, by_part
 from gram_jax.evaluation.prediction import Predictions, predict_labels
@@ -74,11 +74,13 @@ class TunedMethod(PromptMethod):
         """Returns what each run predicts on each part; class texts are encoded once for all parts of one class list."""
         predictions: dict[int, Predictions] = {}
         batch_size = encoder.batch_size if self.tuner.needs_pixels else FEATURE_BATCH
-        for names in dict.fromkeys(part.dataset.class_names for part in parts):
-            members = [i for i, part in enumerate(parts) if part.dataset.class_names == names]
+        lists = [(part.dataset.class_names, part.dataset.template) for part in parts]
+        lists = lists if self.tuner.reads_template else [(names, PHOTO) for names, _ in lists]
+        for names, template in dict.fromkeys(lists):
+            members = [i for i, each in enumerate(lists) if each == (names, template)]
             inputs = [encoder.inputs(self.tuner, parts[i].dataset) for i in members]
             together = inputs if self.tuner.needs_pixels else [np.concatenate(inputs)]
-            classes, valid = encoder.classes(self.tuner, names)
+            classes, valid = encoder.classes(self.tuner, names, template)
             predicted = [
                 predict_labels(self.compiled.tuning, prompts, encoder.clip, classes, valid, own, batch_size=batch_size)
                 for own in together
@@ -176,7 +178,7 @@ class TunedMethod(PromptMethod):
     ) -> Iterator[dict[str, Any]]:
         """Yields the batch of every step, all runs together."""
         plan, loss, encoder, seeds = self.plan, self.compiled.loss, trial.encoder, trial.task.seeds
-        classes, valid = encoder.classes(self.tuner, supports[0].class_names)
+        classes, valid = encoder.classes(self.tuner, supports[0].class_names, supports[0].template)
         context = regulator_contexts(self.regulator, self.structure, context)
         shared, own_reference, frozen = {"classes": classes, "valid": valid, "context": context}, {}, False
         if loss is not None:

@@ -45,7 +45,8 @@ def prometar(rate: int = 8, per: str = "layer", normalized: bool = False, refere
 
     Reference:
       "Prompt Learning via Meta-Regularization" (ProMetaR), section 4.2, in the form of its public code, which has
-      neither "all" nor `normalized`.
+      neither "all" nor `normalized`. That code never advances the schedule of the network's rate: it learns at the
+      1e-6 of the warm-up throughout. Here it follows the schedule.
     """
     require_int("rate", rate)
     require_known("per", per, PER)

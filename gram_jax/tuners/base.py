@@ -58,6 +58,8 @@ class Tuner(NamedTuple):
       changes: the features that a prompt changes, "text", "image" or both.
       needs_pairs: True if the classes are attribute-object pairs, from `gram_jax.tuners.pair_classes`; `apply` then has
         a fifth argument, a key for dropout, or None.
+      reads_template: whether the prompt also reads the frozen features of the class names under a template, that of the
+        dataset.
 
     Example:
       >>> from gram_jax.testing import tiny_clip
@@ -78,6 +80,7 @@ class Tuner(NamedTuple):
     needs_names: bool
     changes: frozenset[str] = TEXT | IMAGE
     needs_pairs: bool = False
+    reads_template: bool = False
 
     def __reduce__(self) -> Any:
         return reduced(self, "gram_jax.tuners")

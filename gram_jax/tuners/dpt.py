@@ -67,8 +67,8 @@ def dpt(
 
     The text side is CoOp's. The lower L - T of the vision transformer's L layers read [c, patches, P_l] with m learned
     tokens each. Each of the upper T layers reads [c, patches, Q], with Q computed by that layer for each image: with
-    the k classes that the frozen clip finds most likely, their prompted text features t_j, not normalized, the layer's
-    own tokens x (without a gradient) and ten learned ones S,
+    the k classes that the frozen clip finds most likely under the template of the dataset, their prompted text features
+    t_j, not normalized, the layer's own tokens x (without a gradient) and ten learned ones S,
 
         p_j = W_p t_j + a,    A_j = W_v sum_i softmax_i( <W_q p_j, W_k z_i> / sqrt(32) ) z_i,    z = [x ; S],
         Q_j = norm(A_j + p_j).
@@ -133,7 +133,7 @@ def dpt(
     def apply(prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> Outputs:
         return dpt_outputs(settings, prompt, clip, classes, images).outputs
 
-    return Tuner("dpt", settings, init, apply, needs_pixels=True, needs_names=True)
+    return Tuner("dpt", settings, init, apply, needs_pixels=True, needs_names=True, reads_template=True)
 
 
 def dpt_outputs(settings: Mapping[str, Any], prompt: Prompt, clip: Clip, classes: Classes, images: Array) -> DptOutputs:

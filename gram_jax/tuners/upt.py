@@ -71,7 +71,8 @@ def upt(
 
     Reference:
       "Unified Vision and Language Prompt Learning", section 3; the layer, its projections and its settings as in the
-      public code of "Multitask Vision-Language Prompt Tuning", whose authors build on it.
+      public code of "Multitask Vision-Language Prompt Tuning", whose authors build on it. There, the layer gets
+      [1, rows, width] but attends along the first axis, so that no row sees another; here they do, as in the paper.
     """
     require_known("position", position, CLASS_POSITIONS)
     require_known("placement", placement, PLACEMENTS)
