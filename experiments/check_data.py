@@ -18,6 +18,7 @@ are at most 1,000 in files, or with ``--read_all``: 600 JPEGs of 500 x 375 pixel
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import textwrap
@@ -216,8 +217,11 @@ def read_all(dataset: Dataset) -> tuple[list[str], list[str]]:
 
 def several_frames(dataset: Dataset) -> list[str]:
     """Returns a note on image files with several frames or pages, of which the first is read."""
-    files = ((each, dataset.read(each)) for each in dataset.references if isinstance(each, str))
-    several = [name for name, path in files if isinstance(path, str) and frame_count(path) > 1]
+    several = []
+    for each in dataset.references if any(isinstance(each, str) for each in dataset.references) else ():
+        with contextlib.suppress(ImageError):  # reported already
+            if isinstance(path := dataset.read(each), str) and frame_count(path) > 1:
+                several.append(each)
     return [f"{len(several)} images have several frames, the first is read: {examples(several)}"] if several else []
 
 

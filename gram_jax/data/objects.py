@@ -96,6 +96,7 @@ def class_folders(path: str | os.PathLike[str]) -> tuple[list[str], list[str], l
     if folders and all(map(role_of, folders)):
         raise InputError(f"{what} holds the splits {examples(folders)}; give one of them, such as {root / folders[-1]}")
     classes, left_out = files.class_images(root, "", what)
+    folder.count_beside(left_out, files.list_folder(root))
     names = folder.names_of(root, {name: len(images) for name, images in classes.items()}, what)
     label = {name: " ".join(own.replace("_", " ").split()) for name, own in names.of.items()}
     pairs = [(str(root / image), label[name]) for name, images in classes.items() for image in images]

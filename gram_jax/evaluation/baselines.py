@@ -161,7 +161,7 @@ def tip_adapter(
     With `recipe`, all is as in the public code: a key is the normalized mean of ten augmented views, tuning sees a
     fresh view of each image in every epoch, and each published dataset has its own template, ends of the search, first
     alpha and number of epochs. One thing differs: the public code takes the epoch that is best on the test split, on
-    ImageNet alpha and beta as well, and reports the better of two test accuracies; here, the validation features choose.
+    ImageNet alpha and beta too, and reports the better of two test accuracies. Here, the validation features choose.
 
     Args:
       alpha: the weight of the cache. None chooses it on the validation features, which `fit` needs then: 20 values

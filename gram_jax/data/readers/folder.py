@@ -71,16 +71,20 @@ def _list_splits(root: Path, what: str, account: Account) -> dict[str, dict[str,
         classes[split], left_out = files.class_images(root, split, what)
         account.add(left_out)
         prefix = f"{split}/" if split else ""
-        inside = files.list_folder(root / split)
-        account.leave_out("images outside class folders", [prefix + each for each in inside.images])
-        account.leave_out(files.HIDDEN, [prefix + each for each in inside.hidden])
-        if split:
-            account.leave_out(files.OUTSIDE, [prefix + each for each in inside.others])
-    read = {*NAME_FILES, TEMPLATE_FILE}
-    others = [name for name in top.others if name.lower() not in read] + (top.images if splits != [""] else [])
-    account.leave_out(files.OUTSIDE, others)
-    account.leave_out(files.HIDDEN, top.hidden if splits != [""] else [])
+        count_beside(account, files.list_folder(root / split), prefix)
+    if splits != [""]:
+        count_beside(account, top._replace(others=top.others + top.images, images=[]))
     return classes
+
+
+def count_beside(account: Account, listing: files.Listing, prefix: str = "") -> None:
+    """Counts what lies beside class folders; `prefix` is put before its names."""
+    read = {*NAME_FILES, TEMPLATE_FILE} if not prefix else set()
+    others = [name for name in listing.others if name.lower() not in read]
+    for reason, names in (
+        ("images outside class folders", listing.images), (files.OUTSIDE, others), (files.HIDDEN, listing.hidden),
+    ):  # fmt: skip
+        account.leave_out(reason, [prefix + name for name in names])
 
 
 def _check_depth(root: Path, top: list[str], what: str) -> None:

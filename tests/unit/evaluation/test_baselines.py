@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from gram_jax.clip import encode_text
+from gram_jax.data import coop
+from gram_jax.data.readers.coop_datasets import TipSettings
 from gram_jax.data.templates import ensemble as published
 from gram_jax.evaluation import baselines
 
@@ -189,3 +191,71 @@ def test_misfits_are_refused(clip):
         probe.fit(clip, NAMES, support, labels[1:])
     with pytest.raises(ValueError, match="int64 and run from 0 to 3"):
         probe.fit(clip, NAMES, support, np.array([0, 1, 2, 3, 0, 1]))
+
+
+def test_the_recipe_follows_the_public_code(clip, scale):
+    """Keys of ten views, a fresh view in every epoch, the first epoch that is best on validation features."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    support, labels = draw(6, 0)
+    views = np.float32(support[:, None] + 0.3 * rng.normal(size=(6, 12, 16))) * 3  # not normalized
+    queries, answers = draw(30, 1, noise=1.0)
+    settings = {"alpha": 2.0, "beta": 3.0, "epochs": 7, "learning_rate": 0.3, "batch_size": 4}
+    baseline = baselines.tip_adapter(**settings, recipe=True)
+    resolved = baselines._tip_adapter(baseline.settings, ["a photo of a {}."], TipSettings(epochs=2))
+    assert (resolved.views, resolved.needs_validation) == (12, True)
+    state = resolved.fit(clip, NAMES, support, labels, validation=(queries, answers), views=views)
+    first = unit(np.float64(views[:, :10]).mean(axis=1))
+    keys = torch.nn.Parameter(torch.tensor(first))
+    optimizer = torch.optim.AdamW([keys], lr=0.3, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    rows = torch.tensor(texts(clip, ["a photo of a {}."]))
+    one_hot, order, best = torch.eye(3, dtype=torch.float64)[labels], np.random.default_rng(0), (-1.0, None)
+
+    def scores(images):
+        images = torch.tensor(np.float64(images))
+        return float(scale) * images @ rows.T + 2.0 * torch.exp(-3.0 * (1 - images @ keys.T)) @ one_hot
+
+    for epoch in range(2):
+        chosen = order.permutation(6)
+        for batch in (chosen[:4], chosen[4:]):
+            loss = torch.nn.functional.cross_entropy(
+                scores(unit(views[batch, 10 + epoch])), torch.tensor(labels[batch])
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        right = float((scores(queries).argmax(1).numpy() == answers).mean())
+        best = max(best, (right, keys.detach().clone().numpy()), key=lambda each: each[0])
+    np.testing.assert_allclose(state["keys"], best[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "template", "tops", "alpha", "epochs"),
+    [
+        ("coop:oxford_flowers", "a photo of a {}, a type of flower.", (50, 50), 10, 20),
+        ("coop:fgvc_aircraft", "a photo of a {}, a type of aircraft.", (30, 30), 5, 20),
+        ("coop:eurosat", "a centered satellite photo of {}.", (12, 10), 2, 100),
+        ("coop:dtd", "{} texture.", (13, 13), 2, 20),
+        ("coop:oxford_pets", "a photo of a {}, a type of pet.", (7, 3), 1.17, 20),
+        ("folder:photos", "a photo of a {}.", (7, 3), 1.17, 20),
+    ],
+)
+def test_the_recipe_knows_published_datasets(clip, scale, dataset, template, tops, alpha, epochs):
+    recipe = baselines.tip_adapter(epochs=1, recipe=True).of_dataset(dataset)
+    assert recipe.views == 10 + epochs
+    plain = baselines.tip_adapter(recipe=True).of_dataset(dataset)
+    assert plain.views == 10
+    (support, labels), (queries, answers) = draw(9, 0), draw(40, 1, noise=1.0)
+    views = np.repeat(support[:, None], 10, axis=1)
+    state = plain.fit(clip, NAMES, support, labels, validation=(queries, answers), views=views)
+    rows, best = texts(clip, [template]), (-1,)
+    for beta in [i * (tops[0] - 0.1) / 200 + 0.1 for i in range(200)]:
+        cache = np.exp(-beta * (1 - queries @ support.T)) @ np.eye(3)[labels]
+        for weight in [i * (tops[1] - 0.1) / 20 + 0.1 for i in range(20)]:
+            right = np.mean(np.argmax(scale * queries @ rows.T + weight * cache, axis=1) == answers)
+            best = max(best, (right, weight, beta), key=lambda found: found[0])
+    assert (float(state["alpha"]), float(state["beta"])) == pytest.approx(best[1:], rel=1e-5)
+    facts = coop.facts(dataset)
+    assert (facts.tip if facts else TipSettings()).first_alpha == alpha

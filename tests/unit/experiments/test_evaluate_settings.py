@@ -198,6 +198,7 @@ def test_recipes_without_labeled_images_and_without_a_prompt():
     assert (tip.methods, tip.shots) == (("zero_shot",), (1, 2, 4, 8, 16))
     plain, tuned = (method.baseline.settings for method in tip.baseline_methods)
     assert (plain["epochs"], tuned["epochs"], tuned["learning_rate"], tuned["batch_size"]) == (0, 20, 0.001, 256)
+    assert plain["recipe"] is tuned["recipe"] is True
 
 
 def test_what_is_given_wins_over_a_preset():
