@@ -17,6 +17,7 @@ import gram_jax as gram
 from gram_jax import tasks, tuners
 from gram_jax.batching import map_batches
 from gram_jax.clip import Classes, Clip, ClipConfig, TextConfig, VisionConfig, encode_image, init_params
+from gram_jax.clip.classes import Layout, fit_rows, pack_classes, tails_of
 from gram_jax.data import load_corpus
 from gram_jax.data.pairs import prepared, shards
 from gram_jax.data.pairs.reading import Reading, plan_units
@@ -117,8 +118,13 @@ def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name
     tail = np.where(place == lengths[..., None], 1, tail)
     start = np.full((*shape, 1), config.vocab_size - 2)
     ids = np.concatenate([start, rng.integers(2, config.vocab_size // 2, (*shape, 4)), tail], axis=-1)
-    arrays = (ids, lengths + 6, tail, lengths, lengths + 1)
-    return Classes(*(jnp.asarray(array, jnp.int32) for array in arrays))
+    # One task or several, whose rows have the same shapes.
+    arrays = [
+        array.reshape(-1, *array.shape[len(shape) - 1 :]) for array in (ids, lengths + 6, tail, lengths, lengths + 1)
+    ]
+    length, rows = fit_rows([tails_of(*each) for each in zip(arrays[2], arrays[4], strict=True)])
+    packed = [pack_classes(*each, Layout(length, rows)) for each in zip(*arrays, strict=True)]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape[:-1], *leaves[0].shape)), *packed)
 
 
 def make_images(rng: np.random.Generator, config: VisionConfig, *shape: int) -> Array:

@@ -13,7 +13,7 @@ import optax
 
 from gram_jax import tuning
 from gram_jax.clip import Classes, Clip, TextPrompt, encode_classes, encode_image, logits, text
-from gram_jax.clip.modules import layer_norm, make_block, project, run_layers, take_token
+from gram_jax.clip.modules import layer_norm, make_block, project, run_layers, take_tokens
 from gram_jax.objectives.base import normalize
 
 from .inputs import Array, Problem, Setup, with_features
@@ -45,7 +45,7 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
         return build
 
     def unshared(clip: Clip, classes: Classes, prompt: TextPrompt) -> Array:
-        return normalize(text.class_features(clip.params["text"], clip.config, classes, prompt, share_prefix=False))
+        return normalize(text.class_features(clip.params["text"], clip.config, classes, prompt, share=False))
 
     def cached() -> Side:
         for _ in range(2):  # the second time from files: the cache is opened again, nothing is taken from memory
@@ -105,6 +105,6 @@ def _full_features(clip: Clip, classes: Classes, prompt: TextPrompt, unrolled: b
             x = step(x, jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"]), None, None)
     else:
         x = run_layers(step, x, params["layers"], range(config.layers))
-    x = take_token(x, 1 + prompt.context.shape[0] + classes.tail_eot)[:, 0]
+    x = take_tokens(x, 1 + prompt.context.shape[0] + classes.tail_eot[:, None])[:, 0]
     x = layer_norm(config.norm_eps).apply({"params": params["final_norm"]}, x)
     return normalize(project(x, params))

@@ -4,7 +4,7 @@ From an image and a class name to logits:
 
 1. `formats/` loads a checkpoint into a `Clip` (`model.py`): parameters, sizes (`config.py`), tokenizer, transform.
 2. `images.py` decodes an image and transforms it to floats `[size, size, 3]`.
-3. `tokenizer.py` turns class names into token ids (`Classes`).
+3. `tokenizer.py` turns class names into token ids, and `classes.py` packs them into rows (`Classes`).
 4. `forward.py` holds the public passes and checks arguments (`validation.py`): `encode_image` runs the transformer in
    `vision.py` (or the ResNet in `resnet.py`), `encode_classes` the one in `text.py`, each optionally under a prompt
    (`prompts.py`).

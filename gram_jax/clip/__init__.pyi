@@ -1,3 +1,4 @@
+from .classes import Classes
 from .config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from .formats.huggingface import save_clip
 from .formats.loading import convert, load_clip
@@ -8,7 +9,7 @@ from .images import ImageError, ImageTransform
 from .model import Clip, init_params
 from .prompts import MaskedTokens, TextPrompt, VisualPrompt
 from .slots import Slots, bottleneck
-from .tokenizer import Classes, Tokenizer, class_tokens, train_tokenizer
+from .tokenizer import Tokenizer, class_tokens, train_tokenizer
 
 __all__ = [
     "Classes",

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip import text, validation, vision
+from gram_jax.clip.classes import Classes
 from gram_jax.clip.config import ClipConfig
 from gram_jax.clip.model import Clip
 from gram_jax.clip.modules import at_least_float32
 from gram_jax.clip.prompts import TextPrompt, VisualPrompt
 from gram_jax.clip.slots import Slots
-from gram_jax.clip.tokenizer import Classes
 from gram_jax.errors import InputError
 
 Array = jax.Array

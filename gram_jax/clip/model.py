@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax.clip.classes import Classes
 from gram_jax.clip.config import ClipConfig, ResNetConfig, TextConfig, VisionConfig
 from gram_jax.clip.images import ImageTransform
 from gram_jax.clip.modules import slice_layers
 from gram_jax.clip.resnet import init_resnet
-from gram_jax.clip.tokenizer import Classes, Tokenizer, class_tokens
+from gram_jax.clip.tokenizer import Tokenizer, class_tokens
 from gram_jax.errors import InputError
 from gram_jax.summary import short
 

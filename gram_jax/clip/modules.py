@@ -27,11 +27,14 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def take_token(x: Array, position: int | Array) -> Array:
-    """Returns one token `[..., 1, width]` of every sequence `[..., tokens, width]`; `position` is static or `[...]`."""
-    if isinstance(position, int):
-        return x[..., position : position + 1, :]
-    index = jnp.broadcast_to(position, x.shape[:-2])[..., None, None]
+def take_tokens(x: Array, places: int | Array) -> Array:
+    """Returns tokens `[..., reads, width]` of every sequence `[..., tokens, width]`.
+
+    `places` is int `[..., reads]`, or one static place, the same in every sequence.
+    """
+    if isinstance(places, int):
+        return x[..., places : places + 1, :]
+    index = jnp.broadcast_to(places, (*x.shape[:-2], places.shape[-1]))[..., None]
     return jnp.take_along_axis(x, index, axis=-2)
 
 
@@ -152,8 +155,8 @@ class Block(nn.Module):
     ) -> tuple[Array, Memory]:
         """Returns the tokens after the layer, and the layer's keys and values, those of prompts left out.
 
-        `mask` and `memory` are as in `Attention`; `read` is the position of the only token whose output is needed (see
-        `take_token`), None for all tokens of `x`, `[..., tokens, width]`; `angles` of the tokens rotate their queries
+        `mask` and `memory` are as in `Attention`; `read` are the places of the only tokens whose output is needed (see
+        `take_tokens`), None for all tokens of `x`, `[..., tokens, width]`; `angles` of the tokens rotate their queries
         and keys; `slots` are those of this layer, `Slots.at`, without their norms, see `run_block`.
         """
         slots = slots or Slots(())
@@ -162,8 +165,8 @@ class Block(nn.Module):
         prompts = None if slots.prompts is None else norm_1(slots.prompts)
         queries, turns = normed, None if angles is None else (angles, angles)
         if read is not None:
-            x, queries = take_token(x, read), take_token(normed, read)
-            turns = None if angles is None else (take_token(angles, read), angles)
+            x, queries = take_tokens(x, read), take_tokens(normed, read)
+            turns = None if angles is None else (take_tokens(angles, read), angles)
         attention = Attention(self.heads, self.dtype, name="attention")
         attended, memory = attention(queries, normed, mask, memory, turns, prompts, slots.low_rank)
         y = _adapt(slots, "attention", x + attended, x)

@@ -18,35 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from gram_jax.clip.classes import Classes, pack_classes
 from gram_jax.clip.cleaning import read_siglip_tokenizer, read_xlm_tokenizer, repair
 from gram_jax.clip.tokenizer_file import END, START, WORD_END, TokenizerFile, decode, read_complete
 from gram_jax.errors import InputError, require_int
 
 MIN_VOCAB_SIZE = 2 * 256 + 2  # every byte, inside and at the end of a word, and the two special tokens
-
-
-@struct.dataclass
-class Classes:
-    """Class names as token ids, in the two forms that text prompts need.
-
-    All fields are int32 arrays: a step compiled for one list of names serves every list of the same shape, and classes
-    can be mapped over with `vmap`. Everything after an end token is padding and has no effect.
-
-    Attributes:
-      token_ids: [C, T], the filled template, `[SOS] a photo of a NAME . [EOS]`, cut to the longest.
-      eot: [C], position of the end token in `token_ids`, at which the feature is read.
-      tail_ids: [C, S], the tokens after a context that precedes the name, `NAME . [EOS]`, cut to the longest.
-      name_length: [C], number of tokens of the name in the tail.
-      tail_eot: [C], position of the end token in `tail_ids`.
-    """
-
-    token_ids: jax.Array
-    eot: jax.Array
-    tail_ids: jax.Array
-    name_length: jax.Array
-    tail_eot: jax.Array
 
 
 class Tokenizer:
@@ -258,8 +236,7 @@ def class_tokens(
     start = tokenizer.num_start
     tail_eot = tail_end - start
     name_length = np.minimum([len(pieces) for pieces in name_pieces], tail_eot)
-    arrays = (token_ids, eot, with_start[:, start:], name_length, tail_eot)
-    return Classes(*(jnp.asarray(array, jnp.int32) for array in arrays))
+    return jax.tree.map(jnp.asarray, pack_classes(token_ids, eot, with_start[:, start:], name_length, tail_eot))
 
 
 def _clean_names(names: Sequence[str]) -> list[str]:

@@ -199,7 +199,7 @@ class Encoder:
             if tuner.needs_names:
                 classes = self.clip.class_tokens(list(names), template, allow_duplicates=True)
             shapes = jax.eval_shape(lambda key: tuner.init(key, self.clip, classes), jax.random.key(0))
-            padded, valid = pad_classes(self.clip, classes, shapes)
+            padded, valid = pad_classes(self.clip, classes, shapes, self.devices)
             self._classes[key] = self.place(padded, "classes"), valid
         return self._classes[key]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,13 @@ import numpy as np
 from gram_jax.batching import pad_to
 from gram_jax.choices import CROSS
 from gram_jax.clip import Classes, Clip, encode_classes
+from gram_jax.clip.classes import Layout, Tail, fit_rows, pack_classes, shared_rows, tails_of
 from gram_jax.errors import InputError, require_int, require_known, require_number
 from gram_jax.meta import Task
 from gram_jax.tasks.hierarchy import Hierarchy, class_table
 
 _COMMON = 0.99  # share of the classes whose texts fit the default length
+_SAMPLE = 256  # episodes that tell how many rows the names of a task need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Episodes:
     themes: tuple[np.ndarray, ...]
     left_out: dict[str, int]
     config: EpisodeConfig
+    _tails: list[Tail] = dataclasses.field(repr=False)
     _text_ids: np.ndarray = dataclasses.field(repr=False)
     _rows: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
     _domains: np.ndarray = dataclasses.field(repr=False)
@@ -129,10 +133,25 @@ class Episodes:
 
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
         """Draws episode number `index`; `progress`, the finished share of the training, matters for the curriculum."""
-        if not 0.0 <= progress <= 1.0:
-            raise InputError(f"progress={progress!r}: it must be the finished share of the training, from 0 to 1")
         rng, config = np.random.default_rng([seed, index]), self.config
         shots, queries, cross_queries = config.shots, config.queries, config.cross_queries
+        classes, cross_classes, shift = self._draw_classes(rng, index, progress)
+        if shift == "domain":
+            drawn = np.stack([self._across_domains(rng, number) for number in classes])
+            cross = drawn[:, shots + queries :]
+        else:
+            drawn = np.stack([rng.choice(self._rows[n], shots + queries, replace=False) for n in classes])
+            cross = np.stack([rng.choice(self._rows[n], cross_queries, replace=False) for n in cross_classes])
+        support, same = drawn[:, :shots], drawn[:, shots : shots + queries]
+        return Episode(classes, support.ravel(), same.ravel(), cross_classes, cross.ravel())
+
+    def _draw_classes(
+        self, rng: np.random.Generator, index: int, progress: float
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """Draws the classes of an episode and those of its cross query, and returns the shift between them."""
+        if not 0.0 <= progress <= 1.0:
+            raise InputError(f"progress={progress!r}: it must be the finished share of the training, from 0 to 1")
+        config = self.config
         shift = config.cross if config.cross != "both" else ("domain", "theme")[index % 2]
         from_one = rng.random() < (progress / config.curriculum if config.curriculum else 1.0)
         first, second = self._draw_themes(rng)
@@ -143,17 +162,10 @@ class Episodes:
             pool = _by_turns(rng, rest)
         classes = self._pick(pool, config.ways)
         if shift == "domain":
-            cross_classes = classes
-            drawn = np.stack([self._across_domains(rng, number) for number in classes])
-            cross = drawn[:, shots + queries :]
-        else:
-            if shift == "theme":
-                pool = rng.permutation(self.themes[second])
-            cross_classes = self._pick(pool, config.other_ways, taken=() if shift == "theme" else classes)
-            drawn = np.stack([rng.choice(self._rows[n], shots + queries, replace=False) for n in classes])
-            cross = np.stack([rng.choice(self._rows[n], cross_queries, replace=False) for n in cross_classes])
-        support, same = drawn[:, :shots], drawn[:, shots : shots + queries]
-        return Episode(classes, support.ravel(), same.ravel(), cross_classes, cross.ravel())
+            return classes, classes, shift
+        if shift == "theme":
+            pool = rng.permutation(self.themes[second])
+        return classes, self._pick(pool, config.other_ways, taken=() if shift == "theme" else classes), shift
 
     def batch(
         self,
@@ -176,26 +188,54 @@ class Episodes:
           A `Task` of batches {"classes": `Classes` `[tasks, ways, ...]`, "images", "labels": int32
           `[tasks, images]`}; if the episodes have contexts, also these, float32 `[tasks, 2 * embed_dim]`.
         """
-        rows = range(count) if rows is None else rows
-        drawn = [self.draw(seed, index * count + row, progress) for row in rows]
+        numbers = range(index * count, (index + 1) * count)
+        drawn = [self.draw(seed, numbers[row], progress) for row in (range(count) if rows is None else rows)]
         stacked = Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
+        # Of all hosts, whose trees of names must have the same number of rows.
+        every = [self._draw_classes(np.random.default_rng([seed, number]), number, progress) for number in numbers]
+        own_layout, cross_layout = self._layouts
+        own = self._pack(own_layout, stacked.classes, [each[0] for each in every])
+        cross = self._pack(cross_layout, stacked.cross_classes, [each[1] for each in every])
 
-        def part(classes: np.ndarray, members: np.ndarray) -> dict[str, Any]:
-            ways = classes.shape[1]
+        def part(classes: Classes, members: np.ndarray) -> dict[str, Any]:
+            ways = classes.eot.shape[1]
             labels = np.repeat(np.arange(ways, dtype=np.int32), members.shape[1] // ways)
-            table = jax.tree.map(lambda array: array[classes], self.table)
-            return {"classes": table, "images": images(members), "labels": np.tile(labels, (len(drawn), 1))}
+            return {"classes": classes, "images": images(members), "labels": np.tile(labels, (len(drawn), 1))}
 
         context = None
         if self._text_features is not None:
             means = self._features[stacked.support].mean(1), self._text_features[stacked.classes].mean(1)
             context = np.concatenate(means, axis=-1).astype(np.float32)
         return Task(
-            support=part(stacked.classes, stacked.support),
-            same=part(stacked.classes, stacked.same),
-            cross=part(stacked.cross_classes, stacked.cross),
+            support=part(own, stacked.support),
+            same=part(own, stacked.same),
+            cross=part(cross, stacked.cross),
             context=context,
         )
+
+    @functools.cached_property
+    def _layouts(self) -> list[tuple[int, int]]:
+        """The length and the number of rows of the trees of an episode's names, and of those of its cross query."""
+        shares = np.linspace(0, 1, _SAMPLE)
+        drawn = [self._draw_classes(np.random.default_rng(n), n, share) for n, share in enumerate(shares)]
+        return [fit_rows([self._tails_of(each[part]) for each in drawn]) for part in (0, 1)]
+
+    def _pack(self, layout: tuple[int, int], classes: np.ndarray, every: Sequence[np.ndarray]) -> Classes:
+        """Returns the names of classes `[tasks, ways]`; the trees of all tasks, on all hosts, have one number of rows.
+
+        It is that of the layout, so that a step compiles once, unless a task of this batch needs more.
+        """
+        length, rows = layout
+        rows = max(rows, *(len(shared_rows(self._tails_of(each), length)) for each in every))
+        table = self.table
+        fields = (table.token_ids, table.eot, table.tail_ids, table.name_length, table.tail_eot)
+        assert self.config.max_tokens is not None  # filled in
+        shapes = Layout(length, rows, least=self.config.max_tokens)
+        packed = [pack_classes(*(array[numbers] for array in fields), shapes) for numbers in classes]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *packed)
+
+    def _tails_of(self, classes: np.ndarray) -> list[Tail]:
+        return [self._tails[number] for number in classes]
 
     def prototypes(self) -> np.ndarray:
         """Returns the context of each usable theme, the mean over its classes, float32 `[themes, 2 * embed_dim]`."""
@@ -276,6 +316,7 @@ def make_episodes(
             "not cohesive": int(np.sum(fits & enough & ~alike)),
         },
         config=dataclasses.replace(config, max_tokens=table.tail_ids.shape[1]),
+        _tails=tails_of(table.tail_ids, table.tail_eot),
         _text_ids=text_ids,
         _rows=tuple(np.split(order, np.cumsum(sizes)[:-1])),
         _domains=hierarchy.domains,

@@ -14,6 +14,7 @@ import numpy as np
 
 from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
 from gram_jax.clip import Classes, Clip, weights_hash
+from gram_jax.clip.classes import pack_classes
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike
@@ -212,5 +213,5 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
 
     token_ids, tail_ids = around([*start, *before], after), around([], suffix)
     lengths = (token_ids.shape[1] - 1, 1, tail_ids.shape[1] - 1)
-    eot, name_length, tail_eot = (np.full(count, length, np.int32) for length in lengths)
-    return Classes(token_ids, eot, tail_ids, name_length, tail_eot)  # type: ignore[arg-type]  # NumPy arrays, see above
+    eot, name_length, tail_eot = (np.full(count, length) for length in lengths)
+    return pack_classes(token_ids, eot, tail_ids, name_length, tail_eot)

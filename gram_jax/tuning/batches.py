@@ -10,13 +10,18 @@ import numpy as np
 
 from gram_jax.batching import pad_to, round_up
 from gram_jax.clip import Classes, Clip
+from gram_jax.clip.classes import MULTIPLE, Layout, pack_classes
 from gram_jax.errors import require_int
 
 Array = jax.Array
 PyTree = Any
 
-# Class lists are padded to multiples of this many classes, tokens of a name, and tokens of a template.
-CLASS_MULTIPLE, _NAME_MULTIPLE, _TEMPLATE_MULTIPLE = 16, 4, 16
+# Class lists are padded to multiples of this many classes, tokens of a name, tokens of a template, and rows.
+CLASS_MULTIPLE, _NAME_MULTIPLE, _TEMPLATE_MULTIPLE, _ROW_MULTIPLE = 16, 4, 16, 4
+_ROW_LENGTH, _BESIDE = (
+    32,
+    4,
+)  # tokens in a row of the tree of names, or more if a name is longer; sequences side by side
 
 
 def shuffled_batches(seed: int, count: int, batch_size: int, steps: int) -> np.ndarray:
@@ -71,16 +76,20 @@ def epoch_batches(seed: int, count: int, batch_size: int, epochs: int) -> np.nda
     return np.array(order, np.int64).reshape(-1, size)
 
 
-def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> tuple[Classes | Array, np.ndarray]:
+def pad_classes(
+    clip: Clip, classes: Classes | Array, prompt: PyTree = None, devices: int = 1
+) -> tuple[Classes | Array, np.ndarray]:
     """Pads a class list to a shape that other lists share, so that all of them run in one compiled program.
 
     The number of classes becomes a multiple of 16, the number of tokens of a name a multiple of 4, within the context
-    length. The padding repeats the last class. Tokens after an end-of-text token have no effect.
+    length, the number of rows a multiple of 4. The padding repeats the last class. Tokens after an end-of-text token
+    have no effect, and neither have empty rows.
 
     Args:
       clip: the clip.
       classes: class tokens from `clip.class_tokens`, or frozen text features `[classes, embed_dim]`.
       prompt: the prompt that will surround the names, stacked or not, or its shapes; its tokens must fit, too.
+      devices: the number of devices that share classes and rows, a divisor of 16.
 
     Returns:
       The classes, and `valid`, bool `[classes]`, False for the padding.
@@ -96,23 +105,30 @@ def pad_classes(clip: Clip, classes: Classes | Array, prompt: PyTree = None) -> 
     size = round_up(count, CLASS_MULTIPLE)
     valid = np.arange(size) < count
 
-    def padded(array: Array, *length: int) -> Array:
-        return jnp.asarray(pad_to(array, size, *length))
+    def padded(array: Array, *length: int) -> np.ndarray:
+        return pad_to(array, size, *length)
 
     if not isinstance(classes, Classes):
-        return padded(classes), valid
+        return jnp.asarray(padded(classes)), valid
     limit = clip.config.text.context_length
     # The context is one of the leaves. If another leaf is longer, names are padded less, which is always correct.
     tokens = max((leaf.shape[-2] for leaf in jax.tree.leaves(prompt) if len(leaf.shape) > 1), default=0)
     template, tail = classes.token_ids.shape[1], classes.tail_ids.shape[1]
-    together = Classes(
-        token_ids=padded(classes.token_ids, min(round_up(template, _TEMPLATE_MULTIPLE), limit)),
-        eot=padded(classes.eot),
-        tail_ids=padded(classes.tail_ids, min(round_up(tail, _NAME_MULTIPLE), max(tail, limit - 1 - tokens))),
-        name_length=padded(classes.name_length),
-        tail_eot=padded(classes.tail_eot),
+    width = min(round_up(tail, _NAME_MULTIPLE), max(tail, limit - 1 - tokens))
+    fields = (
+        padded(classes.token_ids, min(round_up(template, _TEMPLATE_MULTIPLE), limit)),
+        padded(classes.eot),
+        padded(classes.tail_ids, width),
+        padded(classes.name_length),
+        padded(classes.tail_eot),
     )
-    return together, valid
+    layout = Layout(
+        length=max(_ROW_LENGTH, round_up(tail, MULTIPLE)),
+        rows=max(_ROW_MULTIPLE, devices),
+        beside=_BESIDE if size // _BESIDE % devices == 0 else 1,
+        least=width,
+    )
+    return jax.tree.map(jnp.asarray, pack_classes(*fields, layout)), valid
 
 
 def _require_counts(count: int, batch_size: int, name: str, length: int) -> None:

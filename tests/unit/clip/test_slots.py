@@ -128,7 +128,7 @@ def test_a_shared_prefix_and_chunks_are_exact(clip, classes):
     prompt = TextPrompt(jnp.float32(np.random.default_rng(1).normal(size=(4, clip.config.text.width))))
     params = clip.params["text"]
     once = class_features(params, clip.config, classes, prompt, slots=slots)
-    alone = class_features(params, clip.config, classes, prompt, share_prefix=False, slots=slots)
+    alone = class_features(params, clip.config, classes, prompt, share=False, slots=slots)
     np.testing.assert_allclose(once, alone, atol=5e-6)
     chunked = class_features(params, dataclasses.replace(clip.config, class_chunk=3), classes, prompt, slots=slots)
     np.testing.assert_allclose(chunked, once, atol=5e-6)

@@ -154,9 +154,12 @@ def test_batch_stacks_the_episodes_it_should(many, small_clip):
             assert part["labels"].dtype == np.int32
             expected = small_clip.class_tokens([many.texts[number] for number in classes])
             found = jax.tree.map(lambda array, j=j: array[j], part["classes"])
-            for field in dataclasses.fields(expected):
-                old, new = np.asarray(getattr(expected, field.name)), getattr(found, field.name)
+            for name in ("token_ids", "eot", "tail_ids", "name_length", "tail_eot"):
+                old, new = np.asarray(getattr(expected, name)), getattr(found, name)
                 np.testing.assert_array_equal(new if old.ndim == 1 else new[:, : old.shape[1]], old)
+            for packed in (found.tree, found.apart):
+                read = packed.ids[np.arange(len(packed.ids))[:, None], packed.ends].ravel()[packed.place]
+                assert (read == small_clip.tokenizer.eos_token_id).all()
         context = [many.image_features[episode.support].mean(0), texts[episode.classes].mean(0)]
         np.testing.assert_allclose(tasks.context[j], np.concatenate(context), atol=1e-6)
     assert make_episodes(many, small_clip, EpisodeConfig(ways=3)).batch(0, 0, 1, 1.0, lambda rows: rows).context is None
