@@ -117,11 +117,11 @@ def some(classes, numbers, layout):
 
 @pytest.mark.parametrize(("images", "class_chunk"), [(0, 3), (2, 0)])
 def test_a_list_gives_what_its_classes_give_one_at_a_time(images, class_chunk):
-    clip = tiny_clip(seed=1, text_layers=3, class_chunk=class_chunk)
+    clip = tiny_clip(seed=1, text_layers=2, class_chunk=class_chunk)
     rng, width = np.random.default_rng(0), clip.config.text.width
     leading = (images, 1) if images else ()
     prompt = TextPrompt(
-        jnp.float32(rng.standard_normal((*leading, 3, width))), jnp.float32(rng.standard_normal((2, 2, width)))
+        jnp.float32(rng.standard_normal((*leading, 3, width))), jnp.float32(rng.standard_normal((1, 2, width)))
     )
     direction = jnp.float32(rng.standard_normal((len(NAMES), clip.config.embed_dim)))
     every = clip.class_tokens(NAMES)
@@ -154,5 +154,5 @@ def test_padding_adds_rows_that_change_nothing():
             placed = prompt.replace(class_position=position)
             found, expected = encode_classes(clip, padded, placed), encode_classes(clip, classes, placed)
             np.testing.assert_allclose(found[valid], expected, atol=1e-6)
-            np.testing.assert_array_equal(found[~valid], jnp.broadcast_to(found[10], (5, found.shape[1])))
+            np.testing.assert_allclose(found[~valid], jnp.broadcast_to(found[10], (5, found.shape[1])), atol=1e-6)
     assert tails_of(padded.tail_ids, padded.tail_eot)[:11] == tails_of(classes.tail_ids, classes.tail_eot)
