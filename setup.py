@@ -9,5 +9,8 @@ setup(
         *(f"gram_jax.{name}" for name in find_packages(include=["experiments", "experiments.*"])),
     ],
     package_dir={"gram_jax.experiments": "experiments"},
-    package_data={"gram_jax": ["assets/**/*", "data/**/*.json", "**/*.pyi", "py.typed"]},
+    package_data={
+        "gram_jax": ["assets/**/*", "data/**/*.json", "**/*.pyi", "py.typed"],
+        "gram_jax.experiments.benchmark": ["*.json"],
+    },
 )

@@ -1,5 +1,7 @@
 """Writes docs/results/tokens.csv: the tokens that the class names of the published datasets need.
 
+The tokens of some of them become experiments/benchmark/name_tokens.json, for experiments.benchmark.names.
+
     pip install --no-deps open-clip-torch tensorflow-datasets
     python docs/tokens.py
 
@@ -14,14 +16,18 @@ import ast
 import csv
 import gzip
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from gram_jax.clip.classes import tails_of
 from gram_jax.clip.tokenizer import Tokenizer, class_tokens
 from gram_jax.data.readers import coop_datasets
 
 FILE = Path(__file__).parent / "results" / "tokens.csv"
+NAMES = Path(__file__).parents[1] / "experiments" / "benchmark" / "name_tokens.json"
+LISTS = ("imagenet", "stanford_cars", "sun397", "food101", "fgvc_aircraft")
 HEADER = ["dataset", "classes", "longest name", "longest tail", "mean tail", "tokens", "distinct prefixes"]
 AIRCRAFT = """707-320|727-200|737-200|737-300|737-400|737-500|737-600|737-700|737-800|737-900|747-100|747-200|747-300|
 747-400|757-200|757-300|767-200|767-300|767-400|777-200|777-300|A300B4|A310|A318|A319|A320|A321|A330-200|A330-300|
@@ -106,11 +112,15 @@ def row(tokenizer: Tokenizer, dataset: str, names: list[str]) -> list[str]:
 
 def main() -> None:
     """Writes the table."""
-    tokenizer = openai_tokenizer()
+    tokenizer, lists = openai_tokenizer(), class_names()
+    tails = {name: class_tokens(tokenizer, lists[name], allow_duplicates=True) for name in LISTS}
+    rows = {name: tails_of(classes.tail_ids, classes.tail_eot) for name, classes in tails.items()}
+    without_ends = {name: [tail[:-1] for tail in own] for name, own in rows.items()}
+    NAMES.write_text(json.dumps(without_ends, separators=(",", ":")) + "\n", encoding="utf-8")
     with FILE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
-        writer.writerows(row(tokenizer, name, names) for name, names in class_names().items())
+        writer.writerows(row(tokenizer, name, names) for name, names in lists.items())
 
 
 if __name__ == "__main__":

@@ -193,9 +193,8 @@ class Episodes:
         stacked = Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
         # Of all hosts, whose trees of names must have the same number of rows.
         every = [self._draw_classes(np.random.default_rng([seed, number]), number, progress) for number in numbers]
-        own_layout, cross_layout = self._layouts
-        own = self._pack(own_layout, stacked.classes, [each[0] for each in every])
-        cross = self._pack(cross_layout, stacked.cross_classes, [each[1] for each in every])
+        own = self._pack(0, stacked.classes, every)
+        cross = self._pack(1, stacked.cross_classes, every)
 
         def part(classes: Classes, members: np.ndarray) -> dict[str, Any]:
             ways = classes.eot.shape[1]
@@ -220,17 +219,16 @@ class Episodes:
         drawn = [self._draw_classes(np.random.default_rng(n), n, share) for n, share in enumerate(shares)]
         return [fit_rows([self._tails_of(each[part]) for each in drawn]) for part in (0, 1)]
 
-    def _pack(self, layout: tuple[int, int], classes: np.ndarray, every: Sequence[np.ndarray]) -> Classes:
+    def _pack(self, part: int, classes: np.ndarray, every: Sequence[Any]) -> Classes:
         """Returns the names of classes `[tasks, ways]`; the trees of all tasks, on all hosts, have one number of rows.
 
         It is that of the layout, so that a step compiles once, unless a task of this batch needs more.
         """
-        length, rows = layout
-        rows = max(rows, *(len(shared_rows(self._tails_of(each), length)) for each in every))
-        table = self.table
+        length, rows = self._layouts[part]
+        rows = max(rows, *(len(shared_rows(self._tails_of(each[part]), length)) for each in every))
+        table, least = self.table, self.table.tail_ids.shape[1]
         fields = (table.token_ids, table.eot, table.tail_ids, table.name_length, table.tail_eot)
-        assert self.config.max_tokens is not None  # filled in
-        shapes = Layout(length, rows, least=self.config.max_tokens)
+        shapes = Layout(length, rows, least=least)
         packed = [pack_classes(*(array[numbers] for array in fields), shapes) for numbers in classes]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *packed)
 
