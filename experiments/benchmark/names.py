@@ -99,9 +99,10 @@ def make_classes(lists: list[list[Tail]], padded: bool) -> Classes:
         layout = Layout(length, rows if len(lists) > 1 else 1, least=width)
         classes = pack_classes(whole, ends + 1, ids, ends - 1, ends, layout)
         if padded:
-            depth = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
-            mask = np.broadcast_to(np.tri(width, dtype=bool), (*ids.shape, width))
-            each = Packed(classes.tail_ids, depth, mask, classes.tail_eot[:, None], np.arange(len(ids)))
+            depth: Any = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+            mask: Any = np.broadcast_to(np.tri(width, dtype=bool), (*ids.shape, width))
+            place: Any = np.arange(len(ids))
+            each = Packed(classes.tail_ids, depth, mask, classes.tail_eot[:, None], place)
             classes = dataclasses.replace(classes, tree=each)
         made.append(classes)
     if len(made) == 1:
@@ -132,7 +133,9 @@ def build(config: Config, clip: Clip, method: str, tails: list[Tail], padded: bo
     drawn = [[[tails[n] for n in rng.permutation(len(tails))[: config.ways]] for _ in range(TASKS)] for _ in range(2)]
     own, cross = (make_classes(lists, padded) for lists in drawn)
     sizes = {"support": (own, SHOTS), "same": (own, 1), "cross": (cross, 2)}
-    parts = {name: batch(classes, config.ways, TASKS, images=n * config.ways) for name, (classes, n) in sizes.items()}
+    parts: dict[str, Any] = {
+        name: batch(classes, config.ways, TASKS, images=n * config.ways) for name, (classes, n) in sizes.items()
+    }
     regulator = regulators.affine()
     learned = meta.init_meta(prompt, regulator.init(jax.random.key(0), prompt), inputs.INNER_RATE)
 
@@ -156,7 +159,9 @@ def measure(config: Config, clip: Clip, method: str, tails: list[Tail]) -> dict[
             analysis = step.lower(*given).compile().memory_analysis()
             found[f"{side} temp_bytes"] = float(analysis.temp_size_in_bytes)
     if config.repeats:
-        sides = {side: compiled_side(step, lambda given=given: given, tuple) for side, (step, given) in steps.items()}
+        sides = {
+            side: compiled_side(step, functools.partial(tuple, given), tuple) for side, (step, given) in steps.items()
+        }
         seconds, values = run_in_turns(sides, config.repeats, 2, 600.0)
         if relative_difference(values["padded"], values["tree"]) > 1e-4:
             raise ArithmeticError(f"{method}: padded {values['padded']} and tree {values['tree']} differ")
@@ -168,9 +173,9 @@ def cells(name: str, method: str, found: Mapping[str, float]) -> dict[str, str]:
     """Returns a line of the table."""
     line = {"list": name, "method": method}
     for quantity, unit, scale in (("flops", "GFLOP", 1e-9), ("temp_bytes", "MiB", 2.0**-20), ("seconds", "ms", 1e3)):
-        values = [found.get(f"{side} {quantity}") for side in SIDES]
-        if None not in values:
-            line |= {f"{unit}, {side}": f"{scale * value:,.4g}" for side, value in zip(SIDES, values, strict=True)}
+        if f"tree {quantity}" in found:
+            values = [scale * found[f"{side} {quantity}"] for side in SIDES]
+            line |= {f"{unit}, {side}": f"{value:,.4g}" for side, value in zip(SIDES, values, strict=True)}
             line[f"{unit}, ratio"] = f"{values[0] / values[1]:.2f}"
     return line
 

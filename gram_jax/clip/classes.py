@@ -126,12 +126,10 @@ def pack_classes(
     groups = _balanced(tails, beside)
     longest = max(sum(len(tails[number]) for number in group) for group in groups)
     least = max(least, longest if beside == 1 else round_up(longest, MULTIPLE))
-    packed = (
-        _pack(tails, tree, same, length, max(1, length // _ENDS), share=True),
-        _pack(tails, groups, range(len(tails)), least, beside, share=False),
-    )
-    fields = (token_ids, eot, tail_ids, name_length, tail_eot)
-    return Classes(*(np.asarray(field, np.int32) for field in fields), *packed)  # type: ignore[arg-type]  # NumPy arrays
+    fields: list[Any] = [np.asarray(field, np.int32) for field in (token_ids, eot, tail_ids, name_length, tail_eot)]
+    fields.append(_pack(tails, tree, same, length, max(1, length // _ENDS), share=True))
+    fields.append(_pack(tails, groups, range(len(tails)), least, beside, share=False))
+    return Classes(*fields)
 
 
 def tails_of(tail_ids: Any, tail_eot: Any) -> list[Tail]:
@@ -213,13 +211,13 @@ def _pack(
         nodes: dict[Tail, int] = {}
         used = 0
         for slot, number in enumerate(group):
-            nodes, above = nodes if share else {}, None
+            nodes, above = nodes if share else {}, 0
             for level, token in enumerate(tails[number]):
                 node = nodes.setdefault(tails[number][: level + 1], used)
                 if node == used:
                     used += 1
                     ids[row, node], depth[row, node] = token, level
-                    if above is not None:
+                    if level:
                         mask[row, node] |= mask[row, above]
                 above = node
             ends[row, slot], place[number] = above, row * reads + slot

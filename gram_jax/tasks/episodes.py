@@ -216,8 +216,8 @@ class Episodes:
     def _layouts(self) -> list[tuple[int, int]]:
         """The length and the number of rows of the trees of an episode's names, and of those of its cross query."""
         shares = np.linspace(0, 1, _SAMPLE)
-        drawn = [self._draw_classes(np.random.default_rng(n), n, share) for n, share in enumerate(shares)]
-        return [fit_rows([self._tails_of(each[part]) for each in drawn]) for part in (0, 1)]
+        drawn: list[Any] = [self._draw_classes(np.random.default_rng(n), n, share) for n, share in enumerate(shares)]
+        return [fit_rows([[self._tails[number] for number in each[part]] for each in drawn]) for part in (0, 1)]
 
     def _pack(self, part: int, classes: np.ndarray, every: Sequence[Any]) -> Classes:
         """Returns the names of classes `[tasks, ways]`; the trees of all tasks, on all hosts, have one number of rows.
@@ -225,15 +225,11 @@ class Episodes:
         It is that of the layout, so that a step compiles once, unless a task of this batch needs more.
         """
         length, rows = self._layouts[part]
-        rows = max(rows, *(len(shared_rows(self._tails_of(each[part]), length)) for each in every))
-        table, least = self.table, self.table.tail_ids.shape[1]
-        fields = (table.token_ids, table.eot, table.tail_ids, table.name_length, table.tail_eot)
-        shapes = Layout(length, rows, least=least)
-        packed = [pack_classes(*(array[numbers] for array in fields), shapes) for numbers in classes]
+        rows = max(rows, *(len(shared_rows([self._tails[number] for number in each[part]], length)) for each in every))
+        layout, table = Layout(length, rows, least=self.table.tail_ids.shape[1]), self.table
+        fields: list[Any] = [table.token_ids, table.eot, table.tail_ids, table.name_length, table.tail_eot]
+        packed = [pack_classes(*(array[own] for array in fields), layout=layout) for own in classes]  # type: ignore[misc]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *packed)
-
-    def _tails_of(self, classes: np.ndarray) -> list[Tail]:
-        return [self._tails[number] for number in classes]
 
     def prototypes(self) -> np.ndarray:
         """Returns the context of each usable theme, the mean over its classes, float32 `[themes, 2 * embed_dim]`."""
