@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax.clip import encode_text
+from gram_jax.clip import TextPrompt, encode_classes, encode_text
 from gram_jax.errors import InputError
 from gram_jax.meta import init_meta, meta_objective
 from gram_jax.regulators import identity
@@ -172,6 +174,33 @@ def test_hosts_draw_their_own_rows_of_a_batch(many, small_clip):
         found = episodes.batch(5, 2, 4, 1.0, lambda rows: many.image_features[rows], own)
         expected = jax.tree.map(lambda array, own=own: np.asarray(array)[own.start : own.stop], whole)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_names_of_all_batches_have_the_same_shapes(many, small_clip):
+    words = ("small red", "small", "large green", "", "a small red")
+    texts = [f"{words[number % 5]} {text}".strip() for number, text in enumerate(many.texts)]
+    h = dataclasses.replace(many, texts=tuple(texts))
+    episodes = make_episodes(h, small_clip, EpisodeConfig(ways=3, cross="both", curriculum=0.5))
+    prompt = TextPrompt(jnp.ones((2, small_clip.config.text.width)))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def features(clip, classes):
+        return jax.vmap(lambda own: encode_classes(clip, own, prompt))(classes)
+
+    for index in range(30):
+        tasks = episodes.batch(1, index, 2, index / 30, lambda rows: many.image_features[rows])
+        assert tasks.support["classes"].tree.ids.size < tasks.support["classes"].tail_ids.size
+        if index % 10 == 0:
+            found, drawn = features(small_clip, tasks.support["classes"]), episodes.draw(1, 2 * index, index / 30)
+            expected = encode_classes(small_clip, small_clip.class_tokens([texts[n] for n in drawn.classes]), prompt)
+            np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    shape = jax.tree.map(np.shape, tasks)
+    episodes.__dict__["_layouts"] = [(8, 1), (8, 1)]  # too few rows: a batch gets more, for all of its tasks
+    one, two = (episodes.batch(1, 0, 2, 0.0, lambda rows: rows, own) for own in (range(1), range(1, 2)))
+    assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, two)
+    assert one.support["classes"].tree.ids.shape[1] > 1
+    assert jax.tree.map(np.shape, episodes.batch(1, 29, 2, 29 / 30, lambda rows: rows)) != shape
 
 
 def test_a_batch_is_what_the_meta_objective_takes(many, small_clip):
