@@ -223,7 +223,7 @@ class ClipConfig:
         sums and features are float32 in both cases. "float32" is a lower bound: float64 parameters (under
         `jax.enable_x64`) are computed in float64.
       remat: recompute a layer's activations in the backward pass instead of storing them.
-      class_chunk: the largest number of classes that the text transformer runs at once under a prompt. More classes
+      class_chunk: about how many classes the text transformer runs at once under a prompt. More classes
         run chunk by chunk and are recomputed in the backward pass, which bounds the memory. 0: all at once.
 
     Example:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip import Classes, Clip, TextPrompt, embed_tokens, encode_classes
+from gram_jax.clip.classes import pack_classes
 from gram_jax.clip.tokenizer import class_tokens
 from gram_jax.errors import InputError
 from gram_jax.summary import short_repr
@@ -81,8 +82,7 @@ def _learned_classes(rows: np.ndarray) -> Classes:
     count, length = rows.shape
     tail = np.concatenate([rows + _FIXED, np.full((count, 1), _END)], axis=1)
     full, none = np.full(count, length), np.zeros(count)
-    arrays = (np.zeros((count, 1)), none, tail, full, full)
-    return Classes(*(jnp.asarray(array, jnp.int32) for array in arrays))
+    return jax.tree.map(jnp.asarray, pack_classes(np.zeros((count, 1)), none, tail, full, full))
 
 
 def check_pairs(classes: Any) -> PairClasses:
