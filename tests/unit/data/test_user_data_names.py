@@ -158,7 +158,7 @@ def test_names_in_json(tmp_path, document):
     ("name", "text", "message"),
     [
         ("data.yaml", "names: [cat, dog]", "no list of names"), ("names.csv", "id,name\n0,cat\n", "no list of names"),
-        ("names.json", "{", "is no JSON"), ("names.json", '{"cat": 0, "dog": 1}', "holds 0, 1"),
+        ("names.json", "{", "is no JSON"), ("names.json", '{"cat": 0.5, "dog": 1}', r"holds 0\.5, 1"),
         ("names.txt", "\n", "is empty"),
     ],
 )  # fmt: skip
