@@ -9,10 +9,11 @@ tunes several prompts at once, the shots and the tasks of a meta step, and the d
 per device, on fake devices that share the cores. Every other size is that of experiments.benchmark, with random weights
 and random image features.
 
-Memory is the compiler's, without the weights of the clip. Time is the shortest of --repeats runs, which take turns over
-the points of an axis; a point that needs more than --run_gib is compiled and not run. An exponent p says that the cost
-is proportional to (size of the axis)^p. It is fitted by least squares between logarithms; "at the end" is that of the
-two largest points, where constant costs count least. On the axis of devices, time is processor time of all of them.
+Memory is the compiler's, without the weights of the text transformer. Time is the shortest of --repeats runs, which
+take turns over the points of an axis; a point that needs more than --run_gib is compiled and not run. An exponent p
+says that the cost is proportional to (size of the axis)^p. It is fitted by least squares between logarithms; "at the
+end" is that of the two largest points, where constant costs count least. On the axis of devices, time is processor time
+of all of them.
 
 WORKDIR gets growth.png, table.md and results.json. The default takes ten minutes on two cores, and 3 GiB.
 """
@@ -59,7 +60,7 @@ class Config:
     axes: tuple[str, ...] = setting(AXES, f"some of {', '.join(AXES)}")
     largest: int = setting(20_000, "largest size of an axis; larger points are left out")
     class_chunk: int = setting(512, "classes whose texts are computed at once; 0: all")
-    repeats: int = setting(5, "runs of a point; the shortest counts")
+    repeats: int = setting(8, "runs of a point; the shortest counts")
     max_seconds: float = setting(120.0, "no further turn over the points of an axis begins after this time, seconds")
     run_gib: float = setting(4.0, "a point that needs more memory is compiled and not run, GiB")
     small: bool = setting(False, "tiny sizes and a tiny clip instead of --clip_size, for tests")
@@ -133,7 +134,7 @@ def measure(config: Config, axis: str, setup: Setup) -> list[Point]:
     sizes = [size for size in POINTS[axis] if size <= config.largest]
     if axis == "devices":
         return [_devices(size) for size in sizes]
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(setup.clip.params))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(setup.clip.params["text"]))  # the others are not used
     sides = {size: builder(axis, setup, size) for size in sizes}
     small = {str(n): side for n, side in sides.items() if (side.step_bytes or 0) <= config.run_gib * GIB}
     seconds = run_in_turns(small, config.repeats, 1, config.max_seconds)[0] if small else {}
