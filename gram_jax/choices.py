@@ -14,6 +14,7 @@ TEST_TIME_OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "warmup_cosine")
 INNER_SCHEDULES = ("constant", "cosine")
 AUGMENTATIONS = ("none", "fresh", "stored")
+HEADS = ("text", "linear")
 MAPPERS = ("shard_map", "pmap")
 CROSS = ("class", "domain", "theme", "both")
 METRICS = (

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gram_jax.choices import HEADS
 from gram_jax.clip import Clip
 from gram_jax.errors import require_known, require_number
 from gram_jax.objectives import norm_consistency, prompt_distance
@@ -20,7 +21,6 @@ from gram_jax.tuning.nullspace import NullSpaceState, null_space
 
 Array = jax.Array
 PyTree = Any
-HEADS = ("text", "linear")
 
 
 @flax.struct.dataclass
@@ -81,7 +81,7 @@ def make_stream_tuning(
     Args:
       tuner: of the image side, with a leaf "prompts" `[layers, tokens, width]`.
       regulator: R, of GRAM; None for none.
-      head, temperature: one of `HEADS`, and T, above 0.
+      head, temperature: one of `choices.HEADS`, and T, above 0.
       eta, divide: of `null_space`.
       weight_decay: w, added to the gradients before Adam.
 
