@@ -6,13 +6,14 @@
 
 Steps are those of experiments.benchmark.growth: the mini CLIP's size, 100 classes and 32 images, or 8 tasks of 5
 classes. Of each operation of the compiled program the shortest of five runs counts. The stages of quickstart are
-seconds of processor time of all threads, without tracing, lowering and compiling, which JAX reports by themselves.
+seconds of processor time of all threads, with compilation; the last one ends when the report is written.
 """
 
 from __future__ import annotations
 
 import collections
 import csv
+import itertools
 import os
 import re
 import runpy
@@ -77,24 +78,15 @@ def measure_quickstart(arguments: list[str]) -> None:
     """Runs quickstart and writes the processor time of its stages."""
     import builtins
 
-    import jax
-
-    inside = collections.Counter[str]()
-    titles = {"jaxpr_trace": "tracing", "to_mlir": "lowering", "backend_compile": "compiling"}
-
-    def add(event: str, seconds: float, **_: object) -> None:
-        inside.update({title: seconds for word, title in titles.items() if word in event})
-
     def spent() -> float:
         times = os.times()
         return times.user + times.system
 
-    jax.monitoring.register_event_duration_secs_listener(add)
-    stages, shown = [("imports and start", spent(), 0.0)], builtins.print
+    stages, shown = [("start", 0.0)], builtins.print
 
     def told(*values: object, **options: object) -> None:
         if values and (stage := re.match(r"\n\[ *\d+ s\] (.*)", str(values[0]))):
-            stages.append((stage[1], spent(), sum(inside.values())))
+            stages.append((stage[1], spent()))
         shown(*values, **options)
 
     builtins.print, sys.argv = told, ["quickstart", *arguments]
@@ -105,14 +97,8 @@ def measure_quickstart(arguments: list[str]) -> None:
             raise
     finally:
         builtins.print = shown
-    begun = [("imports and start", 0.0, 0.0), *stages[1:]]
-    ends = [*stages[1:], ("end", spent(), sum(inside.values()))]
-    lines = [
-        (name, f"{until - since - (compiled_until - compiled):.1f}")
-        for (name, since, compiled), (_, until, compiled_until) in zip(begun, ends, strict=True)
-        if not name.startswith("done")
-    ]
-    write("profile_quickstart", ("stage", "s"), [*lines, *((name, f"{inside[name]:.1f}") for name in titles.values())])
+    lines = [(name, f"{until - since:.1f}") for (name, since), (_, until) in itertools.pairwise(stages)]
+    write("profile_quickstart", ("stage", "s"), lines)
 
 
 def write(name: str, header: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:

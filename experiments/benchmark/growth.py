@@ -171,6 +171,8 @@ def plot(found: Mapping[str, Sequence[Point]], path: Any) -> None:
                 x, y = zip(*known, strict=True)
                 panel.plot(x, y, "o-", color=color)
                 panel.plot(x, [y[-1] * size / x[-1] for size in x], ":", color=plots.GRAY)  # exactly linear
+                panel.minorticks_off()
+                panel.set_xticks(x, [f"{size:,}" for size in x])
                 panel.set_title("exponent {:.2f}, at the end {:.2f}".format(*exponents(known)))
         plots.save(figure, path)
 
