@@ -106,14 +106,19 @@ def test_folders_and_patterns_stand_for_result_files(runs, given, found):
     [
         ("runs/c", r"runs/c: no results\.json in it yet, rows\.jsonl has 12 units; run"),
         ("runs/c/rows.jsonl", r"no results\.json in it yet, .*12 units"),
-        ("runs", r"runs: no results\.json in it yet, nor finished units"),
+        ("runs/empty", r"runs/empty: no results\.json in it yet, nor finished units"),
         ("runs/d", r"--results=runs/d: there is no such file; name a work directory"),
         ("runs/*.json", r"--results=runs/\*\.json: there is no such file"),
     ],
 )
 def test_a_folder_without_results_is_named_with_a_remedy(runs, given, message):
+    (runs / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
         report.files_of([given])
+
+
+def test_a_folder_of_work_directories_stands_for_them(runs):
+    assert report.files_of(["runs"]) == report.files_of(["runs/*"])
 
 
 def test_labels_of_files(runs, tmp_path):
