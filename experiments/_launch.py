@@ -11,10 +11,13 @@ it joins processes, locks the work directory, writes the results, and turns erro
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import os
 import pathlib
 import re
+import shlex
 import sys
 import types
 import typing
@@ -147,6 +150,33 @@ def _experiment_name() -> str:
     main = sys.modules["__main__"]
     module = main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__ or "experiment").stem
     return module.removesuffix(".__main__").rpartition(".")[2]
+
+
+def command(name: str, config: Any) -> str:
+    """Returns the command line that a config comes from, without its work directory: flags that are not the default.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Config:
+      ...     dataset: tuple[str, ...] = setting(("a",), "datasets")
+      ...     save: bool = setting(True, "whether to save")
+      >>> command("evaluate", Config(("folder:my photos", "b"), False))
+      "python -m experiments.evaluate '--dataset=folder:my photos,b' --nosave"
+    """
+    words = ["python", "-m", f"experiments.{name}"]
+    for field in dataclasses.fields(config):
+        if (value := getattr(config, field.name)) == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no'}{field.name}")
+        elif isinstance(value, tuple) and field.metadata.get("repeated"):
+            words += [f"--{field.name}={each}" for each in value]
+        elif isinstance(value, tuple):
+            csv.writer(line := io.StringIO(), lineterminator="").writerow(value)
+            words.append(f"--{field.name}={line.getvalue()}")
+        else:
+            words.append(f"--{field.name}={value}")
+    return shlex.join(words)
 
 
 def _define(field: dataclasses.Field, annotation: Any) -> None:

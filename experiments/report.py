@@ -10,8 +10,9 @@ dataset, and other measured metrics. Differences to the tuner, and to the method
 tested. Published numbers are marked; they appear only beside measurements of the same datasets under the same protocol.
 Means include only the draws that all methods of a table share. Files of one method under other settings, another clip
 or other data are never averaged: each configuration is a line of its own, labeled by --names or by what differs. Notes
-below the tables list excluded draws and differences between the files. Writes table.md, table.csv and plots to the
-workdir and prints the tables.
+below the tables list excluded draws and differences between the files. Writes table.md, .csv and .tex, plots, and
+report.html, one page with all of it and a section for each dataset, to the workdir; prints the first tables. Confusion
+matrices, calibration and wrong images come from the predictions that experiments.evaluate stores (--save_predictions).
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def run(config: Config, workdir: Any) -> None:
     names = [os.path.relpath(file) if not is_remote(file) else os.fspath(file) for file in files]
     settings = {"names": names, "shots": config.shots, "against": config.against, "labels": config.names or None}
     reporting.write_report(results, workdir, show=print, **settings)
+    reporting.html_report(results, workdir / "report.html", folders=[file.parent for file in files], **settings)
 
 
 if __name__ == "__main__":

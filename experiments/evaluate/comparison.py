@@ -16,7 +16,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import artifacts, runtime
 from gram_jax.data import Dataset
-from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures
+from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures, stored
 from gram_jax.evaluation.encoder import PHOTO
 from gram_jax.evaluation.features import prompted_features
 from gram_jax.evaluation.methods import Trial, task_of, validation_scores
@@ -227,6 +227,8 @@ class Comparison:
         files = {}
         if settings.save_confusion and work.method.has_runs:
             files["confusion"] = self.workdir / "confusion" / f"{name}.npz", work.seeds
+        if settings.save_predictions is not False:
+            files["predictions"] = self.workdir / "predictions" / f"{name}.npz", first
         if settings.save_prompts and tuned:
             files["prompts"] = self.workdir / "prompts" / f"{name}.safetensors", first
         if settings.save_features and (tuned or work.method.name == "zero_shot"):
@@ -240,6 +242,8 @@ class Comparison:
     def _seeds_of_missing_files(self, work: Work) -> set[int | None]:
         """Returns the seeds that must be measured, again if need be, because files are missing."""
         files = self._files(work).items()
+        if not self.settings.save_predictions:  # by default they are a by-product
+            files = [each for each in files if each[0] != "predictions"]
         lacking = [seeds for kind, (path, seeds) in files if self.units.find(*self._record(kind, work, seeds)) != (
             file_hash(path) if path.exists() else None) or not path.exists()]  # fmt: skip
         return {seed for seeds in lacking for seed in seeds}
@@ -258,6 +262,8 @@ class Comparison:
             with replacing(path) as part:
                 if kind == "confusion":
                     measures.save_confusion(part, zip(parts, predicted, strict=True))
+                elif kind == "predictions":
+                    stored.save_predictions(part, zip(parts, predicted, strict=True), place, of_seeds[0])
                 elif kind == "features":
                     write_npz(part, part_features(self.encoder, method, prompt, parts))
                 else:

@@ -190,6 +190,11 @@ class Flags:
     )
     save_prompts: bool = setting(False, "write the tuned prompts of the first seed to WORKDIR/prompts")
     save_confusion: bool = setting(False, "write confusion matrices after the last step to WORKDIR/confusion")
+    save_predictions: bool | None = setting(
+        None,
+        "write what the first seed predicts for every test image to WORKDIR/predictions, for report.html; default: of "
+        "units that are measured; true: measure finished ones again for it",
+    )
     save_features: bool = setting(
         False, "write test features under the prompts of the first seed, and without one, to WORKDIR/features"
     )

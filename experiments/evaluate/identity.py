@@ -20,8 +20,8 @@ from .settings import Settings
 BESIDE = (
     "baselines", "class_chunk", "clip", "controls", "dataset", "dataset_seed", "domains", "feature_store",
     "follow_classes", "image_batch", "meta", "methods", "metrics", "protocol", "report_steps", "save_confusion",
-    "save_features", "save_prompts", "seeds", "select_seeds", "select_shots", "shard_classes", "shots", "source",
-    "targets", "test_time_batch",
+    "save_features", "save_predictions", "save_prompts", "seeds", "select_seeds", "select_shots", "shard_classes",
+    "shots", "source", "targets", "test_time_batch",
 )  # fmt: skip
 # Flags that enter by what they stand for: a plan, a candidate. Any other flag is taken as it is: none is forgotten.
 RESOLVED = (

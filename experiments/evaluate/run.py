@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,12 +27,15 @@ from gram_jax.io import absolute, is_remote
 from gram_jax.runtime import SharedUnits
 
 from .._accounts import tell
+from .._launch import command
 from . import presets
 from .comparison import Comparison
 from .datasets import Opened, about, all_datasets, draw_hashes, open_datasets
 from .identity import file_hashes
 from .methods import build, choose_tuner
 from .settings import Config, Settings
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
@@ -64,6 +68,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files, hashes=hashes)
     rows, selected = comparison.run()
     environment["draws"] = draw_hashes(opened, settings.seeds, settings.counts)
+    environment["command"] = command("evaluate", config)
     environment["measured_by"] = units.measured_by()
     evaluation.warn_of_versions(environment)
     told = {**settings.flags, "tuner": tuner.name, "tuner_settings": dict(tuner.settings)}
@@ -76,7 +81,18 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     if runtime.is_main():
         evaluation.save_results(workdir, results)  # before anything that could fail
         reporting.write_report([results], workdir, names=["this evaluation"], show=print)
+        write_page(results, workdir, {dataset.name: dataset for dataset in all_datasets(opened)})
     return results
+
+
+def write_page(results: evaluation.Results, workdir: epath.Path, datasets: Mapping[str, Dataset]) -> None:
+    """Writes report.html; if that fails, a warning says so: the results are worth more than a page."""
+    try:
+        reporting.html_report(
+            [results], workdir / "report.html", names=["this evaluation"], folders=[workdir], datasets=datasets
+        )
+    except Exception as error:
+        logger.warning("report.html could not be written: %s: %s", type(error).__name__, error)
 
 
 def load_clip(settings: Settings) -> Clip:

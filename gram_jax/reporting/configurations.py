@@ -17,8 +17,8 @@ from gram_jax.reporting.names import tagged
 _BESIDE = (
     "baselines", "class_chunk", "clip", "controls", "dataset", "datasets", "domains", "feature_store", "files",
     "image_batch", "meta", "meta_notes", "methods", "metrics", "preset_from", "protocol", "report_steps",
-    "save_confusion", "save_features", "save_prompts", "seeds", "select_seeds", "select_shots", "selected",
-    "shard_classes", "shots", "source", "targets", "test_time_batch",
+    "save_confusion", "save_features", "save_predictions", "save_prompts", "seeds", "select_seeds", "select_shots",
+    "selected", "shard_classes", "shots", "source", "targets", "test_time_batch",
 )  # fmt: skip
 _SETTINGS, _LETTERS = 2, 40  # a label names at most so many settings, in so many letters
 

@@ -247,3 +247,11 @@ def metric_name(scope: Scope, shots: int | None) -> str:
 def in_shots(shots: int | None) -> str:
     """Returns "no shots", "1 shot", "4 shots"."""
     return "no shots" if shots is None else f"{shots} shot" + "s" * (shots != 1)
+
+
+def column_title(protocol: str, split: str, shots: int | None) -> str:
+    """Returns what a number of one dataset is about, such as "Base-to-new, 4 shots, new"."""
+    tau = imbalance(protocol)
+    title = TITLES.get(protocol, protocol) if tau is None else f"Imbalanced, tau {tau:g}"
+    parts = [title, "" if shots is None else in_shots(shots), "" if split == "all" else split]
+    return ", ".join(filter(None, parts))

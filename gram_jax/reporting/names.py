@@ -15,6 +15,12 @@ TUNERS = {
     "upt": "UPT",
     "dpt": "DPT",
 }
+BASELINES = {
+    "ensemble": "ensemble of templates",
+    "hand_crafted": "hand-crafted template",
+    "linear_probe": "linear probe",
+    "tip_adapter": "Tip-Adapter",
+}
 # Additions to a tuner, each after a "+", with its weight after ":" if that differs from the published one.
 ADDITIONS = {
     "class_weights": "class weights",
@@ -98,7 +104,7 @@ def base_label(base: str) -> str:
     """Returns the display name of a tuner with its additions."""
     name, _, tag = base.partition(_TAG)
     tuner, *additions = name.split("+")
-    names = [TUNERS.get(tuner, tuner)]
+    names = [(TUNERS | BASELINES).get(tuner, tuner)]
     for name, _, weight in (addition.partition(":") for addition in additions):
         names.append(ADDITIONS.get(name, name) + f" (weight {weight})" * bool(weight))
     return " + ".join(names) + f" ({tag})" * bool(tag)

@@ -11,33 +11,19 @@ from typing import Any
 
 from etils import epath
 
-from gram_jax.errors import InputError, require_known
-from gram_jax.evaluation.protocols import PROTOCOLS
 from gram_jax.evaluation.results import Results, Row
 from gram_jax.io import write_file
-from gram_jax.reporting import plots, protocol_plots, published
-from gram_jax.reporting.configurations import merge
-from gram_jax.reporting.grid import default_shots, scopes, shots_of
-from gram_jax.reporting.names import default_reference, ordered
-from gram_jax.reporting.notes import notes
-from gram_jax.reporting.sheets import Sheet, sheets
+from gram_jax.reporting import plots
+from gram_jax.reporting.grid import default_shots
+from gram_jax.reporting.sheets import Sheet
 from gram_jax.reporting.tables import to_latex, to_markdown, to_text
+from gram_jax.reporting.tabulation import PLOTS, tabulate
 
 logger = logging.getLogger(__name__)
 
 _SCREEN = 36  # lines of tables on a terminal
 # In notes that a reader of the tables must know.
 _URGENT = ("validation images", "different clips", "excluded", "share none")
-
-PLOTS = {
-    "accuracy_against_shots": plots.accuracy_against_shots,
-    "base_new_h": plots.base_new_h,
-    "adaptation": plots.adaptation,
-    "base_new_along_tuning": plots.base_new_along_tuning,
-    "regulation": plots.regulation,
-    "transfer": protocol_plots.transfer,
-    "long_tails": protocol_plots.long_tails,
-}
 
 
 def write_report(
@@ -70,15 +56,8 @@ def write_report(
       InputError: there is nothing to show, or `against` was not measured.
     """
     names = list(names or (f"results {i + 1}" for i in range(len(results))))
-    rows = merge(results, names, labels)
-    _require_measured(rows, names, shots)
+    rows, tables, footer = tabulate(results, names, shots=shots, against=against, labels=labels)
     shots = default_shots(rows) if shots is None else shots
-    if against is not None:
-        require_known("--against", against, ordered(row.method for row in rows))
-    against = against or default_reference(row.method for row in rows)
-    unlike = {dataset: reason for each in results for dataset, reason in published.unlike(each).items()}
-    tables = list(sheets(rows, shots, against, unlike))
-    footer = notes(rows, tables, unlike, results, names)
     markdown = "\n".join(f"## {sheet.title}\n\n{to_markdown(sheet.table(bold='**%s**'))}\n" for sheet in tables)
     markdown += "\n" + "".join(f"- {line}\n" for line in footer)
     folder = epath.Path(workdir)
@@ -98,7 +77,8 @@ def _screen(tables: Sequence[Sheet], footer: Sequence[str], workdir: str | os.Pa
     shown = next((n for n in range(len(texts), 1, -1) if "".join(texts[:n]).count("\n") <= _SCREEN), 1)
     urgent = [f"* {line}" for line in footer if any(word in line for word in _URGENT)]
     rest = f"; {len(texts) - shown} more tables" * (shown < len(texts))
-    return "\n".join(["".join(texts[:shown]), *urgent, f"table.md, .csv and .tex, notes and plots in {workdir}{rest}"])
+    where = f"report.html, table.md, .csv and .tex, notes and plots in {workdir}{rest}"
+    return "\n".join(["".join(texts[:shown]), *urgent, where])
 
 
 def _write_plots(rows: Sequence[Row], folder: epath.Path, shots: int | None) -> None:
@@ -111,16 +91,6 @@ def _write_plots(rows: Sequence[Row], folder: epath.Path, shots: int | None) -> 
             plot(rows, path, shots=shots)
         except Exception as error:  # the tables are worth more than a plot
             logger.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
-
-
-def _require_measured(rows: Sequence[Row], names: Sequence[str], shots: int | None) -> None:
-    measured = {n for scope in scopes(rows) for n in shots_of(rows, scope)}
-    if not measured:
-        protocols = ", ".join(sorted({row.protocol for row in rows})) or "no rows at all"
-        raise InputError(f"no accuracy of {', '.join(PROTOCOLS)} in {', '.join(names)}; found {protocols}")
-    if shots is not None and shots not in measured:
-        known = ", ".join(str(n) for n in sorted(n for n in measured if n is not None)) or "none"
-        raise InputError(f"--shots={shots} was not measured; the files have {known}")
 
 
 def _to_csv(tables: Sequence[Sheet]) -> str:
