@@ -5,7 +5,8 @@
     python -m experiments.build_tasks --method=random --workdir=runs/tasks_random
 
 Embeds the pairs with the frozen clip, clusters them across both modalities (`gram_jax.tasks.build_hierarchy`), and
-writes WORKDIR/hierarchy.safetensors, hierarchy.txt (all themes and classes) and hierarchy.png (the largest themes).
+writes WORKDIR/hierarchy.safetensors, hierarchy.txt (all themes and classes), hierarchy.png (the largest themes) and
+hierarchy.html (all of it, to browse, with sample pairs).
 ``--method=random`` is the control: random pairs as classes. ``--method=true_groups``, for the glyph corpus only, groups
 pairs by the character that they show, which is an upper bound and not a method. ``--features`` reads the features from
 a store of experiments.embed_corpus for the same pairs and clip instead of computing them.
@@ -43,6 +44,7 @@ from ._launch import at_least, launch, setting
 
 TRUE_GROUPS = "true_groups"
 HIERARCHY, OUTLINE, PICTURE = "hierarchy.safetensors", "hierarchy.txt", "hierarchy.png"
+PAGE = "hierarchy.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,8 @@ def build(
     hierarchy = existing(config, workdir, clip, corpus)
     if hierarchy is not None:
         print(f"{workdir / HIERARCHY} exists with the same pairs, clip and settings; nothing to do")
+        if not (workdir / PAGE).exists():
+            hierarchy_page(hierarchy, corpus, workdir / PAGE)
         return hierarchy
     if features is None:
         with _stage("features"):
@@ -152,6 +156,7 @@ def build(
     with _stage("files"):
         write_file(workdir / OUTLINE, tasks.outline(hierarchy) + "\n")
         _hierarchy_picture.draw(hierarchy, corpus, workdir / PICTURE)
+        reporting.pages.hierarchy_page(hierarchy, corpus, workdir / PAGE)
         tasks.save_hierarchy(workdir / HIERARCHY, hierarchy)  # last, because it marks the directory as complete
     return hierarchy
 
@@ -178,7 +183,7 @@ def run(config: Config, workdir: Any) -> None:
     with _stage("corpus"):
         corpus = load_corpus(config.corpus, pairs=config.pairs, seed=config.seed)
     print(summary(build(config, workdir, clip, corpus), len(corpus)))
-    print(f"{HIERARCHY}, {OUTLINE} and {PICTURE} in {workdir}")
+    print(f"{HIERARCHY}, {OUTLINE}, {PICTURE} and {PAGE} in {workdir}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ one color, dark datasets, and equal images in several splits or classes.
 
 Listing takes seconds and a few hundred MB (ImageNet, on a local disk: ten seconds, 2 GB). All images are read if there
 are at most 1,000 in files, or with ``--read_all``: 600 JPEGs of 500 x 375 pixels a second on one core, 170 of 1000 x
-750. Otherwise, or with ``--noread_all``, only the images of the contact sheet are read. Writes ``WORKDIR/DATASET.png``.
+750. Otherwise, or with ``--noread_all``, only images that are shown are read. Writes ``WORKDIR/DATASET.png``, a contact
+sheet, and ``WORKDIR/check.html``: counts, what was left out, samples of every class, and suspicious images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import contextlib
 import dataclasses
 import re
 import textwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,11 @@ from gram_jax.data.looks import Looked
 from gram_jax.errors import InputError, examples, require_int
 from gram_jax.io import write_json
 from gram_jax.reporting.contact_sheet import contact_sheet
+from gram_jax.reporting.pages import CheckedDataset, check_page
 
 from ._launch import at_least, launch, setting
 
-ACCOUNT = "account.json"
+ACCOUNT, PAGE = "account.json", "check.html"
 _THUMBNAIL = ImageTransform(size=96, crop=(96, 96))
 _WHOLE = ImageTransform(size=None, crop=None)
 _FEW = 1000  # up to this number, images in files are all read
@@ -76,27 +78,27 @@ class Config:
 
 def run(config: Config, workdir: Any) -> None:
     """Checks every dataset; raises InputError with all problems, one a line, if there are any."""
-    problems, accounts = [], {}
+    found = []
     for spec in coop.expand(config.dataset, coop.NAMES):
         print(f"\n{spec}")
-        found = check(config, spec, workdir)
-        print(f"  problems: {len(found.problems)}" if found.problems else "  no problems found")
-        problems += [f"{spec}: {problem}" for problem in found.problems]
-        accounts[spec] = {**found.about, "problems": found.problems, "notes": found.notes}
-    write_json(workdir / ACCOUNT, {"datasets": accounts})
+        found.append(check(config, spec, workdir))
+        count = len(found[-1].problems)
+        print(f"  problems: {count}" if count else "  no problems found")
+    write_json(workdir / ACCOUNT, {"datasets": {each.name: account(each) for each in found}})
+    check_page(found, workdir / PAGE)
+    print(f"\n{PAGE} in {workdir}")
+    problems = [f"{each.name}: {problem}" for each in found for problem in each.problems]
     if problems:
         raise InputError("\n  ".join([f"problems: {len(problems)}", *problems]))
 
 
-class Checked(NamedTuple):
-    """What the check of a dataset found: its problems, its notes, and `Dataset.about`."""
-
-    problems: list[str]
-    notes: list[str]
-    about: dict[str, Any]
+def account(found: CheckedDataset) -> dict[str, Any]:
+    """Returns what was found as JSON values, with `Dataset.about`."""
+    about = {} if found.dataset is None else dict(found.dataset.about)
+    return {**about, "problems": list(found.problems), "notes": list(found.notes)}
 
 
-def check(config: Config, spec: str, workdir: Any) -> Checked:
+def check(config: Config, spec: str, workdir: Any) -> CheckedDataset:
     """Prints the facts about one dataset, and returns what is wrong and what is unusual."""
     problems = []
     if spec.startswith(coop.PREFIX):
@@ -105,7 +107,7 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
         dataset = load_dataset(spec, seed=config.seed, gray_range=config.gray_range)
     except InputError as error:
         print(f"  cannot be read: {error}")
-        return Checked(problems or [str(error)], [], {})
+        return CheckedDataset(spec, None, problems or [str(error)], [])
     describe(dataset)
     problems += evaluation.checks.problems(dataset, shots=config.shots)
     if config.clip:
@@ -116,17 +118,21 @@ def check(config: Config, spec: str, workdir: Any) -> Checked:
     if config.images:
         problems += show(config, dataset, workdir / (re.sub(r"[^A-Za-z0-9]+", "-", spec).strip("-") + ".png"))
     in_files, notes = dataset.seed is None, evaluation.checks.remarks(dataset)  # drawn images cannot be broken
+    suspicious: list[Suspicion] = []
     few = in_files and len(dataset) <= _FEW
-    if few if config.read_all is None else config.read_all:
-        broken, looks = read_all(dataset)
-        notes += looks
+    everything = few if config.read_all is None else config.read_all
+    if everything:
+        broken, looked = read_all(dataset)
+        notes += [*looked.notes(), *several_frames(dataset)]
+        suspicious = looked.suspicious()
         # A broken image of the sheet is named once.
         problems += [problem for problem in broken if problem not in problems]
     elif in_files:
         print("  not all images were read; give --read_all to read them, and to find equal or dark images")
     for note in notes:
         print(f"  note: {note}")
-    return Checked(problems, [*dataset.about.get("notes", ()), *notes], dict(dataset.about))
+    notes = [*dataset.about.get("notes", ()), *notes]
+    return CheckedDataset(spec, dataset, problems, notes, suspicious, everything or not in_files)
 
 
 def unreadable(name: str, dataset: Dataset) -> list[str]:
@@ -202,8 +208,8 @@ def show(config: Config, dataset: Dataset, path: Any) -> list[str]:
     return problems
 
 
-def read_all(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """Reads every image; returns the problems of those that cannot be read, and notes on what the images look like."""
+def read_all(dataset: Dataset) -> tuple[list[str], Looked]:
+    """Reads every image; returns the problems of those that cannot be read, and what the others look like."""
     broken, looked = [], Looked(dataset)
     for position in runtime.Progress.over(range(len(dataset)), f"reading {dataset.name}", unit="image"):
         try:
@@ -212,7 +218,7 @@ def read_all(dataset: Dataset) -> tuple[list[str], list[str]]:
             broken.append(str(error))
     print(f"  {len(dataset) - len(broken)} of {len(dataset)} images can be read")
     more = [f"{len(broken) - _SHOWN} more images cannot be read"] if len(broken) > _SHOWN else []
-    return broken[:_SHOWN] + more, [*looked.notes(), *several_frames(dataset)]
+    return broken[:_SHOWN] + more, looked
 
 
 def several_frames(dataset: Dataset) -> list[str]:

@@ -12,8 +12,8 @@ whose learned initialization is used. A file may name the classes, as one of `Pr
 --classes_from names the dataset that the prompt was tuned on. The output has one row per file, in the order of their
 names: file, predicted class, its probability, the most probable classes, and an error for files that cannot be read,
 whatever their type. The file appears only when it is complete; account.json counts what was left out, hidden files and
-links to folders included. The shipped mini CLIP classifies about 600 small images per second on two cores; memory does
-not grow with the number of images.
+links to folders included. --report also writes predictions.html, a page with the first 1,000 images. The shipped mini
+CLIP classifies about 600 small images per second on two cores; memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import evaluation, runtime
 from gram_jax.batching import pad_to
-from gram_jax.clip.decoding import ImageError, read_rgb
+from gram_jax.clip.decoding import MAX_PIXELS, ImageError, read_rgb
 from gram_jax.data import Account, load_dataset, templates
 from gram_jax.data.gray import find_range, is_deep
 from gram_jax.data.readers.files import HIDDEN, LINKS, SUFFIXES, absent, read_name_list, walk, why_unread
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 jax = lazy_loader.load("jax")
 
 CLASS_FLAGS = ("classes", "classes_file", "classes_from")
-ACCOUNT = "account.json"
+ACCOUNT, PAGE = "account.json", "predictions.html"
 _SHOWN = 10  # broken images that the warning names
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class Config:
         "the white value of grayscale images with more than 8 bits; default: the range that the images use",
         above=0,
     )
+    report: bool = setting(False, f"also write {PAGE} beside the output: images with their predictions")
     compute_dtype: str = setting("float32", "precision of the frozen computation", choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
@@ -112,11 +113,33 @@ def check_class_flags(config: Any) -> None:
 
 
 class Prediction(NamedTuple):
-    """The prediction of one file: its name, and probabilities `[classes]` or an error."""
+    """The prediction of one file: its name, and probabilities `[classes]` or an error; and what reads the image."""
 
     name: str
     probabilities: np.ndarray | None
     error: str = ""
+    read: Callable[[], Any] = bytes
+
+
+class Collected:
+    """Collects what a page shows of predictions while they are written: the first ones, and counts by class."""
+
+    def __init__(self, names: Sequence[str], top: int):
+        self._names, self._top = names, top
+        self.first: list[Predicted] = []
+        self.counts = dict.fromkeys(names, 0)
+
+    def passing(self, predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        """Yields the predictions as they are."""
+        for each in predictions:
+            best: list[tuple[str, float]] = []
+            if each.probabilities is not None:
+                order = np.argsort(-each.probabilities, kind="stable")[: self._top]
+                best = [(self._names[k], float(each.probabilities[k])) for k in order]
+                self.counts[best[0][0]] += 1
+            if len(self.first) < MOST:
+                self.first.append(Predicted(each.name, each.read, best, each.error))
+            yield each
 
 
 def run(config: Config, workdir: Any) -> None:
@@ -132,9 +155,11 @@ def run(config: Config, workdir: Any) -> None:
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     classify = make_classifier(clip, names, config.prompt, config.template)
     batch_size = min(config.batch_size, account.read["images"])
-    predictions = predict(entries(), clip, classify, batch_size, gray.largest if gray else None)
+    top = min(config.top, len(names))
+    collected = Collected(names, top)
+    predictions = collected.passing(predict(entries(), clip, classify, batch_size, gray.largest if gray else None))
     with replacing(output) as part, runtime.Progress(rows, "predict", unit="file") as progress:
-        broken = write_table(part, names, min(config.top, len(names)), predictions, progress)
+        broken = write_table(part, names, top, predictions, progress)
         if len(broken) == progress.done:
             raise InputError(f"--images={config.images}: none of {len(broken)} images can be read; {broken[-1].error}")
     if broken:
@@ -143,6 +168,12 @@ def run(config: Config, workdir: Any) -> None:
     print(f"{progress.done - len(broken)} images classified, {len(broken)} broken, in {output}")
     print("".join(f"{line}\n" for line in [*account.lines(), *([f"note: {gray.note}"] if gray else [])]), end="")
     write_json(output.parent / ACCOUNT, account.to_json())
+    if config.report:
+        found = pages.Predictions(collected.first, collected.counts, len(broken), progress.done)
+        told = [(name, value) for name in ("clip", "prompt", "template", "images") if (value := getattr(config, name))]
+        left_out = [("left out", line.removeprefix("left out: ")) for line in account.lines()]
+        pages.predictions_page(found, output.parent / PAGE, [*told, *left_out])
+        print(f"{PAGE} in {output.parent}")
 
 
 def gray_range(config: Config) -> float | None:
@@ -297,7 +328,8 @@ def predict(
             probabilities = iter(np.asarray(classify(clip.transform.normalize(padded))))
         for each, image in zip(batch, images, strict=True):
             readable = isinstance(image, np.ndarray)
-            yield Prediction(_text(each.name), next(probabilities) if readable else None, "" if readable else image)
+            told = (next(probabilities), "") if readable else (None, image)
+            yield Prediction(_text(each.name), *told, functools.partial(_open, each.path, largest))
 
 
 def _text(name: str) -> str:
@@ -311,11 +343,14 @@ def _read(given: Given, clip: gram.Clip, largest: float | None) -> np.ndarray | 
     if given.reason:
         return f"{name} is not read: {given.reason}"
     try:
-        if largest is not None and is_deep(str(given.path)):
-            return clip.transform.pixels(read_rgb(given.path, largest, clip.transform.max_pixels), name)
-        return clip.transform.pixels(given.path.read_bytes(), name)
+        return clip.transform.pixels(_open(given.path, largest, clip.transform.max_pixels), name)
     except (ImageError, OSError) as error:
         return str(error)
+
+
+def _open(path: Path, largest: float | None, max_pixels: int = MAX_PIXELS) -> Any:
+    """Returns the content of an image file, or its pixels if it is grayscale of more than 8 bits."""
+    return read_rgb(path, largest, max_pixels) if largest is not None and is_deep(str(path)) else path.read_bytes()
 
 
 if __name__ == "__main__":

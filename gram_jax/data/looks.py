@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from gram_jax.errors import examples
 _ONE_COLOR = 3  # an image whose values differ by less, in each channel, is of one color
 _DARK = 64  # a dataset whose brightest value is less is dark
 _MOSTLY = 0.9  # the share of dark images from which a dataset is dark
+
+
+class Suspicion(NamedTuple):
+    """Images to look at: what they have in common, and groups of positions in the dataset, such as equal images."""
+
+    title: str
+    groups: list[list[int]]
 
 
 class Looked:
@@ -55,6 +63,22 @@ class Looked:
                 "255: scale them to the whole range, or set --gray_range"
             )
         return [*notes, *self._equal_images()]
+
+    def suspicious(self) -> list[Suspicion]:
+        """Returns the images that are of one color, and those that are equal, by what is wrong with that."""
+        splits, labels = self._dataset.splits, self._dataset.labels
+        found: dict[str, list[list[int]]] = {
+            "Images of one color": [self._one_color] if self._one_color else [],
+            "Equal images in several splits": [],
+            "Equal images in several classes": [],
+            "Equal images in one class and split": [],
+        }
+        for group in self._positions.values():
+            if len(group) > 1:
+                apart = len({splits[each] for each in group}) > 1, len({labels[each] for each in group}) > 1
+                where = "several splits" if apart[0] else "several classes" if apart[1] else "one class and split"
+                found[f"Equal images in {where}"].append(group)
+        return [Suspicion(title, groups) for title, groups in found.items() if groups]
 
     def _equal_images(self) -> list[str]:
         data, groups = self._dataset, [group for group in self._positions.values() if len(group) > 1]

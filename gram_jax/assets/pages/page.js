@@ -68,6 +68,11 @@
         each.hidden = !words.every((word) => texts[i].includes(word));
         shown += !each.hidden;
       });
+      all("details", block).forEach((theme) => {
+        const found = all(".entry", theme).some((each) => !each.hidden);
+        theme.hidden = words.length > 0 && !found;
+        theme.open = words.length > 0 && found;
+      });
       told.textContent = words.length ? `${shown} of ${entries.length}` : "";
     });
   });

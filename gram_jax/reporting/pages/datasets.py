@@ -14,6 +14,7 @@ from gram_jax.evaluation.statistics import Summary, summarize
 from gram_jax.reporting.grid import column_title
 from gram_jax.reporting.names import label, ordered
 from gram_jax.reporting.pages import charts
+from gram_jax.reporting.pages.images import text_bytes
 from gram_jax.reporting.pages.markup import Markup, Value, choices, element, facts, figure, joined, listed, table
 from gram_jax.reporting.pages.mistakes import Source, stored_for, view
 from gram_jax.reporting.pages.page import Budget
@@ -50,7 +51,7 @@ def dataset_section(
     opened = images(name) if found else None
     for shown in found:
         content = view(shown.stored, opened if shown.stored.domain is None else images(shown.stored.domain), budget)
-        if not text.takes(len(content) - _image_bytes(content)):
+        if not text.takes(text_bytes(content)):
             problems.append(
                 f"{len(found) - len(views)} more sets of predictions are left out, so that the page stays small"
             )
@@ -60,10 +61,6 @@ def dataset_section(
     parts += [listed(problems, "notes")] if problems else []
     parts += [element("p", MISSING, class_="muted")] if not found else []
     return joined(parts)
-
-
-def _image_bytes(content: str) -> int:
-    return sum(len(each.partition('"')[0]) for each in content.split('src="data:')[1:])
 
 
 def _about(results: Results, name: str) -> Mapping[str, Any]:

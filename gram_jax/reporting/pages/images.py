@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.clip import ImageError, ImageTransform
-from gram_jax.reporting.pages.markup import Markup, element
+from gram_jax.reporting.pages.markup import Markup, element, path_text
 from gram_jax.reporting.pages.page import Budget
 
 SIDE = 132  # pixels of the longer side of a copy, of the width that a gallery shows
@@ -58,19 +58,31 @@ def picture(read: Any, name: str, budget: Budget, side: int = SIDE) -> Markup:
     return absent("not shown, the page is full") if shown is None else shown
 
 
+def text_bytes(content: str) -> int:
+    """Returns the length of markup without the images in it."""
+    return len(content) - sum(len(each.partition('"')[0]) for each in content.split('src="data:')[1:])
+
+
 def absent(reason: str) -> Markup:
     """Returns a box in the place of an image."""
     return element("span", reason, class_="absent")
 
 
-def card(image: Any, lines: Sequence[tuple[str, str, str]], probability: float | None, name: str = "") -> Markup:
-    """Returns an image with lines (what, class, style), the probability of the last, and the name of its file."""
+def card(
+    image: Any,
+    lines: Sequence[tuple[str, str, str]],
+    probability: float | None = None,
+    others: str = "",
+    name: str = "",
+) -> Markup:
+    """Returns an image with lines (what, class, style), a probability, other classes, and the name of its file."""
     told = [
         element("div", f"{what} " if what else "", element("b", text, class_=style or None))
         for what, text, style in lines
     ]
     if probability is not None:
-        width = f"width: {100 * probability:.0f}%"
-        told.append(element("span", element("i", "", style=width), class_="meter", title=f"{100 * probability:.1f} %"))
-        told.append(element("span", f"{100 * probability:.1f} %", class_="muted"))
-    return element("figure", image, told, element("span", name, class_="name") if name else "", class_="card")
+        percent = f"{100 * probability:.1f}\u00a0%"
+        told.append(element("span", element("i", style=f"width: {100 * probability:.0f}%"), class_="meter"))
+        told.append(element("div", ", ".join(filter(None, [percent, others])), class_="muted"))
+    file = element("div", path_text(name), class_="muted") if name else ""
+    return element("figure", image, told, file, class_="card")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-_VOID = ("img", "input", "meta")
+_VOID = ("img", "input", "meta", "wbr")
 _FILTERED = 8  # tables and lists of at least this many entries have a field to filter them
 _INVALID = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # what UTF-8 or HTML cannot hold
 
@@ -138,3 +138,9 @@ def choices(name: str, views: Sequence[tuple[str, Any]]) -> Markup:
 def figure(picture: Any, caption: Any, class_: str | None = None) -> Markup:
     """Returns a picture with its caption."""
     return element("figure", picture, element("figcaption", caption), class_=class_)
+
+
+def path_text(path: str) -> Markup:
+    """Returns a path that may be broken after its slashes."""
+    first, *others = path.split("/")
+    return joined([first, *(["/", element("wbr"), part] for part in others)])

@@ -158,9 +158,9 @@ def _gallery(stored: Stored, images: Any, budget: Budget) -> Markup:
         else:
             image = picture(lambda place=place: dataset[place], name, budget)
         true, predicted = (stored.class_names[each[i]] for each in (stored.labels, stored.predicted))
-        cards.append(
-            card(image, [("is", true, "yes"), ("taken for", predicted, "no")], float(stored.probability[i]), name)
-        )
+        lines = [("is", true, "yes"), ("taken for", predicted, "no")]
+        lines = [("is", true, "yes"), ("taken for", predicted, "no")]
+        cards.append(card(image, lines, float(stored.probability[i]), name=name))
     told = f"{len(chosen)} of {len(wrong):,} wrong images, at most {_PER_PAIR} of each mistake."
     if dataset is None:
         told += f" The images cannot be shown: {images}."

@@ -157,8 +157,8 @@ def _plots(folder: epath.Path) -> list[Markup]:
 
 def _configurations(sources: Sequence[Source], names: Sequence[str]) -> list[Markup]:
     return [
-        folded(element("strong", name), *_configuration(source), open=len(names) == 1)
-        for source, name in zip(sources, names, strict=True)
+        folded(element("strong", name), *_configuration(source), open=number == 0)
+        for number, (source, name) in enumerate(zip(sources, names, strict=True))
     ]
 
 
