@@ -16,6 +16,7 @@ from etils import epath
 import gram_jax as gram
 from gram_jax import artifacts, runtime
 from gram_jax.data import Dataset
+from gram_jax.errors import InputError
 from gram_jax.evaluation import Candidate, Encoder, Method, Row, measures, stored
 from gram_jax.evaluation.encoder import PHOTO
 from gram_jax.evaluation.features import prompted_features
@@ -241,12 +242,23 @@ class Comparison:
 
     def _seeds_of_missing_files(self, work: Work) -> set[int | None]:
         """Returns the seeds that must be measured, again if need be, because files are missing."""
-        files = self._files(work).items()
-        if not self.settings.save_predictions:  # by default they are a by-product
-            files = [each for each in files if each[0] != "predictions"]
-        lacking = [seeds for kind, (path, seeds) in files if self.units.find(*self._record(kind, work, seeds)) != (
-            file_hash(path) if path.exists() else None) or not path.exists()]  # fmt: skip
+        lacking = [
+            seeds for kind, (path, seeds) in self._files(work).items() if not self._is_there(kind, path, work, seeds)
+        ]
         return {seed for seeds in lacking for seed in seeds}
+
+    def _is_there(self, kind: str, path: epath.Path, work: Work, seeds: tuple[int | None, ...]) -> bool:
+        """Returns whether a file belongs to the finished units; predictions are a by-product unless asked for."""
+        if kind == "predictions":
+            if not self.settings.save_predictions:
+                return True
+            try:
+                rows = [Row(**row) for row in self._find(work, seeds[0]) or ()]
+                stored.require_belongs(stored.read_predictions(path), rows, path)
+            except (InputError, OSError):
+                return False
+            return True
+        return path.exists() and self.units.find(*self._record(kind, work, seeds)) == file_hash(path)
 
     def _save(
         self, work: Work, seeds: tuple[int | None, ...], learned: Any, predicted: Any, parts: Sequence[Part]
@@ -273,7 +285,8 @@ class Comparison:
                     gram.save_prompt(part, prompt, method.tuner, clip, classes=names, template=template)
             if kind == "prompts":
                 print(f"prompt in {path}", flush=True)
-            self.units.add(*self._record(kind, work, of_seeds), file_hash(path))
+            if kind != "predictions":  # their accuracy tells what they belong to
+                self.units.add(*self._record(kind, work, of_seeds), file_hash(path))
 
 
 def part_features(encoder: Encoder, method: Method, prompt: Any, parts: Sequence[Part]) -> dict[str, np.ndarray]:

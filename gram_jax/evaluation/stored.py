@@ -13,6 +13,7 @@ from etils import epath
 from gram_jax.errors import InputError
 from gram_jax.evaluation.prediction import Predictions
 from gram_jax.evaluation.protocols import Part
+from gram_jax.evaluation.results import Row
 from gram_jax.io import PathLike, write_npz
 
 _HEADER, _ARRAYS = "header", ("labels", "predicted", "probability", "references")
@@ -88,6 +89,22 @@ def read_predictions(path: PathLike) -> list[Stored]:
             f"{path} holds no predictions ({error!r:.100}); measure again with --save_predictions"
         ) from error
     return parts
+
+
+def require_belongs(stored: Iterable[Stored], rows: Iterable[Row], path: PathLike) -> None:
+    """Raises InputError unless predictions have the accuracy that the last row of their seed tells.
+
+    Args:
+      stored, path: the content of a file, and the file.
+      rows: the rows of its unit, of all seeds and steps.
+    """
+    own = [row for row in rows if row.metric == "accuracy"]
+    for each in stored:
+        where = each.split, each.domain, each.seed
+        of_seed = [row for row in own if (row.split, row.domain, row.seed) == where]
+        last = max(of_seed, key=lambda row: row.step or 0, default=None)
+        if last is None or abs(last.value - each.accuracy) > 1e-6:
+            raise InputError(f"{path} holds predictions of another run; measure again with --save_predictions")
 
 
 def _part(about: dict[str, Any], arrays: list[np.ndarray]) -> Stored:

@@ -82,6 +82,7 @@ CHESS = "glyphs:chess"
         ({"dataset": (CHESS, "glyphs:digits")}, [(m, "glyphs:digits", 1, (1, 2)) for m in ("coop", "coop+gram")]),
         ({"methods": ("gram",)}, []),
         ({"save_prompts": True}, [(m, CHESS, 1, (1,)) for m in ("coop", "coop+gram")]),
+        ({"save_predictions": True}, []),
         ({"save_confusion": True, "methods": ("gram",)}, [("coop+gram", CHESS, 1, (1, 2))]),
         ({"image_batch": 7, "class_chunk": 5}, []),
         ({"meta": "again.safetensors"}, []),  # equal parameters, other notes
@@ -115,6 +116,21 @@ def test_what_is_there_is_kept_and_what_is_missing_is_measured(
     shown = {dataclasses.replace(row, value=0.0): row.value for row in results.rows}
     lost = any(shown.get(draw) != value for draw, value in before.items())
     assert (copied / "results-1.json").exists() == lost
+
+
+def test_predictions_are_a_by_product_and_measured_again_only_if_asked_for(config, copied, monkeypatch):
+    calls = watch(monkeypatch)
+    files = {path: path.read_bytes() for path in (copied / "predictions").iterdir()}
+    assert len(files) == 2
+    shutil.rmtree(copied / "predictions")
+    evaluate.run(config, copied)
+    assert not calls
+    assert not (copied / "predictions").exists()
+    assert "run experiments.evaluate with --save_predictions" in (copied / "report.html").read_text()
+    evaluate.run(dataclasses.replace(config, save_predictions=True), copied)
+    assert tuned(calls) == [(method, CHESS, 1, (1,)) for method in ("coop", "coop+gram")]
+    assert {path: path.read_bytes() for path in (copied / "predictions").iterdir()} == files
+    assert "Wrong images" in (copied / "report.html").read_text()
 
 
 def test_a_moved_folder_and_another_spelling_of_its_paths_continue(config, finished, copied, inputs, monkeypatch):

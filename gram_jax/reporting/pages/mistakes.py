@@ -16,7 +16,7 @@ from gram_jax.errors import InputError
 from gram_jax.evaluation import confusion_matrix, measures
 from gram_jax.evaluation.metrics import calibration_error, per_class_accuracy
 from gram_jax.evaluation.results import Results, Row
-from gram_jax.evaluation.stored import Stored, read_predictions
+from gram_jax.evaluation.stored import Stored, read_predictions, require_belongs
 from gram_jax.io import absolute
 from gram_jax.reporting.grid import column_title
 from gram_jax.reporting.names import label, ordered
@@ -74,20 +74,11 @@ def _read(path: epath.Path, rows: Sequence[Row], problems: list[str]) -> list[St
     if not path.exists():
         return []
     try:
-        stored = read_predictions(path)
+        require_belongs(stored := read_predictions(path), rows, path)
     except (InputError, OSError) as error:
         problems.append(str(error))
         return []
-    if not all(_belongs(each, rows) for each in stored):
-        problems.append(f"{path.name} holds predictions of another run, and is left out")
-        return []
     return stored
-
-
-def _belongs(stored: Stored, rows: Sequence[Row]) -> bool:
-    """Returns whether predictions have the accuracy that the last row of their seed tells."""
-    own = [row for row in rows if (row.split, row.domain, row.seed) == (stored.split, stored.domain, stored.seed)]
-    return bool(own) and abs(max(own, key=lambda row: row.step or 0).value - stored.accuracy) < 1e-6
 
 
 def view(stored: Stored, images: Any, budget: Budget) -> Markup:
