@@ -46,6 +46,7 @@ _THUMBNAIL = ImageTransform(size=96, crop=(96, 96))
 _WHOLE = ImageTransform(size=None, crop=None)
 _FEW = 1000  # up to this number, images in files are all read
 _SHOWN = 10  # broken images that are named
+_LINES = 3  # of class names on the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,8 @@ def describe(dataset: Dataset) -> None:
     print(f"  few-shot: up to {shots} shots (class {smallest!r} has {shots} training images)")
     print(f"  template: {dataset.template}\n  content hash: {dataset.content_hash}")
     names = f"class names: {', '.join(dataset.class_names)}"
-    print(textwrap.fill(names, 118, initial_indent="  ", subsequent_indent="    "))
+    lines = textwrap.wrap(names, 118, initial_indent="  ", subsequent_indent="    ")
+    print("\n".join(lines[:_LINES]) + f" ..., all in {PAGE}" * (len(lines) > _LINES))
 
 
 def spread(labels: np.ndarray, count: int) -> list[int]:

@@ -157,7 +157,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     stage("tuning and evaluation")
     controls = tuple(f"{CONTROLS[method]}={paths[method]}" for method in config.controls)
     results = evaluate.run(config.evaluation(paths[TASKS], controls), workdir)
-    stage(f"done; see table.md and the plots in {workdir}")
+    stage(f"done; open report.html in {workdir}")
     return dataclasses.replace(results, config=results.config | {"quickstart": dataclasses.asdict(config)})
 
 

@@ -115,6 +115,7 @@ def run(config: Config, workdir: Any) -> None:
     settings = {"names": names, "shots": config.shots, "against": config.against, "labels": config.names or None}
     reporting.write_report(results, workdir, show=print, **settings)
     reporting.html_report(results, workdir / "report.html", folders=[file.parent for file in files], **settings)
+    print(f"all of it on one page: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

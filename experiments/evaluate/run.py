@@ -91,6 +91,7 @@ def write_page(results: evaluation.Results, workdir: epath.Path, datasets: Mappi
         reporting.html_report(
             [results], workdir / "report.html", names=["this evaluation"], folders=[workdir], datasets=datasets
         )
+        print(f"all of it on one page: {workdir / 'report.html'}")
     except Exception as error:
         logger.warning("report.html could not be written: %s: %s", type(error).__name__, error)
 

@@ -77,8 +77,7 @@ def _screen(tables: Sequence[Sheet], footer: Sequence[str], workdir: str | os.Pa
     shown = next((n for n in range(len(texts), 1, -1) if "".join(texts[:n]).count("\n") <= _SCREEN), 1)
     urgent = [f"* {line}" for line in footer if any(word in line for word in _URGENT)]
     rest = f"; {len(texts) - shown} more tables" * (shown < len(texts))
-    where = f"report.html, table.md, .csv and .tex, notes and plots in {workdir}{rest}"
-    return "\n".join(["".join(texts[:shown]), *urgent, where])
+    return "\n".join(["".join(texts[:shown]), *urgent, f"table.md, .csv and .tex, notes and plots in {workdir}{rest}"])
 
 
 def _write_plots(rows: Sequence[Row], folder: epath.Path, shots: int | None) -> None:

@@ -22,7 +22,7 @@ _GROUPS, _MEMBERS = 40, 12  # of suspicious images
 
 
 class CheckedDataset(NamedTuple):
-    """What a check found out about one dataset.
+    """The result of the check of one dataset.
 
     Attributes:
       name: the specification that was checked.
