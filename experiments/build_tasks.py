@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import runtime, tasks
+from gram_jax import reporting, runtime, tasks
 from gram_jax.array_file import ArrayFileError
 from gram_jax.batching import pad_to, padded_batches
 from gram_jax.data import Corpus, feature_key, glyphs, load_corpus, open_store
@@ -137,7 +137,7 @@ def build(
     if hierarchy is not None:
         print(f"{workdir / HIERARCHY} exists with the same pairs, clip and settings; nothing to do")
         if not (workdir / PAGE).exists():
-            hierarchy_page(hierarchy, corpus, workdir / PAGE)
+            reporting.pages.hierarchy_page(hierarchy, corpus, workdir / PAGE)
         return hierarchy
     if features is None:
         with _stage("features"):

@@ -28,16 +28,15 @@ from typing import Any
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
+from gram_jax import evaluation, reporting, runtime
 from gram_jax.clip import ImageError, ImageTransform
 from gram_jax.clip.decoding import frame_count
 from gram_jax.data import Dataset, coop, load_dataset
 from gram_jax.data.account import told
-from gram_jax.data.looks import Looked
+from gram_jax.data.looks import Looked, Suspicion
 from gram_jax.errors import InputError, examples, require_int
 from gram_jax.io import write_json
 from gram_jax.reporting.contact_sheet import contact_sheet
-from gram_jax.reporting.pages import CheckedDataset, check_page
 
 from ._launch import at_least, launch, setting
 
@@ -86,20 +85,20 @@ def run(config: Config, workdir: Any) -> None:
         count = len(found[-1].problems)
         print(f"  problems: {count}" if count else "  no problems found")
     write_json(workdir / ACCOUNT, {"datasets": {each.name: account(each) for each in found}})
-    check_page(found, workdir / PAGE)
+    reporting.pages.check_page(found, workdir / PAGE)
     print(f"\n{PAGE} in {workdir}")
     problems = [f"{each.name}: {problem}" for each in found for problem in each.problems]
     if problems:
         raise InputError("\n  ".join([f"problems: {len(problems)}", *problems]))
 
 
-def account(found: CheckedDataset) -> dict[str, Any]:
+def account(found: reporting.pages.CheckedDataset) -> dict[str, Any]:
     """Returns what was found as JSON values, with `Dataset.about`."""
     about = {} if found.dataset is None else dict(found.dataset.about)
     return {**about, "problems": list(found.problems), "notes": list(found.notes)}
 
 
-def check(config: Config, spec: str, workdir: Any) -> CheckedDataset:
+def check(config: Config, spec: str, workdir: Any) -> reporting.pages.CheckedDataset:
     """Prints the facts about one dataset, and returns what is wrong and what is unusual."""
     problems = []
     if spec.startswith(coop.PREFIX):
@@ -108,7 +107,7 @@ def check(config: Config, spec: str, workdir: Any) -> CheckedDataset:
         dataset = load_dataset(spec, seed=config.seed, gray_range=config.gray_range)
     except InputError as error:
         print(f"  cannot be read: {error}")
-        return CheckedDataset(spec, None, problems or [str(error)], [])
+        return reporting.pages.CheckedDataset(spec, None, problems or [str(error)], [])
     describe(dataset)
     problems += evaluation.checks.problems(dataset, shots=config.shots)
     if config.clip:
@@ -133,7 +132,7 @@ def check(config: Config, spec: str, workdir: Any) -> CheckedDataset:
     for note in notes:
         print(f"  note: {note}")
     notes = [*dataset.about.get("notes", ()), *notes]
-    return CheckedDataset(spec, dataset, problems, notes, suspicious, everything or not in_files)
+    return reporting.pages.CheckedDataset(spec, dataset, problems, notes, suspicious, everything or not in_files)
 
 
 def unreadable(name: str, dataset: Dataset) -> list[str]:

@@ -35,7 +35,7 @@ import numpy as np
 from etils import epath
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime
+from gram_jax import evaluation, reporting, runtime
 from gram_jax.batching import pad_to
 from gram_jax.clip.decoding import MAX_PIXELS, ImageError, read_rgb
 from gram_jax.data import Account, load_dataset, templates
@@ -126,7 +126,7 @@ class Collected:
 
     def __init__(self, names: Sequence[str], top: int):
         self._names, self._top = names, top
-        self.first: list[Predicted] = []
+        self.first: list[reporting.pages.Predicted] = []
         self.counts = dict.fromkeys(names, 0)
 
     def passing(self, predictions: Iterator[Prediction]) -> Iterator[Prediction]:
@@ -137,8 +137,8 @@ class Collected:
                 order = np.argsort(-each.probabilities, kind="stable")[: self._top]
                 best = [(self._names[k], float(each.probabilities[k])) for k in order]
                 self.counts[best[0][0]] += 1
-            if len(self.first) < MOST:
-                self.first.append(Predicted(each.name, each.read, best, each.error))
+            if len(self.first) < reporting.pages.MOST_IMAGES:
+                self.first.append(reporting.pages.Predicted(each.name, each.read, best, each.error))
             yield each
 
 
@@ -169,10 +169,10 @@ def run(config: Config, workdir: Any) -> None:
     print("".join(f"{line}\n" for line in [*account.lines(), *([f"note: {gray.note}"] if gray else [])]), end="")
     write_json(output.parent / ACCOUNT, account.to_json())
     if config.report:
-        found = pages.Predictions(collected.first, collected.counts, len(broken), progress.done)
+        found = reporting.pages.Predictions(collected.first, collected.counts, len(broken), progress.done)
         told = [(name, value) for name in ("clip", "prompt", "template", "images") if (value := getattr(config, name))]
         left_out = [("left out", line.removeprefix("left out: ")) for line in account.lines()]
-        pages.predictions_page(found, output.parent / PAGE, [*told, *left_out])
+        reporting.pages.predictions_page(found, output.parent / PAGE, [*told, *left_out])
         print(f"{PAGE} in {output.parent}")
 
 

@@ -11,7 +11,7 @@ from gram_jax.reporting.pages.markup import Markup, Value, element, facts, filte
 from gram_jax.reporting.pages.page import Budget, Section, write_page
 
 _IMAGES = 3_500_000  # bytes of a page
-MOST = 1000  # images of a page
+MOST_IMAGES = 1000  # images of a page
 
 
 class Predicted(NamedTuple):
