@@ -33,6 +33,7 @@ _PLOT_TITLES = {
     "accuracy_against_shots": "Accuracy against shots",
     "base_new_h": "Base and new classes",
     "adaptation": "Accuracy along tuning",
+    "base_new_along_tuning": "Base and new classes along tuning",
     "regulation": "What the regulator does",
     "transfer": "Other datasets and domains",
     "long_tails": "Long tails",
