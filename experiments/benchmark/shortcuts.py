@@ -62,7 +62,7 @@ def text_shortcuts(setup: Setup, problem: Problem) -> dict[str, Callable[[], Sid
         "image features stored": step(_full_features, whole, stored),
         "cut to the longest class": step(_full_features, short, stored),
         "last layer: end token only": step(unshared, short, stored),
-        "shared prefix": shared,
+        "shared prefix, names as a tree": shared,
         "the same, from the compilation cache": cached,
         f"{sizes.class_chunk} classes at a time, recomputed": step(encode_classes, short, stored, **chunks),
         "layers recomputed as well": step(encode_classes, short, stored, **chunks, remat=True),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gram_jax import artifacts, tuners
+from gram_jax.clip.classes import Layout, pack_classes
 from gram_jax.objectives import cross_entropy
 from gram_jax.testing import tiny_clip
 
@@ -160,6 +161,20 @@ def test_other_names_of_the_same_shapes_do_not_retrace(case, clip, classes, imag
     second = case.apply(case.other, clip, others, images)
     assert case.traces == 1
     assert jnp.abs(first.logits - second.logits).max() > 1e-3
+
+
+def test_rows_of_names_change_nothing(case, clip, images):
+    """Names that begin alike, in one row with shared tokens, and split over rows with nothing shared."""
+    if not case.tuner.needs_names or case.tuner.needs_pairs:
+        pytest.skip("the tuner reads no class names, or its own kind of class list")
+    found = clip.class_tokens(["small dog", "small dog house", "cat", "small red fish"])
+    fields = [np.asarray(field) for field in jax.tree.leaves(found)[:5]]
+    layouts = Layout(length=16, beside=4), Layout(length=8)
+    one, many = (jax.tree.map(jnp.asarray, pack_classes(*fields, layout)) for layout in layouts)
+    assert [len(each.tree.ids) for each in (one, many)] == [1, 3]
+    assert [len(each.apart.ids) for each in (one, many)] == [1, 4]
+    together, split = (case.apply(case.other, clip, classes, images) for classes in (one, many))
+    chex.assert_trees_all_close(together, split, atol=2e-5)
 
 
 def test_only_a_class_specific_prompt_depends_on_the_classes(case, clip):

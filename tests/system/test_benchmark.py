@@ -82,7 +82,7 @@ def test_a_benchmark(tmp_path, capsys, monkeypatch):
     assert not [row for row in results.rows if row.metric == "speedup"]
     table = (tmp_path / "table.md").read_text()
     assert "| clustering of pairs " in table
-    assert "| shared prefix " in table
+    assert "| shared prefix, names as a tree " in table
     lines = (tmp_path / "benchmark.jsonl").read_text().splitlines()
     assert len(lines) == 1 + len(config.workloads)
     measured = {entry["workload"]: entry["sides"] for entry in (json.loads(line)["found"] for line in lines[1:])}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from experiments.benchmark import names, scaling, sides, tables
 from experiments.benchmark import run as benchmark
-from experiments.benchmark import scaling, sides, tables
 from gram_jax import reporting
 
 
@@ -112,3 +116,34 @@ def test_bytes_of_all_reduces_are_read_from_the_program(program, size):
 def test_impossible_settings_of_scaling_are_refused(change):
     with pytest.raises(ValueError, match=f"--{next(iter(change))}="):
         scaling.Config(**change)
+
+
+def test_shipped_tokens_of_names_have_the_counts_of_the_published_table():
+    with (Path(__file__).parents[3] / "docs" / "results" / "tokens.csv").open(encoding="utf-8", newline="") as file:
+        published = {line["dataset"]: line for line in csv.DictReader(file)}
+    for name in names.LISTS:
+        tails, line = names.read_tails(name), published[name]
+        prefixes = {tail[:length] for tail in tails for length in range(1, len(tail) + 1)}
+        counts = len(tails), max(map(len, tails)), sum(map(len, tails)), len(prefixes)
+        columns = ("classes", "longest tail", "tokens", "distinct prefixes")
+        assert counts == tuple(int(line[column]) for column in columns)
+    assert len(set(names.read_tails("food101", 300))) == 300
+
+
+def test_padded_names_have_a_row_each_and_the_tree_fewer_tokens():
+    tails = names.read_tails("stanford_cars")
+    padded, tree = (names.make_classes([tails], side) for side in (True, False))
+    assert padded.tree.ids.shape == (196, 18)
+    assert tree.tree.ids.size < 196 * 18 / 2
+    ends = np.take_along_axis(padded.tree.ids, padded.tree.ends, axis=1)
+    assert np.all(ends == names.END)
+    lists = [tails[:5], tails[5:10]]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(names.make_classes(lists, False))} == {2}
+    line = names.cells("food101", "coop", {"padded flops": 4e9, "tree flops": 2e9})
+    assert (line["GFLOP, padded"], line["GFLOP, tree"], line["GFLOP, ratio"]) == ("4", "2", "2.00")
+
+
+@pytest.mark.parametrize("change", [{"lists": ("food",)}, {"methods": ()}, {"ways": 1}])
+def test_impossible_settings_of_names_are_refused(change):
+    with pytest.raises(ValueError, match=f"--{next(iter(change))}="):
+        names.Config(**change)
