@@ -154,12 +154,8 @@ def _filled(given: Flags) -> dict[str, Any]:
         if given.optimizer in (None, "adamw"):
             defaults["weight_decay"] = 0.01
     if given.preset is not None:
-        tuner = parse_call(recipe["tuner"])
         if given.tuner is not None:
-            asked = parse_call(given.tuner, "tuner")
-            if asked.name != tuner.name:
-                raise InputError(f"--tuner={given.tuner}: --preset={given.preset} uses {tuner.name}; leave --tuner out")
-            values["tuner"] = str(Call(tuner.name, tuner.settings | asked.settings))
+            values["tuner"] = _preset_tuner(given, recipe["tuner"])
         if given.steps not in (None, presets.DEFAULT_STEPS) and recipe["protocol"] != (TEST_TIME,):
             raise InputError(f"--steps={given.steps}: --preset={given.preset} counts epochs; give --epochs")
         if given.meta:  # the checkpoint has its own
@@ -169,6 +165,14 @@ def _filled(given: Flags) -> dict[str, Any]:
     if given.gram_learning_rate is None and given.gram_rate_factor is None:
         filled["gram_learning_rate"] = filled["learning_rate"]
     return filled
+
+
+def _preset_tuner(given: Flags, text: str) -> str:
+    """Returns the tuner of the preset with the settings that are given."""
+    tuner, asked = parse_call(text), parse_call(given.tuner or "", "tuner")
+    if asked.name != tuner.name:
+        raise InputError(f"--tuner={given.tuner}: --preset={given.preset} uses {tuner.name}; leave --tuner out")
+    return str(Call(tuner.name, tuner.settings | asked.settings))
 
 
 def _check_values(flags: Flags) -> None:
