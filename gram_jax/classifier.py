@@ -166,7 +166,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, shown or (lambda: bar.update()))
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
-        self.classes_, self.class_names_, self.template_ = classes, dataset.class_names, dataset.template
+        self.classes_, self.class_names_ = classes, dataset.class_names
+        self.template_: str | None = dataset.template
         self.report_: dict[str, Any] = {
             "seed": seed,
             "images": len(dataset),
