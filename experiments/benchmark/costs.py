@@ -15,7 +15,7 @@ temporary buffers. A method that needs more than --memory_limit is compiled but 
 products. Writes WORKDIR/table.md and results.json. Finished methods are kept in WORKDIR/rows.jsonl; rerun the command
 to resume.
 
-The default is seventeen methods at ViT-B/16 size, the largest of which needs 8 GiB. On two processor cores it takes 20
+The default is eighteen methods at ViT-B/16 size, the largest of which needs 8 GiB. On two processor cores it takes 20
 minutes, or 12 with --repeats=1; a step through the image transformer takes half a minute.
 """
 
