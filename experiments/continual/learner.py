@@ -13,7 +13,7 @@ import numpy as np
 from gram_jax import meta as meta_learning
 from gram_jax.artifacts import LoadedMeta
 from gram_jax.batching import padded_batches
-from gram_jax.clip import Clip, encode_image
+from gram_jax.clip import encode_image
 from gram_jax.data import Dataset
 from gram_jax.data.task_streams import StreamTask, TaskStream, limit
 from gram_jax.evaluation import Encoder
@@ -308,7 +308,7 @@ def row(
     setting: Setting, stream: TaskStream, tuning: StreamTuning, carry: Mapping[str, Any], number: int
 ) -> np.ndarray:
     """Returns the accuracies on all tasks so far, among all classes so far."""
-    clip: Clip = setting.encoder.clip
+    clip = setting.encoder.clip
     if "refined" in carry:
         vision = {**clip.params["vision"], "projection": carry["refined"]["projection"]}
         clip = clip.replace(params={**clip.params, "vision": vision})

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from gram_jax import artifacts, tuners
-from gram_jax.clip import ResNetConfig, TextPrompt, encode_classes, encode_patches, encode_text, weights_hash
+from gram_jax.clip import (
+    ResNetConfig,
+    Slots,
+    TextPrompt,
+    encode_classes,
+    encode_image,
+    encode_patches,
+    encode_text,
+    weights_hash,
+)
 from gram_jax.clip.formats.weights import read_weights, write_weights
 from gram_jax.objectives import cross_entropy
 from gram_jax.testing import tiny_clip, tiny_siglip
@@ -84,6 +93,46 @@ def test_a_tuner_runs_and_has_every_derivative_or_is_refused(kind, clip, classes
     assert float(slope) == pytest.approx(float(optax_norm(gradient)), rel=0.05)
     artifacts.save_prompt(tmp_path / "prompt.safetensors", prompt, tuner, clip)
     chex.assert_trees_all_equal(artifacts.load_prompt(tmp_path / "prompt.safetensors", clip).prompt, prompt)
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_slots_have_every_derivative_and_zeros_change_nothing(tower, clip, classes, images):
+    config = getattr(clip.config, tower)
+
+    def features(slots):
+        return (
+            encode_classes(clip, classes, slots=slots) if tower == "text" else encode_image(clip, images, slots=slots)
+        )
+
+    def normal(seed, *shape):
+        return 0.3 * jax.random.normal(jax.random.key(seed), (config.layers, *shape))
+
+    if isinstance(config, ResNetConfig):
+        with pytest.raises(ValueError, match="transformer.*ResNet"):
+            features(Slots((0,), prompts=jnp.zeros((1, 2, config.width))))
+        return
+    width = config.width
+    slots = Slots(
+        tuple(range(config.layers)),
+        prompts=normal(0, 2, width),
+        low_rank={name: (normal(1, width, 2), normal(2, 2, width)) for name in ("query", "out")},
+        norms={"norm_2": {"scale": normal(3, width)}},
+        adapters={"mlp": {"down": normal(4, width, 2), "up": normal(5, 2, width)}},
+    )
+
+    @jax.jit
+    def run(slots):
+        gradient = jax.grad(lambda slots: features(slots)[:, 0].sum())
+        return features(slots), *jax.jvp(gradient, (slots,), (wave(slots),))
+
+    found, gradient, curvature = run(slots)
+    np.testing.assert_allclose(found, features(slots), atol=1e-5)
+    chex.assert_tree_all_finite((gradient, curvature))
+    assert all(jnp.abs(leaf).max() > 1e-7 for leaf in jax.tree.leaves((gradient, curvature)))
+    zero = jax.tree.map(jnp.zeros_like, slots).replace(prompts=None)
+    plain = features(None)
+    np.testing.assert_allclose(features(zero), plain, atol=1e-6)
+    assert jnp.abs(found - plain).max() > 1e-3
 
 
 def optax_norm(tree):
