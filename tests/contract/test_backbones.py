@@ -108,7 +108,7 @@ def test_slots_have_every_derivative_and_zeros_change_nothing(tower, clip, class
         return 0.3 * jax.random.normal(jax.random.key(seed), (config.layers, *shape))
 
     if isinstance(config, ResNetConfig):
-        with pytest.raises(ValueError, match="transformer.*ResNet"):
+        with pytest.raises(ValueError, match=r"transformer.*ResNet"):
             features(Slots((0,), prompts=jnp.zeros((1, 2, config.width))))
         return
     width = config.width
