@@ -71,11 +71,11 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     hashes = {dataset.name: dataset.content_hash for dataset in opened}
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     units = Units(workdir / "rows.jsonl", evaluation.measured_by(environment))
-    depends = depends_on(config, environment)
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.methods}
     streams = {seed: open_stream(config, opened, seed) for seed in shared.flags["seeds"]}
     todo = [(name, seed) for name in config.methods for seed in streams]
     for name, seed in runtime.Progress.over(todo, "continual", unit="run"):
+        depends = depends_on(config, environment, name)
         line = units.find((name, seed), depends)
         if line is None:
             matrix = learn(config, shared, streams[seed], name, seed, workdir, depends)
@@ -85,12 +85,12 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     return report(config, shared, found, streams, environment, opened, workdir)
 
 
-def depends_on(config: Config, environment: Mapping[str, Any]) -> dict[str, Any]:
+def depends_on(config: Config, environment: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns all that the result of a method and a seed depends on."""
     left_out = {"methods", "seeds", "preset", "meta", "checkpoint_seconds", "image_batch"}
     depends = {name: value for name, value in config.recipe.items() if name not in left_out}
     depends |= {"weights": environment["weights"], "splits": environment["splits"]}
-    return depends | ({} if config.meta is None else {"meta": content_hash(config.meta)})
+    return depends | ({"meta": content_hash(config.meta)} if METHODS[name].gram and config.meta else {})
 
 
 def learn(
