@@ -30,7 +30,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    gram.save_clip(tiny_clip(vision_layers=2), folder)
+    gram.save_clip(tiny_clip(vision_layers=2, text_layers=1, text_context_length=40), folder)
     return folder
 
 
@@ -76,7 +76,10 @@ def test_every_method_and_both_heads(clip_folder, tmp_path):
             found = {row.metric: row.value for row in rows if row.metric != "accuracy"}
             assert found == pytest.approx(stream_metrics(matrix, [8, 8, 8]))
     prompts = {
-        m: gram.load_prompt(workdir / f"prompts/{m}-1.safetensors", tiny_clip(vision_layers=2)) for m in methods[2:]
+        m: gram.load_prompt(
+            workdir / f"prompts/{m}-1.safetensors", tiny_clip(vision_layers=2, text_layers=1, text_context_length=40)
+        )
+        for m in methods[2:]
     }
     values = [np.asarray(each.prompt["prompts"]) for each in prompts.values()]
     for i, one in enumerate(values):
