@@ -21,8 +21,9 @@ from gram_jax.meta import init_meta, with_structure
 from gram_jax.testing import tiny_clip
 from tests.system.processes import finish, start
 
+STEPS = 120  # of a task, so many that a checkpoint inside one is seen
 FLAGS = (
-    *("--stream=glyphs:chess", "--tasks=3", "--steps=40", "--seeds=1", "--methods=null_space", "--batch_size=4"),
+    *("--stream=glyphs:chess", "--tasks=3", f"--steps={STEPS}", "--seeds=1", "--methods=null_space", "--batch_size=4"),
     *("--train_images=2", "--max_test_images=2", "--augmentation=fresh"),
 )
 
@@ -41,12 +42,12 @@ def test_a_run_killed_inside_a_task_ends_with_the_same_bytes(clip_folder, tmp_pa
     finish([plain])
     (killed,) = start("continual", tmp_path / "killed", *flags, "--checkpoint_seconds=0", cache=cache)
     folder, until = tmp_path / "killed" / "checkpoints" / "null_space-1", time.monotonic() + 600
-    while not any(41 < int(each.name) < 82 for each in folder.glob("[0-9]*") if each.name.isdigit()):
+    while not any(int(each.name) % (STEPS + 1) for each in folder.glob("*") if each.name.isdigit()):
         assert killed.poll() is None, killed.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     assert not (tmp_path / "killed" / "rows.jsonl").exists()
     finish(start("continual", tmp_path / "killed", *flags, cache=cache))
     name = "prompts/null_space-1.safetensors"
@@ -95,7 +96,7 @@ def test_gram_begins_every_task_and_regulates(clip_folder, tmp_path):
     tuner = tuners.vpt_kv(num_tokens=4)
     prompt = tuner.init(jax.random.key(7), clip, None)
     rows = np.random.default_rng(0).normal(size=(3, 2 * clip.config.embed_dim))
-    meta = with_structure(init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1), rows)
+    meta = with_structure(init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1), rows, 0.005)
     meta = meta.replace(offsets=jax.tree.map(lambda leaf: leaf + 0.1 * np.arange(3)[:, None, None, None], meta.offsets))
     gram.save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
     shared = {
@@ -111,7 +112,7 @@ def test_gram_begins_every_task_and_regulates(clip_folder, tmp_path):
     offset = last["gram"] - prompt["prompts"]
     assert 0 < offset.mean() < 0.2
     assert np.ptp(offset) < 1e-4
-    assert np.abs(last["gram+null_space"] - last["gram"]).max() > 1e-3
+    assert np.abs(last["gram+null_space"] - last["gram"]).max() > 1e-5
     assert np.abs(last["sequential"] - prompt["prompts"]).max() > 0.1
 
 
