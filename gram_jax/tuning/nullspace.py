@@ -22,6 +22,7 @@ import optax
 
 from gram_jax.clip import Clip, Slots
 from gram_jax.clip.modules import apply_norm, at_least_float32
+from gram_jax.clip.validation import require_visual_prompts
 from gram_jax.clip.vision import fold_slots
 from gram_jax.errors import InputError, require_bool, require_number
 
@@ -158,12 +159,14 @@ def batch_covariances(clip: Clip, images: Array, slots: Slots, *, gain: bool = F
       gain: include the norm's gain g, so that steps of the raw prompt, dP, are judged by what follows the norm, g dP.
         The public code leaves it out.
     """
-    heads, eps = clip.config.vision.heads, clip.config.vision.norm_eps
+    vision = require_visual_prompts(clip.config.vision)
+    heads, eps = vision.heads, vision.norm_eps
     layers, tokens, width = slots.prompts.shape  # type: ignore[union-attr]  # they have prompts
     zeros = Covariances(jnp.zeros((layers, width, width)), jnp.zeros((layers, tokens, tokens)))
 
     def fold(total: tuple[Array, Covariances], layer: Any, slots: Slots, x: Array) -> tuple[Array, Covariances]:
         index, sums = total
+        assert slots.prompts is not None
         normed, prompts = (apply_norm(eps, layer["norm_1"], each) for each in (at_least_float32(x), slots.prompts))
         weights = layer["attention"]
         query, key, more = (
