@@ -20,7 +20,6 @@ sys.path.insert(0, str(ROOT))
 from tests.browser import Browser  # noqa: E402  # it is no part of the package
 
 FIGURES = ROOT / "docs" / "figures"
-COLORS = 128  # of a screenshot, so that it stays small
 EVALUATE = "evaluate --dataset=glyphs:arabic,glyphs:shapes --protocol=base_to_new,few_shot --shots=1,4 --steps=50"
 PROGRAMS = (
     f"{EVALUATE} --learning_rate=0.3 --workdir=runs/coop",
@@ -71,7 +70,7 @@ def main() -> None:
             assert done.returncode == 0 or "check_data" in text, text
         for name, (page, *shot) in SHOTS.items():
             picture = take(browser, Path(folder) / "runs" / page, *shot)
-            picture.quantize(COLORS, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
+            picture.save(FIGURES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
