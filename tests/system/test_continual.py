@@ -96,7 +96,7 @@ def test_gram_begins_every_task_and_regulates(clip_folder, tmp_path):
     tuner = tuners.vpt_kv(num_tokens=4)
     prompt = tuner.init(jax.random.key(7), clip, None)
     rows = np.random.default_rng(0).normal(size=(3, 2 * clip.config.embed_dim))
-    meta = with_structure(init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1), rows, 0.005)
+    meta = with_structure(init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1), rows)
     meta = meta.replace(offsets=jax.tree.map(lambda leaf: leaf + 0.1 * np.arange(3)[:, None, None, None], meta.offsets))
     gram.save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
     shared = {
