@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 import shlex
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.batching import map_batches
+from gram_jax.clip.images import ImageTransform
 from gram_jax.data import Dataset, load_dataset
 from gram_jax.data.readers.sources import READERS
 from gram_jax.errors import InputError
@@ -109,11 +111,15 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     results = evaluation.Results(told, environment, tuple(rows))
     evaluation.save_results(workdir, results)  # before anything that could fail
     write_predictions(workdir / "predictions.csv", test, predicted)
+    write_page(
+        workdir / "predictions.html", test, predicted[tuner.name], [("clip", config.clip), ("tuner", config.tuner)]
+    )
     print(f"\n{'method':<14}  {'test accuracy':>13}  {'right':>10}")
     for name, count in right.items():
         share = f"{100 * count / len(test):.1f} %"
         print(f"{reporting.label(name):<14}  {share:>13}  {f'{count} of {len(test)}':>10}")
-    print(f"\npredictions in {workdir / 'predictions.csv'}\nclassifier in {saved}; to use it:")
+    print(f"\npredictions in {workdir / 'predictions.csv'}, and as a page in predictions.html")
+    print(f"classifier in {saved}; to use it:")
     command = ["--images=NEW_PHOTOS", f"--clip={config.clip}", f"--prompt={saved}"]
     print(f"  python -m experiments.predict {shlex.join(command)}")
     return results
@@ -193,6 +199,17 @@ def write_predictions(path: Any, test: Dataset, predicted: dict[str, np.ndarray]
                 for cell in (test.class_names[each[row].argmax()], f"{each[row].max():.6f}")
             ]
             table.writerow([reference, test.class_names[label], *cells])
+
+
+def write_page(path: Any, test: Dataset, probabilities: np.ndarray, about: list[tuple[str, Any]]) -> None:
+    """Writes a page of the test images with the true class of each and the most probable ones."""
+    pages, shown, whole = reporting.pages, [], ImageTransform(size=None, crop=None)
+    for reference, label, row in zip(test.references, test.labels, probabilities, strict=True):
+        best = [(test.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:3]]
+        read = functools.partial(lambda each: whole.pixels(test.read(each), str(each)), reference)
+        shown.append(pages.Predicted(f"{reference}, {test.class_names[label]}", read, best))
+    counts = {name: int(np.sum(probabilities.argmax(-1) == k)) for k, name in enumerate(test.class_names)}
+    pages.predictions_page(pages.Predictions(shown[: pages.MOST_IMAGES], counts, 0, len(shown)), path, about)
 
 
 if __name__ == "__main__":
