@@ -87,7 +87,7 @@ def augmented_view(
         raise InputError("views need an image transform with one output size; set ImageTransform.crop")
     pixels = _decoded(transform, image, name)
     rng = stream(f"view/{number}", seed, item)
-    top, left, height, width = random_box(rng, *pixels.shape[:2], scale)
+    top, left, height, width = random_box(rng, pixels.shape[0], pixels.shape[1], scale)
     mirrored = rng.random() < 0.5
     part = Image.fromarray(pixels[top : top + height, left : left + width])
     resized = np.asarray(part.resize(transform.output_size[::-1], BICUBIC))
