@@ -18,6 +18,7 @@ def config():
         dataset=("glyphs:chess",),
         domains=("small",),
         steps=2,
+        report_steps=(0, 1),
         pairs=1500,
         themes=4,
         ways=3,
