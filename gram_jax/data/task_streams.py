@@ -46,7 +46,7 @@ def class_stream(dataset: Dataset, tasks: int, seed: int) -> TaskStream:
       >>> from gram_jax.data import load_dataset
       >>> stream = class_stream(load_dataset("glyphs:chess"), 4, seed=2024)
       >>> [task.labels.tolist() for task in stream.tasks][:2]
-      [[0, 7, 11], [2, 3, 4]]
+      [[5, 7, 10], [2, 3, 11]]
 
     Reference:
       The public code of "Visual Prompt Tuning in Null Space for Continual Learning", seeds 2024 to 2026.

@@ -131,7 +131,7 @@ def compositional(dataset: str, world: str) -> list[Published]:
     """Returns rows with "S", "U", "H" and "AUC" of a published dataset of pairs with ViT-L/14; else none.
 
     Example:
-      >>> {row.method: row.values["AUC"] for row in compositional("czsl:mit-states", "closed")}["CSP"]
+      >>> round({row.method: row.values["AUC"] for row in compositional("czsl:mit-states", "closed")}["CSP"], 3)
       0.194
     """
     begin = f"{dataset}, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -166,12 +165,7 @@ def _nearest(features: jax.Array, centroids: jax.Array, square: jax.Array) -> ja
 
 def one_thread() -> Any:
     """Returns a context manager that limits host linear algebra to one thread, so that sums have a fixed order."""
-    return _thread_pools().limit(limits=1)
+    import sklearn.cluster  # noqa: F401, loads the thread pools that are limited
+    from threadpoolctl import threadpool_limits
 
-
-@functools.cache
-def _thread_pools() -> Any:
-    import sklearn.cluster  # noqa: F401, loads the thread pools that the controller finds
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
+    return threadpool_limits(limits=1)

@@ -22,6 +22,8 @@ ROWS = {
     "text-deep": ALL,
     "vpt": ("stablehlo", "onnx"),
     "vpt-deep": ("stablehlo", "onnx"),
+    "vpt-kv": ("stablehlo", "onnx"),
+    "vpt-kv-last": ("stablehlo", "onnx"),
     "ivlp": ("stablehlo", "onnx"),
     "maple": ("stablehlo", "onnx"),
     "upt": ("stablehlo", "onnx"),

@@ -55,7 +55,8 @@ def test_dpt_is_tuned_in_stages_its_parts_at_rates_and_warmups_of_their_own(fold
     tuned, results = tuned_by(config, tmp_path, monkeypatch)
     clip, chess = gram.load_clip(folder), load_dataset("glyphs:chess")
     tuner = tuners.dpt(num_text=2, num_visual=2, num_classes=3, class_specific=True)
-    classes, valid = gram.tuning.pad_classes(clip, clip.class_tokens(list(chess.class_names)))
+    names = clip.class_tokens(list(chess.class_names), chess.template)
+    classes, valid = gram.tuning.pad_classes(clip, names)
     gradient = jax.jit(jax.value_and_grad(objectives.dpt_loss(tuner, class_weight=0.7)))
     losses = np.empty((8, 2))
     for run, seed in enumerate(SEEDS):

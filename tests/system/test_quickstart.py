@@ -67,7 +67,7 @@ def test_a_second_run_reads_what_is_there_also_elsewhere(config, done, monkeypat
 
     workdir, results = done
     monkeypatch.setattr("experiments.evaluate.comparison.method_rows", never)
-    monkeypatch.setattr("experiments.build_tasks.build_hierarchy", never)
+    monkeypatch.setattr("gram_jax.tasks.build_hierarchy", never)
     assert quickstart.run(config, workdir).rows == results.rows
     moved = epath.Path(shutil.copytree(workdir, tmp_path / "elsewhere"))
     assert quickstart.run(config, moved).rows == results.rows

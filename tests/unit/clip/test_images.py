@@ -166,7 +166,7 @@ def test_a_16_bit_png():
     [
         (np.full((2, 2), -1, np.int32), "mode I and values from -1 to -1; scale it to 0..255"),
         (np.full((2, 2), 70_000, np.int32), "values from 70000 to 70000"),
-        (np.full((2, 2), np.nan, np.float32), "mode F and values from nan to nan"),
+        (np.full((2, 2), np.nan, np.float32), "mode F and values that are no finite numbers"),
     ],
 )
 def test_gray_with_an_unknown_range(values, message):

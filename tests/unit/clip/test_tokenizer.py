@@ -233,7 +233,8 @@ def test_class_tails_are_coops_slices(tokenizer, suffix):
         pieces = tokenizer.hf(name, add_special_tokens=False)["input_ids"]
         assert classes.name_length[index] == min(len(pieces), len(tail) - 1)
     assert classes.tail_ids.shape == (len(NAMES), max(map(len, whole)) - 5)
-    assert {array.dtype for array in vars(classes).values()} == {np.dtype(np.int32)}
+    arrays = vars(classes) | {"tree": classes.tree.ids, "apart": classes.apart.ids}
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.int32)}
 
 
 def test_class_templates(tokenizer):

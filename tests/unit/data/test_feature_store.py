@@ -66,7 +66,7 @@ def encoder(clip, dataset, log=None):
     def encode(positions):
         if log is not None:
             log.extend(positions.tolist())
-        return gram.gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
+        return gram.encode_image(clip, clip.preprocess(dataset.images(positions)))
 
     return encode
 
@@ -76,7 +76,7 @@ def test_features_are_those_of_encoding_anew_and_are_encoded_once(clip, dataset,
     features = all_features(tmp_path, clip, dataset, encoder(clip, dataset, log))
     anew = np.concatenate(
         [
-            gram.gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
+            gram.encode_image(clip, clip.preprocess(dataset.images(np.minimum(range(i, i + BATCH), 17))))
             for i in range(0, 18, BATCH)
         ]
     )[:18]

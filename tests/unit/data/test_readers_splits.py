@@ -167,8 +167,15 @@ def test_templates_of_datasets():
 def test_templates_of_regularizers():
     assert coop.facts("coop:dtd").loss_templates["kgcoop"] == "a photo of a {}, a type of texture."
     assert coop.facts("coop:dtd").loss_templates["distillation"] == "a texture of {}."
-    assert coop.facts("coop:food101").loss_templates == {"distillation": "a type of food, a photo of {}."}
-    others = [coop.facts(f"coop:{name}") for name in coop.NAMES if name not in ("dtd", "food101")]
+    typed = {
+        "food101": "a type of food, a photo of {}.",
+        "oxford_pets": "a type of pet, a photo of a {}.",
+        "oxford_flowers": "a type of flower, a photo of a {}.",
+        "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+    }
+    for name, template in typed.items():
+        assert coop.facts(f"coop:{name}").loss_templates == {"distillation": template}
+    others = [coop.facts(f"coop:{name}") for name in coop.NAMES if name not in ("dtd", *typed)]
     assert not any(entry.loss_templates for entry in others)
 
 

@@ -76,7 +76,8 @@ def test_cocoop_without_its_network_is_coop(clip, classes, images):
 
 def test_memory_of_cocoop_grows_with_the_chunk_and_not_with_the_images():
     clip = tiny_clip(text_layers=1)
-    classes = clip.class_tokens(["a cat", "dog", "bird", "a small red fish"] * 8, allow_duplicates=True)
+    names = [f"{color} {animal}" for color in ("red", "blue", "old", "new") for animal in "abcdefgh"]
+    classes = clip.class_tokens(names)
 
     def temporary_bytes(images, chunk):
         tuner = tuners.cocoop(chunk=chunk)
