@@ -32,11 +32,11 @@ import lazy_loader
 import numpy as np
 
 import gram_jax as gram
-from gram_jax import evaluation, runtime, tasks, tuning
+from gram_jax import artifacts, evaluation, runtime, tasks, tuning
 from gram_jax.choices import CROSS, INNER_SCHEDULES, MAPPERS
 from gram_jax.data import Corpus, load_corpus, ordered
 from gram_jax.errors import InputError
-from gram_jax.io import absolute, file_hash
+from gram_jax.io import absolute
 from gram_jax.registry import parse_call
 
 from . import _nans
@@ -363,7 +363,7 @@ def train(
     training, state = prepare(config, clip, hierarchy, corpus)
     settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
     if config.meta:
-        settings["meta_hash"] = file_hash(absolute(config.meta))
+        settings["meta_hash"] = artifacts.content_hash(absolute(config.meta))
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)
     if not runtime.is_main():
         return learned, ()
