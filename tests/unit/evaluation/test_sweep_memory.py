@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import jax
+import pytest
 
 from gram_jax import evaluation
 from gram_jax.data import load_dataset
@@ -13,6 +14,7 @@ from gram_jax.testing import tiny_clip
 from gram_jax.tuners import coop
 
 
+@pytest.mark.slow
 def test_units_leave_nothing_behind():
     encoder = Encoder(tiny_clip(text_layers=1, vision_layers=1, text_context_length=40), 16)
     dataset, method = (
