@@ -9,7 +9,8 @@ csv:list.csv. Without splits, half of each class tunes, a fifth chooses the lear
 tests. The photos are checked as by `check_data`, and a problem ends the program. The prompt, zero-shot ("a photo of
 a {}.") and a linear probe are then measured on the same test images; nothing is chosen on these. Writes the classifier,
 which `gram_jax.PromptClassifier.load`, `experiments.predict --prompt` and `experiments.export` read, to
-WORKDIR/classifier.safetensors, the numbers to results.json, and the prediction of every test image to predictions.csv.
+WORKDIR/classifier.safetensors, the numbers to results.json, the prediction of every test image to predictions.csv, and
+all of it as a page with wrong images, confusion and calibration to report.html.
 
 The backbone is openai/clip-vit-base-patch16, from the Hugging Face hub or its local cache. The shipped clip, mini, only
 knows printed characters. With 60 photos: two minutes on two cores.
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import os
 import shlex
 from typing import Any
@@ -30,7 +30,6 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime
 from gram_jax.batching import map_batches
-from gram_jax.clip.images import ImageTransform
 from gram_jax.data import Dataset, load_dataset
 from gram_jax.data.readers.sources import READERS
 from gram_jax.errors import InputError
@@ -111,14 +110,14 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     results = evaluation.Results(told, environment, tuple(rows))
     evaluation.save_results(workdir, results)  # before anything that could fail
     write_predictions(workdir / "predictions.csv", test, predicted)
-    write_page(
-        workdir / "predictions.html", test, predicted[tuner.name], [("clip", config.clip), ("tuner", config.tuner)]
-    )
+    store(workdir, test, predicted, config.seed)
+    page = workdir / "report.html"
+    reporting.html_report([results], page, folders=[workdir], datasets={dataset.name: dataset})
     print(f"\n{'method':<14}  {'test accuracy':>13}  {'right':>10}")
     for name, count in right.items():
         share = f"{100 * count / len(test):.1f} %"
         print(f"{reporting.label(name):<14}  {share:>13}  {f'{count} of {len(test)}':>10}")
-    print(f"\npredictions in {workdir / 'predictions.csv'}, and as a page in predictions.html")
+    print(f"\npredictions in {workdir / 'predictions.csv'}; wrong images, confusion and calibration in {page}")
     print(f"classifier in {saved}; to use it:")
     command = ["--images=NEW_PHOTOS", f"--clip={config.clip}", f"--prompt={saved}"]
     print(f"  python -m experiments.predict {shlex.join(command)}")
@@ -201,15 +200,17 @@ def write_predictions(path: Any, test: Dataset, predicted: dict[str, np.ndarray]
             table.writerow([reference, test.class_names[label], *cells])
 
 
-def write_page(path: Any, test: Dataset, probabilities: np.ndarray, about: list[tuple[str, Any]]) -> None:
-    """Writes a page of the test images with the true class of each and the most probable ones."""
-    pages, shown, whole = reporting.pages, [], ImageTransform(size=None, crop=None)
-    for reference, label, row in zip(test.references, test.labels, probabilities, strict=True):
-        best = [(test.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:3]]
-        read = functools.partial(lambda each: whole.pixels(test.read(each), str(each)), reference)
-        shown.append(pages.Predicted(f"{reference}, {test.class_names[label]}", read, best))
-    counts = {name: int(np.sum(probabilities.argmax(-1) == k)) for k, name in enumerate(test.class_names)}
-    pages.predictions_page(pages.Predictions(shown[: pages.MOST_IMAGES], counts, 0, len(shown)), path, about)
+def store(workdir: Any, test: Dataset, predicted: dict[str, np.ndarray], seed: int) -> None:
+    """Writes the predictions of every method to WORKDIR/predictions, which reports read."""
+    from gram_jax.evaluation import measures, stored
+    from gram_jax.evaluation.fitting import AllShots
+
+    for name, each in predicted.items():
+        labels, confidence = each.argmax(-1)[None], each.max(-1)[None]
+        measured = [(evaluation.Part("all", None, test), evaluation.Predictions(labels, confidence))]
+        file = f"{measures.file_name((name, test.name, AllShots.name, None))}.npz"
+        with replacing(workdir / "predictions" / file) as part:
+            stored.save_predictions(part, measured, seed=seed)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gram_jax.evaluation.fitting import AllShots
 from gram_jax.evaluation.protocols import TEST_TIME, THIRDS, TRANSFER, has_new, imbalance
 from gram_jax.evaluation.results import Comparison, Row, comparison
 from gram_jax.evaluation.statistics import Summary, harmonic_mean, paired_difference, summarize
@@ -19,6 +20,7 @@ TITLES = {
     "cross_dataset": "Cross-dataset",
     "domain_generalization": "Domain generalization",
     TEST_TIME: "Test-time",
+    AllShots.name: "All training images",
 }
 
 
@@ -52,7 +54,9 @@ class Scope(NamedTuple):
 
 
 WITHIN_DATASET = tuple(
-    Scope(protocol, shifted) for protocol in ("base_to_new", "few_shot", TEST_TIME) for shifted in (False, True)
+    Scope(protocol, shifted)
+    for protocol in ("base_to_new", "few_shot", AllShots.name, TEST_TIME)
+    for shifted in (False, True)
 )
 
 

@@ -169,6 +169,9 @@ def test_one_command_makes_a_classifier_that_is_as_good_as_measured(place, class
     assert sorted(row["file"] for row in rows) == [str(path.relative_to(place / "photos")) for path in files]
     for method, value in values.items():
         assert np.mean([row[method] == row["class"] for row in rows]) == pytest.approx(value)
+    page = (place / "classify" / "report.html").read_text()
+    assert page.count("Confusion matrix.") == len(values)  # of each method, from its stored predictions
+    assert page.count("data:image/") >= min(3, sum(row["coop"] != row["class"] for row in rows))
     assert classified.config["fitted"]["images"] == 4 * (COUNTS["train"] + COUNTS["val"])
     assert classified.config["datasets"]["folder:photos"]["account"]["left_out"]
 
