@@ -73,7 +73,7 @@ class Config:
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Checks the photos, tunes and measures the classifier, and saves it."""
-    from gram_jax.evaluation.fitting import AllShots  # it imports JAX: late, so that --help answers at once
+    from gram_jax.evaluation.protocols import AllShots  # it imports JAX: late, so that --help answers at once
 
     clip, dataset = load_backbone(config.clip), checked(config, workdir)
     encoder = encoded(clip, dataset, config.batch_size)
@@ -203,7 +203,7 @@ def write_predictions(path: Any, test: Dataset, predicted: dict[str, np.ndarray]
 def store(workdir: Any, test: Dataset, predicted: dict[str, np.ndarray], seed: int) -> None:
     """Writes the predictions of every method to WORKDIR/predictions, which reports read."""
     from gram_jax.evaluation import measures, stored
-    from gram_jax.evaluation.fitting import AllShots
+    from gram_jax.evaluation.protocols import AllShots
 
     for name, each in predicted.items():
         labels, confidence = each.argmax(-1)[None], each.max(-1)[None]

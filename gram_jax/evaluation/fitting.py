@@ -12,19 +12,10 @@ import numpy as np
 from gram_jax.data import Dataset
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.evaluation.methods import Candidate, Task, Trial, ZeroShot, validation_scores
-from gram_jax.evaluation.protocols import Part, Protocol
+from gram_jax.evaluation.protocols import AllShots, Part, Protocol
 from gram_jax.evaluation.scoring import prompt_shapes, without_padding
 from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.tuners import Prompt
-
-
-class AllShots(Protocol):
-    """Tuned on every training image, however many a class has."""
-
-    name = "all_shots"
-
-    def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
-        return dataset.select("train")
 
 
 class Fitted(NamedTuple):

@@ -134,6 +134,16 @@ class FewShot(Protocol):
     name, elsewhere, tuned_on = "few_shot", "domains", "all classes"
 
 
+class AllShots(Protocol):
+    """Tuned on every training image, however many a class has."""
+
+    name = "all_shots"
+
+    def draw(self, dataset: Dataset, shots: int, seed: int) -> np.ndarray:
+        """Returns the positions of all training images."""
+        return dataset.select("train")
+
+
 class BaseToNew(Protocol):
     """Tuned on the first half of the classes; tested on each half, among its own classes."""
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gram_jax.evaluation.fitting import AllShots
-from gram_jax.evaluation.protocols import TEST_TIME, THIRDS, TRANSFER, has_new, imbalance
+from gram_jax.evaluation.protocols import TEST_TIME, THIRDS, TRANSFER, AllShots, has_new, imbalance
 from gram_jax.evaluation.results import Comparison, Row, comparison
 from gram_jax.evaluation.statistics import Summary, harmonic_mean, paired_difference, summarize
 from gram_jax.reporting.names import compared_pairs, ordered
