@@ -75,6 +75,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     """Checks the photos, tunes and measures the classifier, and saves it."""
     from gram_jax.evaluation.protocols import AllShots  # it imports JAX: late, so that --help answers at once
 
+    from .evaluate.run import write_page
+
     clip, dataset = load_backbone(config.clip), checked(config, workdir)
     encoder = encoded(clip, dataset, config.batch_size)
     model = gram.PromptClassifier(
@@ -111,13 +113,12 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     evaluation.save_results(workdir, results)  # before anything that could fail
     write_predictions(workdir / "predictions.csv", test, predicted)
     store(workdir, test, predicted, config.seed)
-    page = workdir / "report.html"
-    reporting.html_report([results], page, folders=[workdir], datasets={dataset.name: dataset})
     print(f"\n{'method':<14}  {'test accuracy':>13}  {'right':>10}")
     for name, count in right.items():
         share = f"{100 * count / len(test):.1f} %"
         print(f"{reporting.label(name):<14}  {share:>13}  {f'{count} of {len(test)}':>10}")
-    print(f"\npredictions in {workdir / 'predictions.csv'}; wrong images, confusion and calibration in {page}")
+    print(f"\npredictions in {workdir / 'predictions.csv'}")
+    write_page(results, workdir, {dataset.name: dataset})
     print(f"classifier in {saved}; to use it:")
     command = ["--images=NEW_PHOTOS", f"--clip={config.clip}", f"--prompt={saved}"]
     print(f"  python -m experiments.predict {shlex.join(command)}")

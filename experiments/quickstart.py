@@ -12,7 +12,7 @@ few-shot and base-to-new, in-domain and on renderings that no corpus contains (e
 hierarchy nor meta-training uses a label, a class list or a test image of the evaluated datasets. --controls repeats
 both meta-trainings on tasks from random clusters, or from the true groups of the corpus, which is an upper bound.
 
-It takes about 5 minutes on two cores, and 3 GiB. All methods use the same number of steps and the same learning
+It takes 5 to 6 minutes on two cores, and 3 GiB. All methods use the same number of steps and the same learning
 rate; experiments.evaluate can choose settings for each method on validation splits. Writes WORKDIR/results.json,
 table.md, plots, and a folder for each stage; base_new_along_tuning.png shows what the regulator does. The same command
 resumes a run.

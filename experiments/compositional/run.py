@@ -100,8 +100,10 @@ class Runs:
         return found
 
     def _tune(self, tuner: tuners.Tuner, plan: PairPlan, data: PairDataset, seed: int) -> Any:
-        compiled = self._compiled.setdefault(repr(tuner), plan.compile(tuner))
-        return evaluation.tune_pairs(self._encoder, tuner, compiled, plan, data, seed)
+        name = repr(tuner)
+        if name not in self._compiled:
+            self._compiled[name] = plan.compile(tuner)
+        return evaluation.tune_pairs(self._encoder, tuner, self._compiled[name], plan, data, seed)
 
     def select(self, spec: str, method: Method) -> tuple[Method, dict[float, float]]:
         """Returns the method at the rate with the best mean validation AUC, and the AUC of every rate."""

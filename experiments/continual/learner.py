@@ -12,7 +12,7 @@ import numpy as np
 
 from gram_jax import meta as meta_learning
 from gram_jax.artifacts import LoadedMeta
-from gram_jax.batching import padded_batches
+from gram_jax.batching import map_batches
 from gram_jax.clip import encode_image
 from gram_jax.data import Dataset
 from gram_jax.data.task_streams import StreamTask, TaskStream, limit
@@ -58,6 +58,9 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        return self.images(np.arange(len(self))[index])
 
     def images(self, rows: np.ndarray, views: tuple[int, np.ndarray] | None = None) -> np.ndarray:
         """Returns images `[rows, size, size, channels]`; with `views`, the seed and the number of each view."""
@@ -240,9 +243,7 @@ def end_task(
     pools = [Pool(setting, [task.train]) for task in taught]
     if method.project and number + 1 < len(stream.tasks):
         size = setting.encoder.batch_size
-        images = (
-            pool.images(np.arange(len(pool))[at : at + size]) for pool in pools for at in range(0, len(pool), size)
-        )
+        images = (pool[at : at + size] for pool in pools for at in range(0, len(pool), size))
         slots = kv_slots(state.prompt, setting.tuner.settings["first"])
         gain = setting.flags["gain"]
         found = task_covariances(setting.encoder.clip, images, slots, gain=gain)
@@ -269,10 +270,11 @@ def refine(
     slots = kv_slots(state.prompt, setting.tuner.settings["first"])
     refined = dict(refined)
     for pool in pools:
-        features = np.concatenate([
-            np.asarray(encode_image(bare, jnp.asarray(batch), slots=slots, normalize=False))[:count]
-            for batch, count in padded_batches(_Rows(pool), setting.encoder.batch_size)
-        ])  # fmt: skip
+        features = map_batches(
+            lambda batch: encode_image(bare, jnp.asarray(batch), slots=slots, normalize=False),
+            pool,
+            setting.encoder.batch_size,
+        )
         for label in np.unique(pool.labels):
             own = features[pool.labels == label]
             centered = own - own.mean(0)
@@ -284,19 +286,6 @@ def refine(
     given = refined["means"][seen], refined["covariances"][seen], jnp.asarray(setting.texts[seen])
     refined["projection"] = refine_projection(refined["projection"], *given, scale, key)
     return refined
-
-
-class _Rows:
-    """A pool as a sequence whose slices are arrays of images."""
-
-    def __init__(self, pool: Pool):
-        self._pool = pool
-
-    def __len__(self) -> int:
-        return len(self._pool)
-
-    def __getitem__(self, index: slice) -> np.ndarray:
-        return self._pool.images(np.arange(len(self))[index])
 
 
 def seen_classes(stream: TaskStream, number: int) -> np.ndarray:
@@ -313,17 +302,15 @@ def row(
         vision = {**clip.params["vision"], "projection": carry["refined"]["projection"]}
         clip = clip.replace(params={**clip.params, "vision": vision})
     seen, texts = seen_classes(stream, number), jnp.asarray(setting.texts)
-    found = []
-    for task in stream.tasks[: number + 1]:
-        pool = Pool(setting, [task.test])
-        predicted = [
-            np.asarray(tuning.logits(carry["state"].prompt, carry["state"].head, clip, texts, jnp.asarray(batch)))[
-                :count
-            ]
-            for batch, count in padded_batches(_Rows(pool), setting.encoder.batch_size)
-        ]
-        found.append(accuracy(np.concatenate(predicted), seen, task.test.labels))
-    return np.array(found)
+    state = carry["state"]
+
+    def scores(batch: np.ndarray) -> Array:
+        return tuning.logits(state.prompt, state.head, clip, texts, jnp.asarray(batch))
+
+    return np.array([
+        accuracy(map_batches(scores, Pool(setting, [task.test]), setting.encoder.batch_size), seen, task.test.labels)
+        for task in stream.tasks[: number + 1]
+    ])  # fmt: skip
 
 
 def accuracy(scores: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> float:
@@ -336,24 +323,18 @@ def frozen(setting: Setting, stream: TaskStream, name: str) -> np.ndarray:
     count = len(stream.tasks)
     matrix, kernel = np.full((count, count), np.nan), np.array(setting.texts)
     test = [setting.encoder.features(task.test) for task in stream.tasks]
-    if name == "nearest_mean":
-        pooled = [(setting.encoder.features(task.train), task.train.labels) for task in stream.tasks]
-        for number in range(count):
+    train = [task.train for task in stream.tasks] if name == "nearest_mean" else []
+    pooled = [(setting.encoder.features(part), part.labels) for part in train]
+    for number in range(count):
+        if pooled:
             features, labels = (np.concatenate(each) for each in zip(*pooled[: number + 1], strict=True))
             for label in np.unique(labels):
                 mean = features[labels == label].mean(0)
                 kernel[label] = mean / np.linalg.norm(mean)
-            _fill(matrix, stream, test, kernel, number)
-        return matrix
-    for number in range(count):
-        _fill(matrix, stream, test, kernel, number)
+        seen = seen_classes(stream, number)
+        for j in range(number + 1):
+            matrix[number, j] = accuracy(test[j] @ kernel.T, seen, stream.tasks[j].test.labels)
     return matrix
-
-
-def _fill(matrix: np.ndarray, stream: TaskStream, test: list[np.ndarray], kernel: np.ndarray, number: int) -> None:
-    seen = seen_classes(stream, number)
-    for j in range(number + 1):
-        matrix[number, j] = accuracy(test[j] @ kernel.T, seen, stream.tasks[j].test.labels)
 
 
 def limited(stream: TaskStream, train: int, test: int, seed: int) -> TaskStream:

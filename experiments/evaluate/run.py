@@ -86,7 +86,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
 
 
 def write_page(results: evaluation.Results, workdir: epath.Path, datasets: Mapping[str, Dataset]) -> None:
-    """Writes report.html; if that fails, a warning says so: the results are worth more than a page."""
+    """Writes report.html; a failure is a warning and not an error, because the results are already saved."""
     try:
         reporting.html_report(
             [results], workdir / "report.html", names=["this evaluation"], folders=[workdir], datasets=datasets
