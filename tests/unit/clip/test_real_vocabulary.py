@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gram_jax
@@ -88,6 +88,7 @@ def test_odd_texts(openai, tokenizer, text):
 @given(st.text(st.characters(exclude_categories=("Cn", "Co", "Cs"), exclude_characters="\u0345"), max_size=30))
 def test_any_text(openai, tokenizer, text):
     """U+0345 is left out: OpenAI's pattern, which ignores case, takes this combining mark for a letter."""
+    assume("\u0345" not in repair(text))  # the repair of mojibake makes it, too
     assert tokenizer.pieces([text]) == [openai.encode(text)]
 
 
