@@ -27,29 +27,29 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import lazy_loader
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from gram_jax import evaluation, objectives, regulators, reporting, runtime, tuners, tuning
-from gram_jax.clip import Clip
+import gram_jax as gram
+from gram_jax import choices, evaluation, reporting, runtime, tuning
 from gram_jax.errors import InputError, explain, require_known, require_number
-from gram_jax.evaluation import Row
 from gram_jax.io import absolute, write_file
 from gram_jax.registry import parse_call
-from gram_jax.runtime.memory import GIB
-from gram_jax.runtime.units import Units
-from gram_jax.testing import tiny_tokenizer
 
 from .._launch import at_least, launch, positive, setting
 from ..evaluate.presets import PRESETS
-from . import inputs
-from .sides import compile_program
-from .tables import table_of
+from .config import CLIPS
 
+if TYPE_CHECKING:
+    from gram_jax.clip import Clip
+    from gram_jax.tuners import Tuner
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
+
+GIB = 2**30
 BATCH_SIZE, OWN_BATCH_SIZE = 32, {"cocoop": PRESETS["cocoop_b2n_vitb16"].batch_size}
 # Measured besides every tuner alone: each addition to the plainest tuner, and steps of published recipes.
 COMPOSED = (
@@ -66,9 +66,9 @@ _WORDS = ("small", "large", "red", "green", "blue", "black", "white", "latin", "
 class Config:
     """The methods and their size."""
 
-    clip_size: str = setting("vit_b16", "size of the clip, whose weights are random", choices=tuple(inputs.CLIPS))
+    clip_size: str = setting("vit_b16", "size of the clip, whose weights are random", choices=CLIPS)
     methods: tuple[str, ...] = setting(
-        (*tuners.NAMES, *COMPOSED), "tuners, optionally with +regularizers and +regulator: ivlp+npt:0.5+prograd"
+        (*choices.TUNERS, *COMPOSED), "tuners, optionally with +regularizers and +regulator: ivlp+npt:0.5+prograd"
     )
     classes: int = setting(100, "number of classes")
     class_chunk: int = setting(512, "classes whose texts are computed at once; 0: all")
@@ -105,31 +105,35 @@ class Step(NamedTuple):
 def parse(method: str) -> tuple[str, str, str]:
     """Returns the names of a method's tuner, its regularizers (in the form of `objectives.terms`) and its regulator."""
     tuner, *rest = method.split("+")
-    require_known(f"--methods={method}: tuner", tuner, tuners.REGISTRY.names)
-    if rest and tuner in tuners.PAIR_NAMES:
+    require_known(f"--methods={method}: tuner", tuner, gram.tuners.REGISTRY.names)
+    if rest and tuner in gram.tuners.PAIR_NAMES:
         raise InputError(f"--methods={method}: {tuner} has a loss of its own; give it alone")
-    chosen = [part for part in rest if part in regulators.NAMES and part not in objectives.NAMES]
+    chosen = [part for part in rest if part in gram.regulators.NAMES and part not in gram.objectives.NAMES]
     if len(chosen) > 1:
         raise InputError(f"--methods={method}: {chosen[0]} and {chosen[1]} are both regulators; give one")
     regularizers = ",".join(part for part in rest if part not in chosen)
-    with explain(f"--methods={method}: ", f" (regulators: {', '.join(regulators.NAMES)})"):
-        objectives.positive_terms(regularizers)
+    with explain(f"--methods={method}: ", f" (regulators: {', '.join(gram.regulators.NAMES)})"):
+        gram.objectives.positive_terms(regularizers)
     return tuner, regularizers, chosen[0] if chosen else "identity"
 
 
-def random_clip(config: Config) -> Clip:
+def make_clip(config: Config) -> Clip:
     """Returns a clip of the size with random weights and a small tokenizer."""
-    clip = inputs.random_clip(config.clip_size, compute_dtype=config.compute_dtype, class_chunk=config.class_chunk)
+    from gram_jax.testing import tiny_tokenizer
+
+    from .inputs import random_clip
+
+    clip = random_clip(config.clip_size, compute_dtype=config.compute_dtype, class_chunk=config.class_chunk)
     return clip.replace(tokenizer=tiny_tokenizer(clip.config.text.context_length))
 
 
-def make_tuner(name: str, clip: Clip) -> tuners.Tuner:
+def make_tuner(name: str, clip: Clip) -> Tuner:
     """Returns a tuner with its published settings, as deep as the clip allows."""
     settings = dict(SETTINGS.get(name, {}))
-    depth = tuners.make(name, **settings).settings.get("depth")
+    depth = gram.tuners.make(name, **settings).settings.get("depth")
     if depth is not None:
         settings["depth"] = min(depth, clip.config.text.layers, clip.config.vision.layers)
-    return tuners.make(name, **settings)
+    return gram.tuners.make(name, **settings)
 
 
 def class_names(count: int) -> list[str]:
@@ -140,10 +144,13 @@ def class_names(count: int) -> list[str]:
 
 def build(config: Config, clip: Clip, method: str) -> Step:
     """Returns the step of a method on random images and labels; raises InputError if its parts do not fit together."""
+    from .inputs import make_images
+
+    jnp = jax.numpy
     name, regularizers, regulator_name = parse(method)
-    tuner, regulator = make_tuner(name, clip), regulators.make(regulator_name)
-    loss = objectives.batch_loss(tuner, regularizers, reference=regulator.settings.get("reference", ""))
-    function = objectives.pair_loss(tuner) if tuner.needs_pairs else loss.loss
+    tuner, regulator = make_tuner(name, clip), gram.regulators.make(regulator_name)
+    loss = gram.objectives.batch_loss(tuner, regularizers, reference=regulator.settings.get("reference", ""))
+    function = gram.objectives.pair_loss(tuner) if tuner.needs_pairs else loss.loss
     # Momentum and weight decay as in all published recipes.
     step = tuning.make_tuning(tuner, regulator, loss=function, momentum=0.9, weight_decay=5e-4)
     rng, embed_dim = np.random.default_rng(0), clip.config.embed_dim
@@ -155,7 +162,7 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     features = _unit(rng, 1, size, embed_dim)
     batch = {
         "classes": classes,
-        "images": inputs.make_images(rng, clip.config.vision, 1, size) if tuner.needs_pixels else features,
+        "images": make_images(rng, clip.config.vision, 1, size) if tuner.needs_pixels else features,
         "labels": jnp.asarray(rng.integers(count, size=(1, size)), jnp.int32),
         "reference": {
             "text_features": {text: _unit(rng, count, embed_dim) for text in loss.texts},
@@ -169,13 +176,14 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     phi = regulator.init(jax.random.key(1), prompt)
     state = step.init(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt))
     if config.shard_classes:
-        mesh = runtime.make_mesh("classes")
-        state, phi, clip, batch = jax.device_put((state, phi, clip, batch), NamedSharding(mesh, PartitionSpec()))
-        batch["classes"] = jax.device_put(classes, NamedSharding(mesh, PartitionSpec("classes")))
-    return Step(step.step, (state, phi, clip, batch, 0.01, 1), tuners.num_parameters(prompt), size)
+        mesh, spec = runtime.make_mesh("classes"), jax.sharding.PartitionSpec
+        whole, spread = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in ((), ("classes",)))
+        state, phi, clip, batch = jax.device_put((state, phi, clip, batch), whole)
+        batch["classes"] = jax.device_put(classes, spread)
+    return Step(step.step, (state, phi, clip, batch, 0.01, 1), gram.tuners.num_parameters(prompt), size)
 
 
-def _classes(clip: Clip, tuner: tuners.Tuner, count: int, rng: np.random.Generator) -> Any:
+def _classes(clip: Clip, tuner: Tuner, count: int, rng: np.random.Generator) -> Any:
     """Returns the classes of a step in the form that the tuner requires; pairs of as many attributes as objects."""
     if not tuner.needs_names:
         return _unit(rng, count, clip.config.embed_dim)
@@ -183,11 +191,13 @@ def _classes(clip: Clip, tuner: tuners.Tuner, count: int, rng: np.random.Generat
         return clip.class_tokens(class_names(count))
     side = math.ceil(math.sqrt(count))
     names, pairs = class_names(2 * side), np.stack(np.divmod(np.arange(count), side), axis=1)
-    return tuners.pair_classes(clip, names[:side], names[side:], pairs)
+    return gram.tuners.pair_classes(clip, names[:side], names[side:], pairs)
 
 
 def measure(config: Config, step: Step) -> dict[str, float]:
     """Compiles a step and, if it fits into the memory limit, times it."""
+    from .sides import compile_program
+
     program = compile_program(jax.jit(step.function), *step.arguments)
     costs = {"parameters": step.parameters, "batch_size": step.batch_size}
     costs |= {"compile_seconds": program.compile_seconds, "matmul_flops": program.flops}
@@ -207,15 +217,17 @@ def measure(config: Config, step: Step) -> dict[str, float]:
 
 def run(config: Config, workdir: Any) -> evaluation.Results:
     """Measures the methods one after the other."""
+    from .tables import table_of
+
     workdir = absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if config.shard_classes and config.classes % jax.device_count():
         raise InputError(f"--classes={config.classes}: {jax.device_count()} devices cannot share them evenly")
-    clip = random_clip(config)
+    clip = make_clip(config)
     for method in config.methods:  # finds parts that do not fit before anything is compiled
         jax.eval_shape(lambda method=method: build(config, clip, method).arguments[0])
     environment = evaluation.environment()
-    units = Units(workdir / "rows.jsonl", evaluation.measured_by(environment))
+    units = runtime.Units(workdir / "rows.jsonl", evaluation.measured_by(environment))
     depends = {name: value for name, value in dataclasses.asdict(config).items() if name != "methods"}
     depends |= {"device": environment["device"]}
     lines, rows = [], []
@@ -227,7 +239,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
             progress.update()
             lines.append(cells(config, method, costs))
             print(", ".join(f"{name} {cell}" for name, cell in lines[-1].items()), flush=True)
-            rows += [Row(method, "tuning_step", dataset, metric, float(value)) for metric, value in costs.items()]
+            rows += [
+                evaluation.Row(method, "tuning_step", dataset, metric, float(value)) for metric, value in costs.items()
+            ]
     table, device = table_of(lines), environment["device"]
     caption = (
         f"A tuning step at {config.clip_size} with random weights, {config.classes} classes, {config.compute_dtype}, "
@@ -245,7 +259,7 @@ def cells(config: Config, method: str, costs: Mapping[str, float]) -> dict[str, 
     return {
         "method": method,
         "batch": f"{costs['batch_size']:.0f}",
-        "images": "pixels" if tuners.make(parse(method)[0]).needs_pixels else "features",
+        "images": "pixels" if gram.tuners.make(parse(method)[0]).needs_pixels else "features",
         "parameters": f"{costs['parameters']:,.0f}",
         "compile, s": f"{costs['compile_seconds']:.1f}",
         "arguments": _size(costs.get("argument_bytes")),
@@ -258,7 +272,7 @@ def cells(config: Config, method: str, costs: Mapping[str, float]) -> dict[str, 
 def _unit(rng: np.random.Generator, *shape: int) -> jax.Array:
     """Returns random features of length 1."""
     drawn = rng.standard_normal(shape)
-    return jnp.asarray(drawn / np.linalg.norm(drawn, axis=-1, keepdims=True), jnp.float32)
+    return jax.numpy.asarray(drawn / np.linalg.norm(drawn, axis=-1, keepdims=True), np.float32)
 
 
 def _size(count: float | None) -> str:

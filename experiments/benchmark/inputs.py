@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import gram_jax as gram
 from gram_jax import tasks, tuners
 from gram_jax.batching import map_batches
 from gram_jax.clip import Classes, Clip, ClipConfig, TextConfig, VisionConfig, encode_image, init_params
-from gram_jax.clip.classes import Layout, fit_rows, pack_classes, tails_of
+from gram_jax.clip.classes import Layout, Tail, fit_rows, pack_classes, tails_of
 from gram_jax.data import load_corpus
 from gram_jax.data.pairs import prepared, shards
 from gram_jax.data.pairs.reading import Reading, plan_units
@@ -26,6 +27,7 @@ from gram_jax.testing import tiny_clip
 Array = jax.Array
 Batch = dict[str, Any]
 
+NAMES = Path(__file__).with_name("name_tokens.json")  # of published datasets, in CLIP's own vocabulary
 _LARGE_TEXT = TextConfig(width=768, heads=12, mlp_width=3072)
 _LARGE_VISION = VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14)
 CLIPS: dict[str, Callable[[], ClipConfig]] = {
@@ -41,7 +43,7 @@ TEST_TIME_RATE, CONFIDENT, DECAY = 5e-3, 0.1, 1e-2
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of the workloads; `name_tokens` is the longest class name, `sample` the pairs per centroid for k-means."""
+    """Sizes of the workloads; `name_tokens` is the longest made-up name, `sample` the pairs per k-means centroid."""
 
     classes: int = 100
     many_classes: int = 1000
@@ -100,22 +102,47 @@ def random_clip(size: str, **settings: Any) -> Clip:
     return Clip(jax.jit(init_params, static_argnums=1)(jax.random.key(0), config), config)
 
 
-def make_setup(clip_size: str, small: bool, pairs: int, folder: Path) -> Setup:
+def make_setup(clip_size: str, small: bool, pairs: int, folder: Path, many_classes: int = Sizes.many_classes) -> Setup:
     """Returns the clip and the sizes; `small` is for tests."""
     if small:
         return Setup(tiny_clip().replace(tokenizer=None, transform=None), SMALL, folder)
-    sizes = Sizes(pairs=pairs, product=Sizes.product if jax.default_backend() == "cpu" else 8192)
+    sizes = Sizes(
+        pairs=pairs, many_classes=many_classes, product=Sizes.product if jax.default_backend() == "cpu" else 8192
+    )
     return Setup(random_clip(clip_size, logit_scale_init=math.log(100.0)), sizes, folder)  # as trained CLIPs
 
 
 def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name_tokens: int) -> Classes:
     """Returns class names of one to `name_tokens` random tokens; the last axis of `shape` counts the classes."""
-    end = config.vocab_size - 1 if config.eos_rule == "highest" else config.eos_token_id
     place = np.arange(name_tokens + 2)  # name . [EOS]
     lengths = rng.integers(1, name_tokens + 1, shape)
     lengths[..., 0] = name_tokens
-    tail = np.where(place < lengths[..., None], rng.integers(2, config.vocab_size // 2, (*shape, len(place))), end)
-    tail = np.where(place == lengths[..., None], 1, tail)
+    tokens = rng.integers(2, config.vocab_size // 2, (*shape, len(place)))
+    tail = np.where(place < lengths[..., None], tokens, _end_token(config))
+    return _pack(rng, config, np.where(place == lengths[..., None], 1, tail), lengths)
+
+
+def read_names(name: str) -> list[Tail]:
+    """Returns the class names of a published dataset, each as the tokens of the name and its full stop."""
+    return [tuple(tokens) for tokens in json.loads(NAMES.read_text())[name]]
+
+
+def listed_classes(rng: np.random.Generator, config: TextConfig, name: str, count: int) -> Classes:
+    """Returns the first class names of a published dataset; a small vocabulary replaces tokens that it lacks."""
+    names = read_names(name)[:count]
+    tail = np.full((len(names), max(map(len, names)) + 1), _end_token(config))
+    for row, tokens in zip(tail, names, strict=True):
+        row[: len(tokens)] = [t if t < config.vocab_size - 2 else 2 + t % (config.vocab_size // 2) for t in tokens]
+    return _pack(rng, config, tail, np.array([len(tokens) - 1 for tokens in names]))
+
+
+def _end_token(config: TextConfig) -> int:
+    return config.vocab_size - 1 if config.eos_rule == "highest" else config.eos_token_id
+
+
+def _pack(rng: np.random.Generator, config: TextConfig, tail: np.ndarray, lengths: np.ndarray) -> Classes:
+    """Returns classes from their names with full stop and end, `[..., classes, tokens]`, and the names' lengths."""
+    shape = lengths.shape
     start = np.full((*shape, 1), config.vocab_size - 2)
     ids = np.concatenate([start, rng.integers(2, config.vocab_size // 2, (*shape, 4)), tail], axis=-1)
     # One task or several, whose rows have the same shapes.
@@ -144,10 +171,16 @@ def make_tuner(name: str, setup: Setup) -> tuners.Tuner:
     return tuners.make(name, num_tokens=sizes.context, init_text=None)
 
 
-def one_batch(name: str, setup: Setup, images: int, classes: int) -> Problem:
-    """Returns a tuner's problem on one batch with the given numbers of images and classes."""
+def one_batch(name: str, setup: Setup, images: int, classes: int, listed: str = "") -> Problem:
+    """Returns a tuner's problem on one batch with the given numbers of images and classes.
+
+    The classes are the first ones of the published dataset `listed`, or have made-up names.
+    """
     rng, config = np.random.default_rng(1), setup.clip.config
-    names = make_classes(rng, config.text, classes, name_tokens=setup.sizes.name_tokens)
+    if listed:
+        names = listed_classes(rng, config.text, listed, classes)
+    else:
+        names = make_classes(rng, config.text, classes, name_tokens=setup.sizes.name_tokens)
     labels = jnp.asarray(rng.integers(0, classes, images), jnp.int32)
     batch = {"classes": names, "images": make_images(rng, config.vision, images), "labels": labels}
     return _problem(name, setup, {"support": batch})

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -43,7 +41,6 @@ from . import inputs
 from .sides import compiled_side, matmul_flops, relative_difference, run_in_turns
 from .tables import table_of
 
-FILE = Path(__file__).with_name("name_tokens.json")
 LISTS = ("imagenet", "stanford_cars", "sun397", "food101", "fgvc_aircraft")
 METHODS = {
     "coop": tuners.coop(num_tokens=4),
@@ -80,7 +77,7 @@ class Config:
 
 def read_tails(name: str, count: int | None = None) -> list[Tail]:
     """Returns the tokens of a list, ends included; with `count`, of as many classes, some with other first tokens."""
-    tails = [(*tokens, END) for tokens in json.loads(FILE.read_text())[name]]
+    tails = [(*tokens, END) for tokens in inputs.read_names(name)]
     if count is not None:
         whole = [(300 + turn, *tail) if turn else tail for turn in range(-(-count // len(tails))) for tail in tails]
         tails = whole[:count]

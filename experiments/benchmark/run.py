@@ -70,7 +70,7 @@ def measure(config: Config, name: str, setup: Setup, compare: bool, update: Call
 
 
 def _memory(config: Config, name: str, side: str, setup: Setup, notes: list[str]) -> dict[str, float | None]:
-    sizes = {"clip_size": config.clip_size, "small": config.small, "pairs": config.pairs}
+    sizes = {name: getattr(config, name) for name in ("clip_size", "small", "pairs", "many_classes")}
     result = memory.measure_in_child(workload=name, side=side, folder=str(setup.folder), **sizes)
     if isinstance(result, str):
         notes.append(f"{side}: no memory, {result}")
@@ -105,7 +105,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
         runtime.Progress(len(todo) * config.repeats, "benchmark", unit="turn") as progress,
     ):
-        setup = make_setup(config.clip_size, config.small, config.pairs, Path(workdir))
+        setup = make_setup(config.clip_size, config.small, config.pairs, Path(workdir), config.many_classes)
         for number, name in enumerate(todo, 1):
             progress.update(0, workload=name)
             found[name] = units.add((name,), identity, measure(config, name, setup, compare, progress.update))["found"]

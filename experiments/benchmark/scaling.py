@@ -25,14 +25,17 @@ import sys
 import time
 from typing import Any
 
-import jax
+import lazy_loader
 import numpy as np
-import optax
 
 import gram_jax as gram
-from gram_jax import evaluation, meta, regulators, runtime, tasks, tuners, tuning
+from gram_jax import evaluation, runtime, tasks, tuning
 
 from .._launch import at_least, launch, setting
+
+# Loaded when used, so that --help answers at once.
+jax = lazy_loader.load("jax")
+optax = lazy_loader.load("optax")
 
 WAYS, SHOTS, PAIRS = 8, 2, 192
 RANK = 8  # of the regulator
@@ -80,15 +83,15 @@ def work(case: str, count: str, number: str, address: str) -> None:
     if int(count) > 1:
         runtime.connect(address, int(count), int(number))
     clip = gram.load_clip(config.clip)
-    tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=RANK)
+    tuner, regulator = gram.tuners.coop(init_text="a photo of a"), gram.regulators.gated_low_rank(rank=RANK)
     features = np.random.default_rng(0).standard_normal((2, PAIRS, clip.config.embed_dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     hierarchy = tasks.from_groups(["all"] * PAIRS, list(NAMES) * (PAIRS // len(NAMES)), *features)
     episodes = tasks.make_episodes(hierarchy, clip, tasks.EpisodeConfig(ways=WAYS, shots=SHOTS))
     settings = {"steps": config.inner_steps, "gradient": "first_order", "devices": runtime.all_devices()}
-    step = meta.make_meta_step(tuning.classification_loss(tuner), regulator, optax.adam(1e-3), **settings)
+    step = gram.meta.make_meta_step(tuning.classification_loss(tuner), regulator, optax.adam(1e-3), **settings)
     prompt = tuner.init(jax.random.key(0), clip, None)
-    state = step.init(meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.3))
+    state = step.init(gram.meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.3))
     frozen = step.place(clip.replace(tokenizer=None, transform=None))
     total = config.tasks * step.devices
     own = runtime.own_rows(step.sharding, total)

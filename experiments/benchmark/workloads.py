@@ -166,20 +166,22 @@ def _meta_workloads() -> Iterator[tuple[str, Workload]]:
             yield f"{family}_{gradient}_{steps}", Workload(label, meta_step, problem)
 
 
-def _problem(tuner: str, images: str | int, classes: str = "classes") -> Callable[[Setup], Problem]:
-    """Returns a function that makes a problem on one batch; images and classes may be names of `Sizes`."""
+def _problem(tuner: str, images: str | int, classes: str = "classes", listed: str = "") -> Callable[[Setup], Problem]:
+    """Returns a function that makes a problem on one batch, see `inputs.one_batch`; sizes may be names of `Sizes`."""
 
     def problem(setup: Setup) -> Problem:
         count = images if isinstance(images, int) else getattr(setup.sizes, images)
-        return inputs.one_batch(tuner, setup, count, getattr(setup.sizes, classes))
+        return inputs.one_batch(tuner, setup, count, getattr(setup.sizes, classes), listed)
 
     return problem
 
 
 WORKLOADS: dict[str, Workload] = {
-    "coop": Workload("CoOp step", tuning_step, _problem("coop", "batch")),
-    "coop_1000": Workload("CoOp step, many classes", tuning_step, _problem("coop", "batch", "many_classes")),
-    "cocoop": Workload("CoCoOp step", tuning_step, _problem("cocoop", 1)),
+    "coop": Workload("CoOp step, names of Food-101", tuning_step, _problem("coop", "batch", listed="food101")),
+    "coop_1000": Workload(
+        "CoOp step, names of ImageNet", tuning_step, _problem("coop", "batch", "many_classes", "imagenet")
+    ),
+    "cocoop": Workload("CoCoOp step, names of Food-101", tuning_step, _problem("cocoop", 1, listed="food101")),
     "ivlp": Workload("IVLP step", tuning_step, _problem("ivlp", "deep_batch")),
     **dict(_meta_workloads()),
     "test_time": Workload("test-time tuning of an image", test_time_step, _problem("coop", "views")),

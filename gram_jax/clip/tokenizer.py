@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.clip.classes import Classes, pack_classes
@@ -236,7 +235,7 @@ def class_tokens(
     start = tokenizer.num_start
     tail_eot = tail_end - start
     name_length = np.minimum([len(pieces) for pieces in name_pieces], tail_eot)
-    return jax.tree.map(jnp.asarray, pack_classes(token_ids, eot, with_start[:, start:], name_length, tail_eot))
+    return jax.device_put(pack_classes(token_ids, eot, with_start[:, start:], name_length, tail_eot))
 
 
 def _clean_names(names: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -195,9 +194,10 @@ class Encoder:
         template = template if tuner.reads_template else PHOTO
         key = tuner.init, tuple(names), template
         if key not in self._classes:
-            classes: Any = self.texts(names)
             if tuner.needs_names:
-                classes = self.clip.class_tokens(list(names), template, allow_duplicates=True)
+                classes: Any = self.clip.class_tokens(list(names), template, allow_duplicates=True)
+            else:
+                classes = self.texts(names)
             shapes = jax.eval_shape(lambda key: tuner.init(key, self.clip, classes), jax.random.key(0))
             padded, valid = pad_classes(self.clip, classes, shapes, self.devices)
             self._classes[key] = self.place(padded, "classes"), valid
@@ -214,7 +214,7 @@ class Encoder:
             self.log(f"{name}, {where}: {runtime.memory_line(needed, self.devices, runtime.available_memory())}")
 
     def _encode(self, pixels: np.ndarray) -> jax.Array:
-        return encode_image(self.clip, jnp.asarray(pixels))
+        return encode_image(self.clip, jax.device_put(pixels))
 
     def _transformed(self, dataset: Dataset, position: int) -> np.ndarray:
         return self.clip.transform.pixels(*_read(dataset, position))

@@ -37,7 +37,7 @@ def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -
     if not templates:
         raise InputError("templates is empty; give at least one text with one {} in it")
     total = sum(_text_features(clip, names, [template], _CLASSES, normalize=True) for template in templates)
-    return jnp.asarray(total / np.linalg.norm(total, axis=-1, keepdims=True))
+    return jax.device_put(total / np.linalg.norm(total, axis=-1, keepdims=True))
 
 
 def averaged_class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
@@ -73,7 +73,7 @@ def image_features(clip: Clip, images: Sequence[Any], batch_size: int = 256) -> 
 
     def encode(positions: np.ndarray) -> Any:
         read, place = np.unique(positions, return_inverse=True)  # the last position may be repeated
-        return encode_image(clip, jnp.asarray(clip.preprocess([images[i] for i in read.tolist()])[place]))
+        return encode_image(clip, jax.device_put(clip.preprocess([images[i] for i in read.tolist()])[place]))
 
     return map_batches(encode, np.arange(len(images)), min(batch_size, len(images)))
 
@@ -129,5 +129,5 @@ def _text_features(
     # Tokens after the end-of-text token are never read.
     filled = [pad_to(ids, len(ids), width, fill=clip.tokenizer.eos_token_id) for ids in rows]
     return map_batches(
-        lambda ids: encode_text(clip, jnp.asarray(ids), normalize=normalize), np.concatenate(filled), block
+        lambda ids: encode_text(clip, jax.device_put(ids), normalize=normalize), np.concatenate(filled), block
     )

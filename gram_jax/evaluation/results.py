@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,9 +15,8 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pydantic
 from etils import epath
 
 from gram_jax.errors import InputError, differences, explain, nearest
@@ -24,15 +24,17 @@ from gram_jax.evaluation.statistics import Summary, paired_difference
 from gram_jax.io import file_hash, keep_older, read_json, write_file
 from gram_jax.summary import short_repr
 
+if TYPE_CHECKING:
+    import pydantic
+
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 
 _PACKAGES = ("gram_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "pillow")
-_STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # as pydantic reads it
 
 
-@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One measurement.
@@ -46,6 +48,8 @@ class Row:
       split: the classes: "all", "base" or "new"; for long tails also "head", "middle" and "tail" of the base classes.
       step: the training step; None without training.
     """
+
+    __pydantic_config__ = _STRICT
 
     method: str
     protocol: str
@@ -62,7 +66,6 @@ class Row:
 _DRAW = tuple(field.name for field in dataclasses.fields(Row) if field.name not in ("method", "metric", "value"))
 
 
-@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """A comparison of two methods, a and b, on the same draws.
@@ -76,6 +79,8 @@ class Comparison:
         pair, and for pairs with equal differences.
     """
 
+    __pydantic_config__ = _STRICT
+
     a: str
     b: str
     metric: str
@@ -86,10 +91,11 @@ class Comparison:
     p_value: float | None = None
 
 
-@pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True)
 class Results:
     """The results of an experiment: settings (JSON values), provenance from `environment`, and measurements."""
+
+    __pydantic_config__ = _STRICT
 
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -227,7 +233,11 @@ def comparison(a: str, b: str, metric: str, over: str, difference: Summary) -> C
     return Comparison(a, b, metric, over, difference.mean, ci95, difference.n, p)
 
 
-_ADAPTER = pydantic.TypeAdapter(Results)
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[Results]:
+    import pydantic  # late: it is not needed before results are written
+
+    return pydantic.TypeAdapter(Results)
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
@@ -301,9 +311,11 @@ def validate(document: Any) -> Results:
     """
     if isinstance(document, dict) and document.get("schema") != SCHEMA:
         raise InputError(f"schema: this version reads {SCHEMA}, found {document.get('schema')!r}")
+    from pydantic import ValidationError
+
     try:
-        return _ADAPTER.validate_json(json.dumps(document, default=repr))  # JSON, in which a list may become a tuple
-    except pydantic.ValidationError as error:
+        return _adapter().validate_json(json.dumps(document, default=repr))  # JSON, in which a list may become a tuple
+    except ValidationError as error:
         raise InputError(_first_error(error)) from error
 
 
@@ -323,6 +335,7 @@ def _describe(draw: tuple) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in zip(_DRAW, draw, strict=True) if value is not None)
 
 
+@functools.cache
 def _code_hash() -> str:
     """Returns a hash of the source files of the library and its programs."""
     package = Path(__file__).parents[1]
@@ -333,6 +346,7 @@ def _code_hash() -> str:
     return hashed.hexdigest()
 
 
+@functools.cache
 def _git_revision() -> str | None:
     here = Path(__file__)
 

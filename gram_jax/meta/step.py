@@ -179,8 +179,13 @@ def _init(meta: Meta, optimizer: optax.GradientTransformation, learn: Sequence[s
     if "offsets" in learn and meta.offsets is None:
         raise InputError("learn contains 'offsets', but the initialization has none; add them by with_structure")
     state = MetaState(meta, optimizer.init(_parts(meta, learn)), jnp.zeros((), jnp.int32))
-    # Copied, because a step donates its state; with a strong dtype, because a weak one would compile again.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype, copy=True), state)
+    return _copied(state)
+
+
+@jax.jit
+def _copied(state: MetaState) -> MetaState:
+    """Copies a state, because a step donates it; with strong dtypes, because a weak one would compile again."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
 
 
 def _make_mesh(devices: Sequence[jax.Device] | None, mapper: str) -> Mesh:

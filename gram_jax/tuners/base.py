@@ -190,7 +190,7 @@ def word_vectors(words: Words, clip: Clip, spare: bool = False) -> Array:
             f"init_text={text!r} has {len(tokens)} tokens for this clip, but {words.setting}={count}; change the "
             f"words, or set {words.setting}=None to use all of their tokens"
         )
-    return embed_tokens(clip, jnp.asarray(tokens)).astype(jnp.float32)
+    return embed_tokens(clip, jax.device_put(tokens)).astype(jnp.float32)
 
 
 def check_room(clip: Clip, context: Array, classes: Classes | None) -> None:

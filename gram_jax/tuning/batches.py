@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.batching import pad_to, round_up
@@ -109,7 +108,7 @@ def pad_classes(
         return pad_to(array, size, *length)
 
     if not isinstance(classes, Classes):
-        return jnp.asarray(padded(classes)), valid
+        return jax.device_put(padded(classes)), valid
     limit = clip.config.text.context_length
     # The context is one of the leaves. If another leaf is longer, names are padded less, which is always correct.
     tokens = max((leaf.shape[-2] for leaf in jax.tree.leaves(prompt) if len(leaf.shape) > 1), default=0)
@@ -128,7 +127,7 @@ def pad_classes(
         beside=_BESIDE if size // _BESIDE % devices == 0 else 1,
         least=width,
     )
-    return jax.tree.map(jnp.asarray, pack_classes(*fields, layout)), valid
+    return jax.device_put(pack_classes(*fields, layout)), valid
 
 
 def _require_counts(count: int, batch_size: int, name: str, length: int) -> None:

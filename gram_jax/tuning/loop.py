@@ -109,7 +109,7 @@ def tune(
     wanted = {*report, total}
     _check_recipe(recipe, wanted)
     state = tuning.init(prompts, phi)
-    mean = jax.tree.map(jnp.zeros_like, state.prompts)
+    mean = None if weights is None else jax.tree.map(jnp.zeros_like, state.prompts)
     kept = {0: state.prompts} if 0 in wanted else {}
     history: list[dict[str, Array]] = []
     begun, source = 0.0, iter(batches)

@@ -156,7 +156,7 @@ def make_tuning(
 
     def init(prompts: PyTree, phi: PyTree = None) -> TuningState:
         del phi  # frozen
-        prompts = jax.tree.map(jnp.asarray, prompts)
+        prompts = jax.device_put(prompts)
         return TuningState(prompts, jax.vmap(direction.init)(prompts), jnp.zeros((), jnp.int32))
 
     @jax.jit

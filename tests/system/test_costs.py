@@ -90,7 +90,7 @@ def test_arguments_are_the_parts_that_a_step_reads(finished):
 
 def test_operations_are_proportional_to_the_images(finished, config):
     """Doubles the images and expects twice the products, except the one cosine of raw and regulated gradient."""
-    step = costs.build(dataclasses.replace(config, batch_size=2 * BATCH), costs.random_clip(config), "vpt")
+    step = costs.build(dataclasses.replace(config, batch_size=2 * BATCH), costs.make_clip(config), "vpt")
     traced = jax.jit(step.function).trace(*step.arguments)
     once = by_method(finished[1])["vpt"]
     measured, cosine = once["matmul_flops"], 2 * once["parameters"]
@@ -130,7 +130,7 @@ def test_a_method_beyond_the_memory_limit_is_compiled_and_not_run(config, tmp_pa
 
 def test_batch_is_the_published_one_of_cocoop(config):
     config = dataclasses.replace(config, batch_size=None)
-    clip = costs.random_clip(config)
+    clip = costs.make_clip(config)
     assert [costs.build(config, clip, name).batch_size for name in ("cocoop", "cocoop+npt", "coop")] == [1, 1, 32]
 
 
@@ -142,7 +142,7 @@ def test_finished_methods_are_kept(finished, config, monkeypatch):
 
 def test_timed_steps_end_after_max_seconds(config, monkeypatch):
     config = dataclasses.replace(config, repeats=5, max_seconds=0.0)
-    step = costs.build(config, costs.random_clip(config), "coop")
+    step = costs.build(config, costs.make_clip(config), "coop")
     calls = []
     monkeypatch.setattr(costs.jax, "block_until_ready", calls.append)
     costs.measure(config, step)

@@ -150,6 +150,34 @@ def test_added_seeds_are_those_of_one_run_with_all(config, copied, tmp_path):
         assert path.read_bytes() == (tmp_path / "new" / "prompts" / path.name).read_bytes()
 
 
+def test_a_checkpoint_that_is_added_later_keeps_the_rows_of_the_tuner_alone(config, inputs, tmp_path, monkeypatch):
+    """With a learned regulator, the tuner alone runs in another compiled step: the numbers must be equal."""
+    clip = gram.load_clip(str(inputs / "clip"))
+    tuner, regulator = tuners.coop(init_text="a photo of a"), regulators.gated_low_rank(rank=2)
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    learned = meta.init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.5)
+    gram.save_meta(tmp_path / "learned.safetensors", learned, tuner, regulator, clip)
+    every = dataclasses.replace(
+        config,
+        meta=str(tmp_path / "learned.safetensors"),
+        methods=None,
+        metrics=("expected_calibration_error",),
+        report_steps=(0, 1, 2),
+    )
+    alone = dataclasses.replace(every, meta="", gram_learning_rate=None, methods=("tuner",))
+    first = evaluate.run(alone, epath.Path(tmp_path / "later"))
+    calls = watch(monkeypatch)
+    extended = evaluate.run(every, epath.Path(tmp_path / "later"))
+    assert [name for name, *_ in tuned(calls)] == ["coop+gram", "coop+gram:init_only", "coop+gram:regulator_only"]
+    assert tuple(row for row in extended.rows if row.method == "coop") == first.rows
+    at_once = evaluate.run(every, epath.Path(tmp_path / "at_once"))
+    assert [row for row in extended.rows if row.metric == "accuracy"] == [
+        row for row in at_once.rows if row.metric == "accuracy"
+    ]
+    for one, other in zip(extended.rows, at_once.rows, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-6)
+
+
 def test_a_prompt_of_another_seed_is_kept_beside(config, copied):
     tuner = dataclasses.replace(config, methods=("tuner",), save_prompts=True)
     name = "prompts/glyphs_chess-few_shot-1-coop"

@@ -65,7 +65,7 @@ PROGRAMS = sorted(
 )
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, "benchmark.costs", "benchmark.scaling"])
 def test_help_imports_no_heavy_package(program):
     """A user who asks for the flags waits for none of the packages that only a run needs."""
     code = f"""

@@ -57,7 +57,7 @@ def read_weights(
         with tensors.reading(names) as read:
             for index, name in enumerate(names):
                 leaf[index] = from_file(read(name), row.layout, row.part, row.parts).reshape(leaf.shape[1:])
-        leaves[row.path] = jnp.asarray(leaf if stacked else leaf[0])
+        leaves[row.path] = jax.device_put(leaf if stacked else leaf[0])  # jnp.asarray compiles one for each shape
     return unflatten_dict(leaves)
 
 
@@ -99,7 +99,7 @@ def weights_hash(params: Params) -> str:
 
 
 def _shapes(config: ClipConfig) -> Params:
-    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), config))
 
 
 def _tensors(params: Params, naming: Naming | None = None) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark import names, scaling, sides, tables
+from experiments.benchmark import inputs, names, scaling, sides, tables
 from experiments.benchmark import run as benchmark
 from gram_jax import reporting
+from gram_jax.clip import TextConfig
 
 
 def entry(**sides):
@@ -128,6 +130,19 @@ def test_shipped_tokens_of_names_have_the_counts_of_the_published_table():
         columns = ("classes", "longest tail", "tokens", "distinct prefixes")
         assert counts == tuple(int(line[column]) for column in columns)
     assert len(set(names.read_tails("food101", 300))) == 300
+
+
+def test_steps_beside_pytorch_have_the_names_of_published_datasets():
+    rng, config = np.random.default_rng(0), TextConfig()  # CLIP's own vocabulary
+    classes = inputs.listed_classes(rng, config, "imagenet", 1000)
+    rows = zip(classes.tail_ids, classes.tail_eot, classes.name_length, names.read_tails("imagenet"), strict=True)
+    for ids, end, length, tail in rows:
+        assert tuple(ids[: end + 1].tolist()) == tail  # name, full stop, end token
+        assert length == end - 1
+    assert classes.tree.ids.size < 1.1 * 4003  # the distinct prefixes
+    small = inputs.listed_classes(rng, dataclasses.replace(config, vocab_size=64, eos_token_id=63), "food101", 9)
+    assert 0 <= small.tail_ids.min() <= small.tail_ids.max() < 64
+    assert [row[end] for row, end in zip(small.tail_ids, small.tail_eot, strict=True)] == [63] * 9
 
 
 def test_padded_names_have_a_row_each_and_the_tree_fewer_tokens():
