@@ -62,7 +62,8 @@ class Config:
     classes: int | None = setting(None, "number of classes; default: those of the list")
     class_chunk: int = setting(512, "classes whose texts are computed at once; 0: all")
     ways: int = setting(16, "classes of a task")
-    repeats: int = setting(0, "runs of each side, by turns; the median counts")
+    repeats: int = setting(0, "turns of each side; the median counts; 0: nothing is run")
+    steps: int = setting(2, "steps of a turn; the first does not count if others follow")
     memory: bool = setting(False, "compile, and show scratch memory")
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Config:
             for name in given:
                 require_known(f"--{flag}", name, known)
         at_least(self, 0, "class_chunk", "repeats")
+        at_least(self, 1, "steps")
         at_least(self, 2, "classes", "ways")
 
 
@@ -159,7 +161,7 @@ def measure(config: Config, clip: Clip, method: str, tails: list[Tail]) -> dict[
         sides = {
             side: compiled_side(step, functools.partial(tuple, given), tuple) for side, (step, given) in steps.items()
         }
-        seconds, values = run_in_turns(sides, config.repeats, 2, 600.0)
+        seconds, values = run_in_turns(sides, config.repeats, config.steps, 600.0)
         if relative_difference(values["padded"], values["tree"]) > 1e-4:
             raise ArithmeticError(f"{method}: padded {values['padded']} and tree {values['tree']} differ")
         found |= {f"{side} seconds": median(seconds[side]) for side in SIDES}
