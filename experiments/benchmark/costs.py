@@ -155,10 +155,11 @@ def build(config: Config, clip: Clip, method: str) -> Step:
     step = tuning.make_tuning(tuner, regulator, loss=function, momentum=0.9, weight_decay=5e-4)
     rng, embed_dim = np.random.default_rng(0), clip.config.embed_dim
     count, size = config.classes, config.batch_size or OWN_BATCH_SIZE.get(name, BATCH_SIZE)
-    classes = _classes(clip, tuner, count, rng)
-    if config.shard_classes and tuner.needs_names:  # rows of names, too, are shared evenly
-        classes, _ = tuning.pad_classes(clip, classes, None, jax.device_count())
-        count = len(classes.eot)
+    with jax.ensure_compile_time_eval():  # names are packed on the host, also while shapes are traced
+        classes = _classes(clip, tuner, count, rng)
+        if config.shard_classes and tuner.needs_names:  # rows of names, too, are shared evenly
+            classes, _ = tuning.pad_classes(clip, classes, None, jax.device_count())
+            count = len(classes.eot)
     features = _unit(rng, 1, size, embed_dim)
     batch = {
         "classes": classes,

@@ -185,3 +185,10 @@ def test_class_names_are_distinct(count, words):
 def test_random_features_have_length_1():
     drawn = np.asarray(costs._unit(np.random.default_rng(0), 2, 5, 7))
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=-1), 1.0, rtol=1e-6)
+
+
+def test_spread_classes_are_checked_before_anything_is_compiled(config):
+    spread = dataclasses.replace(config, shard_classes=True)
+    clip = costs.make_clip(spread)
+    (state, *_) = jax.eval_shape(lambda: costs.build(spread, clip, "coop").arguments[:4])
+    assert jax.tree.leaves(state.prompts)[0].shape[0] == 1
