@@ -51,6 +51,15 @@ def test_measures_every_method_and_control(done):
     assert any(comparison.a == "coop+gram" and comparison.b == "coop" for comparison in results.comparisons)
 
 
+def test_coop_is_tuned_before_tasks_are_built_and_not_again(done):
+    workdir, _ = done
+    methods = [json.loads(line)["unit"][0] for line in (workdir / "rows.jsonl").read_text().splitlines()]
+    alone = methods.count("coop")
+    assert methods[:alone] == ["coop"] * alone
+    assert alone == methods.count("coop+gram") > 0
+    assert not (workdir / "results-1.json").exists()  # the rows of CoOp are among those of all methods
+
+
 def test_writes_a_table_and_plots(done):
     workdir, results = done
     text = (workdir / "table.md").read_text()
@@ -71,6 +80,7 @@ def test_a_second_run_reads_what_is_there_also_elsewhere(config, done, monkeypat
     assert quickstart.run(config, workdir).rows == results.rows
     moved = epath.Path(shutil.copytree(workdir, tmp_path / "elsewhere"))
     assert quickstart.run(config, moved).rows == results.rows
+    assert not (workdir / "results-1.json").exists()
 
 
 def test_bad_flags_are_refused_before_anything_runs():
