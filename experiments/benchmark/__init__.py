@@ -1,4 +1,4 @@
-"""Three programs that measure costs: `benchmark` itself, `benchmark.costs` and `benchmark.scaling`.
+"""Programs that measure costs: `benchmark` itself, and its modules `costs`, `names`, `growth` and `scaling`.
 
 How data flow in `benchmark`: `inputs` makes a `Setup` (clip, sizes) and from it a `Problem` (tuner, prompt, batches).
 `workloads` lists the rows of the benchmark and builds their sides: the library's own, those of `shortcuts`, and those
