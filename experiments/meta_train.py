@@ -83,6 +83,7 @@ class Config:
     batch_size: int = setting(8, "tasks per step, a multiple of the number of devices")
     ways: int = setting(16, "classes per task")
     shots: int = setting(2, "support images per class")
+    fewest_shots: int = setting(0, "tasks have from this number to --shots different images per class; 0: --shots")
     queries: int = setting(1, "images per class in the query of the support's classes")
     cross: str = setting("class", "the shift of the other query", choices=CROSS)
     cross_queries: int = setting(2, "images per class in the other query")
@@ -117,7 +118,7 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "inner_steps", "depths", "save_every", "eval_batches", "workers")
-        at_least(self, 0, "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
+        at_least(self, 0, "fewest_shots", "eval_every", "max_tokens", "devices", "worker_processes", "tasks_at_once")
         positive(self, *RATE.values(), "inner_rate", "clip_norm", "temperature")
         for flag in ("tuner", "regulator"):
             try:
@@ -225,6 +226,7 @@ def prepare(
         **{name: getattr(config, name) for name in names},
         cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,
         max_tokens=config.max_tokens or None,
+        fewest_shots=config.fewest_shots or None,
     )
     episodes = tasks.make_episodes(hierarchy, task_clip, shape, context=reads_context)
     prototypes = episodes.prototypes() if config.structured or "offsets" in config.learn else None

@@ -28,6 +28,9 @@ class EpisodeConfig:
 
     Attributes:
       ways, shots, queries: classes of a task; support members of each class; other members of each, for the query.
+      fewest_shots: smallest number of different support members of a class. Each task draws its number from here to
+        `shots`, every doubling with the same probability, and repeats the members until there are `shots`. So one
+        compiled step learns from tasks of several sizes. None: as many as `shots`.
       cross: the cross query. "class": other classes of the same theme. "domain": the same classes in other visual
         domains (support and first query share one domain, if it has enough members). "theme": classes of another
         theme. "both": domain in even episodes, theme in odd ones.
@@ -43,6 +46,7 @@ class EpisodeConfig:
 
     ways: int = 16
     shots: int = 2
+    fewest_shots: int | None = None
     queries: int = 1
     cross: str = "class"
     cross_queries: int = 2
@@ -54,6 +58,7 @@ class EpisodeConfig:
     def __post_init__(self) -> None:
         require_int("ways", self.ways, least=2)
         require_int("cross_ways", self.other_ways, least=2)
+        require_int("fewest_shots", self.fewest, most=self.shots)
         for name in ("shots", "queries", "cross_queries"):
             require_int(name, getattr(self, name))
         require_known("cross", self.cross, CROSS)
@@ -74,6 +79,11 @@ class EpisodeConfig:
         return self.ways if self.cross_ways is None else self.cross_ways
 
     @property
+    def fewest(self) -> int:
+        """The smallest number of different support members of a class."""
+        return self.shots if self.fewest_shots is None else self.fewest_shots
+
+    @property
     def across_domains(self) -> bool:
         """Whether some episodes have a cross query in other visual domains."""
         return self.cross in ("domain", "both")
@@ -91,7 +101,7 @@ class EpisodeConfig:
     @property
     def members(self) -> int:
         """The number of members that a class needs."""
-        together = self.shots + self.queries + (self.cross_queries if self.across_domains else 0)
+        together = self.fewest + self.queries + (self.cross_queries if self.across_domains else 0)
         return max(together, self.cross_queries)
 
 
@@ -134,15 +144,18 @@ class Episodes:
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
         """Draws episode number `index`; `progress`, the finished share of the training, matters for the curriculum."""
         rng, config = np.random.default_rng([seed, index]), self.config
-        shots, queries, cross_queries = config.shots, config.queries, config.cross_queries
+        queries, cross_queries = config.queries, config.cross_queries
         classes, cross_classes, shift = self._draw_classes(rng, index, progress)
+        shots = _number_of_shots(rng, config.fewest, config.shots)
         if shift == "domain":
-            drawn = np.stack([self._across_domains(rng, number) for number in classes])
-            cross = drawn[:, shots + queries :]
+            drawn = [self._across_domains(rng, number, shots) for number in classes]
+            cross = np.stack([members[-cross_queries:] for members in drawn])
+            drawn = [members[:-cross_queries] for members in drawn]
         else:
-            drawn = np.stack([rng.choice(self._rows[n], shots + queries, replace=False) for n in classes])
+            drawn = [self._together(rng, number, shots) for number in classes]
             cross = np.stack([rng.choice(self._rows[n], cross_queries, replace=False) for n in cross_classes])
-        support, same = drawn[:, :shots], drawn[:, shots : shots + queries]
+        support = np.stack([np.resize(members[:-queries], config.shots) for members in drawn])
+        same = np.stack([members[-queries:] for members in drawn])
         return Episode(classes, support.ravel(), same.ravel(), cross_classes, cross.ravel())
 
     def _draw_classes(
@@ -250,16 +263,29 @@ class Episodes:
         pool = pool[~np.isin(self._text_ids[pool], self._text_ids[list(taken)])]
         return pool[np.sort(np.unique(self._text_ids[pool], return_index=True)[1])[:count]]
 
-    def _across_domains(self, rng: np.random.Generator, number: int) -> np.ndarray:
+    def _together(self, rng: np.random.Generator, number: int, shots: int) -> np.ndarray:
+        """Draws the support members of a class, fewer if it is small, then those of its query."""
+        rows, queries = self._rows[number], self.config.queries
+        return rng.choice(rows, min(shots + queries, len(rows)), replace=False)
+
+    def _across_domains(self, rng: np.random.Generator, number: int, shots: int) -> np.ndarray:
         """Draws members of a class from one visual domain, then from others; from any if no domain has enough."""
-        here, across = self.config.shots + self.config.queries, self.config.cross_queries
+        across = self.config.cross_queries
         rows = rng.permutation(self._rows[number])
+        here = min(shots + self.config.queries, len(rows) - across)
         sizes = np.bincount(self._domains[rows])
         possible = np.flatnonzero((sizes >= here) & (len(rows) - sizes >= across))
         if not len(possible):
             return rows[: here + across]
         inside = self._domains[rows] == rng.choice(possible)
         return np.concatenate([rows[inside][:here], rows[~inside][:across]])
+
+
+def _number_of_shots(rng: np.random.Generator, fewest: int, most: int) -> int:
+    """Draws a number of shots, every doubling with the same probability."""
+    if fewest == most:
+        return most
+    return int(fewest * (most / fewest) ** rng.random() + 0.5)
 
 
 def make_episodes(
