@@ -60,6 +60,11 @@ MAY_CHANGE = (
 )
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
+# The short inner loops before the long ones: what they need instead of the settings of the latter.
+WARMUP: dict[str, Any] = {
+    **{"inner_steps": 3, "inner_rate": 0.3, "inner_schedule": "constant", "depths": 1, "warmup_steps": 0},
+    **{"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "phi_learning_rate": 3e-3, "clip_norm": 10.0},
+}
 RATE = {
     "prompt": "learning_rate",
     "offsets": "offsets_learning_rate",
@@ -79,7 +84,8 @@ class Config:
     regulator: str = setting("gated_low_rank", "the regulator, NAME or NAME(setting=value, ...)")
     learn: tuple[str, ...] = setting(("prompt", "phi", "offsets"), "learned parts; also log_rates, the inner steps")
     temperature: float = setting(0.05, "temperature of a task's similarity to the themes")
-    steps: int = setting(600, "outer steps")
+    steps: int = setting(300, "outer steps")
+    warmup_steps: int = setting(600, "outer steps with short inner loops before them; 0 for none, also with --meta")
     batch_size: int = setting(8, "tasks per step, a multiple of the number of devices")
     ways: int = setting(16, "classes per task")
     shots: int = setting(2, "support images per class")
@@ -362,6 +368,11 @@ def train(
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains or resumes; writes the meta checkpoint and returns its content and the validation losses."""
     workdir = absolute(workdir)
+    if config.warmup_steps and not config.meta:
+        warmup = dataclasses.replace(config, steps=config.warmup_steps, **WARMUP)
+        train(warmup, workdir / "warmup", clip, hierarchy, corpus=corpus)
+        runtime.barrier("warmup")
+        config = dataclasses.replace(config, meta=str(workdir / "warmup" / "meta.safetensors"))
     training, state = prepare(config, clip, hierarchy, corpus)
     settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
     if config.meta:

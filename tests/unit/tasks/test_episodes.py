@@ -129,6 +129,25 @@ def test_every_class_and_member_is_drawn_and_large_themes_more_often(small_clip)
     assert share == pytest.approx(2 / 3, abs=0.06)  # weights 4 and 2, the roots of 16 and 4
 
 
+@pytest.mark.parametrize("cross", ["class", "domain"])
+def test_tasks_of_several_sizes_repeat_their_members(many, small_clip, cross):
+    """Every doubling of the number of shots is equally probable, as far as the members of a class suffice."""
+    config = EpisodeConfig(ways=3, shots=8, fewest_shots=2, queries=1, cross=cross)
+    episodes = make_episodes(many, small_clip, config)
+    counts = []
+    for index in range(300):
+        episode = episodes.draw(0, index)
+        support, same = episode.support.reshape(3, 8), episode.same.reshape(3, 1)
+        for own, query, number in zip(support, same, episode.classes, strict=True):
+            members, repeats = np.unique(own, return_counts=True)
+            assert set(many.classes[own]) == {number}
+            assert repeats.max() - repeats.min() <= 1
+            assert not set(members) & {*query, *(episode.cross if cross == "domain" else ())}
+            counts.append(len(members))
+    assert {min(counts), max(counts)} == {2, 8}
+    assert np.mean(np.asarray(counts) < 4) == pytest.approx(np.log2(3.5 / 2) / 2, abs=0.06)
+
+
 def test_classes_without_domains_are_split_all_the_same(many, small_clip):
     plain = dataclasses.replace(many, domains=np.zeros_like(many.domains))
     episodes = make_episodes(plain, small_clip, EpisodeConfig(ways=3, cross="domain"))
@@ -268,6 +287,7 @@ def test_tasks_come_from_the_classes_whose_images_are_most_alike(many, small_cli
         ({"ways": 8, "cross": "theme"}, "themes=2 .*8 different texts.* has 7 .*ways of at most 7"),
         ({"ways": 1}, "ways=1"),
         ({"ways": 3, "shots": 0}, "shots=0"),
+        ({"ways": 3, "shots": 2, "fewest_shots": 3}, "fewest_shots=3.*1 to 2"),
         ({"ways": 3, "queries": 1.5}, r"queries=1\.5"),
         ({"ways": 3, "cross": "planet"}, "cross='planet'"),
         ({"ways": 3, "cross": "both", "cross_ways": 2}, "cross_ways=2"),
