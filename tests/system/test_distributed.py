@@ -22,6 +22,7 @@ META = (
     "--regulator=affine",
     "--learn=prompt,phi",
     "--batch_size=4",
+    *("--warmup_steps=0", "--shots=2", "--fewest_shots=0", "--queries=1", "--cohesive=1"),
     "--ways=2",
     "--cross_ways=2",
     "--cross_queries=1",

@@ -64,7 +64,8 @@ PROGRAMS = {
         (
             *("--tasks=hierarchy.safetensors", "--clip=clip", "--regulator=gated_low_rank(rank=2, hidden=3)"),
             *("--steps=40", "--batch_size=2", "--ways=2", "--cross_ways=2", "--cross_queries=1", "--max_tokens=0"),
-            *("--inner_steps=1", "--eval_every=10", "--eval_batches=1", "--save_every=4", "--devices=1"),
+            *("--warmup_steps=6", "--shots=2", "--fewest_shots=0", "--queries=1", "--cohesive=1", "--inner_steps=1"),
+            *("--eval_every=10", "--eval_batches=1", "--save_every=4", "--devices=1"),
         ),
         lines("metrics.jsonl"),
         40 + 5,

@@ -52,15 +52,24 @@ def config():
     return meta_train.Config(
         regulator="gated_low_rank(rank=2, hidden=3)",
         steps=4,
+        warmup_steps=0,
         batch_size=2,
         ways=2,
         shots=2,
+        fewest_shots=0,
+        queries=1,
         cross_ways=2,
         cross_queries=1,
         max_tokens=0,
+        cohesive=1.0,
         inner_steps=2,
         inner_rate=0.5,
+        inner_schedule="constant",
+        depths=1,
         learning_rate=0.01,
+        offsets_learning_rate=5e-3,
+        phi_learning_rate=3e-3,
+        clip_norm=10.0,
         eval_every=2,
         eval_batches=1,
         save_every=2,
@@ -101,6 +110,17 @@ def test_learns_prompt_and_regulator_and_keeps_the_rates(clip, hierarchy, traine
     images = [hierarchy.image_features[hierarchy.themes[hierarchy.classes] == theme].mean(0) for theme in (0, 1)]
     width = clip.config.embed_dim
     np.testing.assert_allclose(learned.structure.prototypes[:, :width], images, atol=1e-5)
+
+
+def test_a_warmup_is_a_run_with_short_loops_from_which_the_run_begins(clip, hierarchy, config, tmp_path):
+    settings = dataclasses.replace(config, eval_every=0, steps=2, inner_steps=4)
+    learned, _ = meta_train.train(dataclasses.replace(settings, warmup_steps=3), tmp_path / "one", clip, hierarchy)
+    rates = {"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "phi_learning_rate": 3e-3}
+    short = dataclasses.replace(settings, steps=3, inner_steps=3, inner_rate=0.3, **rates)
+    meta_train.train(short, tmp_path / "first", clip, hierarchy)
+    second = dataclasses.replace(settings, meta=str(tmp_path / "first" / "meta.safetensors"))
+    expected, _ = meta_train.train(second, tmp_path / "second", clip, hierarchy)
+    jax.tree.map(np.testing.assert_array_equal, learned, expected)
 
 
 def test_without_offsets_all_tasks_share_one_initialization(clip, hierarchy, config, tmp_path):
