@@ -2,7 +2,7 @@
 
     python -m experiments.meta_train --tasks=runs/build_tasks/hierarchy.safetensors
     python -m experiments.meta_train --tasks=TASKS --tuner="ivlp(depth=2, num_visual=2)"
-    python -m experiments.meta_train --tasks=TASKS --regulator="gated_low_rank(rank=8)" --gradient=exact
+    python -m experiments.meta_train --tasks=TASKS --regulator="gated_low_rank(rank=8)" --inner_steps=5 --gradient=exact
 
 Each step draws tasks from a hierarchy of experiments.build_tasks. The prompt is adapted to each task by a few regulated
 gradient steps on the support. The initialization and the regulator are then updated against the loss on two queries:
@@ -11,9 +11,14 @@ the hierarchy, and a task mixes them by its similarity to the themes; --learn=pr
 all tasks. --regulator=structured mixes the regulation by the same similarity. All devices, with --distributed those of
 all hosts, share the tasks (docs/launching.md).
 
-With the default flags and the mini CLIP, a step takes 0.16 s on two cores after 13 s of compilation, in under 2 GiB:
-two minutes in all. --gradient=exact takes several times as long. A tuner that needs pixels (ivlp, vpt) runs the image
-transformer for every support image in every inner step: about 1 s per step with --ways=12 --shots=1 --batch_size=4.
+Meta-training has two stages. The first has inner loops of 3 steps, which learn the initialization quickly
+(--warmup_steps). The second has inner loops of --inner_steps, as long as downstream tuning: only these show what tuning
+to convergence takes from new classes, and so what the regulator has to prevent. Their gradient is of first order, which
+costs one forward and backward pass per inner step and no memory (docs/gram.md).
+
+With the default flags and the mini CLIP, the first stage takes 2 minutes and the second 12 on one core, in under 2 GiB.
+A tuner that needs pixels (ivlp, vpt) runs the image transformer for every support image in every inner step: use fewer
+of both. --gradient=exact takes several times as long.
 
 Writes WORKDIR/meta.safetensors (kilobytes, for experiments.evaluate --meta), metrics.jsonl and checkpoints. The same
 command resumes a stopped run. Validation uses other tasks of the same hierarchy; no label and no downstream image is

@@ -5,12 +5,11 @@
     python -m experiments.quickstart --controls=random,true_groups --dataset=glyphs:hebrew,glyphs:digits
 
 Nothing is downloaded. The mini CLIP of the package embeds unlabeled image-text pairs, which are clustered into a
-hierarchy (experiments.build_tasks). A prompt initialization is meta-learned through short inner loops on tasks from the
-hierarchy. A second meta-training, through inner loops as long as downstream tuning, continues from it and learns the
-gradient regulator (experiments.meta_train). Then CoOp is tuned to convergence with both, with each of them and without,
+hierarchy (experiments.build_tasks). A prompt initialization and a gradient regulator are meta-learned on tasks from the
+hierarchy, first through short inner loops, then through long ones (experiments.meta_train). Then CoOp is tuned to convergence with both, with each of them and without,
 few-shot and base-to-new, in-domain and on renderings that no corpus contains (experiments.evaluate). Neither the
 hierarchy nor meta-training uses a label, a class list or a test image of the evaluated datasets. --controls repeats
-both meta-trainings on tasks from random clusters, or from the true groups of the corpus, which is an upper bound.
+meta-training on tasks from random clusters, or from the true groups of the corpus, which is an upper bound.
 
 The problem comes first: CoOp alone is tuned before any task is built, and its rows are kept for the comparison. It
 takes 5 to 6 minutes on two cores, and 3 GiB. All methods use the same number of steps and the same learning
@@ -56,7 +55,7 @@ class Config:
     learning_rate: float = setting(0.3, "learning rate of all methods")
     pairs: int = setting(40000, "image-text pairs of the corpus")
     themes: int = setting(100, "themes to cluster the pairs into")
-    ways: int = setting(10, "classes of a meta-training task; of a task with a long inner loop, at most 6")
+    ways: int = setting(6, "classes of a meta-training task")
     meta_steps: int = setting(250, "steps of meta-training through short inner loops")
     inner_steps: int = setting(60, "steps of a long inner loop")
     long_meta_steps: int = setting(100, "steps of meta-training through long inner loops")
@@ -67,8 +66,7 @@ class Config:
         for name in self.controls:
             require_known("--controls", name, CONTROLS)
         self.evaluation("", ())
-        self.long_meta_training("", "")
-        self.short_meta_training("")
+        self.meta_training("")
 
     def evaluation(self, meta: str, controls: tuple[str, ...]) -> Evaluation:
         """Returns the settings of the evaluation."""
@@ -84,42 +82,18 @@ class Config:
             select_seeds=(max((0, *self.seeds)) + 1,),
         )
 
-    def short_meta_training(self, tasks: str) -> meta_train.Config:
-        """Returns the settings of learning the initialization."""
+    def meta_training(self, tasks: str) -> meta_train.Config:
+        """Returns the settings of meta-training; long inner loops have four times the rate of downstream tuning."""
         return meta_train.Config(
             tasks=tasks,
-            regulator="identity",
-            learn=("prompt", "offsets"),
-            steps=self.meta_steps,
-            ways=self.ways,
-            cross_ways=max(2, self.ways // 2),
-            seed=self.seed,
-            inner_rate=self.learning_rate,
-            eval_every=0,
-        )
-
-    def long_meta_training(self, tasks: str, meta: str) -> meta_train.Config:
-        """Returns the settings of learning the regulator: a fifth of the downstream steps, at four times the rate."""
-        ways = min(self.ways, 6)
-        return meta_train.Config(
-            tasks=tasks,
-            meta=meta,
-            regulator="kronecker",
+            warmup_steps=self.meta_steps,
             steps=self.long_meta_steps,
             batch_size=4,
-            ways=ways,
+            ways=self.ways,
             shots=4,
-            queries=2,
-            cross_ways=max(2, ways - 1),
-            max_tokens=6,
-            cohesive=0.7,
+            cross_ways=max(2, self.ways - 1),
             inner_steps=self.inner_steps,
             inner_rate=4 * self.learning_rate,
-            inner_schedule="cosine",
-            depths=3,
-            clip_norm=1.0,
-            learning_rate=5e-4,
-            offsets_learning_rate=5e-4,
             phi_learning_rate=1e-2,
             seed=self.seed,
             eval_every=0,
@@ -149,12 +123,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         if features is None and not (folder / build_tasks.HIERARCHY).exists():
             features = build_tasks.embed(clip, corpus)
         hierarchy = build_tasks.build(tasks, folder, clip, corpus=corpus, features=features)
-        path, short = str(folder / build_tasks.HIERARCHY), workdir / f"meta_short_{method}"
         trained = workdir / f"meta_{method}"
-        stage(f"meta-training of an initialization on these tasks ({method}), through short inner loops")
-        meta_train.train(config.short_meta_training(path), short, clip, hierarchy, corpus=corpus)
-        stage("meta-training of a regulator, through long inner loops")
-        settings = config.long_meta_training(path, str(short / "meta.safetensors"))
+        stage(f"meta-training on these tasks ({method})")
+        settings = config.meta_training(str(folder / build_tasks.HIERARCHY))
         meta_train.train(settings, trained, clip, hierarchy, corpus=corpus)
         paths[method] = str(trained / "meta.safetensors")
     (workdir / f"tasks_{TASKS}" / build_tasks.PICTURE).copy(workdir / build_tasks.PICTURE, overwrite=True)
