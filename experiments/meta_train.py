@@ -65,9 +65,10 @@ MAY_CHANGE = (
 )
 AHEAD = 2  # batches that are drawn while the device computes
 VALIDATION = 1_000_003  # added to the seed of validation draws
-# The short inner loops before the long ones: what they need instead of the settings of the latter.
+# Short inner loops before the long ones learn the initialization alone: a regulator of 3 steps slows down long loops.
 WARMUP: dict[str, Any] = {
-    **{"inner_steps": 3, "inner_rate": 0.3, "inner_schedule": "constant", "depths": 1, "warmup_steps": 0},
+    **{"regulator": "identity", "inner_steps": 3, "inner_rate": 0.3, "inner_schedule": "constant"},
+    **{"depths": 1, "warmup_steps": 0, "gradient": "first_order"},
     **{"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "phi_learning_rate": 3e-3, "clip_norm": 10.0},
 }
 RATE = {
@@ -373,8 +374,9 @@ def train(
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains or resumes; writes the meta checkpoint and returns its content and the validation losses."""
     workdir = absolute(workdir)
-    if config.warmup_steps and not config.meta:
-        warmup = dataclasses.replace(config, steps=config.warmup_steps, **WARMUP)
+    initial = tuple(part for part in config.learn if part in ("prompt", "offsets"))
+    if config.warmup_steps and initial and not config.meta:
+        warmup = dataclasses.replace(config, steps=config.warmup_steps, learn=initial, **WARMUP)
         train(warmup, workdir / "warmup", clip, hierarchy, corpus=corpus)
         runtime.barrier("warmup")
         config = dataclasses.replace(config, meta=str(workdir / "warmup" / "meta.safetensors"))

@@ -116,7 +116,8 @@ def test_a_warmup_is_a_run_with_short_loops_from_which_the_run_begins(clip, hier
     settings = dataclasses.replace(config, eval_every=0, steps=2, inner_steps=4)
     learned, _ = meta_train.train(dataclasses.replace(settings, warmup_steps=3), tmp_path / "one", clip, hierarchy)
     rates = {"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "phi_learning_rate": 3e-3}
-    short = dataclasses.replace(settings, steps=3, inner_steps=3, inner_rate=0.3, **rates)
+    alone = {"regulator": "identity", "learn": ("prompt", "offsets")}
+    short = dataclasses.replace(settings, steps=3, inner_steps=3, inner_rate=0.3, **alone, **rates)
     meta_train.train(short, tmp_path / "first", clip, hierarchy)
     second = dataclasses.replace(settings, meta=str(tmp_path / "first" / "meta.safetensors"))
     expected, _ = meta_train.train(second, tmp_path / "second", clip, hierarchy)
