@@ -18,7 +18,8 @@ SMALLER = {
     "quickstart": "--pairs=1500 --themes=4 --ways=3 --meta_steps=1 --long_meta_steps=1 --inner_steps=2 --steps=2"
     " --seeds=1,2 --shots=1 --domains=small --dataset=glyphs:chess --max_test_images=1",
     "build_tasks": "--pairs=1500 --themes=4",
-    "meta_train": "--steps=2 --warmup_steps=2 --inner_steps=3 --ways=3 --shots=2 --cross_ways=2 --batch_size=2 --eval_every=0",
+    "meta_train": "--steps=2 --warmup_steps=2 --inner_steps=3 --ways=3 --shots=2 --cross_ways=2 --batch_size=2"
+    " --eval_every=0",
     "evaluate": "--steps=1 --report_steps= --learning_rate=1 --gram_learning_rate=1 --max_test_images=1 --seeds=1",
     "build_glyphs": "--pairs=20 --data_dir=tfds",
     "classify": "--clip=mini --steps=2",
