@@ -8,9 +8,9 @@ Nothing is downloaded. The mini CLIP of the package embeds unlabeled image-text 
 hierarchy (experiments.build_tasks). A prompt initialization and a gradient regulator are meta-learned on tasks from the
 hierarchy, first through short inner loops, then through long ones (experiments.meta_train). Then CoOp is tuned to
 convergence with both, with each of them and without, few-shot and base-to-new, in-domain and on renderings that no
-corpus contains (experiments.evaluate). Neither the hierarchy nor meta-training uses a label, a class list or a test image
-of the evaluated datasets. --controls repeats meta-training on tasks from random clusters, or from the true groups of the
-corpus, which is an upper bound.
+corpus contains (experiments.evaluate). Neither the hierarchy nor meta-training uses a label, a class list or a test
+image of the evaluated datasets. --controls repeats meta-training on tasks from random clusters, or from the true groups
+of the corpus, which is an upper bound.
 
 The problem comes first: CoOp alone is tuned before any task is built, and its rows are kept for the comparison. It
 takes 5 to 6 minutes on two cores, and 3 GiB. All methods use the same number of steps and the same learning
