@@ -15,6 +15,7 @@ SCHEDULES = ("constant", "cosine", "warmup_cosine")
 INNER_SCHEDULES = ("constant", "cosine")
 AUGMENTATIONS = ("none", "fresh", "stored")
 HEADS = ("text", "linear")
+GATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the offset of a structured initialization
 MAPPERS = ("shard_map", "pmap")
 CROSS = ("class", "domain", "theme", "both")
 METRICS = (

@@ -124,6 +124,11 @@ class Flags:
     gram_rate_factor: tuple[float, ...] | None = setting(
         None, "multiples of the meta-learned inner rates, as candidates of the meta-learned methods instead"
     )
+    gates: tuple[float, ...] = setting(
+        choices.GATES,
+        "weights of the offset of a structured initialization; the one with the smallest loss on the labeled images is "
+        "used; 1: always the whole offset",
+    )
     part_rates: str | None = _preset(
         "part_rates", "multiples of a given learning rate by part of the prompt, such as visual:5,class_aware:5"
     )

@@ -25,8 +25,8 @@ BESIDE = (
 )  # fmt: skip
 # Flags that enter by what they stand for: a plan, a candidate. Any other flag is taken as it is: none is forgotten.
 RESOLVED = (
-    "aggregation", "augmentation", "batch_size", "epochs", "gram_learning_rate", "gram_rate_factor", "init_text",
-    "largest", "learning_rate", "loss", "momentum", "optimizer", "part_rates", "part_warmup", "preset",
+    "aggregation", "augmentation", "batch_size", "epochs", "gates", "gram_learning_rate", "gram_rate_factor",
+    "init_text", "largest", "learning_rate", "loss", "momentum", "optimizer", "part_rates", "part_warmup", "preset",
     "regularizers", "regulation", "regulator", "schedule", "steps", "tau", "test_time_share", "test_time_views",
     "tuner", "views", "weight_decay",
 )  # fmt: skip
@@ -63,6 +63,7 @@ def method_settings(settings: Settings, method: Method, candidate: Candidate, fi
         "tuner": method.tuner.name,
         "tuner_settings": {name: value for name, value in method.tuner.settings.items() if name not in spoken},
         **({"frozen_texts": "the template of the dataset"} if method.tuner.reads_template else {}),
+        **({"gates": list(method.gates)} if method.structured and not settings.test_time else {}),
         "part_rates": dict(settings.rate_factors),
         **plan,
         "regularizers": [[term.name, term.weight, dict(term.settings)] for term in settings.terms],

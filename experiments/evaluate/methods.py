@@ -139,6 +139,7 @@ class _Family:
             phi=None if regulated is None else regulated.meta.phi,
             structure=structure,
             structured=initial is not None and initial.meta.offsets is not None,
+            gates=self.settings.gates,
         )
 
     def _compiled(self, regulator: Regulator) -> Any:

@@ -27,8 +27,8 @@ from . import presets
 from .config import LOSSES, PARTS, Flags
 
 _MAY_BE_EMPTY = ("domains", "controls", "targets", "metrics")
-_LISTS = ("dataset", "protocol", "shots", "seeds", "learning_rate", "gram_learning_rate", "gram_rate_factor", "steps",
-          "epochs", "init_text", "select_seeds", "select_shots", "methods", "source", "tau")  # fmt: skip
+_LISTS = ("dataset", "protocol", "shots", "seeds", "gates", "learning_rate", "gram_learning_rate", "gram_rate_factor",
+          "steps", "epochs", "init_text", "select_seeds", "select_shots", "methods", "source", "tau")  # fmt: skip
 # Flags of learning from labeled images, which test-time tuning does not do.
 _LABELED = ("shots", "select_shots", "epochs", "batch_size", "momentum", "schedule", "augmentation", "aggregation",
             "loss", "regulation", "part_rates", "part_warmup")  # fmt: skip
@@ -191,6 +191,8 @@ def _check_values(flags: Flags) -> None:
     at_least(flags, 1, "test_time_views", "test_time_batch")
     at_least(flags, 0, "report_steps", "max_test_images", "class_chunk")
     positive(flags, "learning_rate", "gram_learning_rate", "gram_rate_factor")
+    for gate in flags.gates:
+        require_number("--gates", gate, least=0)
     require_number("--momentum", flags.momentum, least=0, below=1)
     require_number("--weight_decay", flags.weight_decay, least=0)
     if any(not 0 < value <= 1 for value in flags.tau):

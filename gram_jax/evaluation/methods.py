@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gram_jax import meta
+from gram_jax.choices import GATES
 from gram_jax.data import Dataset
 from gram_jax.evaluation.baselines import VIEW_SCALE, Baseline
 from gram_jax.evaluation.encoder import PHOTO, Encoder
@@ -109,6 +110,7 @@ class PromptMethod(Method):
       phi: parameters of the regulator; None if it has none, or if they are learned along with the prompt.
       structure: the prototypes of a regulator that reads the relation to them.
       structured: whether the initialization depends on the task.
+      gates: weights of the offset of a structured initialization; the one that fits the labeled images best is used.
     """
 
     tuner: Tuner
@@ -118,6 +120,7 @@ class PromptMethod(Method):
     phi: Any = None
     structure: meta.Structure | None = None
     structured: bool = False
+    gates: tuple[float, ...] = GATES
 
     @property
     def needs_context(self) -> bool:

@@ -78,6 +78,29 @@ def predict(
     return np.concatenate(list(_batches(tuning, prompts, clip, classes, valid, images, batch_size)), axis=1)
 
 
+def cross_entropy(
+    tuning: Tuning,
+    prompt: Any,
+    clip: Clip,
+    classes: Any,
+    valid: np.ndarray,
+    images: Any,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 4096,
+) -> float:
+    """Returns the mean cross-entropy of one prompt on labeled images.
+
+    Args:
+      tuning, clip, classes, valid, images, batch_size: as in `predict`.
+      prompt: the prompt of one run.
+      labels: int `[images]`.
+    """
+    runs = jax.tree.map(lambda leaf: leaf[None], prompt)
+    logits = predict(tuning, runs, clip, classes, valid, images, batch_size=batch_size)[0]
+    return float(np.mean(np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(labels)), labels]))
+
+
 def predict_labels(
     tuning: Tuning, prompts: Any, clip: Clip, classes: Any, valid: np.ndarray, images: Any, *, batch_size: int = 4096
 ) -> Predictions:

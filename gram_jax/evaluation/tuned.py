@@ -17,9 +17,10 @@ from gram_jax.errors import InputError
 from gram_jax.evaluation.encoder import PHOTO, Encoder, training_images
 from gram_jax.evaluation.methods import PredictionsByStep, PromptMethod, Task, Trial
 from gram_jax.evaluation.plans import Length, by_part
-from gram_jax.evaluation.prediction import Predictions, predict_labels
+from gram_jax.evaluation.prediction import Predictions, cross_entropy, predict_labels
 from gram_jax.evaluation.protocols import Part
 from gram_jax.evaluation.references import class_reference, regulator_contexts, task_contexts
+from gram_jax.meta import gated_prompt
 
 FEATURE_BATCH = 4096  # frozen image features that are classified at once
 
@@ -40,7 +41,7 @@ class TunedMethod(PromptMethod):
         """Tunes the prompt of a task of one seed."""
         (encoder, task, candidate), supports = trial, trial.task.supports()
         context = task_contexts(encoder, supports) if self.needs_context else None
-        prompts = self._initial_prompts(trial, supports[0].class_names, context)
+        prompts, _ = self._initial_prompts(trial, supports, context)
         length = candidate.length(task.dataset.name, task.shots)
         orders, weights = self._orders(task, length, len(supports[0]))
         recipe = tuning.Recipe(
@@ -103,21 +104,21 @@ class TunedMethod(PromptMethod):
     ) -> list[Predictions]:
         """Replaces, on other datasets, theta_0(c) of the tuned task by theta, or by theta_0 of the new class names."""
         encoder, task, candidate = trial
-        here = task_contexts(encoder, task.supports())
-
-        def initial(contexts: Iterable[Any]) -> Any:
-            begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
-            return _stack_trees(map(begin, contexts))
-
-        begun, predictions = initial(here), []
+        supports = task.supports()
+        here = task_contexts(encoder, supports)
+        begun, gates = self._initial_prompts(trial, supports, here)
+        theta = _stack_trees([candidate.initialize(jax.random.key(0), encoder.clip, None, None)] * len(here))
+        predictions = []
         for part in parts:
             moved = prompts
             if part.domain is not None:
-                there: Any = [None] * len(here)
+                there = theta
                 if follow:
-                    there = here.copy()
-                    there[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
-                moved = jax.tree.map(lambda prompt, end, begin: prompt + (end - begin), prompts, initial(there), begun)
+                    contexts = here.copy()
+                    contexts[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
+                    begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
+                    there = _mixed(theta, _stack_trees(map(begin, contexts)), gates)
+                moved = jax.tree.map(lambda prompt, end, start: prompt + (end - start), prompts, there, begun)
             predictions += self.predict_with(encoder, moved, [part])
         return predictions
 
@@ -142,14 +143,29 @@ class TunedMethod(PromptMethod):
                     f"seed {seed}; lower its learning rate"
                 )
 
-    def _initial_prompts(self, trial: Trial, names: tuple[str, ...], context: np.ndarray | None) -> Any:
+    def _initial_prompts(
+        self, trial: Trial, supports: Sequence[Dataset], context: np.ndarray | None
+    ) -> tuple[Any, np.ndarray]:
+        """Returns the prompt that each run begins with, and the gate of a structured initialization of each run."""
         encoder, task, candidate = trial
-        classes, _ = encoder.classes(self.tuner, names)
-        own: Any = context if self.structured else [None] * len(task.seeds)
-        return _stack_trees(
-            candidate.initialize(jax.random.key(seed), encoder.clip, classes, each)
-            for seed, each in zip(task.seeds, own, strict=True)
-        )
+        names, template = supports[0].class_names, supports[0].template if self.tuner.reads_template else PHOTO
+        classes, valid = encoder.classes(self.tuner, names, template)
+        batch_size = encoder.batch_size if self.tuner.needs_pixels else FEATURE_BATCH
+        begun = []
+        for run, (seed, support) in enumerate(zip(task.seeds, supports, strict=True)):
+            begin = functools.partial(candidate.initialize, jax.random.key(seed), encoder.clip, classes)
+            if not self.structured or context is None:
+                begun.append((begin(None), 1.0))
+                continue
+            images = encoder.inputs(self.tuner, support)
+
+            def loss(prompt: Any, images: Any = images, labels: np.ndarray = support.labels) -> float:
+                frozen = encoder.clip, classes, valid
+                return cross_entropy(self.compiled.tuning, prompt, *frozen, images, labels, batch_size=batch_size)
+
+            begun.append(gated_prompt(begin(None), begin(context[run]), loss, self.gates))
+        prompts, gates = zip(*begun, strict=True)
+        return _stack_trees(prompts), np.array(gates)
 
     def _initial_phi(self, seeds: Sequence[int], prompts: Any) -> Any:
         """Returns the regulator's parameters; `[runs, ...]`, drawn by seed, if they are learned with the prompt."""
@@ -204,6 +220,15 @@ class TunedMethod(PromptMethod):
             if plan.alternating:
                 batch["seed"] = np.array([seed % 2**32 for seed in seeds], np.uint32)
             yield batch
+
+
+def _mixed(begin: Any, end: Any, gates: np.ndarray) -> Any:
+    """Returns the prompts between two, `[runs, ...]` each leaf, at the gate of each run."""
+
+    def mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return one + gates.reshape(-1, *[1] * (one.ndim - 1)).astype(one.dtype) * (other - one)
+
+    return jax.tree.map(mix, begin, end)
 
 
 def _stack_trees(trees: Iterable[Any]) -> Any:

@@ -10,7 +10,14 @@ A gradient passes through the modules in this order, from the outer step to the 
 
 from gram_jax.meta.adapt import adapt
 from gram_jax.meta.context import Structure, relation, task_context
-from gram_jax.meta.initialization import Meta, init_meta, initial_prompt, regulator_context, with_structure
+from gram_jax.meta.initialization import (
+    Meta,
+    gated_prompt,
+    init_meta,
+    initial_prompt,
+    regulator_context,
+    with_structure,
+)
 from gram_jax.meta.objective import Task, meta_objective, random_depths
 from gram_jax.meta.step import MetaState, MetaStep, make_meta_step
 
@@ -21,6 +28,7 @@ __all__ = [
     "Structure",
     "Task",
     "adapt",
+    "gated_prompt",
     "init_meta",
     "initial_prompt",
     "make_meta_step",

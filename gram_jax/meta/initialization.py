@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gram_jax.choices import GATES
 from gram_jax.errors import InputError, require_number
 from gram_jax.meta.context import Structure, relation
 from gram_jax.regulators import Regulator
@@ -99,6 +102,37 @@ def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
     return jax.tree.map(
         lambda leaf, offsets: leaf + jnp.tensordot(weights.astype(leaf.dtype), offsets, 1), meta.prompt, meta.offsets
     )
+
+
+def gated_prompt(
+    fallback: PyTree, prompt: PyTree, loss: Callable[[PyTree], float | Array], gates: Sequence[float] = GATES
+) -> tuple[PyTree, float]:
+    """Returns the prompt between two that has the smallest loss, and how far it is on the way.
+
+        theta_g = theta + g (theta_0(c) - theta),    g = argmin over the gates of loss(theta_g)
+
+    The offset of a theme helps the tasks of this theme and misleads others. A few labeled images tell both cases apart.
+
+    Args:
+      fallback, prompt: theta, and the structured initialization theta_0(c).
+      loss: `loss(prompt) -> scalar`, e.g. `classification_loss` on all labeled images of the task.
+      gates: the values of g to try; of equal losses, the first one counts.
+
+    Returns:
+      theta_g, and g.
+
+    Example:
+      >>> prompt, gate = gated_prompt(jnp.zeros(2), jnp.ones(2), lambda prompt: ((prompt - 0.6) ** 2).sum())
+      >>> prompt.tolist(), gate
+      ([0.5, 0.5], 0.5)
+    """
+    if not gates or not all(math.isfinite(gate) for gate in gates):
+        raise InputError(f"gates={list(gates)}: give one finite number or more, such as 0,0.5,1")
+    each = [
+        jax.tree.map(lambda begin, end, gate=gate: begin + gate * (end - begin), fallback, prompt) for gate in gates
+    ]
+    best = int(np.argmin([float(loss(one)) for one in each]))
+    return each[best], float(gates[best])
 
 
 def regulator_context(meta: Meta, regulator: Regulator, context: Array | None = None) -> Array | None:

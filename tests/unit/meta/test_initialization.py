@@ -10,6 +10,7 @@ from gram_jax import regulators
 from gram_jax.meta import (
     Structure,
     Task,
+    gated_prompt,
     init_meta,
     initial_prompt,
     make_meta_step,
@@ -153,3 +154,19 @@ STRUCTURED = regulators.structured(prototypes=4)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(init_meta({"x": jnp.zeros(3)}, {"x": {}}, RATE))
+
+
+def test_the_gate_is_that_of_the_smallest_loss():
+    theta, whole = {"x": jnp.zeros(2), "y": jnp.ones(1)}, {"x": jnp.array([1.0, -2.0]), "y": jnp.zeros(1)}
+
+    def loss(prompt):  # smallest at g = 0.3: nearest among the gates is 0.25
+        return ((prompt["x"] - 0.3 * jnp.array([1.0, -2.0])) ** 2).sum() + (prompt["y"][0] - 0.7) ** 2
+
+    prompt, gate = gated_prompt(theta, whole, loss)
+    assert gate == 0.25
+    np.testing.assert_allclose(prompt["x"], [0.25, -0.5])
+    np.testing.assert_allclose(prompt["y"], [0.75])
+    assert gated_prompt(theta, whole, lambda prompt: 0.0, (0.5, 1.0))[1] == 0.5  # of equal losses, the first
+    for gates in ((), (0.5, float("nan"))):
+        with pytest.raises(ValueError, match="gates="):
+            gated_prompt(theta, whole, loss, gates)
