@@ -19,6 +19,7 @@ from gram_jax.evaluation import (
     compare,
     environment,
     read_results,
+    results,
     validate,
     write_results,
 )
@@ -204,12 +205,13 @@ def test_git_revision_is_that_of_the_code(tmp_path, monkeypatch):
     module = tmp_path / "results.py"
     module.write_text("a = 1\n")
     monkeypatch.setattr("gram_jax.evaluation.results.__file__", str(module))
-    assert environment()["git"] is None
+    found = results._git_revision.__wrapped__  # of a new process
+    assert found() is None
     git("init")
-    assert environment()["git"] is None  # a package installed within another project's checkout
+    assert found() is None  # a package installed within another project's checkout
     git("add", ".")
     git("commit", "-m", "a")
     revision = git("rev-parse", "HEAD").stdout.strip()
-    assert environment()["git"] == revision
+    assert found() == revision
     module.write_text("a = 2\n")
-    assert environment()["git"] == f"{revision}-dirty"
+    assert found() == f"{revision}-dirty"
