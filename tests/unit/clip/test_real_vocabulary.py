@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ ODD = [
     "it’s a café", "“Häagen-Dazs”", "&amp;lt;b&gt; &eacute;", "a\r\nb\u2028c\x85d", "ﬁsh ﬂower", "ＦＵＬＬ １２３",
     "ΑΣ ΟΔΟΣ", "İstanbul", "DON'T we'LL", "👍🏽 😀🏳️‍🌈", "x" * 500, "anti" * 60, "a\x00b\x1b[31mred\x1b[0m",
     "schÃ¶n l’Ã©tÃ©", "naïve e\u0301", "a\u200bb\ufeffc", "\x1ca\tb", "<|endoftext|> a", "<|StartOfText|>",
-    "½ ٣ ² Ⅷ", "中文 日本語 한국어", "a\ufffdb", "", " \n ", "!?...", "_",
+    "½ ٣ ² Ⅷ", "\u0345", "a\u0345b .\u0345.", "α\u0345 x\u0345 1\u0345", "Í… Í…a", "中文 日本語 한국어", "a\ufffdb", "", " \n ", "!?...", "_",
 ]
 # fmt: on
 
@@ -85,10 +86,10 @@ def test_odd_texts(openai, tokenizer, text):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(st.characters(exclude_categories=("Cn", "Co", "Cs"), exclude_characters="\u0345"), max_size=30))
+@given(st.text(st.characters(exclude_categories=("Cn", "Co", "Cs")), max_size=30))
 def test_any_text(openai, tokenizer, text):
-    """U+0345 is left out: OpenAI's pattern, which ignores case, takes this combining mark for a letter."""
-    assume("\u0345" not in repair(text))  # the repair of mojibake makes it, too
+    """Letters that a library's tables do not have yet are left out, also where the repair of mojibake makes one."""
+    assume(not any(unicodedata.category(letter) == "Cn" for letter in repair(text)))
     assert tokenizer.pieces([text]) == [openai.encode(text)]
 
 
