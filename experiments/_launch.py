@@ -239,16 +239,20 @@ class _ListParser(flags.ListParser):
 
     def parse(self, argument: Any) -> list[Any]:
         values = super().parse(argument)
-        try:
-            return [self._item(value) for value in values]
-        except ValueError as error:
-            raise InputError(f"expected comma-separated {self._item.__name__} values: {error}") from error
+        found = []
+        for value in values:
+            try:
+                found.append(self._item(value))
+            except ValueError as error:
+                kind, example = ("integer", "1,2,3") if self._item is int else ("number", "0.1,0.3")
+                raise InputError(f"{value!r} is no {kind}; give them with commas between, such as {example}") from error
+        return found
 
 
 def _parse(argv: Sequence[str], config_class: type, make: Callable[..., Any]) -> Any:
     """Parses flags into a config; a wrong flag ends the program with status 2."""
     try:
-        rest = flags.FLAGS(list(argv))[1:]
+        rest = flags.FLAGS([{"-h": "--help"}.get(word, word) for word in argv])[1:]
         places = [field.name for field in dataclasses.fields(config_class) if field.metadata.get("positional")]
         if len(rest) > len(places):
             raise flags.Error(f"unexpected argument {rest[len(places)]!r}: give settings as --name=value")

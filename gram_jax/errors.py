@@ -64,9 +64,12 @@ def require_int(name: str, value: Any, least: int = 1, most: int | None = None) 
         raise InputError(f"{name}={value!r}: it must be an integer {bound}")
 
 
-def require_seed(name: str, value: Any) -> None:
-    """Raises InputError unless `value` is a seed that every random generator in use takes: from 0 to 2^32 - 1."""
-    require_int(name, value, 0, MOST_SEED)
+def require_seeds(name: str, values: Sequence[Any]) -> None:
+    """Raises InputError unless there are seeds, all distinct, that every random generator takes: from 0 to 2^32 - 1."""
+    for value in values:
+        require_int(name, value, 0, MOST_SEED)
+    if not values or len(set(values)) < len(values):
+        raise InputError(f"{name}={list(values)}: give at least one seed, and each once")
 
 
 def require_bool(name: str, value: Any) -> None:

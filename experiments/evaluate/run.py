@@ -63,8 +63,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     units = SharedUnits(workdir, evaluation.measured_by(environment))
     for method in methods:
         if method.candidates[0].described:
-            count, first = len(method.candidates), method.candidates[0].described
-            print(f"{reporting.label(method.name)}: {count} candidate settings, from {first}")
+            first = ", ".join(f"{name}={value!r}" for name, value in method.candidates[0].described.items())
+            several = f"{len(method.candidates)} candidate settings, from " * (len(method.candidates) > 1)
+            print(f"{reporting.label(method.name)}: {several}{first}")
     comparison = Comparison(settings, encoder, methods, opened, units, workdir, weights, files, hashes=hashes)
     rows, selected = comparison.run()
     environment["draws"] = draw_hashes(opened, settings.seeds, settings.counts)

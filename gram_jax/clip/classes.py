@@ -26,6 +26,7 @@ import numpy as np
 from flax import struct
 
 from gram_jax.batching import round_up
+from gram_jax.summary import short_repr
 
 Tail = tuple[int, ...]
 MULTIPLE = 8  # of the length of a row
@@ -71,6 +72,8 @@ class Classes:
       tree: the tails in rows; beginnings that tails have in common occur once in a row.
       apart: the tails in rows, side by side; every class has tokens and an entry of `ends` of its own.
     """
+
+    __repr__ = short_repr
 
     token_ids: jax.Array
     eot: jax.Array

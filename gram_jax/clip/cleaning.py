@@ -21,8 +21,8 @@ def repair(text: str) -> str:
     """Returns a text as OpenAI's tokenizer cuts it: repaired by ftfy, HTML entities resolved twice, in lower case.
 
     White space becomes one space, and none remains at the ends. The models were trained on texts repaired so: a curly
-    apostrophe is a straight one, a ligature its letters, and wrongly decoded UTF-8 is decoded again. U+0345 (iota below)
-    counts as white space: OpenAI's pattern, which ignores case, takes it for neither a letter nor a sign.
+    apostrophe is a straight one, a ligature its letters, and wrongly decoded UTF-8 is decoded again. The iota below,
+    U+0345, counts as white space: OpenAI's pattern, which ignores case, takes it for neither a letter nor a sign.
 
     Example:
       >>> repair("L&amp;#8217;été  sur l’eau")

@@ -208,9 +208,15 @@ def odd_names(names: Sequence[str]) -> list[str]:
     if names and all(
         re.fullmatch(r"(class|cls|label|category|id|c)?[\s_-]*\d+(\.\d+)?", name, re.IGNORECASE) for name in names
     ):
-        notes.append("all class names are numbers; if they are ids, name the classes in classnames.txt")
+        remedy = "name the classes, in classnames.txt beside the folders or in a column class_name of the table"
+        notes.append(f"all class names are numbers; if they are ids, {remedy}")
     if missing := [name for name in names if name.strip().lower() in _MISSING]:
         notes.append(f"class names that stand for missing values: {examples(missing)}")
+    keys = set(map(class_key, names))
+    parts = {name: [each for each in re.split(r"[;|,/+&]", name) if each.strip()] for name in names}
+    joined = [name for name in names if len(parts[name]) > 1 and keys.issuperset(map(class_key, parts[name]))]
+    if joined := joined + [name for name in names if re.fullmatch(r"\[.*\]|\{.*\}", name.strip())]:
+        notes.append(f"class names that join others, as several labels of one image do: {examples(joined)}")
     # Joiners are part of emoji, and of words in several scripts.
     hidden = [name for name in names if any(unicodedata.category(each) == "Cf" for each in re.sub(_JOINERS, "", name))]
     if hidden:

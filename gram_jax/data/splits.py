@@ -160,7 +160,9 @@ def build(
     readable = tuple(" ".join(each.replace("_", " ").split()) for each in class_names)
     for text in (*readable, template):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{name}: {text!r} contains half of a Unicode surrogate pair; correct the file")
+            raise InputError(
+                f"{name}: {text!r} is no UTF-8 text (it contains half of a Unicode surrogate pair); rename it"
+            )
     if not published:
         require_names(readable, name)
         require_distinct(readable, name)

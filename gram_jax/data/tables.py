@@ -12,7 +12,24 @@ from gram_jax.data.spellings import column_key, find_column
 from gram_jax.errors import InputError
 
 SEPARATORS = (",", ";", "\t", "|")
+_FILE = re.compile(r"[^\s,;|]+\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
 _SEPARATOR_LINE = re.compile(r"\ufeff?sep=(.)\s*")  # the first line of some spreadsheets
+
+
+def require_header(line: str, where: str, wanted: str) -> None:
+    """Raises InputError if the first line of a table names no columns: it is empty, JSON, or a row with a file.
+
+    Args:
+      line: the line.
+      where: the table, for messages.
+      wanted: an example of such a line, such as "image,label".
+    """
+    if not line.strip("\ufeff \r\n"):
+        raise InputError(f"{where}: the first line is empty; it must name the columns, such as {wanted}")
+    if line.lstrip("\ufeff \t")[:1] in "{[":
+        raise InputError(f"{where} is JSON, not a table; save it as CSV with the columns {wanted}")
+    if file := _FILE.search(line.partition("\r")[0]):
+        raise InputError(f"{where}: the first line names no columns, but the file {file[0]!r}; put {wanted} before it")
 
 
 class Header(NamedTuple):

@@ -61,6 +61,9 @@ class Protocol:
     tuned_on: ClassVar[str] = ""
     take_all: bool = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
     def splits(self, dataset: Dataset) -> dict[str, np.ndarray]:
         """Returns the labels of each class list, by its name in rows; the first list is tuned on."""
         return {"all": np.arange(len(dataset.class_names))}

@@ -11,7 +11,7 @@ import jax
 from gram_jax import meta, regulators
 from gram_jax.clip import Clip
 from gram_jax.data import Dataset, load_dataset
-from gram_jax.errors import InputError, require_known, require_seed
+from gram_jax.errors import InputError, require_known, require_seeds
 from gram_jax.evaluation import measures
 from gram_jax.evaluation.baselines import Baseline
 from gram_jax.evaluation.checks import require_usable
@@ -73,8 +73,7 @@ def evaluate(  # long: what is tuned, on what, and what is measured
       >>> [(row.method, row.split, row.metric, row.step) for row in rows]
       [('coop', 'base', 'accuracy', 2), ('coop', 'new', 'accuracy', 2)]
     """
-    for seed in seeds:
-        require_seed("seeds", seed)
+    require_seeds("seeds", seeds)
     encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
     dataset, *others = (load_dataset(each) if isinstance(each, str) else each for each in (dataset, *targets))
     protocol = parse(protocol)

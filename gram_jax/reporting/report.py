@@ -15,7 +15,7 @@ from gram_jax.evaluation.results import Results, Row
 from gram_jax.io import write_file
 from gram_jax.reporting import plots
 from gram_jax.reporting.grid import default_shots
-from gram_jax.reporting.sheets import Sheet
+from gram_jax.reporting.sheets import ALONG, BY_DATASET, Sheet
 from gram_jax.reporting.tables import to_latex, to_markdown, to_text
 from gram_jax.reporting.tabulation import PLOTS, tabulate
 
@@ -72,11 +72,13 @@ def write_report(
 
 
 def _screen(tables: Sequence[Sheet], footer: Sequence[str], workdir: str | os.PathLike[str]) -> str:
-    """Returns the first tables, as many as fit on a screen, what a reader must know, and where the rest is."""
+    """Returns the main tables, as many as fit on a screen, what a reader must know, and where the rest is."""
     texts = [f"\n{sheet.title}\n\n{to_text(sheet.table())}\n" for sheet in tables]
-    shown = next((n for n in range(len(texts), 1, -1) if "".join(texts[:n]).count("\n") <= _SCREEN), 1)
+    main = next((n for n, sheet in enumerate(tables) if n and sheet.title.startswith((ALONG, *BY_DATASET))), len(texts))
+    shown = next((n for n in range(main, 1, -1) if "".join(texts[:n]).count("\n") <= _SCREEN), 1)
     urgent = [f"* {line}" for line in footer if any(word in line for word in _URGENT)]
-    rest = f"; {len(texts) - shown} more tables" * (shown < len(texts))
+    more = len(texts) - shown
+    rest = f"; {more} more table{'s' * (more > 1)}" if more else ""
     return "\n".join(["".join(texts[:shown]), *urgent, f"table.md, .csv and .tex, notes and plots in {workdir}{rest}"])
 
 

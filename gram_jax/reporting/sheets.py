@@ -30,6 +30,8 @@ from gram_jax.reporting.published import Published
 from gram_jax.reporting.tables import EMPTY, Table, format_summary
 
 DIFFERENCES = "Paired differences over seeds"
+ALONG = "Along adaptation"  # the begins of titles
+BY_DATASET = ("H by dataset", "Accuracy by dataset")
 COST = "Time and memory of tuning"
 TO_TUNER = "difference to the tuner"  # the end of the titles of columns that disappear if they are empty
 PUBLISHED = "published:"  # the beginning of the names of published rows
@@ -188,7 +190,7 @@ def _adaptation(rows: Sequence[Row], scope: Scope, shots: int | None) -> Iterato
         methods = ordered(method for grid in grids for method in grid.values)
         body = [tuple(Cell(grid.summary(method)) for grid in grids) for method in methods]
         header = ("method", *(f"{step} step" + "s" * (step != 1) for step in steps))
-        yield _sheet(f"Along adaptation: {metric_name(scope, shots)}", header, methods, body)
+        yield _sheet(f"{ALONG}: {metric_name(scope, shots)}", header, methods, body)
 
 
 def _by_dataset(rows: Sequence[Row], shots: int | None) -> Iterator[Sheet]:
@@ -207,11 +209,12 @@ def _by_dataset(rows: Sequence[Row], shots: int | None) -> Iterator[Sheet]:
 def _of_base(grid: Grid, base: str) -> Sheet:
     """Returns the scores of a tuner with its additions on each dataset."""
     methods = [method for method in grid.values if split_method(method)[0] in ("", base)]
-    names = [dataset if domain is None else f"{dataset}/{domain}" for dataset, domain in grid.items] + ["mean"]
-    lines = [*([i] for i in range(len(grid.items))), None]
+    names = [dataset if domain is None else f"{dataset}/{domain}" for dataset, domain in grid.items]
+    lines: list[list[int] | None] = [[i] for i in range(len(grid.items))]
+    if len(names) > 1:
+        names, lines = [*names, "mean"], [*lines, None]
     body = tuple(tuple(Cell(grid.summary(method, items=items)) for method in methods) for items in lines)
-    quantity = "H" if len(grid.scope.splits) == 2 else "Accuracy"
-    title = f"{quantity} by dataset: {grid.scope.title.lower()}, {in_shots(grid.shots)}"
+    title = f"{BY_DATASET[len(grid.scope.splits) != 2]}: {grid.scope.title.lower()}, {in_shots(grid.shots)}"
     return Sheet(title, ("dataset", *map(label, methods)), tuple(names), tuple(names), body)
 
 

@@ -151,7 +151,10 @@ def to_markdown(table: Table) -> str:
     return _tabulate(Table(header, tuple(rows)), "pipe")
 
 
-_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+} | {letter: f"\\{letter}" for letter in "&%$#_{}"}  # fmt: skip
 _BOLD = re.compile(r"\\textbf\{(.*)\}")
 
 
@@ -185,11 +188,16 @@ def to_latex(table: Table, caption: str = "") -> str:
 def _latex(cell: str) -> str:
     bold = _BOLD.fullmatch(cell)
     text = "".join(_LATEX.get(letter, letter) for letter in (bold[1] if bold else cell))
-    text = re.sub(r"-(?=\d)", "$-$", text)
+    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", _one_line(text))  # a minus, not the hyphen of a name
     return rf"\textbf{{{text}}}" if bold else text
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split("\n"))
 
 
 def _tabulate(table: Table, style: str) -> str:
     alignment = ("left", *["right"] * (len(table.header) - 1))
-    text = tabulate(table.rows, table.header, tablefmt=style, colalign=alignment, disable_numparse=True)
+    header, *rows = (tuple(map(_one_line, line)) for line in (table.header, *table.rows))
+    text = tabulate(rows, header, tablefmt=style, colalign=alignment, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())

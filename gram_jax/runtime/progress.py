@@ -168,7 +168,8 @@ class Progress(contextlib.AbstractContextManager):
         full = round(_BAR * self.done / self.total) if self.total else _BAR
         text = f"[{'#' * full}{'.' * (_BAR - full)}] {line}"
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            text = text[: os.get_terminal_size(self._stream.fileno()).columns - 1]
+            width = os.get_terminal_size(self._stream.fileno()).columns - 1
+            text = text if len(text) <= width else line[:width]  # the time left matters more than the picture
         _write(self._stream, _CLEAR + text)
 
     def _keep_alive(self) -> None:

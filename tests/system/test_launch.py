@@ -130,7 +130,7 @@ def test_workdir(folder, tmp_path):
     [
         ("--sede=3", "Unknown command line flag 'sede'. Did you mean: seed"),
         ("--seed=three", "flag --seed=three"),
-        ("--seeds=1,x", "flag --seeds=1,x: expected comma-separated int values"),
+        ("--seeds=1,x", "flag --seeds=1,x: 'x'"),
         ("--tuner=maple", "flag --tuner=maple: value should be one of <coop|vpt>"),
         ("--learning_rate=-1", "learning_rate=-1.0 must be positive"),
         ("--learning_rate=nan", "--learning_rate=nan: it must be a finite number"),

@@ -10,12 +10,13 @@ from gram_jax.clip.formats.shards import read_object, shard_files
 from gram_jax.clip.formats.source import Facts, Format, Request, Source
 from gram_jax.clip.formats.tensors import PICKLES, SAFETENSORS
 from gram_jax.clip.model import Clip
-from gram_jax.errors import InputError
+from gram_jax.errors import InputError, examples
 from gram_jax.io import read_json
 
 # A format enters here. Where a folder has several, the first one with safetensors is read.
 FORMATS: tuple[Format, ...] = (huggingface.FORMAT, openclip.FORMAT)
 INDEX = ".index.json"
+_FOREIGN = (".msgpack", ".h5", ".onnx", ".gguf", ".ot")  # weights that are not read
 MODULES = "modules.json"  # of sentence-transformers
 Reader = Callable[[Source, Request], Clip]
 
@@ -96,7 +97,9 @@ def _cached_elsewhere(folder: Path, format_: Format) -> tuple[Path, str]:
                 found[str(path.relative_to(refs))] = place, weights
     if not found:
         wanted = " or ".join(format_.weights)
-        raise FileNotFoundError(f"{folder} has no {wanted}; check that the folder is a complete copy of a clip")
+        others = sorted(each.name for each in folder.iterdir() if each.suffix in (SAFETENSORS, *PICKLES, *_FOREIGN))
+        holds = f" (it holds {examples(others)})" if others else ""
+        raise FileNotFoundError(f"{folder} has no {wanted}{holds}; check that the folder is a complete copy of a clip")
     if len(found) > 1:
         raise InputError(f"{folder} has no weights, but {' and '.join(sorted(found))} have; name one as the revision")
     return found.popitem()[1]

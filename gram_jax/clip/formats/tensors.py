@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gram_jax.clip.decoding import SNIFFED, format_of
 from gram_jax.clip.formats.table import WeightsError
 from gram_jax.clip.formats.torch_file import TorchFile, read_torch
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of NumPy's types in safetensors files
-_WRAPPERS = ("module.", "_orig_mod.")  # of PyTorch's data parallelism and compilation
+# Of PyTorch's data parallelism and compilation, of Lightning, and of models that hold a clip.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
 _CUSTOM_TEXT = "text."  # of OpenCLIP's models with a text tower of their own
 
 
@@ -76,6 +78,7 @@ def open_tensors(files: Sequence[Path]) -> Tensors:
                     part = tensors.get_slice(name)
                     found.append(Tensor(file, name, tuple(part.get_shape()), part.get_dtype()))
         else:
+            require_binary(file)
             torch_files[file] = read_torch(file)
             for name, place in torch_files[file].tensors.items():
                 found.append(Tensor(file, name, place.shape, _CODES.get(place.dtype.name, place.dtype.name)))
@@ -108,6 +111,15 @@ def _all_start(names: Sequence[str], prefix: str) -> bool:
     return bool(names) and all(name.startswith(prefix) for name in names)
 
 
+def require_binary(file: Path) -> None:
+    """Raises WeightsError if a file of weights is what a failed download leaves: a Git LFS pointer or a web page."""
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        found = format_of(opened.read(SNIFFED))
+        if found in ("Git LFS pointer", "HTML"):
+            remedy = "run git lfs pull in its folder" if found != "HTML" else "download it again"
+            raise WeightsError(f"{file} is no file of weights, its content is {found}; {remedy}")
+
+
 @contextlib.contextmanager
 def _open(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
@@ -115,6 +127,7 @@ def _open(file: Path) -> Iterator[Any]:
     try:
         opened = safe_open(str(file), "numpy")
     except (SafetensorError, OSError) as error:
+        require_binary(file)
         raise WeightsError(f"{file} is not a complete safetensors file ({error}); download it again") from error
     with opened as tensors:
         yield tensors

@@ -47,7 +47,8 @@ def read_weights(
     naming = naming_of_tensors(tensors.entries) or HUGGINGFACE
     shapes = flatten_dict(_shapes(config))
     _check_tensors(tensors, naming, {path: leaf.shape for path, leaf in shapes.items()}, stated)
-    leaves = {}
+    leaves: dict[tuple[str, ...], jax.Array] = {}
+    broken: list[str] = []
     for row in naming.rows:
         if row.path not in shapes:
             continue
@@ -57,7 +58,12 @@ def read_weights(
         with tensors.reading(names) as read:
             for index, name in enumerate(names):
                 leaf[index] = from_file(read(name), row.layout, row.part, row.parts).reshape(leaf.shape[1:])
+        if not np.isfinite(leaf).all():
+            odd = [name for name, part in zip(names, leaf, strict=True) if not np.isfinite(part).all()]
+            broken.append(f"{odd[0]}{f' and {len(odd) - 1} more like it' if len(odd) > 1 else ''}")
         leaves[row.path] = jax.device_put(leaf if stacked else leaf[0])  # jnp.asarray compiles one for each shape
+    subject = f"{', '.join(map(str, tensors.files))}, as {dtype}, is no usable model, use another copy or dtype"
+    _refuse(subject, {"not finite": broken})
     return unflatten_dict(leaves)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 
@@ -115,8 +116,17 @@ def labeled(name: str, domain: str = "", seed: int = 0) -> Dataset:
         splits=np.array([split for split, _, _ in references]),
         class_names=dataset.class_names,
         template=dataset.template,
-        read=lambda place: example(dataset, domain, place[0], place[1], place[2], seed),
+        read=functools.partial(_read, name, domain, seed),
         domain=named,
         seed=seed,
-        content=None if not face or face in faces.FACES else lambda _: content_of("", False, os.path.abspath(face)),
+        content=None if not face or face in faces.FACES else functools.partial(_content, os.path.abspath(face)),
     )
+
+
+def _read(name: str, domain: str, seed: int, place: tuple[str, int, int]) -> np.ndarray:
+    return example(catalog(name), domain, *place, seed)
+
+
+def _content(face: str, place: tuple[str, int, int]) -> str:
+    del place  # all images are drawn with one font file
+    return content_of("", False, face)

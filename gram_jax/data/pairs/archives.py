@@ -37,7 +37,8 @@ def plan(source: str, pattern: str, reading: Reading) -> Iterator[dict[str, Any]
     if len(paths) == 1 and os.path.exists(paths[0]) and not os.path.isfile(paths[0]):
         raise FileNotFoundError(absent(Path(paths[0]), "file"))
     if missing := [path for path in paths if not os.path.isfile(path)]:
-        raise FileNotFoundError(f"{len(missing)} of {len(paths)} archives are missing: {examples(missing)}")
+        hint = "; download them, URLs and pipes are not read" if re.match(r"\w+:", missing[0]) else ""
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} archives are missing: {examples(missing)}{hint}")
     shared = {"kind": source, "key": reading.caption_column, "max_bytes": reading.max_bytes}
     shared["image"] = reading.image_column
     yield from ({**shared, **base.file_state(path)} for path in paths)

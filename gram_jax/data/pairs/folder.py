@@ -44,6 +44,8 @@ def plan(source: str, root: str, reading: Reading) -> Iterator[dict[str, Any]]:
 
 def _unit(root: str, names: list[str]) -> dict[str, Any]:
     beside = [os.path.splitext(name)[0] + suffix for name in names for suffix in _TEXTS]  # with captions, or missing
+    upper = [os.path.splitext(name)[0] + suffix.upper() for name in names for suffix in _TEXTS]
+    beside += [name for name in upper if os.path.exists(os.path.join(root, name))]
     return {"names": names, "content": content_of_all(root, [*names, *beside]), "count": len(names)}
 
 
@@ -54,7 +56,7 @@ def _without_captions(entries: Iterator[Found]) -> Iterator[Found]:
         stems = {os.path.splitext(each.path)[0] for each in inside if not each.reason}
         for each in inside:
             stem, suffix = os.path.splitext(each.path)
-            if not (each.reason == NO_IMAGES and suffix in _TEXTS and stem in stems):
+            if not (each.reason == NO_IMAGES and suffix.lower() in _TEXTS and stem in stems):
                 yield each
 
 
@@ -69,9 +71,10 @@ def read(unit: dict[str, Any]) -> Iterator[Pair | Skipped]:
 
 
 def _caption(stem: str, name: str, key: str) -> bytes | str | Skipped | None:
-    if os.path.exists(f"{stem}.txt"):
-        return base.read_file(f"{stem}.txt", name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
-    if not os.path.exists(f"{stem}.json"):
+    paths = (stem + form for suffix in _TEXTS for form in (suffix, suffix.upper()))
+    path = next(filter(os.path.exists, paths), "")
+    if not path:
         return None
-    content = base.read_file(f"{stem}.json", name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
-    return content if isinstance(content, Skipped) else base.caption_from_json(name, content, key)
+    content = base.read_file(path, name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
+    text = isinstance(content, Skipped) or path.lower().endswith(".txt")
+    return content if text else base.caption_from_json(name, content, key)

@@ -13,7 +13,7 @@ from gram_jax.data import tables
 from gram_jax.data.content import content_of_all
 from gram_jax.data.pairs import base
 from gram_jax.data.pairs.base import Pair, Reading, Skipped
-from gram_jax.data.readers.files import absent
+from gram_jax.data.readers.files import absent, require_text
 from gram_jax.errors import InputError
 
 MAX_LINE = 16 << 20  # bytes of a line of a table
@@ -27,6 +27,8 @@ def plan(source: str, path: str, reading: Reading) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(absent(Path(path), "file"))
     state, folder = base.file_state(path), os.path.dirname(os.path.abspath(path))
     with open(path, "rb") as file:
+        require_text(file.read(64), path, utf_16=False)
+        file.seek(0)
         lines = _Lines(file, path)
         header, columns = _header(lines, source, path, reading)
         shared = {"kind": source, **state, "columns": columns, "max_bytes": reading.max_bytes}
@@ -61,9 +63,8 @@ def _header(lines: _Lines, source: str, path: str, reading: Reading) -> tuple[ta
     separator = "\t" if source == "tsv" else tables.separator_line(line)
     if separator and source == "csv":
         line = next(lines, "")
-    if not line.strip():
-        raise InputError(f"{path} is empty; the first line must name the columns")
     given = {"image": reading.image_column, "caption": reading.caption_column}
+    tables.require_header(line, path, "image,caption")
     header = tables.read_header(line, ("image", "caption"), path, separator, given)
     chosen = base.choose_columns(path, header.columns, reading, header.columns)
     return header, [header.columns.index(name) for name in chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from gram_jax.data import tables
 from gram_jax.data.account import Account
@@ -135,6 +137,7 @@ def _places(header: tables.Header, rows: list[list[str]]) -> dict[str, int]:
 
 
 def _header(line: str, separator: str, what: str) -> tables.Header:
+    tables.require_header(line, what, "image,label")
     header = tables.read_header(line, _KINDS, what, separator)
     for kind in ("image", "label"):
         if kind not in header.places:
@@ -191,9 +194,24 @@ def _check(file: Path, rows: list[Row], what: str) -> None:
             )
     if lost := set(missing(file.parent, [row.image for row in rows])):
         lines = [row for row in rows if row.image in lost]
-        hint = "; paths of another machine (C:/) are not found here" if lines[0].image[1:3] == ":/" else ""
-        hint = "; download images first, URLs are not read" if "://" in lines[0].image else hint
+        hint = _found_instead(file.parent, lines[0].image)
         raise InputError(
             f"{what}, line {lines[0].line}: there is no image {file.parent / lines[0].image}; {len(lost)} of "
             f"{len(rows)} images are missing: {examples([row.image for row in lines])}{hint}"
         )
+
+
+def _found_instead(folder: Path, image: str) -> str:
+    """Returns a hint on an image that is missing: the file that is probably meant, or why there is none."""
+    local = unquote(image.removeprefix("file://"))
+    for path in (folder / local, folder / local.lstrip("/"), Path(local).expanduser()):
+        with contextlib.suppress(OSError):
+            names = [each for each in sorted(os.listdir(path.parent)) if not each.startswith(".")]
+            wanted = path.name.casefold()
+            whole, stems = ([cut(each.casefold()) for each in names] for cut in (str, lambda n: os.path.splitext(n)[0]))
+            for keys in (whole, stems):
+                if wanted in keys:
+                    return f"; did you mean {os.path.relpath(path.parent / names[keys.index(wanted)], folder)!r}?"
+    if image[1:3] == ":/":
+        return "; paths of another machine (C:/) are not found here"
+    return "; download images first, URLs are not read" if "://" in image else ""

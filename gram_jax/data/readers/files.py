@@ -28,12 +28,14 @@ NO_IMAGES = "files that are no images"
 OUTSIDE = "files beside the class folders that are not read"
 HIDDEN, LINKS = "hidden files and folders", "links to folders"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-_TABLES = {
+_NO_TEXT = {
     b"PK\3\4": "an Excel file or a zip archive",
     b"\xd0\xcf\x11\xe0": "an old Excel file",
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "compressed (gzip)",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Folders that operating systems add to archives and disks.
 _SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
 
@@ -229,12 +231,23 @@ def read_text(path: Path, what: str) -> str:
     if (size := path.stat().st_size) > MAX_TEXT:
         raise InputError(f"{what}: {path} has {size} bytes, more than the limit {MAX_TEXT} of a text file")
     content = path.read_bytes()
-    if kind := next((kind for begin, kind in _TABLES.items() if content.startswith(begin)), ""):
-        raise InputError(f"{what}: {path} is {kind}; save it as CSV, in UTF-8")
+    require_text(content, f"{what}: {path}")
     try:
-        return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        text = content.decode("utf-16" if content[:2] in _UTF_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{what}: {path} is no UTF-8 text ({error}); save it as UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{what}: {path} is no UTF-8 text (it holds null characters); save it as UTF-8")
+    return text
+
+
+def require_text(begin: bytes, what: str, utf_16: bool = True) -> None:
+    """Raises InputError if a file that begins so is no text: a spreadsheet, compressed, or, unless allowed, UTF-16."""
+    if kind := next((kind for each, kind in _NO_TEXT.items() if begin.startswith(each)), ""):
+        remedy = "run git lfs pull" if "LFS" in kind else "save it as CSV, in UTF-8"
+        raise InputError(f"{what} is {kind}; {remedy}")
+    if not utf_16 and begin[:2] in _UTF_16:
+        raise InputError(f"{what} is UTF-16; save it as UTF-8")
 
 
 def read_lines(path: Path, what: str) -> list[tuple[str, str]]:

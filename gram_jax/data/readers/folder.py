@@ -31,8 +31,9 @@ def labeled(path: str | os.PathLike[str], seed: int = 0) -> Dataset:
     """Reads a folder of class folders, or folders train, val and test of class folders.
 
     If all folders are splits in a usual spelling (``spellings.role_of``: Train, testing, valid, dev, ...), they are the
-    splits; without test, val serves as test. A folder of class folders, or train alone, is divided by ``splits.divide``
-    with the seed. Subfolders of a class folder belong to the class.
+    splits; without test, val serves as test. The splits may also be the folders in every class folder. A folder of
+    class folders, or train alone, is divided by ``splits.divide`` with the seed. Subfolders of a class folder belong to
+    the class.
 
     Labels follow the sorted names of the class folders. The name of a class is that of its folder, with spaces for
     underscores and without a WordNet id or number in front, or the folder's name in classnames.txt (lines of a folder,
@@ -65,7 +66,11 @@ def _list_splits(root: Path, what: str, account: Account) -> dict[str, dict[str,
     top = files.list_folder(root)
     splits = top.folders if top.folders and all(map(role_of, top.folders)) else [""]
     if splits == [""]:
-        _check_depth(root, top.folders, what)
+        inside = {each: files.list_folder(root / each) for each in top.folders}
+        if inside and all(_holds_splits(root / each, inside[each]) for each in inside):
+            count_beside(account, top)
+            return _list_classes(root, inside, what, account)
+        _check_depth(root, inside, what)
     classes = {}
     for split in splits:
         classes[split], left_out = files.class_images(root, split, what)
@@ -74,6 +79,26 @@ def _list_splits(root: Path, what: str, account: Account) -> dict[str, dict[str,
         count_beside(account, files.list_folder(root / split), prefix)
     if splits != [""]:
         count_beside(account, top._replace(others=top.others + top.images, images=[]))
+    return classes
+
+
+def _holds_splits(folder: Path, inside: files.Listing) -> bool:
+    """Returns whether a class folder holds folders of splits with images, and no other images."""
+    named = bool(inside.folders) and all(map(role_of, inside.folders)) and not inside.images
+    return named and all(files.list_folder(folder / each).images for each in inside.folders)
+
+
+def _list_classes(
+    root: Path, inside: dict[str, files.Listing], what: str, account: Account
+) -> dict[str, dict[str, list[str]]]:
+    """Returns the images of each class of each split, where the class folders hold the splits."""
+    classes: dict[str, dict[str, list[str]]] = {}
+    for name, listing in inside.items():
+        splits, left_out = files.class_images(root, name, what)
+        account.add(left_out)
+        count_beside(account, listing, f"{name}/")
+        for split, images in splits.items():
+            classes.setdefault(str(role_of(split)), {}).setdefault(name, []).extend(images)
     return classes
 
 
@@ -87,9 +112,14 @@ def count_beside(account: Account, listing: files.Listing, prefix: str = "") -> 
         account.leave_out(reason, [prefix + name for name in names])
 
 
-def _check_depth(root: Path, top: list[str], what: str) -> None:
-    """Raises InputError if there are other folders beside those of the splits, or the class folders lie deeper."""
-    inside = {each: files.list_folder(root / each) for each in top}
+def _check_depth(root: Path, inside: dict[str, files.Listing], what: str) -> None:
+    """Raises InputError if there are other folders beside those of the splits, or the class folders lie deeper.
+
+    Args:
+      root, what: the dataset's folder, and its name in messages.
+      inside: the content of each of its folders.
+    """
+    top = list(inside)
     splits = [each for each in top if role_of(each) and inside[each].folders and not inside[each].images]
     if splits:
         others = [folder for folder in top if not role_of(folder)]
@@ -97,8 +127,18 @@ def _check_depth(root: Path, top: list[str], what: str) -> None:
             f"{what}: {root} holds {examples(splits)} and also {examples(others)}; folders of splits must be alone, "
             "move the others"
         )
+    divided = [name for name, each in inside.items() if len({*map(role_of, each.folders)} - {None}) > 1]
+    if divided and any(each.images for each in inside.values()):
+        raise InputError(
+            f"{what}: {root / divided[0]} holds the splits {examples(inside[divided[0]].folders)}, and there are "
+            "images of no split beside them or in other classes; divide all classes, or none"
+        )
     if any(each.images for each in inside.values()) or not any(each.folders for each in inside.values()):
         return
+    if len(top) > 1 and len({tuple(each.folders) for each in inside.values()}) == 1:
+        (only, *more) = inside[top[0]].folders
+        if not more and all(files.list_folder(root / each / only).images for each in top):
+            return  # cat/images, dog/images
     if sum(map(like_a_split, top)) > 1:
         raise InputError(f"{what}: its folders {examples(top)} look like splits; call them train, val and test")
     deeper = next(name for name, each in inside.items() if each.folders)

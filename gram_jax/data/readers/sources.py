@@ -95,9 +95,12 @@ def load_dataset(spec: str, *, seed: int = 0, gray_range: float | None = None, s
       >>> load_dataset("glyphs:chess/negative").class_names[0]
       'white king'
     """
-    prefix, _, rest = spec.partition(":")
+    prefix, _, rest = map(str.strip, spec.partition(":"))
     if prefix not in READERS:
-        raise InputError(f"the dataset {spec!r} has no known prefix{nearest(prefix, READERS)}; give {forms()}")
+        path = Path(spec.strip()).expanduser()
+        own = f"{'folder' if path.is_dir() else 'csv'}:{spec.strip()}"
+        hint = f" (did you mean {own!r}?)" if path.exists() else nearest(prefix, READERS)
+        raise InputError(f"the dataset {spec!r} has no known prefix{hint}; give {forms()}")
     if not rest:
         raise InputError(f"the dataset {spec!r} names nothing after its prefix; give {forms()}")
     dataset = READERS[prefix].read(rest, seed)

@@ -30,7 +30,9 @@ ODD = [
     "it’s a café", "“Häagen-Dazs”", "&amp;lt;b&gt; &eacute;", "a\r\nb\u2028c\x85d", "ﬁsh ﬂower", "ＦＵＬＬ １２３",
     "ΑΣ ΟΔΟΣ", "İstanbul", "DON'T we'LL", "👍🏽 😀🏳️‍🌈", "x" * 500, "anti" * 60, "a\x00b\x1b[31mred\x1b[0m",
     "schÃ¶n l’Ã©tÃ©", "naïve e\u0301", "a\u200bb\ufeffc", "\x1ca\tb", "<|endoftext|> a", "<|StartOfText|>",
-    "½ ٣ ² Ⅷ", "\u0345", "a\u0345b .\u0345.", "α\u0345 x\u0345 1\u0345", "Í… Í…a", "中文 日本語 한국어", "a\ufffdb", "", " \n ", "!?...", "_",
+    "½ ٣ ² Ⅷ",
+    "\u0345", "a\u0345b .\u0345.", "α\u0345 x\u0345 1\u0345", "Í… Í…a",
+    "中文 日本語 한국어", "a\ufffdb", "", " \n ", "!?...", "_",
 ]
 # fmt: on
 
