@@ -98,7 +98,8 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     evaluation.save_results(workdir, results)  # before anything that could fail
     for domain in dict.fromkeys(row.domain for row in rows):
         title = f"domain {domain}" if domain else "top-1 accuracy, %"
-        table = reporting.transpose(reporting.pivot(row for row in rows if row.domain == domain))
+        shown = [dataclasses.replace(row, method=reporting.label(row.method)) for row in rows if row.domain == domain]
+        table = reporting.transpose(reporting.pivot(shown))
         print(f"\n{title}\n{reporting.to_text(table)}")
     return results
 

@@ -212,10 +212,7 @@ def odd_names(names: Sequence[str]) -> list[str]:
         notes.append(f"all class names are numbers; if they are ids, {remedy}")
     if missing := [name for name in names if name.strip().lower() in _MISSING]:
         notes.append(f"class names that stand for missing values: {examples(missing)}")
-    keys = set(map(class_key, names))
-    parts = {name: [each for each in re.split(r"[;|,/+&]", name) if each.strip()] for name in names}
-    joined = [name for name in names if len(parts[name]) > 1 and keys.issuperset(map(class_key, parts[name]))]
-    if joined := joined + [name for name in names if re.fullmatch(r"\[.*\]|\{.*\}", name.strip())]:
+    if joined := _joined(names):
         notes.append(f"class names that join others, as several labels of one image do: {examples(joined)}")
     # Joiners are part of emoji, and of words in several scripts.
     hidden = [name for name in names if any(unicodedata.category(each) == "Cf" for each in re.sub(_JOINERS, "", name))]
@@ -226,6 +223,14 @@ def odd_names(names: Sequence[str]) -> list[str]:
         equal = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
         notes.append(f"numbers beside class names are kept: without them, {examples(equal, 2)} would be one class")
     return notes
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    """Returns the names that consist of others, such as "cat;dog", and those that are lists, such as '["cat"]'."""
+    keys = set(map(class_key, names))
+    parts = {name: [each for each in re.split(r"[;|,/+&]", name) if each.strip()] for name in names}
+    joined = [name for name in names if len(parts[name]) > 1 and keys.issuperset(map(class_key, parts[name]))]
+    return joined + [name for name in names if re.fullmatch(r"\[.*\]|\{.*\}", name.strip())]
 
 
 def _counting(ids: Collection[str]) -> bool:

@@ -59,3 +59,32 @@ def test_neighbors_change_nothing(encoder, chess, tuner, plan, regulator):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def coop():
+    plan = evaluation.TuningPlan(steps=3, batch_size=8, learning_rate=0.5)
+    return evaluation.prompt_method(tuners.coop(num_tokens=2), plan)
+
+
+NEIGHBORS = [(7, 8), (8, 7), (0, 7), (7, 2**32 - 1), (6, 7, 8), (1, 2, 3, 7), (1, 2, 3, 4, 7), tuple(range(9))]
+NEIGHBORS += [(7, 70, 700, 7000), (2**31, 7), tuple(range(7, 24))]
+
+
+@pytest.mark.parametrize("seeds", NEIGHBORS, ids=str)
+def test_a_report_of_a_seed_is_the_same_beside_any_others(encoder, chess, coop, seeds):
+    """Of any number, in any order, across the width of a group, and of any size."""
+
+    def rows(seeds):
+        found = evaluation.evaluate(encoder, coop, chess, "few_shot", 1, seeds, metrics=("all",))
+        return [(row.split, row.metric, row.step, row.value) for row in found if row.seed == 7]
+
+    assert rows(seeds) == rows((7,))
+
+
+@pytest.mark.parametrize("name", ["linear_probe(strength=1.0)", "tip_adapter(epochs=2,alpha=1.0,beta=1.0)"])
+def test_a_baseline_of_a_seed_is_the_same_beside_others(encoder, chess, name):
+    baseline = evaluation.baselines.parse(name)
+    found = [evaluation.evaluate(encoder, baseline, chess, "few_shot", 2, seeds) for seeds in ((7,), (8, 7, 1))]
+    alone, beside = ([row.value for row in rows if row.seed == 7] for rows in found)
+    assert alone == beside

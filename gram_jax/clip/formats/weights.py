@@ -55,12 +55,10 @@ def read_weights(
         shape, stacked = shapes[row.path].shape, "{}" in row.name
         names = row.names(shape[0] if stacked else 1)
         leaf = np.empty(shape if stacked else (1, *shape), DTYPES[dtype])
-        with tensors.reading(names) as read:
+        with tensors.reading(names) as read, np.errstate(over="ignore"):  # infinite numbers are reported below
             for index, name in enumerate(names):
                 leaf[index] = from_file(read(name), row.layout, row.part, row.parts).reshape(leaf.shape[1:])
-        if not np.isfinite(leaf).all():
-            odd = [name for name, part in zip(names, leaf, strict=True) if not np.isfinite(part).all()]
-            broken.append(f"{odd[0]}{f' and {len(odd) - 1} more like it' if len(odd) > 1 else ''}")
+        broken += [name for name, part in zip(names, leaf, strict=True) if not np.isfinite(part).all()]
         leaves[row.path] = jax.device_put(leaf if stacked else leaf[0])  # jnp.asarray compiles one for each shape
     subject = f"{', '.join(map(str, tensors.files))}, as {dtype}, is no usable model, use another copy or dtype"
     _refuse(subject, {"not finite": broken})

@@ -127,25 +127,30 @@ def _check_depth(root: Path, inside: dict[str, files.Listing], what: str) -> Non
             f"{what}: {root} holds {examples(splits)} and also {examples(others)}; folders of splits must be alone, "
             "move the others"
         )
+    with_images = any(each.images for each in inside.values())
     divided = [name for name, each in inside.items() if len({*map(role_of, each.folders)} - {None}) > 1]
-    if divided and any(each.images for each in inside.values()):
+    if divided and with_images:
         raise InputError(
             f"{what}: {root / divided[0]} holds the splits {examples(inside[divided[0]].folders)}, and there are "
             "images of no split beside them or in other classes; divide all classes, or none"
         )
-    if any(each.images for each in inside.values()) or not any(each.folders for each in inside.values()):
+    deeper = [name for name, each in inside.items() if each.folders]
+    if with_images or not deeper or _one_folder_each(root, inside):
         return
-    if len(top) > 1 and len({tuple(each.folders) for each in inside.values()}) == 1:
-        (only, *more) = inside[top[0]].folders
-        if not more and all(files.list_folder(root / each / only).images for each in top):
-            return  # cat/images, dog/images
     if sum(map(like_a_split, top)) > 1:
         raise InputError(f"{what}: its folders {examples(top)} look like splits; call them train, val and test")
-    deeper = next(name for name, each in inside.items() if each.folders)
     raise InputError(
         f"{what}: its folders {examples(top)} hold folders and no images; if these are the classes, give "
-        f"folder:{root / deeper}"
+        f"folder:{root / deeper[0]}"
     )
+
+
+def _one_folder_each(root: Path, inside: dict[str, files.Listing]) -> bool:
+    """Returns whether several folders hold one folder of one name each, with the images: cat/images, dog/images."""
+    (only, *others) = {tuple(each.folders) for each in inside.values()}
+    if others or len(only) != 1 or len(inside) == 1:
+        return False
+    return all(files.list_folder(root / each / only[0]).images for each in inside)
 
 
 def names_of(root: Path, counts: dict[str, int], what: str) -> Names:

@@ -222,7 +222,7 @@ def test_table_as_spreadsheets_write_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r": .* columns none, .* image, path"),
+        ("", r": the first line is empty; .*image,label"),
         ("image/label\na.jpg/cat\n", r": .* columns 'image/label', not "),
         ("photos,label\na.jpg,cat\n", r": .* columns 'photos', 'label', .*did you mean 'photo'"),
         ("image,label,label\na.jpg,cat,dog\n", r": .* twice: label"),

@@ -1,10 +1,13 @@
-"""Users' runs: further inputs for the principles 7 to 10, found by thinking about the kind."""
+"""Users' runs: further inputs for the principles 7 to 11, found by thinking about the kind."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +15,14 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from experiments import check_data, classify, predict, report, zero_shot
+from experiments import _launch, check_data, classify, predict, report, zero_shot
 from experiments._launch import require_ranges
+from experiments.evaluate import identity
 from experiments.evaluate import run as evaluate
-from gram_jax import evaluation, runtime
+from experiments.evaluate.methods import RANDOM_START, choose_tuner
+from gram_jax import evaluation, reporting, runtime
 from gram_jax.errors import InputError, nearest
+from gram_jax.evaluation import Candidate, prompt_method
 from gram_jax.io import read_json
 
 ROOT = Path(__file__).parents[3]
@@ -44,6 +50,54 @@ def test_7_a_file_is_no_work_directory(name, tmp_path):
 def test_7_odd_names_of_work_directories(name, tmp_path):
     with runtime.claim(tmp_path / name) as folder:
         assert folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"tuner": "coop"}, {"tuner": "coop()"}, True), ({"tuner": "coop"}, {"tuner": " coop( ) "}, True),
+        ({"tuner": "coop(num_tokens=4)"}, {"tuner": "coop"}, True),
+        ({"tuner": "coop(num_tokens=4)"}, {"tuner": "coop(num_tokens=5)"}, False),
+        ({}, {"image_batch": 3, "class_chunk": 2}, True), ({}, {"feature_store": "elsewhere"}, True),
+        ({}, {"seeds": (7, 8), "shots": (2,)}, True), ({}, {"save_prompts": True, "save_confusion": True}, True),
+        ({}, {"clip": "./mini"}, True), ({}, {"momentum": 0.5}, False), ({}, {"compute_dtype": "bfloat16"}, False),
+        ({"regularizers": "kgcoop:8"}, {"regularizers": "kgcoop:8.0"}, True),
+        ({"regularizers": "kgcoop:8"}, {"regularizers": "kgcoop:4"}, False), ({}, {"weight_decay": 0.1}, False),
+    ],
+)  # fmt: skip
+def test_7_spellings_and_memory_are_no_other_run(first, second, same):
+    def told(changes):
+        settings = evaluate.Config(**({"init_text": ("",)} | changes)).settings
+        method = prompt_method(choose_tuner(settings), settings.plan)
+        return identity.method_settings(settings, method, Candidate({"start": RANDOM_START}), {"meta": None})
+
+    assert (told(first) == told(second)) is same
+
+
+LINES = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda content: content[:-9], LINES - 1), (lambda content: content[:-1], LINES - 1),
+        (lambda content: content + b'{"unit"', LINES), (lambda content: b"", 0),
+        (lambda content: content.replace(b"\n", b"\r\n"), LINES), (lambda content: content + content, LINES),
+        (lambda content: b"\n".join(reversed(content.splitlines())) + b"\n", LINES),
+    ],
+)  # fmt: skip
+def test_7_interrupted_and_joined_copies_continue(tmp_path, change, left):
+    path = epath.Path(tmp_path) / "rows.jsonl"
+    units = runtime.Units(path, {"code": "a"})
+    for number in range(LINES):
+        units.add(("coop", number), {"steps": 5}, [number])
+    path.write_bytes(change(path.read_bytes()))
+    again = runtime.Units(path)
+    assert len(again) == left
+    for number in range(LINES):  # what is missing is measured, what is there is kept
+        if again.find(("coop", number), {"steps": 5}) is None:
+            again.add(("coop", number), {"steps": 5}, [number])
+    assert [runtime.Units(path).find(("coop", number), {"steps": 5}) for number in range(LINES)] == [[0], [1], [2]]
 
 
 # 9. Reports: what results may look like.
@@ -118,7 +172,88 @@ def test_9_an_empty_folder_of_runs_is_named(tmp_path):
         report.files_of((str(tmp_path),))
 
 
+NAMES = ["a|b", "50%_of #1 & {x}", "~^\\$", "<b>é", "my\nphotos", "run-3", "-", "coop:8", "x" * 90, '"quoted"']
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_9_names_of_any_letters_in_every_table(tmp_path, name):
+    found = evaluation.read_results(results(tmp_path / "a", dataset=f"folder:{name}") / "results.json")
+    rows = [line for line in reporting.write_report([found], tmp_path).splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {3}  # the bars of two columns
+    (line,) = [line for line in (tmp_path / "table.tex").read_text().splitlines() if line.startswith("folder:")]
+    assert line.endswith(r" \\")
+    plain = re.sub(r"\\(text\w+\{\}|pm|[&%$#_{}])", "", line.removesuffix(r" \\").replace(" & ", " ", 1))
+    assert not re.search(r"[~^\\<>|#%_&]", plain)  # whatever LaTeX reads in another way is escaped
+    assert plain.count("$") == 2  # those around the sign of the interval: a hyphen is no minus
+    reporting.html_report([found], tmp_path / "report.html")
+    assert "<b>é" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("datasets", [1, 2])
+def test_9_no_mean_over_one_dataset(tmp_path, datasets):
+    names = ["glyphs:chess", "glyphs:digits"][:datasets]
+    rows = tuple(evaluation.Row("coop", "few_shot", name, "accuracy", 0.5, shots=4, seed=1, step=5) for name in names)
+    text = reporting.write_report([evaluation.Results({}, {}, rows)], tmp_path)
+    assert text.count("| mean ") == datasets - 1
+
+
+def test_9_the_screen_holds_the_main_tables_only(tmp_path):
+    rows = tuple(
+        evaluation.Row("coop", "few_shot", "glyphs:chess", "accuracy", 0.5, shots=4, seed=1, step=step)
+        for step in (0, 5)
+    )
+    shown: list[str] = []
+    reporting.write_report([evaluation.Results({}, {}, rows)], tmp_path, show=shown.append)
+    assert "Accuracy: few-shot" in shown[0]
+    assert "Along adaptation" not in shown[0]
+    assert "2 more tables" in shown[0]
+
+
 # 10. Good manners.
+
+
+@pytest.mark.parametrize("flag", ["--seeds=1-10", "--seeds=1..3", "--shots=all", "--steps=1e3", "--seeds=1 2"])
+def test_10_what_is_no_list_of_integers_is_named(flag, capsys):
+    name, _, value = flag.removeprefix("--").partition("=")
+    with pytest.raises(InputError, match=rf"'{re.escape(value)}' is no integer; .* such as 1,2,3"):
+        _launch._ListParser(int).parse(value)
+    assert name
+
+
+@pytest.mark.parametrize(("text", "values"), [("007,8", [7, 8]), (" 1, 2", [1, 2]), ("1_000", [1000]), ("", [])])
+def test_10_lists_of_integers_as_people_write_them(text, values):
+    assert _launch._ListParser(int).parse(text) == values
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,), (2**32,), (1.5,), (True,)])
+def test_10_seeds_are_checked_before_any_work(seeds):
+    with pytest.raises(InputError, match="seeds"):
+        evaluation.evaluate(None, None, "nowhere", seeds=seeds)
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(80, False), (200, True)])
+def test_10_a_narrow_terminal_shows_the_time_left(columns, bar, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def fileno(self):
+            return 1
+
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    stream, now = Terminal(), iter(range(1000))
+    with runtime.Progress(9, "reading folder:my_photos_of_birds", stream=stream, clock=lambda: next(now)) as progress:
+        progress.update(4)
+        progress.update()
+        line = stream.getvalue().rpartition("\r")[2]
+    assert "left" in line
+    assert ("[#" in line) is bar
+
+
+@pytest.mark.parametrize("protocol", ["few_shot", "base_to_new", "imbalanced:0.25"])
+def test_10_protocols_and_classes_are_short_in_a_notebook(protocol, clip):
+    assert len(repr(evaluation.protocols.parse(protocol))) < 60
+    assert len(repr(clip.class_tokens([f"class {number}" for number in range(50)]))) < 400
 
 
 @pytest.mark.parametrize(
@@ -158,3 +293,21 @@ def test_10_closed_streams_do_not_end_a_program(closed, tmp_path):
 def test_10_configs_are_pickled_and_compared():
     config = classify.Config(images="photos")
     assert pickle.loads(pickle.dumps(config)) == config == dataclasses.replace(config)
+
+
+# 11. README and docs can be pasted in order.
+
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "```bash" in path.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_11_commands_are_for_any_shell_and_any_home(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        commands = block.replace("\\\n", " ").splitlines()
+        for line in commands:
+            assert not re.search(r"[“”‘’–—\u00a0]", line), line  # letters that a word processor makes of " and --
+            assert not re.match(r"\s*(\$|>>>|>|%) ", line), line  # no prompt that would be pasted, too
+            words = shlex.split(line, comments=True)  # quotes are closed
+            assert not [word for word in words if re.fullmatch(r"--\w+", word) and word.endswith("_")], line
+    assert not [line for block in blocks for line in block.splitlines() if line.endswith("\\ ")]  # nothing behind \\
