@@ -46,6 +46,8 @@ from gram_jax.clip.slots import Slots
 
 Array = jax.Array
 
+_ROWS = 16  # a chunk has a multiple of so many rows: as many devices, or fewer, can share each chunk
+
 
 def find_end(config: TextConfig, token_ids: Array) -> Array:
     """Returns the position of the end token in token ids `[..., tokens]`, int32 `[...]`, see `TextConfig.eos_rule`."""
@@ -128,6 +130,7 @@ def _in_chunks(
     size = max(1, rows * most // count) if most else rows
     if size >= rows:
         return run(packed, prompt)
+    size = size - size % _ROWS or size
     chunks = math.ceil(rows / size)
 
     def split(x: Array, axis: int) -> Array:

@@ -80,6 +80,39 @@ def test_a_step_on_four_devices_is_the_step_on_one():
     assert spread["compiled"] - alone["compiled"] <= 1  # the step was compiled before; the logits once
 
 
+CHUNKS = """
+    import dataclasses, json
+    import jax, numpy as np
+    from gram_jax import evaluation, regulators, tuners
+    import gram_jax as gram
+    from gram_jax.testing import tiny_clip
+
+    words = ("small", "red", "green", "large")
+    names = [f"{a} {b} {c} {d} cat {e}" for a in words for b in words for c in words for d in words for e in words[:2]]
+    tuner = tuners.coop(num_tokens=4, init_text=None)
+    tuning = gram.tuning.make_tuning(tuner, regulators.identity())
+    clip = tiny_clip(text_layers=2)
+    clip = clip.replace(config=dataclasses.replace(clip.config, class_chunk=256))
+    found = []
+    for spread in (False, True):
+        bench = evaluation.Encoder(clip, shard_classes=spread)
+        classes, valid = bench.classes(tuner, tuple(names))
+        state = bench.place(tuning.init(jax.tree.map(lambda x: x[None], tuner.init(jax.random.key(0), clip, None))))
+        batch = {"classes": classes, "valid": valid, "images": np.ones((1, 8, 16)) / 4, "labels": np.zeros((1, 8), int)}
+        program = tuning.lower(state, {"context": {}}, bench.clip, batch, 0.5, 3).compile()
+        found.append(program.memory_analysis().temp_size_in_bytes)
+    print(json.dumps(found))
+"""
+
+
+def test_every_chunk_is_shared_by_the_devices():
+    process = python(CHUNKS, devices=4)
+    printed, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    alone, spread = json.loads(printed)
+    assert spread < 0.5 * alone
+
+
 def flat(nested):
     return [each for part in nested for each in flat(part)] if isinstance(nested, list) else [nested]
 
