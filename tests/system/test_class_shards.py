@@ -91,12 +91,12 @@ CHUNKS = """
     names = [f"{a} {b} {c} {d} cat {e}" for a in words for b in words for c in words for d in words for e in words[:2]]
     tuner = tuners.coop(num_tokens=4, init_text=None)
     tuning = gram.tuning.make_tuning(tuner, regulators.identity())
-    clip = tiny_clip(text_layers=2)
-    clip = clip.replace(config=dataclasses.replace(clip.config, class_chunk=256))
     found = []
     for spread in (False, True):
-        bench = evaluation.Encoder(clip, shard_classes=spread)
+        bench = evaluation.Encoder(clip := tiny_clip(text_layers=2), shard_classes=spread)
         classes, valid = bench.classes(tuner, tuple(names))
+        chunk = -(-19 * len(names) // len(classes.tree.ids))  # 19 rows, which four devices cannot share evenly
+        bench.clip = bench.clip.replace(config=dataclasses.replace(clip.config, class_chunk=chunk))
         state = bench.place(tuning.init(jax.tree.map(lambda x: x[None], tuner.init(jax.random.key(0), clip, None))))
         batch = {"classes": classes, "valid": valid, "images": np.ones((1, 8, 16)) / 4, "labels": np.zeros((1, 8), int)}
         program = tuning.lower(state, {"context": {}}, bench.clip, batch, 0.5, 3).compile()
