@@ -46,7 +46,7 @@ from gram_jax.clip.slots import Slots
 
 Array = jax.Array
 
-_ROWS = 16  # a chunk has a multiple of so many rows: as many devices, or fewer, can share each chunk
+_MOST_DEVICES = 16  # that share the rows of a class list
 
 
 def find_end(config: TextConfig, token_ids: Array) -> Array:
@@ -130,7 +130,9 @@ def _in_chunks(
     size = max(1, rows * most // count) if most else rows
     if size >= rows:
         return run(packed, prompt)
-    size = size - size % _ROWS or size
+    # Rows that devices share are a multiple of their number. So are those of a chunk, or each device would run them all.
+    unit = math.gcd(rows, _MOST_DEVICES)
+    size = unit * math.ceil(rows / (unit * math.ceil(rows / size)))
     chunks = math.ceil(rows / size)
 
     def split(x: Array, axis: int) -> Array:
