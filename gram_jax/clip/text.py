@@ -130,8 +130,8 @@ def _in_chunks(
     size = max(1, rows * most // count) if most else rows
     if size >= rows:
         return run(packed, prompt)
-    # Rows that devices share are a multiple of their number. So are those of a chunk, or each device would run them all.
-    unit = math.gcd(rows, _MOST_DEVICES)
+    # Rows that devices share are a multiple of their number. So are those of a chunk, or each device would run all.
+    unit = min(math.gcd(rows, _MOST_DEVICES), 1 << (size.bit_length() - 1))
     size = unit * math.ceil(rows / (unit * math.ceil(rows / size)))
     chunks = math.ceil(rows / size)
 
