@@ -34,7 +34,9 @@ def execute(run: Callable[[Any, Any], Any], config: object, name: str, distribut
     if not flags.FLAGS["verbosity"].present:
         # JAX tells of every kind of device that it looks for. Orbax logs every file that it touches at info level, and
         # errors of its threads with a traceback each; the errors themselves reach the run.
+        # The client of the hub tells of every attempt; its last error reaches the run.
         logging.getLogger("jax").setLevel(logging.WARNING)
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         for noisy in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
             noisy.setLevel(logging.CRITICAL)
     try:

@@ -302,12 +302,15 @@ def _ticks(axis: Any, names: Sequence[int], at: np.ndarray, zero: str = "start")
 
 
 def legend(figure: Any, axes: Any) -> None:
-    """Adds one legend for all panels."""
+    """Adds one legend for all panels; its title says what bars are, if there are some."""
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)))
+    bars = any(getattr(each, "has_yerr", False) for axis in axes.flat for each in axis.containers)
+    title = "means; bars: 95 % intervals over seeds" if bars else None
+    place = {"loc": "outside upper center", "ncols": min(4, len(entries))}
+    figure.legend(entries.values(), entries.keys(), title=title, **place)
 
 
 @contextmanager

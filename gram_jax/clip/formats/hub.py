@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from gram_jax.clip.formats.recognition import FORMATS, INDEX, MODULES, choose_fo
 from gram_jax.clip.formats.shards import read_object
 from gram_jax.clip.formats.tensors import SAFETENSORS
 from gram_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 CONVERTER = "SFconvertbot"  # the hub's own program that opens pull requests with safetensors
 _NAMES = sorted({name for each in FORMATS for name in (each.config, *each.others)} | {MODULES})
@@ -30,6 +33,7 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, list[Path]]:
     from huggingface_hub import HfApi, snapshot_download
 
     api = HfApi()
+    logger.info("looking for %s on the Hugging Face hub", name)
     with _explained(name, revision):
         try:
             names = api.list_repo_files(name, revision=revision)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -24,6 +25,7 @@ from gram_jax import evaluation, reporting, runtime
 from gram_jax.errors import InputError, nearest
 from gram_jax.evaluation import Candidate, prompt_method
 from gram_jax.io import read_json
+from gram_jax.reporting import plots
 
 ROOT = Path(__file__).parents[3]
 
@@ -207,6 +209,15 @@ def test_9_the_screen_holds_the_main_tables_only(tmp_path):
     assert "Accuracy: few-shot" in shown[0]
     assert "Along adaptation" not in shown[0]
     assert "2 more tables" in shown[0]
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(3, "means; bars: 95 % intervals over seeds"), (1, "")])
+def test_9_a_plot_says_what_its_bars_are(seeds, told):
+    summaries = [evaluation.summarize([0.5 + 0.1 * seed + step for seed in range(seeds)]) for step in (0.0, 0.1)]
+    with plots.drawing(2.0, 1, 1) as (figure, axes):
+        plots.intervals(axes[0, 0], np.arange(2), summaries, "coop", label="CoOp")
+        plots.legend(figure, axes)
+    assert figure.legends[0].get_title().get_text() == told
 
 
 # 10. Good manners.
