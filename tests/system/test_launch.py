@@ -269,8 +269,9 @@ def test_older_results_are_kept_unless_they_are_part_of_the_new_ones(folder, tmp
     assert not (tmp_path / "results-2.json").exists()
 
 
-def test_help_lists_the_settings(folder):
-    done = start(folder, "--help")
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_settings(folder, flag):
+    done = start(folder, flag)
     assert done.returncode == 0
     assert "A toy experiment." in done.stdout
     assert "seed of the draw" in done.stdout

@@ -76,5 +76,6 @@ def _caption(stem: str, name: str, key: str) -> bytes | str | Skipped | None:
     if not path:
         return None
     content = base.read_file(path, name, base.MAX_TEXT_BYTES, base.NO_CAPTION)
-    text = isinstance(content, Skipped) or path.lower().endswith(".txt")
-    return content if text else base.caption_from_json(name, content, key)
+    if isinstance(content, Skipped) or path.lower().endswith(".txt"):
+        return content
+    return base.caption_from_json(name, content, key)
