@@ -39,7 +39,7 @@ import numpy as np
 import gram_jax as gram
 from gram_jax import artifacts, evaluation, runtime, tasks, tuning
 from gram_jax.choices import CROSS, INNER_SCHEDULES, MAPPERS
-from gram_jax.data import Corpus, load_corpus, ordered
+from gram_jax.data import Corpus, ordered
 from gram_jax.errors import InputError
 from gram_jax.io import absolute
 from gram_jax.registry import parse_call
@@ -231,12 +231,16 @@ def prepare(
     loaded = gram.load_meta(config.meta, clip) if config.meta else None
     has_offsets = "offsets" in config.learn or (loaded is not None and loaded.meta.offsets is not None)
     reads_context = has_offsets or config.structured or make_regulator(config).settings.get("context_dim") is not None
+    if config.cross == "pairs":
+        captions = tasks.hierarchy_corpus(hierarchy, corpus).captions
+        hierarchy = tasks.pair_hierarchy(hierarchy, [captions[member] for member in hierarchy.members.tolist()])
+        print(f"attributes: {hierarchy.about['attributes']}", flush=True)
     # Classes named by tokens of their own need a clip with these tokens, which belong to this hierarchy only.
     task_clip = tasks.centroid_clip(clip, hierarchy)
     names = ("ways", "shots", "queries", "cross", "cross_queries", "cohesive", "curriculum")
     shape = tasks.EpisodeConfig(
         **{name: getattr(config, name) for name in names},
-        cross_ways=config.cross_ways if config.cross in ("class", "theme") else None,
+        cross_ways=config.cross_ways if config.cross in ("class", "theme", "pairs") else None,
         max_tokens=config.max_tokens or None,
         fewest_shots=config.fewest_shots or None,
     )
@@ -296,15 +300,10 @@ def image_reader(
     """Returns a function from members of the hierarchy to the tuner's input: frozen features or pixels."""
     if not tuner.needs_pixels:
         return lambda rows: hierarchy.image_features[rows]
-    about, transform = hierarchy.about, clip.transform
-    if corpus is None:
-        corpus = load_corpus(about["corpus"], pairs=about["pairs"], seed=about["seed"])
-    if corpus.content_hash != about["content_hash"]:
-        hashes = f"with the hash {about['content_hash'][:12]}, this corpus has {corpus.content_hash[:12]}"
-        raise InputError(f"the hierarchy was built from a corpus {hashes}; run experiments.build_tasks again")
+    found, transform = tasks.hierarchy_corpus(hierarchy, corpus), clip.transform
 
     def pixels(rows: np.ndarray) -> np.ndarray:
-        images = transform(corpus.images(hierarchy.members[rows.ravel()].tolist()))
+        images = transform(found.images(hierarchy.members[rows.ravel()].tolist()))
         return images.reshape(*rows.shape, *images.shape[1:])
 
     return pixels

@@ -17,7 +17,7 @@ AUGMENTATIONS = ("none", "fresh", "stored")
 HEADS = ("text", "linear")
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the offset of a structured initialization
 MAPPERS = ("shard_map", "pmap")
-CROSS = ("class", "domain", "theme", "both")
+CROSS = ("class", "domain", "theme", "both", "pairs")
 METRICS = (
     "per_class_accuracy",
     "worst_class_accuracy",

@@ -7,7 +7,9 @@
 
 Methods: hand_crafted (the frozen clip under the dataset's template), coop and other tuners of text prompts, and the
 tuners of pairs csp, dfsp and troika. drpt is csp under a recurrent schedule, a reconstruction from an abstract; its
-settings are those of `gram_jax.tuning.recurrent.recurrent`. On glyphs, a seed also draws which pairs are seen.
+settings are those of `gram_jax.tuning.recurrent.recurrent`. coop+gram and csp+gram begin with the context of a meta
+checkpoint (--meta) of experiments.meta_train --cross=pairs, and its regulator acts on the gradient of the context; csp
+learns a context then. On glyphs, a seed also draws which pairs are seen.
 
 The table has the field's metrics: best accuracy of seen pairs (S) and of unseen ones (U), best harmonic mean (H) and
 area under the seen-unseen curve (AUC) along a bias on unseen pairs, at the published 20 steps, and the accuracy of
@@ -44,6 +46,7 @@ class Config:
     weight_decay: float = setting(1e-5, "coupled weight decay")
     seeds: tuple[int, ...] = setting((1, 2, 3), "seeds of the runs")
     select_seeds: tuple[int, ...] = setting((101, 102), "seeds that select the rate; others than --seeds")
+    meta: str | None = setting(None, "meta checkpoint of the tuner coop, for methods such as coop+gram")
     worlds: tuple[str, ...] = setting(("closed",), f"some of {', '.join(WORLDS)}")
     image_batch: int = setting(256, "images that are encoded at once")
 

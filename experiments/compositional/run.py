@@ -11,12 +11,13 @@ import numpy as np
 
 import gram_jax as gram
 from gram_jax import evaluation, reporting, runtime, tuners
+from gram_jax.artifacts import LoadedMeta, content_hash
 from gram_jax.data import PairDataset, count_images, entanglement, load_compositions
 from gram_jax.errors import InputError, require_known
 from gram_jax.evaluation import PairPlan, Row
 from gram_jax.evaluation.pair_runs import JOINT
 from gram_jax.io import absolute, write_file
-from gram_jax.registry import parse_call, split_calls
+from gram_jax.registry import Call, parse_call, split_calls
 from gram_jax.reporting import compositional as report
 from gram_jax.runtime.units import Units
 from gram_jax.tuning.recurrent import recurrent
@@ -25,36 +26,53 @@ from .._accounts import tell
 from .config import Config
 
 HAND_CRAFTED, DRPT = "hand_crafted", "drpt"
+GRAM = "+gram"
+OWN = {"coop": {"init_text": "a photo of"}}  # settings of tuners that are not given
+OWN_GRAM = {"csp": {"learn_context": True}}  # the same, with GRAM
 REFERENCE = "csp"  # the method that others are compared with
 
 
 class Method(NamedTuple):
-    """A method by its name in results: a tuner, None for the frozen clip, and its plan."""
+    """A method.
+
+    Attributes:
+      name: its name in results.
+      tuner, plan: its tuner, None for the frozen clip, and its plan.
+      plain: with GRAM, the name of the same tuner without it; otherwise "".
+    """
 
     name: str
     tuner: tuners.Tuner | None
     plan: PairPlan
+    plain: str = ""
 
 
 def parse_methods(config: Config) -> list[Method]:
     """Returns the methods of the flag; unknown names and settings, and a method that comes twice, raise InputError."""
     methods = []
     for text in split_calls(config.methods):
-        call, schedule, tuner = parse_call(text, "methods"), JOINT, None
+        call, schedule, tuner = parse_call(text.removesuffix(GRAM), "methods"), JOINT, None
+        given, name, plain = call.settings, str(call), ""
+        if text.endswith(GRAM):
+            if config.meta is None or call.name not in ("coop", "csp"):
+                raise InputError(
+                    f"--methods={text}: GRAM stands on coop and csp, and needs --meta, the file that "
+                    "experiments.meta_train --cross=pairs writes"
+                )
+            given = OWN_GRAM.get(call.name, {}) | given
+            name, plain = name + GRAM, str(Call(call.name, given))
         if call.name == DRPT:
-            for name in call.settings:
-                require_known(f"--methods={text}: setting", name, inspect.signature(recurrent).parameters)
-            tuner, schedule = tuners.csp(), recurrent(**call.settings)
+            for setting in given:
+                require_known(f"--methods={text}: setting", setting, inspect.signature(recurrent).parameters)
+            tuner, schedule = tuners.csp(), recurrent(**given)
         elif call.name != HAND_CRAFTED:
-            tuner = tuners.make(
-                call.name, **({"init_text": "a photo of"} if call.name == "coop" else {}) | call.settings
-            )
+            tuner = tuners.make(call.name, **OWN.get(call.name, {}) | given)
             if not tuner.needs_pairs and (tuner.needs_pixels or not tuner.needs_names):
                 raise InputError(
                     f"--methods={text}: {call.name} does not tune texts alone; use coop or a tuner of pairs"
                 )
         plan = PairPlan(config.learning_rate[0], config.steps, config.batch_size, config.weight_decay, schedule)
-        methods.append(Method(str(call), tuner, plan))
+        methods.append(Method(name, tuner, plan, plain))
     if not methods or len({method.name for method in methods}) < len(methods):
         raise InputError(f"--methods={config.methods}: give at least one, each once")
     return methods
@@ -71,6 +89,7 @@ class Runs:
         self._units = Units(workdir / "rows.jsonl", evaluation.measured_by(self.environment))
         self._compiled: dict[str, Any] = {}  # by tuner: all rates and schedules share a step
         self._opened: dict[tuple[str, int], PairDataset] = {}
+        self._meta = None if config.meta is None else gram.load_meta(config.meta, self._clip)
 
     def open(self, spec: str, seed: int) -> PairDataset:
         """Returns the dataset of a seed; the last one is kept."""
@@ -85,12 +104,15 @@ class Runs:
         settings = (
             {} if method.tuner is None else {"tuner": repr(method.tuner), "plan": dataclasses.asdict(method.plan)}
         )
+        meta = self._meta if method.plain else None
+        if meta is not None:
+            settings |= {"meta": content_hash(self._config.meta)}
         depends = settings | {"weights": self.weights, "data": data.dataset.content_hash, "worlds": worlds}
         if (found := self._units.find(unit, depends)) is None:
             self._encoder.add(data.dataset)
             prompt = None
             if method.tuner is not None:
-                prompt = self._tune(method.tuner, method.plan, data, seed)
+                prompt = self._tune(method.tuner, method.plan, data, seed, meta)
             found = {}
             for world in worlds:
                 own = evaluation.measure_pairs(self._encoder, method.tuner, prompt, data, split, world)
@@ -99,11 +121,11 @@ class Runs:
             self._units.add(unit, depends, found)
         return found
 
-    def _tune(self, tuner: tuners.Tuner, plan: PairPlan, data: PairDataset, seed: int) -> Any:
-        name = repr(tuner)
+    def _tune(self, tuner: tuners.Tuner, plan: PairPlan, data: PairDataset, seed: int, meta: LoadedMeta | None) -> Any:
+        name = repr(tuner) + GRAM * (meta is not None)
         if name not in self._compiled:
-            self._compiled[name] = plan.compile(tuner)
-        return evaluation.tune_pairs(self._encoder, tuner, self._compiled[name], plan, data, seed)
+            self._compiled[name] = plan.compile(tuner, meta)
+        return evaluation.tune_pairs(self._encoder, tuner, self._compiled[name], plan, data, seed, meta)
 
     def select(self, spec: str, method: Method) -> tuple[Method, dict[float, float]]:
         """Returns the method at the rate with the best mean validation AUC, and the AUC of every rate."""
@@ -173,16 +195,16 @@ def describe(data: PairDataset) -> str:
 
 
 def compared(rows: list[Row], methods: list[Method]) -> tuple[evaluation.Comparison, ...]:
-    """Returns the paired difference in AUC of every method and CSP, for each dataset and world."""
+    """Returns the paired differences in AUC: of every method and CSP, and of a tuner with and without GRAM."""
     names, found = [method.name for method in methods], []
-    if REFERENCE not in names:
-        return ()
+    pairs = [(name, REFERENCE) for name in names if name != REFERENCE and REFERENCE in names]
+    added = [(each.name, each.plain) for each in methods if each.plain in names]
+    pairs = list(dict.fromkeys(pairs + added))
     for dataset, world in dict.fromkeys((row.dataset, row.split) for row in rows):
         own = [dataclasses.replace(row, step=None) for row in rows if (row.dataset, row.split) == (dataset, world)]
-        for name in names:
-            if name != REFERENCE:
-                pair = evaluation.compare(own, name, REFERENCE, metric="auc", over=("seed",))
-                found.append(dataclasses.replace(pair, over=f"{dataset}, {world} world: {pair.over or 'one seed'}"))
+        for pair in pairs:
+            each = evaluation.compare(own, *pair, metric="auc", over=("seed",))
+            found.append(dataclasses.replace(each, over=f"{dataset}, {world} world: {each.over or 'one seed'}"))
     return tuple(found)
 
 

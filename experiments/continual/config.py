@@ -67,6 +67,7 @@ class Config:
     meta: str | None = setting(None, "meta checkpoint of the tuner vpt_kv, for gram and gram+null_space")
     train_images: int = setting(0, "training images per class; 0 for all")
     max_test_images: int = setting(0, "test images per class; 0 for all")
+    split: str = setting("test", "the split that is measured; val chooses settings", choices=("val", "test"))
     image_batch: int = setting(64, "images that the image transformer encodes at once")
     compute_dtype: str = setting("float32", "precision of the frozen compute", choices=("float32", "bfloat16"))
     dataset_seed: int = setting(0, "seed of generated datasets and splits")

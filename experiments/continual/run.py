@@ -33,7 +33,8 @@ _COLUMNS = {"last": "Acc", "average": "Avg", "forgetting": "forgetting", "backwa
 def open_stream(config: Config, opened: list[Dataset], seed: int) -> TaskStream:
     """Returns the stream of a seed."""
     cut = len(opened) == 1
-    stream = class_stream(opened[0], config.recipe["tasks"], seed) if cut else joined_stream(opened)
+    given = config.recipe["tasks"], seed, config.split
+    stream = class_stream(opened[0], *given) if cut else joined_stream(opened, config.split)
     return learner.limited(stream, config.train_images, config.max_test_images, seed)
 
 

@@ -17,7 +17,7 @@ class StreamTask(NamedTuple):
 
     Attributes:
       name, labels: its name, and the classes that it teaches, in increasing order.
-      train, test: its images.
+      train, test: its images; `test` are those that are measured, of the split that was asked for.
     """
 
     name: str
@@ -34,13 +34,14 @@ class TaskStream(NamedTuple):
     tasks: tuple[StreamTask, ...]
 
 
-def class_stream(dataset: Dataset, tasks: int, seed: int) -> TaskStream:
+def class_stream(dataset: Dataset, tasks: int, seed: int, split: str = "test") -> TaskStream:
     """Returns a class-incremental stream: the classes, shuffled by NumPy's PCG64, cut into equal tasks.
 
     If the number of classes is no multiple of that of tasks, the first tasks have one class more.
 
     Args:
-      dataset, tasks, seed: a dataset with the splits train and test, the number of tasks, and the seed of the order.
+      dataset, tasks, seed: a dataset with training images, the number of tasks, and the seed of the order.
+      split: that of the images that are measured, "val" to choose settings.
 
     Example:
       >>> from gram_jax.data import load_dataset
@@ -57,18 +58,18 @@ def class_stream(dataset: Dataset, tasks: int, seed: int) -> TaskStream:
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
     made = []
     for number, labels in enumerate(np.array_split(order, tasks), 1):
-        parts = (dataset.take([i for i in dataset.select(s) if dataset.labels[i] in labels]) for s in ("train", "test"))
-        made.append(_task(f"task {number}", np.sort(labels), *parts))
+        parts = (dataset.take([i for i in dataset.select(s) if dataset.labels[i] in labels]) for s in ("train", split))
+        made.append(_task(f"task {number}", np.sort(labels), *parts, split))
     return TaskStream(dataset.name, dataset.class_names, tuple(made))
 
 
-def joined_stream(datasets: Sequence[Dataset]) -> TaskStream:
+def joined_stream(datasets: Sequence[Dataset], split: str = "test") -> TaskStream:
     """Returns a stream of whole datasets; equal class names are one class.
 
     So visual domains of one dataset are domain-incremental, and other datasets dataset-incremental.
 
     Args:
-      datasets: two or more, each with the splits train and test.
+      datasets, split: two or more, each with training images; the split that is measured, as in `class_stream`.
     """
     if len(datasets) < 2:
         raise InputError("a stream of datasets needs two or more of them; cut one dataset with class_stream")
@@ -79,8 +80,8 @@ def joined_stream(datasets: Sequence[Dataset]) -> TaskStream:
         moved = np.array([place[name] for name in dataset.class_names], np.int32)
         labels = moved[dataset.labels] if len(dataset) else dataset.labels
         whole = dataclasses.replace(dataset, labels=labels, class_names=names)
-        parts = (whole.take(whole.select(split)) for split in ("train", "test"))
-        made.append(_task(dataset.name, np.unique(moved), *parts))
+        parts = (whole.take(whole.select(each)) for each in ("train", split))
+        made.append(_task(dataset.name, np.unique(moved), *parts, split))
     return TaskStream("+".join(dataset.name for dataset in datasets), names, tuple(made))
 
 
@@ -100,8 +101,8 @@ def limit(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataset.take(np.concatenate(kept)) if kept else dataset
 
 
-def _task(name: str, labels: np.ndarray, train: Dataset, test: Dataset) -> StreamTask:
-    for split, part in (("train", train), ("test", test)):
+def _task(name: str, labels: np.ndarray, train: Dataset, test: Dataset, split: str) -> StreamTask:
+    for each, part in (("train", train), (split, test)):
         if not len(part):
-            raise InputError(f"{name} of {part.name!r} has no {split} images; use fewer tasks or another dataset")
+            raise InputError(f"{name} of {part.name!r} has no {each} images; use fewer tasks or another dataset")
     return StreamTask(name, labels, train, test)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax import meta as meta_learning
 from gram_jax import regulators, tuning
+from gram_jax.artifacts import LoadedMeta
 from gram_jax.batching import padded_batches
 from gram_jax.clip import Clip
 from gram_jax.clip import logits as cosines
@@ -29,6 +31,7 @@ from gram_jax.evaluation.compositional import (
 )
 from gram_jax.evaluation.encoder import Encoder
 from gram_jax.objectives import pair_loss, pair_outputs
+from gram_jax.regulators import Regulator
 from gram_jax.tuners import PairClasses, Prompt, Tuner, frozen_outputs, pair_classes
 from gram_jax.tuning import Recurrent, Tuning, tune_in_phases
 
@@ -52,12 +55,23 @@ class PairPlan:
         for name in ("steps", "batch_size"):
             require_int(name, getattr(self, name))
 
-    def compile(self, tuner: Tuner) -> Tuning:
-        """Returns the step of a tuner, which runs share; it is compiled when it is first taken."""
+    def compile(self, tuner: Tuner, meta: LoadedMeta | None = None) -> Tuning:
+        """Returns the step of a tuner, which runs share, under GRAM's regulator if `meta` is given.
+
+        It is compiled when it is first taken.
+        """
+        regulator = regulators.identity() if meta is None else on_context(meta.regulator)
         loss = pair_loss(tuner)
-        return tuning.make_tuning(
-            tuner, regulators.identity(), loss=loss, optimizer="adam", weight_decay=self.weight_decay
-        )
+        return tuning.make_tuning(tuner, regulator, loss=loss, optimizer="adam", weight_decay=self.weight_decay)
+
+
+def on_context(regulator: Regulator) -> Regulator:
+    """Returns the regulator that acts on the context of a prompt alone; learned tokens of names have raw gradients."""
+
+    def apply(phi: Any, grads: Any, context: Any) -> Any:
+        return {**grads, **regulator.apply(phi, {"context": grads["context"]}, context)}
+
+    return regulator._replace(apply=apply)
 
 
 class Measured(NamedTuple):
@@ -69,14 +83,23 @@ class Measured(NamedTuple):
 
 
 def tune_pairs(
-    encoder: Encoder, tuner: Tuner, compiled: Tuning, plan: PairPlan, data: PairDataset, seed: int
+    encoder: Encoder,
+    tuner: Tuner,
+    compiled: Tuning,
+    plan: PairPlan,
+    data: PairDataset,
+    seed: int,
+    meta: LoadedMeta | None = None,
 ) -> Prompt:
     """Returns a prompt that is tuned on the training images of a dataset; no other image is read.
 
     Args:
       encoder: the encoder of the images.
-      tuner, compiled, plan: the tuner, `plan.compile(tuner)`, and the settings.
+      tuner, compiled, plan: the tuner, `plan.compile(tuner, meta)`, and the settings.
       data, seed: the dataset; the seed of the initialization, the order of the images, and the dropout.
+      meta: GRAM on top: the context begins at the initialization for the training images and the seen pairs, and the
+        regulator acts on its gradients. Tokens of attributes and objects, which belong to one list of names, begin at
+        the names and have raw gradients.
     """
     seen, places = data.compositions.only(data.compositions.seen)
     train = data.dataset.take(data.dataset.select("train"))
@@ -85,11 +108,31 @@ def tune_pairs(
     prompt = tuner.init(jax.random.key(seed), encoder.clip, own)  # type: ignore[arg-type]  # tuners of pairs
     batches = _batches(encoder, tuner, plan, train, classes, labels, seen, seed)
     phi, length = regulators.identity().init(jax.random.key(0), prompt), (plan.steps, plan.learning_rate)
+    if meta is not None:
+        prompt, context = _from_meta(encoder, meta, prompt, train, seen.names)
+        phi, read = meta.meta.phi, meta_learning.regulator_context(meta.meta, meta.regulator, context)
+        batches = (batch if read is None else batch | {"context": read[None]} for batch in batches)
     prompt, losses = tune_in_phases(compiled, prompt, phi, encoder.clip, batches, plan.schedule, *length)
     if not np.all(np.isfinite(losses)):
         step = int(np.argmin(np.isfinite(losses)))
         raise InputError(f"the loss of {tuner.name} is not finite at step {step}, seed {seed}; lower its learning rate")
     return prompt
+
+
+def _from_meta(
+    encoder: Encoder, meta: LoadedMeta, prompt: Prompt, train: Dataset, names: Sequence[str]
+) -> tuple[Prompt, jax.Array]:
+    """Returns a prompt whose context is GRAM's initialization of a task, and the context of the task."""
+    features, texts = encoder.features(train), encoder.texts(names)
+    task = meta_learning.task_context(encoder.clip, jnp.asarray(features), jnp.asarray(texts))
+    initial = meta_learning.initial_prompt(meta.meta, task)
+    shapes = jax.tree.map(jnp.shape, (initial, {name: prompt[name] for name in prompt if name == "context"}))
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"the meta checkpoint is of {meta.tuner} with {shapes[0]}, the tuner learns {shapes[1]}; meta-train "
+            "coop(init_text='a photo of') for the contexts of coop and csp"
+        )
+    return {**prompt, **initial}, task
 
 
 def _batches(  # long: the parts of a run that its batches depend on

@@ -1,10 +1,12 @@
 from .build import build_hierarchy, from_groups
 from .clustering import assign, kmeans
-from .config import ClusteringConfig
-from .episodes import Episode, EpisodeConfig, Episodes, cohesion, make_episodes
-from .hierarchy import Hierarchy, centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
+from .config import ClusteringConfig, EpisodeConfig
+from .episodes import Episode, Episodes, cohesion, make_episodes
+from .hierarchy import Hierarchy, centroid_clip, class_table, hierarchy_corpus, load_hierarchy, outline, save_hierarchy
+from .pairs import Attributes, find_attributes, pair_hierarchy
 
 __all__ = [
+    "Attributes",
     "ClusteringConfig",
     "Episode",
     "EpisodeConfig",
@@ -15,10 +17,13 @@ __all__ = [
     "centroid_clip",
     "class_table",
     "cohesion",
+    "find_attributes",
     "from_groups",
+    "hierarchy_corpus",
     "kmeans",
     "load_hierarchy",
     "make_episodes",
     "outline",
+    "pair_hierarchy",
     "save_hierarchy",
 ]

@@ -11,98 +11,18 @@ import jax
 import numpy as np
 
 from gram_jax.batching import pad_to
-from gram_jax.choices import CROSS
 from gram_jax.clip import Classes, Clip, encode_classes
 from gram_jax.clip.classes import Layout, Tail, fit_rows, pack_classes, shared_rows, tails_of
-from gram_jax.errors import InputError, require_int, require_known, require_number
+from gram_jax.errors import InputError
 from gram_jax.meta import Task
+from gram_jax.tasks.config import EpisodeConfig
 from gram_jax.tasks.hierarchy import Hierarchy, class_table
+from gram_jax.tasks.pairs import draw_pairs, split_names
 
 _COMMON = 0.99  # share of the classes whose texts fit the default length
 _SAMPLE = 256  # episodes that tell how many rows the names of a task need
-
-
-@dataclasses.dataclass(frozen=True)
-class EpisodeConfig:
-    """The sizes of tasks and the shift of their cross query.
-
-    Attributes:
-      ways, shots, queries: classes of a task; support members of each class; other members of each, for the query.
-      fewest_shots: smallest number of different support members of a class. Each task draws its number from here to
-        `shots`, every doubling with the same probability, and repeats the members until there are `shots`. So one
-        compiled step learns from tasks of several sizes. None: as many as `shots`.
-      cross: the cross query. "class": other classes of the same theme. "domain": the same classes in other visual
-        domains (support and first query share one domain, if it has enough members). "theme": classes of another
-        theme. "both": domain in even episodes, theme in odd ones.
-      cross_queries: members of each class of the cross query.
-      cross_ways: classes of the cross query; None: as many as `ways`, which "domain" and "both" require.
-      max_tokens: tokens of a class's text including full stop and end token; classes with longer texts are omitted.
-        None: as many as 99 % of the classes need.
-      cohesive: share of the classes of each theme that tasks are drawn from, those whose members look most alike: the
-        mean cosine of the image features of two members ranks the classes. 1: all classes.
-      curriculum: share of the training over which the probability of a single theme per episode grows linearly from 0
-        to 1; before, the classes come from as many themes as possible. 0: always a single theme.
-    """
-
-    ways: int = 16
-    shots: int = 2
-    fewest_shots: int | None = None
-    queries: int = 1
-    cross: str = "class"
-    cross_queries: int = 2
-    cross_ways: int | None = None
-    max_tokens: int | None = None
-    cohesive: float = 1.0
-    curriculum: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_int("ways", self.ways, least=2)
-        require_int("cross_ways", self.other_ways, least=2)
-        require_int("fewest_shots", self.fewest, most=self.shots)
-        for name in ("shots", "queries", "cross_queries"):
-            require_int(name, getattr(self, name))
-        require_known("cross", self.cross, CROSS)
-        if self.across_domains and self.other_ways != self.ways:
-            raise InputError(
-                f"cross_ways={self.cross_ways} and ways={self.ways}: with cross={self.cross!r} both queries have the "
-                "same classes; omit cross_ways"
-            )
-        require_number("curriculum", self.curriculum, least=0)
-        require_number("cohesive", self.cohesive, above=0)
-        for name, whole in (("curriculum", "training"), ("cohesive", "classes")):
-            if getattr(self, name) > 1:
-                raise InputError(f"{name}={getattr(self, name)}: it must be a share of the {whole}, at most 1")
-
-    @property
-    def other_ways(self) -> int:
-        """The number of classes of the cross query."""
-        return self.ways if self.cross_ways is None else self.cross_ways
-
-    @property
-    def fewest(self) -> int:
-        """The smallest number of different support members of a class."""
-        return self.shots if self.fewest_shots is None else self.fewest_shots
-
-    @property
-    def across_domains(self) -> bool:
-        """Whether some episodes have a cross query in other visual domains."""
-        return self.cross in ("domain", "both")
-
-    @property
-    def themes(self) -> int:
-        """The number of themes that an episode needs."""
-        return 2 if self.cross in ("theme", "both") else 1
-
-    @property
-    def texts(self) -> int:
-        """The number of classes with different texts that a theme needs."""
-        return self.ways + self.other_ways if self.cross == "class" else max(self.ways, self.other_ways)
-
-    @property
-    def members(self) -> int:
-        """The number of members that a class needs."""
-        together = self.fewest + self.queries + (self.cross_queries if self.across_domains else 0)
-        return max(together, self.cross_queries)
+_TRIES = 100  # draws of pairs; a theme is usable if each of the first _CHECKED finds an episode
+_CHECKED = 8
 
 
 class Episode(NamedTuple):
@@ -140,6 +60,7 @@ class Episodes:
     _domains: np.ndarray = dataclasses.field(repr=False)
     _features: np.ndarray = dataclasses.field(repr=False)
     _text_features: np.ndarray | None = dataclasses.field(repr=False)
+    _pairs: np.ndarray | None = dataclasses.field(repr=False)
 
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
         """Draws episode number `index`; `progress`, the finished share of the training, matters for the curriculum."""
@@ -166,6 +87,8 @@ class Episodes:
             raise InputError(f"progress={progress!r}: it must be the finished share of the training, from 0 to 1")
         config = self.config
         shift = config.cross if config.cross != "both" else ("domain", "theme")[index % 2]
+        if shift == "pairs":
+            return (*self._draw_pairs(rng), shift)
         from_one = rng.random() < (progress / config.curriculum if config.curriculum else 1.0)
         first, second = self._draw_themes(rng)
         if from_one:
@@ -179,6 +102,16 @@ class Episodes:
         if shift == "theme":
             pool = rng.permutation(self.themes[second])
         return classes, self._pick(pool, config.other_ways, taken=() if shift == "theme" else classes), shift
+
+    def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draws pairs to adapt to, and pairs of their attributes and objects for the cross query."""
+        assert self._pairs is not None
+        for _ in range(_TRIES):
+            theme = self.themes[self._draw_themes(rng)[0]]
+            drawn = draw_pairs(rng, theme, self._pairs, self.config.ways, self.config.other_ways)
+            if drawn is not None:
+                return drawn
+        raise InputError(f"{_TRIES} draws found no other pairs of the same words; use fewer ways or cross_ways")
 
     def batch(
         self,
@@ -324,6 +257,9 @@ def make_episodes(
     usable = fits & enough & alike
     by_theme = (np.flatnonzero((hierarchy.themes == theme) & usable) for theme in np.unique(hierarchy.themes))
     themes = [classes for classes in by_theme if len(np.unique(text_ids[classes])) >= config.texts]
+    pairs = split_names(hierarchy.texts) if config.cross == "pairs" else None
+    if pairs is not None:
+        themes = [theme for theme in themes if _has_pairs(theme, pairs, config)]
     if len(themes) < config.themes:
         raise InputError(_too_small(hierarchy.themes, text_ids, fits & alike, sizes, config))
     order = np.argsort(hierarchy.classes, kind="stable")
@@ -342,6 +278,7 @@ def make_episodes(
         _domains=hierarchy.domains,
         _features=hierarchy.image_features,
         _text_features=np.asarray(encode_classes(clip, table)) if context else None,
+        _pairs=pairs,
     )
 
 
@@ -377,6 +314,14 @@ def _most_alike(hierarchy: Hierarchy, share: float) -> np.ndarray:
     return alike
 
 
+def _has_pairs(theme: np.ndarray, pairs: np.ndarray, config: EpisodeConfig) -> bool:
+    """Returns whether the pairs of a theme make episodes."""
+    draws = (
+        draw_pairs(np.random.default_rng(n), theme, pairs, config.ways, config.other_ways) for n in range(_CHECKED)
+    )
+    return all(drawn is not None for drawn in draws)
+
+
 def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:
     """Returns the table with tails of one length, and the classes that fit."""
     lengths, longest = np.asarray(table.tail_eot) + 1, np.asarray(table.eot)
@@ -408,7 +353,7 @@ def _too_small(
         return counts[-config.themes] if len(counts) >= config.themes else 0
 
     available = richest(config.members)
-    name, least = ("ways + cross_ways", 4) if config.cross == "class" else ("ways", 2)
+    name, least = ("ways + cross_ways", 4) if config.cross in ("class", "pairs") else ("ways", 2)
     remedies = [f"use {name} of at most {available}"] if available >= least else []
     members = max((members for members in range(1, config.members) if richest(members) >= config.texts), default=0)
     if members:

@@ -16,6 +16,7 @@ from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
 from gram_jax.clip import Classes, Clip, weights_hash
 from gram_jax.clip.classes import pack_classes
 from gram_jax.clip.tokenizer import class_tokens
+from gram_jax.data import Corpus, load_corpus
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike
 from gram_jax.summary import short_repr
@@ -134,6 +135,25 @@ def load_hierarchy(path: PathLike, *, clip: Clip | None = None) -> Hierarchy:
         return Hierarchy(**tree, texts=texts, theme_texts=theme_texts, about=about)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArrayFileError(f"{path} contains no complete hierarchy ({error}); build it again") from error
+
+
+def hierarchy_corpus(hierarchy: Hierarchy, corpus: Corpus | None = None) -> Corpus:
+    """Returns the corpus that a hierarchy was built from.
+
+    Args:
+      hierarchy: the hierarchy, which names its corpus.
+      corpus: that corpus, if it is already loaded.
+
+    Raises:
+      InputError: the corpus has changed since.
+    """
+    about = hierarchy.about
+    if corpus is None:
+        corpus = load_corpus(about["corpus"], pairs=about["pairs"], seed=about["seed"])
+    if corpus.content_hash != about["content_hash"]:
+        hashes = f"with the hash {about['content_hash'][:12]}, this corpus has {corpus.content_hash[:12]}"
+        raise InputError(f"the hierarchy was built from a corpus {hashes}; run experiments.build_tasks again")
+    return corpus
 
 
 def outline(hierarchy: Hierarchy) -> str:

@@ -5,12 +5,16 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from etils import epath
 
+import gram_jax as gram
 from experiments.compositional import run
 from experiments.compositional.config import Config
+from gram_jax import regulators, tuners
 from gram_jax.errors import InputError
+from gram_jax.meta import init_meta
 
 CONFIG = Config(dataset=("glyphs:hebrew:faces",), steps=4, seeds=(1, 2), select_seeds=(7,))
 
@@ -50,12 +54,32 @@ def test_it_measures_selects_compares_and_resumes(tmp_path, capsys):
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(lines)
 
 
+def test_gram_stands_on_context_tuners(tmp_path):
+    clip, tuner, regulator = gram.load_clip("mini"), tuners.coop(init_text="a photo of"), regulators.affine()
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    prompt = jax.tree.map(lambda leaf: leaf + 0.05, prompt)
+    meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1)
+    gram.save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
+    settings = {"meta": str(tmp_path / "meta.safetensors"), "seeds": (1,), "steps": 2}
+    methods = "coop,coop+gram,csp,csp(learn_context=True),csp+gram"
+    program(tmp_path, methods=methods, **settings)
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {row["method"]: row["value"] for row in results["rows"] if row["metric"] == "auc"}
+    assert [*found] == ["coop", "coop+gram", "csp", "csp(learn_context=True)", "csp+gram"]
+    assert found["coop"] != found["coop+gram"]
+    assert found["csp(learn_context=True)"] != found["csp+gram"]
+    compared = {(each["a"], each["b"]) for each in results["comparisons"]}
+    assert compared >= {("coop+gram", "coop"), ("csp+gram", "csp(learn_context=True)"), ("csp+gram", "csp")}
+
+
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
         ({"methods": "csb"}, "'csb'.*'csp'"),
         ({"methods": "drpt(round=2)"}, "'round'"),
         ({"methods": "vpt"}, "vpt"),
+        ({"methods": "csp+gram"}, "csp.gram.*--meta"),
+        ({"methods": "troika+gram", "meta": "x"}, "troika"),
         ({"methods": "csp,csp"}, "csp,csp"),
         ({"worlds": ("half",)}, "'half'"),
         ({"learning_rate": (0.1, 0.2), "select_seeds": (1,)}, "select_seeds"),

@@ -57,6 +57,11 @@ def test_classes_are_cut_as_the_public_code_does():
         shown = [reference for task in stream.tasks for reference in map(str, getattr(task, split).references)]
         assert sorted(shown) == sorted(str(dataset.references[i]) for i in dataset.select(split))
         assert all(set(getattr(task, split).labels) == set(task.labels) for task in stream.tasks)
+    validation = class_stream(dataset, 5, seed=2024, split="val").tasks[1]
+    assert {str(reference) for reference in validation.test.references} == {
+        str(dataset.references[i]) for i in dataset.select("val") if dataset.labels[i] in order[3:6]
+    }
+    assert validation.train.references == stream.tasks[1].train.references
     with pytest.raises(ValueError, match="tasks=13"):
         class_stream(dataset, 13, 0)
 
