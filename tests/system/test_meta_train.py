@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -312,3 +313,26 @@ def test_a_hierarchy_of_another_clip_ends_in_one_line(hierarchy, tmp_path):
     assert done.returncode == 2
     assert "clip" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_tasks_of_pairs_come_from_captions(clip, config, tmp_path, capsys):
+    rng, count, names = np.random.default_rng(0), 600, ["cat", "dog", "bird", "fish", "oak", "elm"]
+    shown, labels = rng.integers(2, size=count), rng.integers(6, size=count)
+    captions = [f"a {('red', 'noisy')[look]} {names[label]}" for look, label in zip(shown, labels, strict=True)]
+    features = np.eye(16)[labels] + np.eye(16)[8 + shown] + 0.1 * rng.standard_normal((count, 16))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    about = {"clip": gram.weights_hash(clip.params), "content_hash": "0"}
+    hierarchy = tasks.from_groups(
+        ["thing"] * count, [names[label] for label in labels], features, features, about=about
+    )
+    corpus = types.SimpleNamespace(captions=captions, content_hash="0")
+    pairs = dataclasses.replace(config, cross="pairs", ways=4)
+    meta_train.train(pairs, epath.Path(tmp_path), clip, hierarchy, corpus=corpus)
+    told = capsys.readouterr().out
+    assert "'red': ['red']" in told
+    assert "1 themes, 12 classes" in told  # two attributes of six objects
+    assert gram.load_meta(tmp_path / "meta.safetensors", clip).notes["settings"]["cross"] == "pairs"
+    with pytest.raises(InputError, match="built from a corpus"):
+        meta_train.train(
+            pairs, epath.Path(tmp_path / "other"), clip, hierarchy, corpus=types.SimpleNamespace(content_hash="1")
+        )

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gram_jax import evaluation, regulators, tuners
+from gram_jax import evaluation, tuners
 from gram_jax.artifacts import LoadedMeta
 from gram_jax.data import PairDataset, feasibility, load_compositions
 from gram_jax.errors import InputError
 from gram_jax.evaluation import compositional
 from gram_jax.evaluation.pair_runs import PairPlan, classes_of, measure_pairs, tune_pairs
 from gram_jax.meta import init_meta, with_structure
+from gram_jax.regulators import Regulator
 from gram_jax.testing import tiny_clip
 from gram_jax.tuning.recurrent import recurrent
 
@@ -50,10 +51,12 @@ def test_training_reads_no_image_of_another_split(encoder, data):
 
 def test_gram_begins_with_its_context_and_regulates_it_alone(encoder, data):
     clip, tuner = encoder.clip, tuners.coop(init_text="a photo of")
-    prompt, regulator = tuner.init(jax.random.key(0), clip, None), regulators.affine()
-    phi = regulator.init(jax.random.key(1), prompt)
+    prompt = tuner.init(jax.random.key(0), clip, None)
+    zero = Regulator(
+        "zero", {}, lambda key, prompt: {}, lambda phi, grads, context: jax.tree.map(jnp.zeros_like, grads)
+    )
     rows = np.random.default_rng(0).normal(size=(2, 2 * clip.config.embed_dim))
-    learned = with_structure(init_meta(prompt, phi, 0.1), rows)
+    learned = with_structure(init_meta(prompt, {}, 0.1), rows)
     learned = learned.replace(offsets=jax.tree.map(lambda leaf: leaf.at[1].set(1.0), learned.offsets))
     train = data.dataset.take(data.dataset.select("train"))
     names = [name for name, seen in zip(data.compositions.names, data.compositions.seen, strict=True) if seen]
@@ -62,16 +65,14 @@ def test_gram_begins_with_its_context_and_regulates_it_alone(encoder, data):
     shares = np.exp([unit[0] @ unit[2] / 0.05, unit[1] @ unit[2] / 0.05])
     first = prompt["context"] + shares[1] / shares.sum()  # theta + w_0 * 0 + w_1 * 1
 
-    zero = learned.replace(phi=jax.tree.map(jnp.zeros_like, phi))
-    still = LoadedMeta(zero, tuner, regulator, {})
-    assert not np.any(regulator.apply(zero.phi, {"context": prompt["context"]}, None)["context"])
+    still = LoadedMeta(learned, tuner, zero, {})
     plan = PairPlan(0.1, 2, 8, weight_decay=0.0)
     for own in (tuner, tuners.csp(learn_context=True)):
         found = tune_pairs(encoder, own, plan.compile(own, still), plan, data, 0, still)
-        np.testing.assert_allclose(found["context"], first, atol=1e-5)  # a regulator of zeros holds it
+        np.testing.assert_allclose(found["context"], first, atol=1e-5)  # gradients of zero hold it
     start = own.init(jax.random.key(0), clip, classes_of(clip, data.compositions, data.dataset))
     assert np.abs(found["objects"] - start["objects"]).max() == pytest.approx(0.2, abs=0.02)  # two steps of Adam
-    other = still._replace(meta=init_meta({"context": jnp.zeros((4, 16))}, phi, 0.1))
+    other = still._replace(meta=init_meta({"context": jnp.zeros((4, 16))}, {}, 0.1))
     with pytest.raises(InputError, match=r"\(4, 16\).*\(3, 16\)"):
         tune_pairs(encoder, tuner, plan.compile(tuner, other), plan, data, 0, other)
 
