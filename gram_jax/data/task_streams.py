@@ -58,8 +58,10 @@ def class_stream(dataset: Dataset, tasks: int, seed: int, split: str = "test") -
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
     made = []
     for number, labels in enumerate(np.array_split(order, tasks), 1):
-        parts = (dataset.take([i for i in dataset.select(s) if dataset.labels[i] in labels]) for s in ("train", split))
-        made.append(_task(f"task {number}", np.sort(labels), *parts, split))
+        train, measured = (
+            dataset.take([i for i in dataset.select(each) if dataset.labels[i] in labels]) for each in ("train", split)
+        )
+        made.append(_task(f"task {number}", np.sort(labels), train, measured, split))
     return TaskStream(dataset.name, dataset.class_names, tuple(made))
 
 
@@ -80,8 +82,8 @@ def joined_stream(datasets: Sequence[Dataset], split: str = "test") -> TaskStrea
         moved = np.array([place[name] for name in dataset.class_names], np.int32)
         labels = moved[dataset.labels] if len(dataset) else dataset.labels
         whole = dataclasses.replace(dataset, labels=labels, class_names=names)
-        parts = (whole.take(whole.select(each)) for each in ("train", split))
-        made.append(_task(dataset.name, np.unique(moved), *parts, split))
+        train, measured = (whole.take(whole.select(each)) for each in ("train", split))
+        made.append(_task(dataset.name, np.unique(moved), train, measured, split))
     return TaskStream("+".join(dataset.name for dataset in datasets), names, tuple(made))
 
 

@@ -57,7 +57,7 @@ def test_it_measures_selects_compares_and_resumes(tmp_path, capsys):
 def test_gram_stands_on_context_tuners(tmp_path):
     clip, tuner, regulator = gram.load_clip("mini"), tuners.coop(init_text="a photo of"), regulators.affine()
     prompt = tuner.init(jax.random.key(0), clip, None)
-    prompt = jax.tree.map(lambda leaf: leaf + 0.05, prompt)
+    prompt = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), prompt)
     meta = init_meta(prompt, regulator.init(jax.random.key(1), prompt), 0.1)
     gram.save_meta(tmp_path / "meta.safetensors", meta, tuner, regulator, clip)
     settings = {"meta": str(tmp_path / "meta.safetensors"), "seeds": (1,), "steps": 2}

@@ -73,7 +73,7 @@ def test_gram_begins_with_its_context_and_regulates_it_alone(encoder, data):
     start = own.init(jax.random.key(0), clip, classes_of(clip, data.compositions, data.dataset))
     assert np.abs(found["objects"] - start["objects"]).max() == pytest.approx(0.2, abs=0.02)  # two steps of Adam
     other = still._replace(meta=init_meta({"context": jnp.zeros((4, 16))}, {}, 0.1))
-    with pytest.raises(InputError, match=r"\(4, 16\).*\(3, 16\)"):
+    with pytest.raises(InputError, match=r"\(4, 16\).*\(3, 24\)"):
         tune_pairs(encoder, tuner, plan.compile(tuner, other), plan, data, 0, other)
 
 
