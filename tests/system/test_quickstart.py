@@ -87,6 +87,6 @@ def test_bad_flags_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="--shots"):
         quickstart.Config(shots=(0,))
     with pytest.raises(ValueError, match="--steps=0"):
-        quickstart.Config(meta_steps=0)
+        quickstart.Config(long_meta_steps=0)
     with pytest.raises(ValueError, match="--controls='groups'"):
         quickstart.Config(controls=("groups",))
