@@ -62,6 +62,17 @@ def role_of(name: str) -> str | None:
     return ROLES.get(joined)
 
 
+def says_nothing(name: str) -> bool:
+    """Returns whether a folder's name tells only that images are in it.
+
+    Example:
+      >>> says_nothing("JPEGImages"), says_nothing("images"), says_nothing("dog")
+      (True, True, False)
+    """
+    words = _words(name.replace("JPEG", "jpeg "))
+    return bool(words) and {*_FILLERS, "jpeg", "jpg", "png", "rgb"}.issuperset(words)
+
+
 def like_a_split(name: str) -> bool:
     """Returns whether a name contains the name of a split as a word, such as "seg_train"."""
     return any(word in ROLES for word in _words(name))

@@ -10,7 +10,15 @@ from gram_jax.data.account import Account
 from gram_jax.data.content import files_below
 from gram_jax.data.dataset import Dataset
 from gram_jax.data.readers import files
-from gram_jax.data.spellings import WITHOUT_IDS, like_a_split, merge_spellings, require_distinct, role_of, without_ids
+from gram_jax.data.spellings import (
+    WITHOUT_IDS,
+    like_a_split,
+    merge_spellings,
+    require_distinct,
+    role_of,
+    says_nothing,
+    without_ids,
+)
 from gram_jax.data.splits import Item, arrange, build
 from gram_jax.data.templates import DEFAULT
 from gram_jax.errors import InputError, examples
@@ -146,11 +154,13 @@ def _check_depth(root: Path, inside: dict[str, files.Listing], what: str) -> Non
 
 
 def _one_folder_each(root: Path, inside: dict[str, files.Listing]) -> bool:
-    """Returns whether several folders hold one folder of one name each, with the images: cat/images, dog/images."""
-    (only, *others) = {tuple(each.folders) for each in inside.values()}
-    if others or len(only) != 1 or len(inside) == 1:
-        return False
-    return all(files.list_folder(root / each / only[0]).images for each in inside)
+    """Returns whether all folders hold one folder each, for the images: cat/images, dog/images."""
+    return all(
+        len(each.folders) == 1
+        and says_nothing(each.folders[0])
+        and files.list_folder(root / name / each.folders[0]).images
+        for name, each in inside.items()
+    )
 
 
 def names_of(root: Path, counts: dict[str, int], what: str) -> Names:

@@ -75,6 +75,8 @@ def test_1_a_split_of_one_spelling_in_each_class(tmp_path):
         (("cat/{i}.jpg", "dog/train/{i}.jpg", "dog/test/{i}.jpg"), r"dog holds the splits 'test', 'train'"),
         (("images/train/{c}/{i}.jpg", "images/test/{c}/{i}.jpg", "labels/a/{i}.jpg"), "give folder:.*/images"),
         (("data/{c}/{i}.jpg",), "give folder:.*/data"),
+        (("my_train/cat/{i}.jpg", "my_test/cat/{i}.jpg"), "'my_test', 'my_train' look like splits"),
+        (("fold0/cat/{i}.jpg", "fold1/cat/{i}.jpg"), "if these are the classes, give folder:.*/fold0"),
         (("train/{c}/{i}.jpg", "test/{i}.jpg"), "test holds 4 images and no class folders"),
         (("train/{c}/{i}.jpg", "unlabeled/{i}.jpg"), "also 'unlabeled'"),
     ],
