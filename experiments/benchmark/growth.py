@@ -71,6 +71,11 @@ class Config:
         for axis in self.axes:
             require_known("--axes", axis, AXES)
         at_least(self, 1, "repeats", "largest")
+        for axis in self.axes:
+            if self.largest < POINTS[axis][0]:
+                raise InputError(
+                    f"--largest={self.largest}: {axis} begin at {POINTS[axis][0]}; give more, or other --axes"
+                )
         at_least(self, 0, "class_chunk")
         positive(self, "max_seconds")
 
