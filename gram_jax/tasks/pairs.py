@@ -30,7 +30,7 @@ class Attributes(NamedTuple):
 def find_attributes(
     hierarchy: Hierarchy, captions: Sequence[str], *, least: float = 0.05, alike: float = 0.8
 ) -> Attributes:
-    """Finds attributes: appearance words of captions that images confirm; words that look alike are one attribute.
+    """Returns the attributes: appearance words of captions that images confirm; words that look alike are one.
 
     With d_i = f_i - mean of f over the class of member i, an appearance word w of n captions is confirmed if the mean
     cosine of two of its members, relative to all members, is large:
@@ -45,6 +45,15 @@ def find_attributes(
       hierarchy: the classes, and the image features f of their members.
       captions: the caption of each member, in the order of `hierarchy.members`.
       least, alike: as described.
+
+    Example:
+      >>> from gram_jax.tasks import from_groups
+      >>> rng, shown = np.random.default_rng(0), np.repeat([0, 1], 120)
+      >>> names = np.tile(["alpha", "beta", "gamma"], 80)
+      >>> features = np.eye(8)[6 + shown] + 0.1 * rng.standard_normal((240, 8))
+      >>> h = from_groups(["letter"] * 240, names, features, features)
+      >>> find_attributes(h, [f"a {('red', 'noisy')[shown[i]]} {names[i]}" for i in h.members]).names
+      ('noisy', 'red')
     """
     from scipy.sparse import csr_array
 
