@@ -372,7 +372,7 @@ def train(
     config: Config, workdir: Any, clip: Clip, hierarchy: tasks.Hierarchy, *, corpus: Corpus | None = None
 ) -> tuple[Meta, tuple[evaluation.Row, ...]]:
     """Meta-trains or resumes; writes the meta checkpoint and returns its content and the validation losses."""
-    workdir = absolute(workdir)
+    workdir, settings = absolute(workdir), dataclasses.asdict(config)
     initial = tuple(part for part in config.learn if part in ("prompt", "offsets"))
     if config.warmup_steps and initial and not config.meta:
         warmup = dataclasses.replace(config, steps=config.warmup_steps, learn=initial, **WARMUP)
@@ -380,7 +380,7 @@ def train(
         runtime.barrier("warmup")
         config = dataclasses.replace(config, meta=str(workdir / "warmup" / "meta.safetensors"))
     training, state = prepare(config, clip, hierarchy, corpus)
-    settings = dataclasses.asdict(config) | {"hierarchy": hierarchy.content_hash}
+    settings |= {"hierarchy": hierarchy.content_hash}
     if config.meta:
         settings["meta_hash"] = artifacts.content_hash(absolute(config.meta))
     learned = jax.device_get(optimize(training, state, settings, workdir).meta)

@@ -134,7 +134,7 @@ def test_memory_of_a_step(tmp_path, monkeypatch):
     measured = memory.measure(side)
     assert 60 << 20 < measured["step_bytes"] < 200 << 20
     assert measured["peak_bytes"] > measured["step_bytes"]
-    settings = {"clip_size": "mini", "small": True, "pairs": 500, "folder": str(tmp_path)}
+    settings = {"clip_size": "mini", "small": True, "pairs": 500, "many_classes": 10, "folder": str(tmp_path)}
     measured = memory.measure_in_child(workload="clustering", side="gram_jax", **settings)
     assert measured["peak_bytes"] > 50 << 20
     monkeypatch.setattr(sys, "executable", "/bin/false")
