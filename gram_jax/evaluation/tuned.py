@@ -20,7 +20,7 @@ from gram_jax.evaluation.plans import Length, by_part
 from gram_jax.evaluation.prediction import Predictions, cross_entropy, predict_labels
 from gram_jax.evaluation.protocols import Part
 from gram_jax.evaluation.references import class_reference, regulator_contexts, task_contexts
-from gram_jax.meta import gated_prompt
+from gram_jax.meta import gated_prompt, prompt_between
 
 FEATURE_BATCH = 4096  # frozen image features that are classified at once
 
@@ -68,7 +68,8 @@ class TunedMethod(PromptMethod):
         """Predicts each part; on other datasets, without the offset of the theme that the prompt was tuned on."""
         by_step = sorted(learned.prompts.items())
         if self.structured and trial.task.protocol.elsewhere == "datasets":
-            return {step: self._predict_elsewhere(trial, prompts, parts) for step, prompts in by_step}
+            start = self._start(trial)
+            return {step: self._predict_elsewhere(trial, prompts, parts, start) for step, prompts in by_step}
         return {step: self.predict_with(trial.encoder, prompts, parts) for step, prompts in by_step}
 
     def predict_with(self, encoder: Encoder, prompts: Any, parts: Sequence[Part]) -> list[Predictions]:
@@ -97,28 +98,39 @@ class TunedMethod(PromptMethod):
         A tuned prompt moves as its structured initialization would move if the text of the task were that of the new
         class names. No image of a part is read for it.
         """
-        return self._predict_elsewhere(trial, prompts, parts, follow=True)
+        return self._predict_elsewhere(trial, prompts, parts, self._start(trial), follow=True)
+
+    def _start(self, trial: Trial) -> tuple[np.ndarray, Any, np.ndarray]:
+        """Returns the contexts of the runs, the prompts that they begin with, and their gates."""
+        supports = trial.task.supports()
+        contexts = task_contexts(trial.encoder, supports)
+        return contexts, *self._initial_prompts(trial, supports, contexts)
 
     def _predict_elsewhere(
-        self, trial: Trial, prompts: Any, parts: Sequence[Part], follow: bool = False
+        self,
+        trial: Trial,
+        prompts: Any,
+        parts: Sequence[Part],
+        start: tuple[np.ndarray, Any, np.ndarray],
+        follow: bool = False,
     ) -> list[Predictions]:
         """Replaces, on other datasets, theta_0(c) of the tuned task by theta, or by theta_0 of the new class names."""
-        encoder, task, candidate = trial
-        supports = task.supports()
-        here = task_contexts(encoder, supports)
-        begun, gates = self._initial_prompts(trial, supports, here)
-        theta = _stack_trees([candidate.initialize(jax.random.key(0), encoder.clip, None, None)] * len(here))
+        encoder, _, candidate = trial
+        here, begun, gates = start
+        begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
+        theta = begin(None)
         predictions = []
         for part in parts:
             moved = prompts
             if part.domain is not None:
-                there = theta
+                ends = [theta] * len(here)
                 if follow:
                     contexts = here.copy()
                     contexts[:, here.shape[1] // 2 :] = encoder.texts(part.dataset.class_names).mean(0)
-                    begin = functools.partial(candidate.initialize, jax.random.key(0), encoder.clip, None)
-                    there = _mixed(theta, _stack_trees(map(begin, contexts)), gates)
-                moved = jax.tree.map(lambda prompt, end, start: prompt + (end - start), prompts, there, begun)
+                    runs = zip(contexts, gates.tolist(), strict=True)
+                    ends = [prompt_between(theta, begin(context), gate) for context, gate in runs]
+                there = _stack_trees(ends)
+                moved = jax.tree.map(lambda prompt, end, first: prompt + (end - first), prompts, there, begun)
             predictions += self.predict_with(encoder, moved, [part])
         return predictions
 
@@ -220,15 +232,6 @@ class TunedMethod(PromptMethod):
             if plan.alternating:
                 batch["seed"] = np.array([seed % 2**32 for seed in seeds], np.uint32)
             yield batch
-
-
-def _mixed(begin: Any, end: Any, gates: np.ndarray) -> Any:
-    """Returns the prompts between two, `[runs, ...]` each leaf, at the gate of each run."""
-
-    def mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return one + gates.reshape(-1, *[1] * (one.ndim - 1)).astype(one.dtype) * (other - one)
-
-    return jax.tree.map(mix, begin, end)
 
 
 def _stack_trees(trees: Iterable[Any]) -> Any:

@@ -15,6 +15,7 @@ from gram_jax.meta.initialization import (
     gated_prompt,
     init_meta,
     initial_prompt,
+    prompt_between,
     regulator_context,
     with_structure,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "initial_prompt",
     "make_meta_step",
     "meta_objective",
+    "prompt_between",
     "random_depths",
     "regulator_context",
     "relation",

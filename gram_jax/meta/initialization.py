@@ -104,6 +104,16 @@ def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
     )
 
 
+def prompt_between(fallback: PyTree, prompt: PyTree, gate: float) -> PyTree:
+    """Returns theta_g = theta + g (theta_0(c) - theta).
+
+    Args:
+      fallback, prompt: theta, and the structured initialization theta_0(c).
+      gate: g, the weight of the offset.
+    """
+    return jax.tree.map(lambda begin, end: begin + gate * (end - begin), fallback, prompt)
+
+
 def gated_prompt(
     fallback: PyTree, prompt: PyTree, loss: Callable[[PyTree], float | Array], gates: Sequence[float] = GATES
 ) -> tuple[PyTree, float]:
@@ -128,9 +138,7 @@ def gated_prompt(
     """
     if not gates or not all(math.isfinite(gate) for gate in gates):
         raise InputError(f"gates={list(gates)}: give one finite number or more, such as 0,0.5,1")
-    each = [
-        jax.tree.map(lambda begin, end, gate=gate: begin + gate * (end - begin), fallback, prompt) for gate in gates
-    ]
+    each = [prompt_between(fallback, prompt, gate) for gate in gates]
     best = int(np.argmin([float(loss(one)) for one in each]))
     return each[best], float(gates[best])
 
