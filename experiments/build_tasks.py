@@ -53,7 +53,7 @@ class Config:
 
     clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"')
     corpus: str = setting("glyphs", "the corpus")
-    pairs: int = setting(80000, "image-text pairs; 0 for all of a prepared corpus")
+    pairs: int = setting(160_000, "image-text pairs; 0 for all of a prepared corpus")
     features: str = setting("", "feature store of these pairs, by experiments.embed_corpus; empty: compute features")
     method: str = setting(
         "clusters", "the way to group pairs; random and true_groups are the controls", choices=(*METHODS, TRUE_GROUPS)

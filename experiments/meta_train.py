@@ -69,7 +69,8 @@ VALIDATION = 1_000_003  # added to the seed of validation draws
 WARMUP: dict[str, Any] = {
     **{"regulator": "identity", "inner_steps": 3, "inner_rate": 0.3, "inner_schedule": "constant"},
     **{"depths": 1, "warmup_steps": 0, "gradient": "first_order"},
-    **{"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "phi_learning_rate": 3e-3, "clip_norm": 10.0},
+    **{"learning_rate": 2e-3, "offsets_learning_rate": 5e-3, "clip_norm": 10.0},
+    **{"shots": 2, "fewest_shots": 0, "queries": 1, "cohesive": 1.0},  # and as many different classes as there are
 }
 RATE = {
     "prompt": "learning_rate",
@@ -101,7 +102,7 @@ class Config:
     cross_queries: int = setting(2, "images per class in the other query")
     cross_ways: int = setting(6, "classes in the other query; --cross=domain and both use --ways instead")
     cross_weight: float = setting(1.0, "weight of the other query in the loss; 0 omits it")
-    max_tokens: int = setting(6, "tokens of a class text; classes with longer texts are omitted; 0 keeps 99 % of them")
+    max_tokens: int = setting(8, "tokens of a class text; classes with longer texts are omitted; 0 keeps 99 % of them")
     cohesive: float = setting(
         0.7, "share of the classes of a theme that tasks are drawn from, those whose images are most alike"
     )

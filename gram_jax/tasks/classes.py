@@ -22,6 +22,7 @@ from gram_jax.tasks.clustering import (
 from gram_jax.tasks.phrases import CaptionWords, Vocabulary, least_of_parts
 
 _COMMON = 0.4  # a word in this share of a theme's captions belongs to the theme
+_BETWEEN = 2  # words of the theme or of the appearance between two parts of a name
 _NEAREST, _ROUNDS = 3, 2
 _WORD_DIMENSIONS = 64  # dimensions to which the word vectors of a theme are reduced
 _ROWS_PER_CLASS = 4  # pairs of a sample for each class, at least
@@ -42,8 +43,9 @@ def classes_by_name(
 
     The words of the theme and the appearance words cut a caption into runs. The run with the word that is rarest in the
     theme names the pair: "a print of greek small letter alpha with tonos, black on white" has the name "alpha with
-    tonos" among greek small letters. Names of fewer than `min_members` pairs of
-    a theme form no class.
+    tonos" among greek small letters. Up to two cut words between two runs belong to the name, as in "nine of clubs". If
+    fewer than `min_members` pairs of a theme have that name, the run alone is the name of these pairs ("nine"). Names
+    of fewer pairs form no class.
     """
     themes, lengths = int(theme_of_pair.max()) + 1, np.diff(caption_words.starts)
     counts = group_counts(theme_of_pair, themes, vocabulary.matrix).toarray().astype(np.int32)
@@ -52,31 +54,48 @@ def classes_by_name(
     column = {name: number for number, name in enumerate(vocabulary.names)}
     columns = np.array([column.get(name, len(column)) for name in caption_words.names], np.int64)
     informative = np.append(vocabulary.informative, True)[columns]
-    # The words that do not cut, and their runs: begin and end, and the count of the rarest word.
+    # The words that do not cut, the pair of each, and how often it occurs in the theme.
     theme, word = np.repeat(theme_of_pair, lengths), columns[caption_words.ids]
     common = counts / sizes[:, None] >= _COMMON
     kept = np.flatnonzero(informative[caption_words.ids] & ~common[theme, word])
     pair = np.repeat(np.arange(len(lengths)), lengths)[kept]
-    new = np.flatnonzero(np.diff(kept, prepend=-2) + np.diff(pair, prepend=-1) != 1)
-    ends = np.append(new, len(kept))[1:]
     rarity = counts[theme[kept], word[kept]]
-    rarity = np.minimum.reduceat(rarity, new) if len(new) else rarity
-    run = least_of_parts(rarity, np.arange(len(new)), np.searchsorted(pair[new], np.arange(len(lengths) + 1)))
-    first, last = kept[new], kept[ends - 1] + 1
-    named = np.flatnonzero(run >= 0)
     numbers: dict[tuple[int, bytes], int] = {}
-    spans = zip(theme_of_pair[named].tolist(), first[run[named]].tolist(), last[run[named]].tolist(), strict=True)
-    found = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
-    name_of_pair, keys = np.array(found, np.int64), list(numbers)
-    large = np.flatnonzero(np.bincount(name_of_pair, minlength=len(keys)) >= min_members)
+    name_of_pair = np.full(len(lengths), -1)
+    for between in (_BETWEEN, 0):
+        pairs_of_name = np.append(np.bincount(name_of_pair + 1, minlength=len(numbers) + 1)[1:], 0)  # last: no name
+        first, last = _rarest_runs(kept, pair, rarity, between, len(lengths))
+        renamed = np.flatnonzero((pairs_of_name[name_of_pair] < min_members) & (first >= 0))
+        spans = zip(theme_of_pair[renamed].tolist(), first[renamed].tolist(), last[renamed].tolist(), strict=True)
+        found = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
+        name_of_pair[renamed] = found
+    keys = list(numbers)
+    large = np.flatnonzero(np.bincount(name_of_pair[name_of_pair >= 0], minlength=len(keys)) >= min_members)
     of_class = np.array([keys[number][0] for number in large], np.int64)
     order = np.argsort(of_class, kind="stable")
-    rank = np.full(len(keys), -1)
+    rank = np.full(len(keys) + 1, -1)  # the last: no name
     rank[large[order]] = np.arange(len(large))
-    labels = np.full(len(lengths), -1)
-    labels[named] = rank[name_of_pair]
     name_ids = [np.frombuffer(keys[number][1], np.int32) for number in large[order]]
-    return Grouping(labels, of_class[order]), [" ".join(caption_words.names[i] for i in ids) for ids in name_ids]
+    names = [" ".join(caption_words.names[i] for i in ids) for ids in name_ids]
+    return Grouping(rank[name_of_pair], of_class[order]), names
+
+
+def _rarest_runs(
+    kept: np.ndarray, pair: np.ndarray, rarity: np.ndarray, between: int, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the begin and the end of each pair's run of kept words with the rarest word; -1 without kept words.
+
+    Runs of a pair with at most `between` other words between them are one. Of equally rare ones, the first counts.
+    """
+    begins, ends = np.full(pairs, -1), np.full(pairs, -1)
+    if len(kept):
+        new = np.flatnonzero((np.diff(kept, prepend=-between - 2) > between + 1) | (np.diff(pair, prepend=-1) != 0))
+        rarest = np.minimum.reduceat(rarity, new)
+        run = least_of_parts(rarest, np.arange(len(new)), np.searchsorted(pair[new], np.arange(pairs + 1)))
+        named = np.flatnonzero(run >= 0)
+        begins[named] = kept[new][run[named]]
+        ends[named] = kept[np.append(new, len(kept))[1:] - 1][run[named]] + 1
+    return begins, ends
 
 
 def keep_agreeing(grouping: Grouping, image: Any, min_members: int, *, report: Report = no_report) -> Grouping:
