@@ -107,12 +107,12 @@ class Training:
         """Puts the shares of all hosts on the devices."""
         return runtime.global_arrays(self.step.sharding, batch, self.config.batch_size)
 
-    def validate(self, state: MetaState) -> dict[str, float]:
+    def validate(self, meta: Meta) -> dict[str, float]:
         """Returns mean losses on validation tasks."""
         measured = []
         for index in range(self.config.eval_batches):
             batch = self.place(self.draw(self.config.seed + VALIDATION, index, 1.0))
-            measured.append(losses(self.step.evaluate(state.meta, self.frozen, batch)))
+            measured.append(losses(self.step.evaluate(meta, self.frozen, batch)))
         return {f"val_{name}": float(np.mean([each[name] for each in measured])) for name in measured[0]}
 
 
@@ -221,8 +221,8 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
             runtime.MetricsLog(workdir / "metrics.jsonl", resumed_at=first if restored else None) as log,
             runtime.Progress(config.steps, "meta-train", initial=first) as progress,
         ):
-            if config.eval_every and not first:
-                log.write(0, **training.validate(state))
+            # The initial state is validated after the first step, which donates it, so that the first step comes early.
+            initial = jax.tree.map(np.array, state.meta) if config.eval_every and not first else None
             for index, batch in enumerate(batches, first):
                 batch = training.place(batch)
                 if index == first:
@@ -233,10 +233,12 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
                 if not _nans.all_finite(metrics["loss"], *norms.values()):
                     raise non_finite(training, index, metrics["loss"], before, batch, checkpoints.last_good())
                 done, measured = index + 1, losses(metrics)
+                if index == 0 and initial is not None:
+                    log.write(0, **training.validate(step.place(initial)))
                 log.write(done, **measured, **norms)
                 progress.update(**measured)
                 if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
-                    validated = training.validate(state)
+                    validated = training.validate(state.meta)
                     log.write(done, **validated)
                     progress.update(0, **validated)
                 if done % config.save_every == 0 or done == config.steps:

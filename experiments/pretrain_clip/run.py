@@ -126,7 +126,7 @@ def accuracies(clip: Clip, config: Config, split: str, limit: int, domain: str =
 def train(config: Config, workdir: Any) -> Clip:
     """Trains or resumes; returns the clip after the last step."""
     clip, optimizer = make_clip(config), make_optimizer(config)
-    state = {"params": clip.params, "optimizer": optimizer.init(clip.params)}
+    state = {"params": clip.params, "optimizer": jax.jit(optimizer.init)(clip.params)}
     draw = functools.partial(make_batch, config, clip.tokenizer)
 
     def step(state: dict[str, Any], images: np.ndarray, tokens: np.ndarray) -> Any:

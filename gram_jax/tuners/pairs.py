@@ -74,7 +74,7 @@ def pair_classes(
     attribute, object_ = np.arange(sizes[0])[:, None], sizes[0] + np.arange(sizes[1])[:, None]
     rows = {"pair": pairs + np.array([0, sizes[0]]), "attribute": attribute, "object": object_}
     learned = {kind: _learned_classes(own) for kind, own in rows.items()}
-    return PairClasses(tokens[0], tokens[1], tokens[2], jnp.asarray(pairs), learned)
+    return PairClasses(tokens[0], tokens[1], tokens[2], *jax.device_put((pairs, learned)))
 
 
 def _learned_classes(rows: np.ndarray) -> Classes:
@@ -82,7 +82,7 @@ def _learned_classes(rows: np.ndarray) -> Classes:
     count, length = rows.shape
     tail = np.concatenate([rows + _FIXED, np.full((count, 1), _END)], axis=1)
     full, none = np.full(count, length), np.zeros(count)
-    return jax.tree.map(jnp.asarray, pack_classes(np.zeros((count, 1)), none, tail, full, full))
+    return pack_classes(np.zeros((count, 1)), none, tail, full, full)
 
 
 def check_pairs(classes: Any) -> PairClasses:
