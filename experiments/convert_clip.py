@@ -43,6 +43,7 @@ def run(config: Config, workdir: Any) -> None:
     print(f"  texts   {text.context_length} of {text.vocab_size} tokens; {text.layers} layers of {text.width}")
     print(f"  activation {vision.activation}, embedding {clip.config.embed_dim} wide")
     print(f"  content hash of the weights: {gram.weights_hash(clip.params)}")
+    print(f"to use it: --clip={config.out}")
 
 
 if __name__ == "__main__":

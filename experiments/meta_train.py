@@ -102,6 +102,7 @@ class Training:
     step: MetaStep
     frozen: Clip
     draw: Callable[[int, int, float], Task]
+    about: str
 
     def place(self, batch: Task) -> Task:
         """Puts the shares of all hosts on the devices."""
@@ -167,9 +168,7 @@ def prepare(
         drawn = gram.meta.random_depths(seed, index, config.batch_size, **sizes)
         return batch.replace(depths=drawn[rows.start : rows.stop])
 
-    classes = sum(map(len, episodes.themes))
-    print(f"tasks: {len(episodes.themes)} themes, {classes} classes; omitted: {episodes.left_out}", flush=True)
-    return Training(config, tuner, regulator, step, frozen, draw), step.init(learned)
+    return Training(config, tuner, regulator, step, frozen, draw, episodes.summary()), step.init(learned)
 
 
 def initial_meta(
@@ -236,11 +235,11 @@ def optimize(training: Training, state: MetaState, settings: dict[str, Any], wor
                 if index == 0 and initial is not None:
                     log.write(0, **training.validate(step.place(initial)))
                 log.write(done, **measured, **norms)
-                progress.update(**measured)
+                progress.update(loss=measured["same"])
                 if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                     validated = training.validate(state.meta)
                     log.write(done, **validated)
-                    progress.update(0, **validated)
+                    progress.update(0, val=validated["val_same"])
                 if done % config.save_every == 0 or done == config.steps:
                     checkpoints.save(done, state)
                 checkpoints.exit_if_preempted(done, state)
@@ -276,12 +275,17 @@ def train(
     """Meta-trains or resumes; writes the meta checkpoint and returns its content and the validation losses."""
     workdir, settings = absolute(workdir), dataclasses.asdict(config)
     initial = tuple(part for part in config.learn if part in ("prompt", "offsets"))
-    if config.warmup_steps and initial and not config.meta:
+    staged = bool(config.warmup_steps and initial and not config.meta)
+    if staged:
         warmup = dataclasses.replace(config, steps=config.warmup_steps, learn=initial, **WARMUP)
+        print(f"first of two stages: {warmup.steps} steps with inner loops of {warmup.inner_steps} steps", flush=True)
         train(warmup, workdir / "warmup", clip, hierarchy, corpus=corpus)
         runtime.barrier("warmup")
         config = dataclasses.replace(config, meta=str(workdir / "warmup" / "meta.safetensors"))
+        print(f"second stage: {config.steps} steps with inner loops of {config.inner_steps} steps", flush=True)
     training, state = prepare(config, clip, hierarchy, corpus)
+    if not staged:
+        print(training.about, flush=True)
     settings |= {"hierarchy": hierarchy.content_hash}
     if config.meta:
         settings["meta_hash"] = artifacts.content_hash(absolute(config.meta))
@@ -304,6 +308,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     clip = gram.load_clip(config.clip, compute_dtype=config.compute_dtype)
     hierarchy = tasks.load_hierarchy(config.tasks, clip=clip)
     _, rows = train(config, workdir, clip, hierarchy)
+    print(f"losses along training in {absolute(workdir) / 'metrics.jsonl'}")
     print(f"meta checkpoint in {absolute(workdir) / 'meta.safetensors'}", flush=True)
     environment = evaluation.environment(weights=gram.weights_hash(clip.params))
     return evaluation.Results(dataclasses.asdict(config), environment, rows)

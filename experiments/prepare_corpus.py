@@ -152,7 +152,7 @@ def write_shards(config: Config, workdir: Path, units: int) -> None:
     workers = min(config.workers or os.cpu_count() or 1, max(1, units - len(finished)))
     pairs = sum(shard.pairs for shard in finished.values())
     skipped = sum(sum(shard.skipped.values()) for shard in finished.values())
-    with runtime.Progress(units, "shards", initial=len(finished), unit="shard", every_seconds=10.0) as progress:
+    with runtime.Progress(units, "reading", initial=len(finished), unit="shard", every_seconds=10.0) as progress:
         if len(finished) == units:
             return
         with runtime.worker_pool(workers) as pool:
@@ -229,15 +229,15 @@ def run(config: Config, workdir: Any) -> None:
             settings = {name: getattr(config, name) for name in ("name", "source", "drop_duplicates")}
             manifest = publish(folder, stems, **settings, progress=progress.update)
     shutil.rmtree(workdir / SHARDS, ignore_errors=True)
-    print(
-        f"{manifest.pairs:,} pairs, {manifest.record_bytes / manifest.pairs:,.0f} bytes each, in {folder} "
-        f"({time.monotonic() - begin:.1f} s); skipped: {_counts(manifest.skipped)}; duplicates dropped: "
-        f"{manifest.duplicates}"
-    )
+    size = f"{manifest.record_bytes / manifest.pairs:,.0f} bytes each"
+    print(f"{manifest.pairs:,} pairs, {size}, in {time.monotonic() - begin:.1f} s")
+    print(f"skipped: {_counts(manifest.skipped)}; duplicates dropped: {manifest.duplicates}")
+    if manifest.skipped:
+        print(f"what was skipped, one by one: {workdir / SKIPPED}")
     account = manifest.account()
     write_json(workdir / ACCOUNT, account.to_json())
     print("\n".join([*Account.from_json(manifest.unused).lines(), ""]), end="")
-    print(f"use it as --corpus=array_record:{folder}")
+    print(f"dataset in {folder}; to use it: --corpus=array_record:{folder}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gram_jax import evaluation, runtime
 from gram_jax.errors import InputError
 from gram_jax.evaluation import Encoder, Row
 from gram_jax.evaluation.methods import Task, Trial, task_of
-from gram_jax.evaluation.protocols import Part
+from gram_jax.evaluation.protocols import Part, imbalance
 from gram_jax.evaluation.tuned import TunedMethod
 from gram_jax.io import absolute
 from gram_jax.runtime.units import Units
@@ -42,7 +42,7 @@ class Setup(NamedTuple):
 
 def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
     """Returns the methods, those of one tuner with a shared meter."""
-    encoder = Encoder(clip, config.image_batch, log=lambda line: print(line, flush=True))
+    encoder = Encoder(clip, config.image_batch, log=_say)
     meters: dict[str, Meter] = {}
     setups = []
     for name, flags in of_methods(config):
@@ -55,6 +55,12 @@ def set_up(config: Config, clip: gram.Clip) -> list[Setup]:
             methods.append(dataclasses.replace(method, name=method.name + rate, candidates=(candidate,)))
         setups.append(Setup(encoder, meters[name], tuple(methods), flags.settings))
     return setups
+
+
+def _say(line: str) -> None:
+    """Prints a line that begins with the name of a method."""
+    method, comma, rest = line.partition(", ")
+    print(f"{tables.label(method)}{comma}{rest}", flush=True)
 
 
 def check(config: Config, setups: Sequence[Setup], opened: Mapping[str, Opened]) -> None:
@@ -117,7 +123,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     plots.along_tuning(rows, workdir / "collapse.png")
     for target in tables.TARGETS:
         plots.against(rows, correlations, target, workdir / f"correlation_{target.name}.png")
-    print(f"tables, correlations and plots in {workdir}", flush=True)
+    print(f"correlations.json and plots in {workdir}", flush=True)
     return results
 
 
@@ -129,15 +135,9 @@ def _unit(setup: Setup, method: TunedMethod, task: Task, config: Config, parts: 
 
 
 def _line(unit: tuple, found: Sequence[dict[str, Values]], seconds: float) -> str:
-    """Returns the results of the seeds of a unit as a line of text."""
+    """Returns the accuracies of the seeds of a unit as a line of text."""
     method, dataset, protocol, shots = unit
     last = [by_step[max(by_step, key=int)] for by_step in found]
-
-    def mean(split: str, name: str) -> float:
-        return float(np.mean([own[split][name] for own in last]))
-
-    base, new = (100 * mean(split, "accuracy") for split in ("base", "new"))
-    return (
-        f"{dataset}, {protocol}, {shots}-shot, {method}: base {base:.1f}, new {new:.1f}, distance of base texts to a "
-        f"simplex {mean('base', 'simplex_text'):.3f} ({seconds:.1f} s)"
-    )
+    base, new = (100 * float(np.mean([own[split]["accuracy"] for own in last])) for split in ("base", "new"))
+    tail = "" if (tau := imbalance(protocol)) is None else f", tau {tau:g}"
+    return f"{dataset}{tail}, {shots}-shot, {tables.label(method)}: base {base:.1f}, new {new:.1f} ({seconds:.1f} s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -171,13 +172,13 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
                 "learning_rate": best.plan.learning_rate,
                 "validation_auc": {str(rate): score for rate, score in scores.items()},
             }
-        for seed in runtime.Progress.over(config.seeds, data.dataset.name, unit="seed"):
-            for method in chosen:
-                found = runs.measure(spec, method, seed, "test", config.worlds)
-                rows += rows_of(method, data.dataset.name, seed, found)
-                for world, own in found.items():
-                    own_curves = curves.setdefault((data.dataset.name, world), {}).setdefault(method.name, [])
-                    own_curves.append((own["curve"]["seen"], own["curve"]["unseen"]))
+        todo = [(seed, method) for seed in config.seeds for method in chosen]
+        for seed, method in runtime.Progress.over(todo, "compositional", unit="run"):
+            found = runs.measure(spec, method, seed, "test", config.worlds)
+            rows += rows_of(method, data.dataset.name, seed, found)
+            for world, own in found.items():
+                own_curves = curves.setdefault((data.dataset.name, world), {}).setdefault(method.name, [])
+                own_curves.append((own["curve"]["seen"], own["curve"]["unseen"]))
     results = evaluation.Results(told, runs.environment, tuple(rows), compared(rows, methods))
     evaluation.save_results(workdir, results)  # before anything that could fail
     write_reports(results, curves, workdir)
@@ -218,14 +219,22 @@ def write_reports(results: evaluation.Results, curves: Mapping[tuple[str, str], 
         parts.append(f"## {title}\n\n{reporting.to_markdown(table)}\n")
         name = f"curve_{dataset.partition(':')[2].replace(':', '_')}_{world}.png"
         report.seen_unseen(own, f"{dataset}, {world} world", workdir / name)
-    lines = []
-    for each in results.comparisons:
-        low, high = (float("nan"),) * 2 if each.ci95 is None else each.ci95
-        lines.append(
-            f"{each.a} - {each.b}, AUC: {100 * each.mean_difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] "
-            f"({each.over}, {each.n})"
-        )
-    note = "The biases of these curves are chosen on the test images with their labels, as in all published numbers."
-    print("\n".join(["", *lines, note]), flush=True)
-    text = "\n".join(f"* {line}" for line in lines)
-    write_file(workdir / "table.md", "\n".join([*parts, text, "", note, ""]))
+    lines: list[str] = []
+    for where, each in itertools.groupby(results.comparisons, lambda each: each.over):
+        place = where.rpartition(":")[0]
+        lines += ["", f"differences in AUC, points, with 95 % intervals; {place}:", *map(difference, each)]
+    key = [
+        "S, U: best accuracy of seen and of unseen pairs; H: best harmonic mean of both;",
+        "AUC: area under the curve of both. The biases of these curves are",
+        "chosen on the test images with their labels, as in all published numbers.",
+    ]
+    print("\n".join([*lines, "", *key, f"table.md and the curves in {workdir}"]), flush=True)
+    text = "\n".join(line if not line or line.endswith(":") else f"* {line}" for line in lines)
+    write_file(workdir / "table.md", "\n".join([*parts, text, "", *key, ""]))
+
+
+def difference(compared: evaluation.Comparison) -> str:
+    """Returns a comparison as a line of text."""
+    interval = "" if compared.ci95 is None else " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in compared.ci95))
+    names = f"{reporting.label(compared.a)} - {reporting.label(compared.b)}"
+    return f"{names}: {100 * compared.mean_difference:+.1f}{interval} (seeds: {compared.n})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -138,12 +138,20 @@ def rate(flags: Mapping[str, Any], step: int, steps: int) -> float:
 
 
 def learn(
-    setting: Setting, stream: TaskStream, method: Method, seed: int, checkpoints: Checkpoints, every: float
+    setting: Setting,
+    stream: TaskStream,
+    method: Method,
+    seed: int,
+    checkpoints: Checkpoints,
+    *,
+    every: float,
+    tell: Callable[[int], None],
 ) -> tuple[np.ndarray, Any]:
     """Returns the accuracies A[t, j] `[tasks, tasks]`, NaN above the diagonal, and the last prompt of a method.
 
     The state is a pure function of the number of steps, so that a run killed at any moment resumes bit for bit.
-    `every` is the number of seconds between checkpoints inside a task; the end of a task is always saved.
+    `every` is the number of seconds between checkpoints inside a task; the end of a task is always saved. `tell` is
+    called with the number of tasks that are learned.
     """
     tuning = setting.gram_tuning if method.gram else setting.tuning
     assert tuning is not None
@@ -155,7 +163,9 @@ def learn(
     for number in range(last if method.joint else 0, count):
         plan = plan_task(setting, stream, method, number, seed)
         begin, end = end, end + len(plan.order) + 1
+        learned = count if method.joint else 1
         if done >= end:
+            tell(learned)
             continue
         if done == begin:
             carry["state"] = begin_task(setting, stream, method, tuning, carry["state"], number)
@@ -171,6 +181,7 @@ def learn(
         carry = end_task(setting, stream, method, tuning, carry, number, seed)
         done = end
         checkpoints.save(done, carry)
+        tell(learned)
     return np.asarray(carry["matrix"], np.float64), carry["state"].prompt
 
 

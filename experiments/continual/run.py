@@ -16,7 +16,7 @@ from gram_jax.errors import InputError
 from gram_jax.evaluation.checks import require_usable
 from gram_jax.evaluation.continual import stream_metrics
 from gram_jax.io import write_file
-from gram_jax.reporting import stream_plots, to_markdown, to_text
+from gram_jax.reporting import label, stream_plots, to_markdown, to_text
 from gram_jax.reporting.tables import Table, format_summary
 from gram_jax.runtime.checkpoints import Checkpoints
 from gram_jax.runtime.units import Units
@@ -75,14 +75,17 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.methods}
     streams = {seed: open_stream(config, opened, seed) for seed in shared.flags["seeds"]}
     todo = [(name, seed) for name in config.methods for seed in streams]
-    for name, seed in runtime.Progress.over(todo, "continual", unit="run"):
-        depends = depends_on(config, environment, name)
-        line = units.find((name, seed), depends)
-        if line is None:
-            matrix = learn(config, shared, streams[seed], name, seed, workdir, depends)
-            line = {"matrix": [[None if np.isnan(value) else float(value) for value in row] for row in matrix]}
-            units.add((name, seed), depends, line)
-        found[name].append(np.array(line["matrix"], np.float64))
+    counts = [len(streams[seed].tasks) * (name not in FROZEN) for name, seed in todo]
+    with runtime.Progress(sum(counts), "continual", unit="task") as progress:
+        for (name, seed), done in zip(todo, np.cumsum(counts).tolist(), strict=True):
+            depends = depends_on(config, environment, name)
+            line = units.find((name, seed), depends)
+            if line is None:
+                matrix = learn(config, shared, streams[seed], name, seed, workdir, depends, progress)
+                line = {"matrix": [[None if np.isnan(value) else float(value) for value in row] for row in matrix]}
+                units.add((name, seed), depends, line)
+            found[name].append(np.array(line["matrix"], np.float64))
+            progress.update(done - progress.done)  # the tasks of a finished run
     return report(config, shared, found, streams, environment, opened, workdir)
 
 
@@ -102,14 +105,15 @@ def learn(
     seed: int,
     workdir: Any,
     depends: Mapping[str, Any],
+    progress: runtime.Progress,
 ) -> np.ndarray:
-    """Returns the matrix of a method and a seed."""
+    """Returns the matrix of a method and a seed, and counts the tasks that are learned."""
     if name in FROZEN:
         return learner.frozen(shared, stream, name)
     folder = workdir / "checkpoints" / f"{name}-{seed}"
     with Checkpoints(folder, dict(depends) | {"method": name, "seed": seed}, keep=1) as checkpoints:
-        every = config.checkpoint_seconds
-        matrix, prompt = learner.learn(shared, stream, METHODS[name], seed, checkpoints, every)
+        how = {"every": config.checkpoint_seconds, "tell": progress.update}
+        matrix, prompt = learner.learn(shared, stream, METHODS[name], seed, checkpoints, **how)
     save_prompt(workdir / "prompts" / f"{name}-{seed}.safetensors", prompt, shared.tuner, shared.encoder.clip)
     return matrix
 
@@ -140,7 +144,9 @@ def report(
     for each in compared:
         if each.ci95 is not None and each.metric in ("last", "forgetting"):
             low, high = (100 * bound for bound in each.ci95)
-            print(f"{each.metric}: {each.a} - {each.b} = {100 * each.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}]")
+            difference = f"{100 * each.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] points"
+            print(f"{_COLUMNS[each.metric]}: {label(each.a)} - {label(each.b)} = {difference}")
+    print(f"\ntable.md, matrices.png, along.png and prompts in {workdir}")
     return results
 
 
@@ -167,7 +173,7 @@ def measure_table(found: Mapping[str, Any], measures: Mapping[tuple[str, str], l
     body = []
     for method in found:
         cells = (measures.get((method, metric)) for metric in _COLUMNS)
-        body.append((method, *(_cell(values) for values in cells)))
+        body.append((label(method), *(_cell(values) for values in cells)))
     return Table(("method", *_COLUMNS.values()), tuple(body))
 
 

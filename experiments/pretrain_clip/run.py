@@ -178,7 +178,9 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         gram.save_clip(clip, folder, dtype="float16")
         for path in pathlib.Path(folder).iterdir():
             (workdir / "clip" / path.name).write_bytes(path.read_bytes())
-        return evaluate(config, gram.load_clip(folder))
+        results = evaluate(config, gram.load_clip(folder))
+    print(f"\nclip in {workdir / 'clip'}; to use it: --clip={workdir / 'clip'}")
+    return results
 
 
 def evaluate(config: Config, clip: Clip) -> evaluation.Results:
@@ -206,8 +208,9 @@ def evaluate(config: Config, clip: Clip) -> evaluation.Results:
         single = dataclasses.replace(config, datasets=(name,))
         faces = [accuracies(clip, single, "test", 4, face)[name]["fitting"] for face in unseen]
         row("zero_shot:fitting", name, float(np.mean(faces)), domain="unseen faces")
+    shown = [dataclasses.replace(row, method=reporting.label(row.method)) for row in rows]
     for domain in (None, "unseen faces"):
-        table = reporting.pivot([row for row in rows if row.domain == domain], over=("shots",))
+        table = reporting.pivot([row for row in shown if row.domain == domain], over=("shots",))
         print(f"\n{domain or 'corpus faces'}, top-1 accuracy, %\n{reporting.to_text(reporting.transpose(table))}")
     environment = evaluation.environment(weights=gram.weights_hash(clip.params), splits=hashes)
     return evaluation.Results(dataclasses.asdict(config), environment, tuple(rows))

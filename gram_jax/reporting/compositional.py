@@ -12,6 +12,7 @@ from gram_jax.evaluation.compositional import Measures
 from gram_jax.evaluation.results import Row
 from gram_jax.evaluation.statistics import summarize
 from gram_jax.reporting import plots
+from gram_jax.reporting.names import label
 from gram_jax.reporting.published import compositional as published_rows
 from gram_jax.reporting.tables import EMPTY, Table, format_summary
 
@@ -35,7 +36,7 @@ def table(rows: Sequence[Row], dataset: str, world: str) -> Table:
         for row in own:
             if row.method == method:
                 values.setdefault(row.metric, []).append(100 * row.value)
-        lines.append((method, *(format_summary(summarize(values[metric])) for metric in TITLES)))
+        lines.append((label(method), *(format_summary(summarize(values[metric])) for metric in TITLES)))
     for printed in published_rows(dataset, world):
         known = {title: f"{100 * value:.1f}" for title, value in printed.values.items()}
         name = f"{printed.method} (published, {printed.source})"
@@ -57,7 +58,7 @@ def seen_unseen(curves: Mapping[str, Sequence[Any]], title: str, path: str | os.
             for seen, unseen in seeds:
                 axis.plot(100 * np.asarray(unseen), 100 * np.asarray(seen), color=color, alpha=0.15, linewidth=0.8)
             at, mean = mean_curve(seeds)
-            axis.plot(100 * at, 100 * mean, color=color, linewidth=2, label=method)
+            axis.plot(100 * at, 100 * mean, color=color, linewidth=2, label=label(method))
         axis.set_xlabel("accuracy of unseen pairs, %")
         axis.set_ylabel("accuracy of seen pairs, %")
         axis.set_title(title)

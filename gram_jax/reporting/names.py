@@ -14,11 +14,20 @@ TUNERS = {
     "maple": "MaPLe",
     "upt": "UPT",
     "dpt": "DPT",
+    "csp": "CSP",
+    "dfsp": "DFSP",
+    "troika": "Troika",
+    "drpt": "DRPT",
+    "gram": "GRAM",
 }
 BASELINES = {
     "ensemble": "ensemble of templates",
     "hand_crafted": "hand-crafted template",
+    "joint": "all tasks at once",
+    "l2": "L2 to the last prompt",
     "linear_probe": "linear probe",
+    "nearest_mean": "nearest class mean",
+    "null_space": "null space",
     "tip_adapter": "Tip-Adapter",
 }
 # Additions to a tuner, each after a "+", with its weight after ":" if that differs from the published one.
@@ -30,6 +39,7 @@ ADDITIONS = {
     "kgcoop": "KgCoOp",
     "logit_adjustment": "logit adjustment",
     "npt": "NPT",
+    "null_space": "null space",
     "prograd": "ProGrad",
     "prometar": "ProMetaR",
     "promptsrc": "PromptSRC",
@@ -104,7 +114,8 @@ def base_label(base: str) -> str:
     """Returns the display name of a tuner with its additions."""
     name, _, tag = base.partition(_TAG)
     tuner, *additions = name.split("+")
-    names = [(TUNERS | BASELINES).get(tuner, tuner)]
+    tuner, parenthesis, settings = tuner.partition("(")
+    names = [(TUNERS | BASELINES).get(tuner, tuner) + parenthesis + settings]
     for name, _, weight in (addition.partition(":") for addition in additions):
         names.append(ADDITIONS.get(name, name) + f" (weight {weight})" * bool(weight))
     return " + ".join(names) + f" ({tag})" * bool(tag)

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _REDRAW_SECONDS = 0.2
 _FIRST_SECONDS = 0.1  # updates that follow the first one so closely belong to it: a batch is counted item by item
+_LEAST_WORK = 0.02  # share of the work from which on the time left is told: steps of little work take other times
 _BAR = 20  # characters
 _CLEAR = "\r\x1b[K"  # to the start of the line; erase it
 _lock = threading.RLock()
@@ -34,7 +35,7 @@ class Progress(contextlib.AbstractContextManager):
 
     The rate excludes the first update, which in JAX is mostly compilation: with n updates in the t seconds since then,
     rate = n / t and the remaining time is (total - done) / rate. If steps differ in cost, `work` replaces their number
-    in the remaining time.
+    in the remaining time, which is told once 2 % of the work are measured.
 
     Args:
       total, initial: the number of steps of the whole loop, and of those done by an earlier run.
@@ -70,6 +71,7 @@ class Progress(contextlib.AbstractContextManager):
         self.total, self.done = total, initial
         self._description, self._unit, self._every_seconds, self._clock = description, unit, every_seconds, clock
         self._left = float(total - initial) if work is None else float(work)
+        self._least = 0.0 if work is None else _LEAST_WORK * self._left
         self._finished = 0.0  # work of this process
         self._values: dict[str, Any] = {}
         self._begun = self._last_drawn = clock()
@@ -123,6 +125,10 @@ class Progress(contextlib.AbstractContextManager):
 
     def line(self) -> str:
         """Returns the progress as one line of text."""
+        return ", ".join([*self._count(), *self._told()])
+
+    def _count(self) -> list[str]:
+        """Returns the count, the rate and the time left."""
         parts = [f"{self._description} {self.done}/{self.total} {self._unit}s".strip()]
         if self.total:
             parts[0] += f" ({100 * self.done / self.total:.1f} %)"
@@ -130,11 +136,16 @@ class Progress(contextlib.AbstractContextManager):
             parts.append(f"{rate:.3g} {self._unit}s/s" if rate >= 1 else f"{1 / rate:.3g} s/{self._unit}")
         if self.done < self.total:
             since, _, finished = self._measured_from
-            speed = (self._finished - finished) / max(self._clock() - since, 1e-9) if rate is not None else 0
+            measured = self._finished - finished
+            told = rate is not None and measured >= self._least
+            speed = measured / max(self._clock() - since, 1e-9) if told else 0
             left = f"{_duration(max(0.0, self._left) / speed)} left" if speed > 0 else ""
             parts += [left or f"{_duration(self._clock() - self._begun)} passed"]
-        parts += [f"{name}={_short(value)}" for name, value in self._values.items()]
-        return ", ".join(parts)
+        return parts
+
+    def _told(self) -> list[str]:
+        """Returns the values that `update` was given."""
+        return [f"{name}={_short(value)}" for name, value in self._values.items()]
 
     def clear(self) -> None:
         """Erases the bar until it is drawn again."""
@@ -169,7 +180,10 @@ class Progress(contextlib.AbstractContextManager):
         text = f"[{'#' * full}{'.' * (_BAR - full)}] {line}"
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
             width = os.get_terminal_size(self._stream.fileno()).columns - 1
-            text = text if len(text) <= width else line[:width]  # the time left matters more than the picture
+            # The time left matters more than the picture and the values, of which the first matter most.
+            told = self._told()
+            shorter = (", ".join([*self._count(), *told[:count]]) for count in range(len(told), -1, -1))
+            text = next((each for each in (text, *shorter) if len(each) <= width), line[:width])
         _write(self._stream, _CLEAR + text)
 
     def _keep_alive(self) -> None:

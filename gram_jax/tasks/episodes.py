@@ -62,6 +62,12 @@ class Episodes:
     _text_features: np.ndarray | None = dataclasses.field(repr=False)
     _pairs: np.ndarray | None = dataclasses.field(repr=False)
 
+    def summary(self) -> str:
+        """Returns the numbers of themes and classes that tasks are drawn from, and of classes that are left out."""
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count)
+        about = f"tasks from {len(self.themes)} themes, {sum(map(len, self.themes))} classes"
+        return about + (f"; left out: {left_out}" if left_out else "")
+
     def draw(self, seed: int, index: int, progress: float = 1.0) -> Episode:
         """Draws episode number `index`; `progress`, the finished share of the training, matters for the curriculum."""
         rng, config = np.random.default_rng([seed, index]), self.config

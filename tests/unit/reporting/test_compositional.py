@@ -23,7 +23,7 @@ def test_a_cell_is_the_mean_over_seeds_and_published_rows_follow():
     table = compositional.table(own, "czsl:ut-zappos", "closed")
     assert table.header == ("method", "S", "U", "H", "AUC", "attribute", "object")
     half = 12.706204736432095 * 0.01  # Student's t with one degree of freedom
-    assert table.rows[0] == ("csp", *(f"{mean:.1f} ±{100 * half:.1f}" for mean in (61, 51, 41, 31, 21, 11)))
+    assert table.rows[0] == ("CSP", *(f"{mean:.1f} ±{100 * half:.1f}" for mean in (61, 51, 41, 31, 21, 11)))
     printed = {line[0].partition(" (")[0]: line[1:] for line in table.rows[1:]}
     assert printed["CSP"] == ("64.2", "66.2", "46.6", "33.0", "-", "-")
     assert printed["Troika"] == ("66.8", "73.8", "54.6", "41.7", "-", "-")

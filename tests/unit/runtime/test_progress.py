@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import time
 
 import pytest
@@ -127,3 +128,26 @@ def test_lines_are_written_above_the_bar():
     before, _, after = terminal.getvalue().partition("coop: 81.2\n")
     assert before.endswith("\r\x1b[K")  # erased to the start of the line
     assert after.startswith("\r\x1b[K[")  # and drawn again
+
+
+def test_a_narrow_terminal_shows_whole_values_only(monkeypatch):
+    terminal = Terminal()
+    terminal.fileno = lambda: 1
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((60, 24)))
+    progress = Progress(20, "train", stream=terminal)
+    progress.update(5, loss=0.25, accuracy=0.75, error=0.125)
+    progress.close()
+    last = terminal.getvalue().rstrip("\n").rpartition("\x1b[K")[2]
+    assert last == "train 5/20 steps (25.0 %), 0:00:00 passed, loss=0.25"
+
+
+def test_a_step_of_hardly_any_work_tells_no_time_left():
+    clock = Clock()
+    progress = Progress(4, unit="unit", work=1102, stream=io.StringIO(), clock=clock)
+    progress.update(work=1)
+    clock.now = 10.0
+    progress.update(work=1)  # 1,100 units of work like this one would take three hours
+    assert "left" not in progress.line()
+    clock.now = 110.0
+    progress.update(work=550)
+    assert "0:01:50 left" in progress.line()  # 551 units of work in 110 s, 550 are left
