@@ -32,7 +32,7 @@ class Looked:
       >>> for position in (0, 1):
       ...     looked.add(position, gradient)
       >>> looked.notes()[0]
-      "1 images are in several splits, test accuracy is too high: 'a (train) = b (test)'"
+      "1 image is in several splits, test accuracy is too high: 'a (train) = b (test)'"
     """
 
     def __init__(self, dataset: Dataset):
@@ -55,7 +55,7 @@ class Looked:
         notes = []
         if self._one_color:
             names = [str(self._dataset.references[each]) for each in self._one_color]
-            notes.append(f"{len(names)} images are of one color: {examples(names)}")
+            notes.append(f"{_images(len(names))} of one color: {examples(names)}")
         dark = sum(value < _DARK for value in self._brightest)
         if self._brightest and dark >= _MOSTLY * len(self._brightest):
             notes.append(
@@ -89,7 +89,7 @@ class Looked:
             for group in found:
                 other = next(each for each in group if values[each] != values[group[0]])
                 pairs.append(" = ".join(f"{data.references[each]} ({named[each]})" for each in (group[0], other)))
-            return [f"{len(found)} images are in several {meaning}: {examples(pairs)}"] if found else []
+            return [f"{_images(len(found))} in several {meaning}: {examples(pairs)}"] if found else []
 
         splits = [str(split) for split in data.splits]
         classes = [data.class_names[label] for label in data.labels]
@@ -101,3 +101,7 @@ class Looked:
             if len({(splits[each], classes[each]) for each in group}) == 1
         )
         return notes + ([f"{sum(within.values())} images occur again in their class and split"] if within else [])
+
+
+def _images(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count} images are"

@@ -148,12 +148,12 @@ def noise(seed, high=256):
 @pytest.mark.parametrize(
     ("images", "labels", "splits", "message"),
     [
-        ([noise(0), noise(0)], [0, 0], ["train", "test"], r"1 images are in several splits.*train\) = 1\.png \(test"),
+        ([noise(0), noise(0)], [0, 0], ["train", "test"], r"1 image is in several splits.*train\) = 1\.png \(test"),
         ([noise(0), noise(0)], [0, 0], ["val", "test"], "several splits"),
-        ([noise(0), noise(0)], [0, 1], None, r"1 images are in several classes.*\(cat\) = 1\.png \(dog\)"),
+        ([noise(0), noise(0)], [0, 1], None, r"1 image is in several classes.*\(cat\) = 1\.png \(dog\)"),
         ([noise(0), noise(0), noise(0)], [0, 0, 0], ["train"] * 3, "1 images occur again"),
-        ([np.full((8, 8, 3), 7, np.uint8), noise(1)], None, None, r"1 images are of one color: '0\.png'"),
-        ([np.uint8(200) + noise(3, 2), noise(1)], None, None, "1 images are of one color"),
+        ([np.full((8, 8, 3), 7, np.uint8), noise(1)], None, None, r"1 image is of one color: '0\.png'"),
+        ([np.uint8(200) + noise(3, 2), noise(1)], None, None, "1 image is of one color"),
         ([np.zeros((8, 8, 3), np.uint8)] * 3, None, None, "3 images are of one color"),
         ([noise(n, 17) for n in range(4)], None, None, "4 of 4 images are dark, the largest value is 16"),
         ([noise(n, 30) for n in range(19)] + [noise(99)], None, None, "19 of 20 images are dark"),
@@ -180,7 +180,7 @@ def test_check_data_notes_equal_and_dark_photos(tmp_path, capsys):
     check_data.run(check_data.Config(dataset=(f"folder:{root}",), images=0), epath.Path(tmp_path))
     said = capsys.readouterr().out
     assert "note: 2 images are in several splits, test accuracy is too high" in said
-    assert "note: 1 images are in several classes, only one of which is right" in said
+    assert "note: 1 image is in several classes, only one of which is right" in said
     assert "no problems found" in said
 
 
