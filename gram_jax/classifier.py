@@ -162,7 +162,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         found = f"{len(dataset)} images of {len(classes)} classes"
         self._say(f"{found}; zero-shot accuracy on them: {100 * zero_shot:.1f} %")
         runs = len(rates) + 1 if np.any(dataset.splits == "val") and len(rates) > 1 else 1
-        with self._bar(runs * plan.steps if plan.epochs is None else None, "tune", "step") as bar:
+        total = runs * plan.steps if plan.epochs is None else None
+        with self._bar(total, "tune", "step", own=shown is None) as bar:
             fitted = fit_prompt(encoder, dataset, _method(tuner, plan), rates, seed, shown or (lambda: bar.update()))
         held_out = int(np.sum(dataset.splits == "val"))
         self._say(_choice(fitted, held_out))
@@ -287,9 +288,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
                 bar.update(len(part))
         return encoder
 
-    def _bar(self, total: int | None, description: str, unit: str) -> Any:
-        """Returns a progress bar; without `verbose` or a terminal it shows nothing."""
-        return tqdm(total=total, desc=description, unit=unit, leave=False, disable=None if self.verbose else True)
+    def _bar(self, total: int | None, description: str, unit: str, own: bool = True) -> Any:
+        """Returns a progress bar; without `verbose` or a terminal, or if the caller shows one, it shows nothing."""
+        off = None if self.verbose and own else True
+        return tqdm(total=total, desc=description, unit=unit, leave=False, disable=off)
 
     def _say(self, text: str) -> None:
         if self.verbose:

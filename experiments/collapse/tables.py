@@ -63,7 +63,7 @@ _SHOWN = ("nc1", "simplex_text", "simplex_both", "nc3_cosine", "nc4")
 _LEVELS = (("base", "accuracy"), ("new", "accuracy"), (ALL_CLASSES, H), *(("base", measure) for measure in _SHOWN))
 # What fits a terminal of 80 columns.
 _SHOWN_LEVELS = ("method", "base", "new", "H", MEASURES["simplex_text"])
-_SHOWN_CORRELATIONS = ("measure, classes", "collapsed", f"r {WITHIN}")
+_SHOWN_CORRELATIONS = ("collapsed", f"r {WITHIN}")
 _MAIN = tuple(f"{MEASURES[measure]}, base" for measure in _SHOWN)
 NOTES = (
     "Collapse is measured on test images and on the names of their classes, in the first tables of base classes; mean "
@@ -229,18 +229,24 @@ def comparisons(rows: Sequence[Row]) -> tuple[Comparison, ...]:
     return tuple(compared)
 
 
+def _columns(table: Table, names: Sequence[str]) -> Table:
+    """Returns some columns of a table."""
+    at = [table.header.index(name) for name in names]
+    return Table(tuple(names), tuple(tuple(line[i] for i in at) for line in table.rows))
+
+
 def write(
     rows: Sequence[Row], results: Sequence[MeasureCorrelation], workdir: epath.Path, show: Callable[[str], Any]
 ) -> None:
     """Writes table.md and correlations.json, and shows the columns that matter of two tables."""
     levels, correlated = level_tables(rows), correlation_tables(results)
     tables = {**levels, **correlated}
-    shown = (levels, _SHOWN_LEVELS, lambda line: True), (correlated, _SHOWN_CORRELATIONS, lambda line: line[0] in _MAIN)
-    for found, columns, wanted in shown:
-        for name, table in itertools.islice(found.items(), 1):
-            at = [table.header.index(column) for column in columns]
-            lines = tuple(tuple(line[i] for i in at) for line in table.rows if wanted(line))
-            show(f"\n{name}\n\n{to_text(Table(columns, lines))}")
+    for name, table in itertools.islice(levels.items(), 1):
+        show(f"\n{name}\n\n{to_text(_columns(table, _SHOWN_LEVELS))}")
+    for name, table in itertools.islice(correlated.items(), 1):
+        some = [(line[0].removesuffix(", base"), *line[1:]) for line in table.rows if line[0] in _MAIN]
+        own = Table(("measure of base classes", *table.header[1:]), tuple(some))
+        show(f"\n{name}\n\n{to_text(_columns(own, (own.header[0], *_SHOWN_CORRELATIONS)))}")
     show(f"\nall tables, measures and notes: {workdir / 'table.md'}")
     markdown = "\n".join(f"## {name}\n\n{to_markdown(table)}\n" for name, table in tables.items())
     write_file(workdir / "table.md", markdown + "\n" + "".join(f"- {note}\n" for note in NOTES))
