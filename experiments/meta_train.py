@@ -16,7 +16,7 @@ Meta-training has two stages. The first has inner loops of 3 steps, which learn 
 to convergence takes from new classes, and so what the regulator has to prevent. Their gradient is of first order, which
 costs one forward and backward pass per inner step and no memory (docs/gram.md).
 
-With the default flags and the mini CLIP, the first stage takes 2 minutes and the second 12 on one core, in under 2 GiB.
+With the default flags and the mini CLIP, the first stage takes 2 minutes and the second 14 on one core, in under 2 GiB.
 A tuner that needs pixels (ivlp, vpt) runs the image transformer for every support image in every inner step: use fewer
 of both. --gradient=exact takes several times as long.
 
