@@ -15,9 +15,9 @@ Centroids are searched among at most ``--sample`` pairs. Then every pair is assi
 block, so that stored features may be larger than memory. The program shows the progress and the seconds of each part.
 
 160,000 pairs take 3 minutes for features, 1 for clustering and 3 s for files on two cores, and 3 GiB. Clustering
-1,000,000 pairs with 512 numbers per feature, stored as float16, into 14,000 classes takes 350 s of processor time and 5 GiB.
-``--class_text=medoid`` and ``centroid`` use ``--classes``: k-means searches for all of them. A work directory with the
-hierarchy of the same settings does not change.
+1,000,000 pairs with 512 numbers per feature, stored as float16, into 14,000 classes takes 350 s of processor time and 5
+GiB. ``--class_text=medoid`` and ``centroid`` use ``--classes``: k-means searches for all of them. A work directory with
+the hierarchy of the same settings does not change.
 """
 
 from __future__ import annotations
