@@ -4,9 +4,9 @@
     python docs/starts.py meta_train build_tasks  # prints some of them
 
 Each program runs in a temporary folder with tiny settings and ends as soon as its first step is done: an optimizer
-step, or the first batch of images where a method that learns nothing comes first. Programs without steps run to their
-end. The same command again finds what the first run left, above all its compiled programs; the shorter of two such runs
-counts. Times are processor time of the process, user and system.
+step, or the first batch of images where such batches come first. Programs without steps run to their end. The same
+command again finds what the first run left, above all its compiled programs; the shorter of two such runs counts. Times
+are processor time of the process, user and system.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def until_first_step(program: str, arguments: list[str]) -> None:
         "gram_jax.meta.step": lambda module: last(module.MetaStep, "__call__"),
         "experiments.pretrain_clip.run": lambda module: last(module, "train_step"),
     }
-    if program == "headroom" or (program == "compositional" and "--methods=coop" not in arguments):
+    if program in ("classify", "headroom") or (program == "compositional" and "--methods=coop" not in arguments):
         marks["gram_jax.evaluation.encoder"] = lambda module: last(module.Encoder, "_encode")
     if program in ("build_tasks", "embed_corpus", "zero_shot", "predict"):
         marks["gram_jax.runtime.progress"] = lambda module: last(module.Progress, "update")
