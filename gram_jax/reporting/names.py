@@ -115,7 +115,7 @@ def base_label(base: str) -> str:
     name, _, tag = base.partition(_TAG)
     tuner, *additions = name.split("+")
     tuner, parenthesis, settings = tuner.partition("(")
-    names = [(TUNERS | BASELINES).get(tuner, tuner) + parenthesis + settings]
+    names = [(TUNERS | BASELINES).get(tuner, tuner) + f" ({settings}" * bool(parenthesis)]
     for name, _, weight in (addition.partition(":") for addition in additions):
         names.append(ADDITIONS.get(name, name) + f" (weight {weight})" * bool(weight))
     return " + ".join(names) + f" ({tag})" * bool(tag)

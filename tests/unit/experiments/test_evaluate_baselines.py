@@ -61,8 +61,8 @@ def test_baselines_are_rows_of_the_same_draws_and_tables(finished):
         ("base_to_new", None, "base", None, None), ("base_to_new", None, "new", None, None),
     }  # fmt: skip
     table = (workdir / "table.md").read_text()
-    assert "linear_probe" in table
-    assert "tip_adapter" in table
+    assert "linear probe (strength=2.0)" in table
+    assert "Tip-Adapter (alpha=1.0)" in table
 
 
 def test_a_linear_probe_is_scikit_learns_on_the_draw(config, finished):
