@@ -181,8 +181,8 @@ class Progress(contextlib.AbstractContextManager):
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
             width = os.get_terminal_size(self._stream.fileno()).columns - 1
             # The time left matters more than the picture and the values, of which the first matter most.
-            told = self._told()
-            shorter = (", ".join([*self._count(), *told[:count]]) for count in range(len(told), -1, -1))
+            count, told = self._count(), self._told()
+            shorter = (", ".join([*count, *told[:shown]]) for shown in range(len(told), -1, -1))
             text = next((each for each in (text, *shorter) if len(each) <= width), line[:width])
         _write(self._stream, _CLEAR + text)
 

@@ -62,15 +62,19 @@ def classes_by_name(
     rarity = counts[theme[kept], word[kept]]
     numbers: dict[tuple[int, bytes], int] = {}
     name_of_pair = np.full(len(lengths), -1)
+
+    def is_frequent() -> np.ndarray:
+        return np.bincount(name_of_pair[name_of_pair >= 0], minlength=len(numbers)) >= min_members
+
     for between in (_BETWEEN, 0):
-        pairs_of_name = np.append(np.bincount(name_of_pair + 1, minlength=len(numbers) + 1)[1:], 0)  # last: no name
         first, last = _rarest_runs(kept, pair, rarity, between, len(lengths))
-        renamed = np.flatnonzero((pairs_of_name[name_of_pair] < min_members) & (first >= 0))
+        done = np.append(is_frequent(), False)[name_of_pair]  # the last: no name
+        renamed = np.flatnonzero(~done & (first >= 0))
         spans = zip(theme_of_pair[renamed].tolist(), first[renamed].tolist(), last[renamed].tolist(), strict=True)
         found = [numbers.setdefault((t, caption_words.ids[a:b].tobytes()), len(numbers)) for t, a, b in spans]
         name_of_pair[renamed] = found
     keys = list(numbers)
-    large = np.flatnonzero(np.bincount(name_of_pair[name_of_pair >= 0], minlength=len(keys)) >= min_members)
+    large = np.flatnonzero(is_frequent())
     of_class = np.array([keys[number][0] for number in large], np.int64)
     order = np.argsort(of_class, kind="stable")
     rank = np.full(len(keys) + 1, -1)  # the last: no name
