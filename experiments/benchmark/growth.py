@@ -15,7 +15,7 @@ says that the cost is proportional to (size of the axis)^p. It is fitted by leas
 end" is that of the two largest points, where constant costs count least. On the axis of devices, time is processor time
 of all of them.
 
-WORKDIR gets growth.png, table.md and results.json. The default takes ten minutes on two cores, and 3 GiB.
+WORKDIR gets growth.png, table.md and results.json. The default takes four to ten minutes on two cores, and 3 GiB.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def plot(found: Mapping[str, Sequence[Point]], path: Any) -> None:
                 panel.plot(x, y, "o-", color=color)
                 panel.plot(x, [y[-1] * size / x[-1] for size in x], ":", color=plots.GRAY)  # exactly linear
                 panel.minorticks_off()
-                panel.set_xticks(x, [f"{size:,}" for size in x])
+                panel.set_xticks(x, [f"{size // 1000}k" if size % 1000 == 0 else str(size) for size in x])
+                panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+                panel.yaxis.set_major_formatter("{x:,g}")
                 panel.set_title("exponent {:.2f}, at the end {:.2f}".format(*exponents(known)))
         plots.save(figure, path)
 
