@@ -42,7 +42,7 @@ class Config:
 
     tasks: str = setting("runs/build_tasks/hierarchy.safetensors", "the hierarchy, a file of experiments.build_tasks")
     clip: str = setting("mini", 'folder, file, hub name, OpenCLIP MODEL:TAG, or "mini"; that of the hierarchy')
-    meta: str = setting("", "meta checkpoint to start from: its initialization, and its regulator if that is the same")
+    meta: str = setting("", "meta checkpoint to start from, of this tuner or of one with a part of its prompt")
     tuner: str = setting("coop(init_text='a photo of a')", "the tuner, NAME or NAME(setting=value, ...)")
     regulator: str = setting("kronecker", "the regulator, NAME or NAME(setting=value, ...)")
     learn: tuple[str, ...] = setting(("prompt", "phi", "offsets"), "learned parts; also log_rates, the inner steps")

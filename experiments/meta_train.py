@@ -16,6 +16,9 @@ Meta-training has two stages. The first has inner loops of 3 steps, which learn 
 to convergence takes from new classes, and so what the regulator has to prevent. Their gradient is of first order, which
 costs one forward and backward pass per inner step and no memory (docs/gram.md).
 
+--meta replaces the first stage by a learned initialization. That of another tuner gives the parts that both have: IVLP
+begins with the context of CoOp, and with visual tokens of its own (docs/gram.md).
+
 With the default flags and the mini CLIP, the first stage takes 2 minutes and the second 14 on one core, in under 2 GiB.
 A tuner that needs pixels (ivlp, vpt) runs the image transformer for every support image in every inner step: use fewer
 of both. --gradient=exact takes several times as long.
@@ -174,23 +177,25 @@ def prepare(
 def initial_meta(
     config: Config, clip: Clip, tuner: Tuner, regulator: Regulator, prototypes: np.ndarray | None, loaded: Any
 ) -> Meta:
-    """Returns the state before meta-training: a new one, or that of the loaded meta checkpoint --meta."""
+    """Returns the state before meta-training: a new one, that of the meta checkpoint --meta, or parts of it."""
+    if loaded is not None and (loaded.tuner.name, loaded.tuner.settings) == (tuner.name, tuner.settings):
+        prompt, phi = loaded.meta.prompt, loaded.meta.phi
+        if (loaded.regulator.name, loaded.regulator.settings) != (regulator.name, regulator.settings):
+            phi = regulator.init(jax.random.key(config.seed + 1), prompt)
+        return loaded.meta.replace(phi=phi, log_rates=gram.meta.init_meta(prompt, phi, config.inner_rate).log_rates)
+    prompt = tuner.init(jax.random.key(config.seed), clip, None)
+    learned = gram.meta.init_meta(prompt, regulator.init(jax.random.key(config.seed + 1), prompt), config.inner_rate)
+    if prototypes is not None:
+        offsets = "offsets" in config.learn or (loaded is not None and loaded.meta.offsets is not None)
+        learned = gram.meta.with_structure(learned, prototypes, config.temperature, offsets=offsets)
     if loaded is None:
-        prompt = tuner.init(jax.random.key(config.seed), clip, None)
-        learned = gram.meta.init_meta(
-            prompt, regulator.init(jax.random.key(config.seed + 1), prompt), config.inner_rate
-        )
-        if prototypes is not None:
-            offsets = "offsets" in config.learn
-            learned = gram.meta.with_structure(learned, prototypes, config.temperature, offsets=offsets)
         return learned
-    if (loaded.tuner.name, loaded.tuner.settings) != (tuner.name, tuner.settings):
+    learned, parts = gram.meta.with_parts_of(learned, loaded.meta)
+    if not parts:
         found = f"{loaded.tuner.name}{dict(loaded.tuner.settings)}"
-        raise InputError(f"--meta={config.meta} belongs to {found}, not to --tuner={config.tuner}; give the same tuner")
-    prompt, phi = loaded.meta.prompt, loaded.meta.phi
-    if (loaded.regulator.name, loaded.regulator.settings) != (regulator.name, regulator.settings):
-        phi = regulator.init(jax.random.key(config.seed + 1), prompt)
-    return loaded.meta.replace(phi=phi, log_rates=gram.meta.init_meta(prompt, phi, config.inner_rate).log_rates)
+        raise InputError(f"--meta={config.meta} is of {found} and has no part of --tuner={config.tuner}; omit --meta")
+    print(f"from the {loaded.tuner.name} of {config.meta}: {', '.join(parts)}", flush=True)
+    return learned
 
 
 def image_reader(

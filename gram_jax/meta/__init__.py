@@ -17,6 +17,7 @@ from gram_jax.meta.initialization import (
     initial_prompt,
     prompt_between,
     regulator_context,
+    with_parts_of,
     with_structure,
 )
 from gram_jax.meta.objective import Task, meta_objective, random_depths
@@ -39,5 +40,6 @@ __all__ = [
     "regulator_context",
     "relation",
     "task_context",
+    "with_parts_of",
     "with_structure",
 ]

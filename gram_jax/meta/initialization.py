@@ -84,6 +84,48 @@ def with_structure(meta: Meta, prototypes: Array, temperature: float = 0.05, *, 
     return dataclasses.replace(meta, structure=structure, offsets=added)
 
 
+def with_parts_of(meta: Meta, other: Meta) -> tuple[Meta, tuple[str, ...]]:
+    """Takes over the parts of another tuner's learned initialization, so that meta-learning can begin from them.
+
+    A part of `other` replaces the part whose path ends in its path and which has its shape: "context" of CoOp becomes
+    "text/context" of IVLP. The offsets of the other parts stay as they are, 0 in a new state.
+
+    Args:
+      meta: the state before meta-learning; with offsets if `other` has some, one for each prototype of `other`.
+      other: the initialization of a tuner on the same clip.
+
+    Returns:
+      The new state, and the paths of the replaced parts; none if no part fits.
+
+    Example:
+      >>> coop = init_meta({"context": jnp.ones(2)}, {}, 0.3)
+      >>> ivlp = init_meta({"text": {"context": jnp.zeros(2)}, "visual": {"tokens": jnp.zeros(3)}}, {}, 0.3)
+      >>> found, parts = with_parts_of(ivlp, coop)
+      >>> found.prompt["text"]["context"].tolist(), parts
+      ([1.0, 1.0], ('text/context',))
+    """
+
+    def named(tree: PyTree) -> dict[str, Array]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    sources, source_of = named(other.prompt), {}
+    for name, leaf in named(meta.prompt).items():
+        for source, learned in sources.items():
+            if f"/{name}".endswith(f"/{source}") and jnp.shape(learned) == jnp.shape(leaf):
+                source_of[name] = source
+
+    def replaced(tree: PyTree, learned: PyTree) -> PyTree:
+        begin, end = named(tree), named(learned)
+        leaves = [end[source_of[name]] if name in source_of else leaf for name, leaf in begin.items()]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    offsets = meta.offsets if other.offsets is None else replaced(meta.offsets, other.offsets)
+    return dataclasses.replace(meta, prompt=replaced(meta.prompt, other.prompt), offsets=offsets), tuple(source_of)
+
+
 def initial_prompt(meta: Meta, context: Array | None = None) -> PyTree:
     """Returns the prompt from which adaptation to a task begins.
 

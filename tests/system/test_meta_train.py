@@ -165,6 +165,22 @@ def test_a_run_starts_from_a_meta_checkpoint(clip, hierarchy, config, trained, t
         meta_train.train(dataclasses.replace(settings, tuner="coop(num_tokens=3)"), tmp_path / "b", clip, hierarchy)
 
 
+def test_a_run_starts_from_the_parts_that_another_tuner_has(clip, hierarchy, config, trained, tmp_path, capsys):
+    first, path = trained[1], str(trained[0] / "meta.safetensors")
+    tuner = "ivlp(depth=1, num_visual=2, init_text='a photo of a')"
+    small = {"learning_rate": 1e-12, "offsets_learning_rate": 1e-12}
+    settings = dataclasses.replace(config, meta=path, tuner=tuner, steps=1, eval_every=0, inner_steps=1, **small)
+    learned, _ = meta_train.train(settings, tmp_path, clip, hierarchy)
+    assert f"from the coop of {path}: text/context" in capsys.readouterr().out
+    initial = tuners.parse(tuner).init(jax.random.key(0), clip, None)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-9)
+    close(learned.prompt["text"]["context"], first.prompt["context"])
+    close(learned.offsets["text"]["context"], first.offsets["context"])
+    close(learned.prompt["visual"]["tokens"], initial["visual"]["tokens"])
+    assert learned.offsets["visual"]["tokens"].shape == (2, *initial["visual"]["tokens"].shape)
+    close(learned.structure.prototypes, first.structure.prototypes)
+
+
 def test_the_meta_checkpoint_contains_result_and_origin(clip, trained, hierarchy):
     folder, learned, _ = trained
     path = folder / "meta.safetensors"

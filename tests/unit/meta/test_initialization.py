@@ -17,6 +17,7 @@ from gram_jax.meta import (
     meta_objective,
     regulator_context,
     relation,
+    with_parts_of,
     with_structure,
 )
 
@@ -170,3 +171,38 @@ def test_the_gate_is_that_of_the_smallest_loss():
     for gates in ((), (0.5, float("nan"))):
         with pytest.raises(ValueError, match="gates="):
             gated_prompt(theta, whole, loss, gates)
+
+
+def test_parts_of_another_tuner_are_taken_over_by_name_and_shape(prototypes):
+    ours = {"text": {"context": jnp.zeros((2, 3))}, "visual": {"tokens": jnp.full((2, 3), 7.0)}, "deep": jnp.zeros(4)}
+    theirs = {"context": jnp.arange(6.0).reshape(2, 3), "deep": jnp.ones(5), "net": jnp.ones(2)}
+    other = with_structure(init_meta(theirs, {}, RATE), prototypes, TAU)
+    offset = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    other = other.replace(offsets={**other.offsets, "context": jnp.asarray(offset)})
+    meta = with_structure(init_meta(ours, {"x": 1.0}, RATE), prototypes, TAU)
+    found, parts = with_parts_of(meta, other)
+    assert parts == ("text/context",)  # "deep" has another length, "net" is unknown
+    np.testing.assert_array_equal(found.prompt["text"]["context"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(found.prompt["visual"]["tokens"], np.full((2, 3), 7))
+    np.testing.assert_array_equal(found.offsets["text"]["context"], offset)
+    assert not np.any(found.offsets["visual"]["tokens"])
+    assert not np.any(found.offsets["deep"])
+    assert found.phi == {"x": 1.0}
+    assert jax.tree.structure(found) == jax.tree.structure(meta)
+
+
+def test_parts_come_without_offsets_where_one_side_has_none(prototypes):
+    bare = init_meta({"context": jnp.ones(3)}, {}, RATE)
+    full = with_structure(bare, prototypes, TAU)
+    deeper = init_meta({"text": {"context": jnp.zeros(3)}}, {}, RATE)
+    assert with_parts_of(deeper, full)[0].offsets is None
+    found, _ = with_parts_of(with_structure(deeper, prototypes, TAU), bare)
+    np.testing.assert_array_equal(found.offsets["text"]["context"], np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("other", [{"mycontext": jnp.ones(3)}, {"context": jnp.ones(4)}, {"text": jnp.ones(3)}])
+def test_parts_of_another_name_or_shape_are_not_taken_over(other):
+    meta = init_meta({"text": {"context": jnp.zeros(3)}}, {}, RATE)
+    found, parts = with_parts_of(meta, init_meta(other, {}, RATE))
+    assert parts == ()
+    np.testing.assert_array_equal(found.prompt["text"]["context"], np.zeros(3))
