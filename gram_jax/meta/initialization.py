@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gram_jax.choices import GATES
 from gram_jax.errors import InputError, require_number
@@ -105,24 +106,21 @@ def with_parts_of(meta: Meta, other: Meta) -> tuple[Meta, tuple[str, ...]]:
       ([1.0, 1.0], ('text/context',))
     """
 
-    def named(tree: PyTree) -> dict[str, Array]:
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-
-    sources, source_of = named(other.prompt), {}
-    for name, leaf in named(meta.prompt).items():
-        for source, learned in sources.items():
-            if f"/{name}".endswith(f"/{source}") and jnp.shape(learned) == jnp.shape(leaf):
-                source_of[name] = source
+    sources = flatten_dict(other.prompt, sep="/")
+    source_of = {
+        name: source
+        for name, leaf in flatten_dict(meta.prompt, sep="/").items()
+        for source, learned in sources.items()
+        if f"/{name}".endswith(f"/{source}") and jnp.shape(learned) == jnp.shape(leaf)
+    }
 
     def replaced(tree: PyTree, learned: PyTree) -> PyTree:
-        begin, end = named(tree), named(learned)
-        leaves = [end[source_of[name]] if name in source_of else leaf for name, leaf in begin.items()]
-        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        parts = flatten_dict(learned, sep="/")
+        taken = {name: parts[source] for name, source in source_of.items()}
+        return unflatten_dict(flatten_dict(tree, sep="/") | taken, sep="/")
 
-    offsets = meta.offsets if other.offsets is None else replaced(meta.offsets, other.offsets)
+    both = meta.offsets is not None and other.offsets is not None
+    offsets = replaced(meta.offsets, other.offsets) if both else meta.offsets
     return dataclasses.replace(meta, prompt=replaced(meta.prompt, other.prompt), offsets=offsets), tuple(source_of)
 
 
