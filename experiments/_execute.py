@@ -31,6 +31,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full 
 def execute(run: Callable[[Any, Any], Any], config: object, name: str, distributed: str | None) -> int:
     """Runs an experiment called `name`, see `_launch.launch`; returns the exit status."""
     runtime.compile_quickly()  # before anything uses a device
+    runtime.keep_freed_memory()
     if not flags.FLAGS["verbosity"].present:
         # JAX tells of every kind of device that it looks for. Orbax logs every file that it touches at info level, and
         # errors of its threads with a traceback each; the errors themselves reach the run.

@@ -25,7 +25,8 @@ NAMES = ["cat", "small_dog", "large green frog", "a small red fish"]
 
 @pytest.fixture(scope="session")
 def clip():
-    return tiny_clip(text_layers=4, text_heads=3, vision_layers=4, vision_width=30, vision_heads=5)
+    # Up to two layers in a row are written out, three are a loop.
+    return tiny_clip(text_layers=4, text_heads=3, vision_layers=4, vision_width=30, vision_heads=5, unroll=2)
 
 
 # Per module, for a module's own `clip`.

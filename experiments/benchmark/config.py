@@ -50,6 +50,7 @@ class Config:
     steps: int = setting(3, "steps of a turn; the first does not count if others follow")
     pairs: int = setting(1_000_000, "pairs to cluster")
     many_classes: int = setting(1000, "classes of coop_1000, the first ones of ImageNet, and of evaluation", most=1000)
+    unroll: int = setting(4, "towers of at most this many layers are written out, longer ones are a loop")
     max_gib: float = setting(16.0, "workloads that need more memory are left out, GiB")
     max_seconds: float = setting(600.0, "a workload begins no further turn after this time, seconds")
     torch: bool = setting(True, "compare with PyTorch if it is installed")
@@ -63,4 +64,5 @@ class Config:
             require_known("--workloads", name, WORKLOADS)
         at_least(self, 1, "repeats", "steps", "pairs")
         at_least(self, 2, "many_classes")
+        at_least(self, 0, "unroll")
         positive(self, "max_gib", "max_seconds")

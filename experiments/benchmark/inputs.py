@@ -102,14 +102,22 @@ def random_clip(size: str, **settings: Any) -> Clip:
     return Clip(jax.jit(init_params, static_argnums=1)(jax.random.key(0), config), config)
 
 
-def make_setup(clip_size: str, small: bool, pairs: int, folder: Path, many_classes: int = Sizes.many_classes) -> Setup:
+def make_setup(
+    clip_size: str,
+    small: bool,
+    pairs: int,
+    folder: Path,
+    many_classes: int = Sizes.many_classes,
+    unroll: int = ClipConfig.unroll,
+) -> Setup:
     """Returns the clip and the sizes; `small` is for tests."""
     if small:
         return Setup(tiny_clip().replace(tokenizer=None, transform=None), SMALL, folder)
     sizes = Sizes(
         pairs=pairs, many_classes=many_classes, product=Sizes.product if jax.default_backend() == "cpu" else 8192
     )
-    return Setup(random_clip(clip_size, logit_scale_init=math.log(100.0)), sizes, folder)  # as trained CLIPs
+    clip = random_clip(clip_size, unroll=unroll, logit_scale_init=math.log(100.0))  # the scale of trained CLIPs
+    return Setup(clip, sizes, folder)
 
 
 def make_classes(rng: np.random.Generator, config: TextConfig, *shape: int, name_tokens: int) -> Classes:

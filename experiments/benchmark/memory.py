@@ -50,12 +50,12 @@ def measure_in_child(**settings: Any) -> dict[str, float | None] | str:
     return f"its process ended with status {done.returncode}: {last[0]}"
 
 
-def main(workload: str, side: str, clip_size: str, small: bool, pairs: int, folder: str, many_classes: int) -> None:
-    """Builds one side of one workload, runs it once and prints its memory."""
+def main(workload: str, side: str, folder: str, **sizes: Any) -> None:
+    """Builds one side of one workload, runs it once and prints its memory; `sizes` are settings of `make_setup`."""
     from .inputs import make_setup
     from .workloads import builders
 
-    builder = builders(workload, make_setup(clip_size, small, pairs, Path(folder), many_classes))[side]
+    builder = builders(workload, make_setup(folder=Path(folder), **sizes))[side]
     print(_ANSWER + json.dumps(measure(builder.build())), flush=True)
 
 

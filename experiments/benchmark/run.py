@@ -26,6 +26,7 @@ from .tables import Entry, report, result_rows, summary
 from .workloads import SHORTCUTS, WORKLOADS, builders
 
 CEILING = "ceiling"
+SIZES = ("clip_size", "small", "pairs", "many_classes", "unroll")  # settings of `make_setup`
 LOSS_TOLERANCE, TOLERANCE = 1e-4, 1e-3  # of losses, and of the other values, which are norms of gradients
 
 
@@ -70,7 +71,7 @@ def measure(config: Config, name: str, setup: Setup, compare: bool, update: Call
 
 
 def _memory(config: Config, name: str, side: str, setup: Setup, notes: list[str]) -> dict[str, float | None]:
-    sizes = {name: getattr(config, name) for name in ("clip_size", "small", "pairs", "many_classes")}
+    sizes = {name: getattr(config, name) for name in SIZES}
     result = memory.measure_in_child(workload=name, side=side, folder=str(setup.folder), **sizes)
     if isinstance(result, str):
         notes.append(f"{side}: no memory, {result}")
@@ -105,7 +106,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
         runtime.Progress(len(todo) * config.repeats, "benchmark", unit="turn") as progress,
     ):
-        setup = make_setup(config.clip_size, config.small, config.pairs, Path(workdir), config.many_classes)
+        setup = make_setup(**{name: getattr(config, name) for name in SIZES}, folder=Path(workdir))
         for number, name in enumerate(todo, 1):
             progress.update(0, workload=name)
             found[name] = units.add((name,), identity, measure(config, name, setup, compare, progress.update))["found"]

@@ -250,12 +250,13 @@ def run_layers(
     deep: Array | None = None,
     deep_layers: tuple[int, ...] = (),
     remat: bool = False,
+    unroll: int = 0,
     slots: Slots | None = None,
 ) -> Any:
     """Runs `carry = step(carry, parameters, deep prompt or None, slots or None)` over the layers of `span`.
 
-    Consecutive layers with a deep prompt are one scan, and so are those without, and likewise for slots: compilation
-    time does not grow with depth. Returns the last carry.
+    Consecutive layers with a deep prompt are one scan, and so are those without, and likewise for slots. Returns the
+    last carry.
 
     Args:
       step, carry: the function above, and the value passed from layer to layer.
@@ -263,7 +264,7 @@ def run_layers(
       span: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
       deep_layers: increasing layer numbers; those outside the range are ignored.
-      remat: recompute each layer in the backward pass.
+      remat, unroll: as in `ClipConfig`.
       slots: the slots of the tower.
 
     Example:
@@ -283,5 +284,7 @@ def run_layers(
         first, end = run[0], run[-1] + 1
         own = deep[deep_layers.index(first) :][: len(run)] if prompted and deep is not None else None
         filled = slots.span(first, end) if own_slots and slots is not None else None
-        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(first, end)), own, filled))
+        # Written out, the recomputation of `remat` would be merged with the first computation.
+        written_out = len(run) <= unroll and not remat
+        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(first, end)), own, filled), unroll=written_out)
     return carry

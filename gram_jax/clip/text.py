@@ -185,7 +185,7 @@ def _branches(
 
     last = config.text.layers - 1
     prefix, x = run_layers(
-        step, (prefix, x), params["layers"], range(last), prompt.deep, prompt.layers, config.remat, slots
+        step, (prefix, x), params["layers"], range(last), prompt.deep, prompt.layers, config.remat, config.unroll, slots
     )
     if prompt.deep is not None and last in prompt.layers:
         prefix = _replace(prefix, prompt.deep[-1], len(start))
@@ -299,7 +299,7 @@ def _run(
         return run_block(block, layer, x, mask, slots=slots)[0]
 
     last = config.text.layers - 1
-    x = run_layers(step, x, params["layers"], range(last), deep, deep_layers, config.remat, slots)
+    x = run_layers(step, x, params["layers"], range(last), deep, deep_layers, config.remat, config.unroll, slots)
     if deep is not None and last in deep_layers:
         x = replace(x, deep[-1])
     mask = None if mask is None else _rows(mask, read)

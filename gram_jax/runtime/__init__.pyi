@@ -12,7 +12,7 @@ from .devices import (
     own_rows,
     require_device,
 )
-from .memory import available_memory, memory_line
+from .memory import available_memory, keep_freed_memory, memory_line
 from .metrics_log import MetricsLog, read_metrics
 from .progress import Progress, hidden_bar
 from .units import SharedUnits, Units
@@ -39,6 +39,7 @@ __all__ = [
     "hidden_bar",
     "is_main",
     "is_process_loss",
+    "keep_freed_memory",
     "make_mesh",
     "memory_line",
     "own_rows",

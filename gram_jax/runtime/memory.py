@@ -1,13 +1,16 @@
-"""Estimates of the memory that a step needs, printed before the first step."""
+"""Estimates of the memory that a step needs, printed before the first step, and how freed memory is kept."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 
 import jax
 
 GIB = 2**30
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of `mallopt`, from glibc's malloc.h
 
 
 def available_memory() -> int | None:
@@ -43,3 +46,17 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
             f", but {available / GIB:.2g} GiB are available: use smaller batches, fewer tasks at once or more devices"
         )
     return line
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process reuse the memory of arrays that it has freed; returns whether the setting is in effect.
+
+    glibc takes every large array from the system and gives it back when the array is freed. The system then clears its
+    pages anew for every step: with the mini clip, a step of VPT takes 1.4 times as long. After this call, up to 1 GiB
+    of freed memory stays with the process. Only glibc on Linux has the setting, and only arrays on a CPU depend on it.
+    A setting that the user has made (`MALLOC_MMAP_MAX_`, for example) remains.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_MMAP_MAX, 0) == 1 and mallopt(_TRIM_THRESHOLD, GIB) == 1

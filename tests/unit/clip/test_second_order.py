@@ -27,9 +27,12 @@ def visual_prompt(rng, config):
     return VisualPrompt(rng.normal(size=(2, width)), rng.normal(size=(1, 2, width)))
 
 
-@pytest.mark.parametrize(("make", "remat"), [(text_prompt, False), (visual_prompt, False), (middle_prompt, True)])
-def test_second_derivatives_equal_finite_differences(make, remat):
-    clip = tiny_clip(seed=3, remat=remat)
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(text_prompt, {}), (text_prompt, {"unroll": 2}), (visual_prompt, {"unroll": 2}), (middle_prompt, {"remat": True})],
+)
+def test_second_derivatives_equal_finite_differences(make, settings):
+    clip = tiny_clip(seed=3, **settings)
     classes = clip.class_tokens(["cat", "small dog"])
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
