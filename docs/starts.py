@@ -6,7 +6,8 @@
 Each program runs in a temporary folder with tiny settings and ends as soon as its first step is done: an optimizer
 step, or the first batch of images where such batches come first. Programs without steps run to their end. The same
 command again finds what the first run left, above all its compiled programs; the shorter of two such runs counts. Times
-are processor time of the process, user and system.
+are processor time of the process, user and system. The last column is time by the clock until the step begins, that is,
+until its compiled program is ready; measure it on an idle machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -60,15 +62,26 @@ COMMANDS = {
     "report": "--results=../results",
 }
 
+HEADER = ("program", "first start, s", "second start, s", "the same until the step begins, by the clock, s")
+
 
 def until_first_step(program: str, arguments: list[str]) -> None:
-    """Runs a program in this process, and leaves it after its first step, with its processor time in a file."""
+    """Runs a program in this process, and leaves it after its first step, with processor times in a file."""
+    ready = []  # when compiled programs were ready
+
+    def since_start() -> float:
+        return time.monotonic() - float(os.environ["STARTED"])
+
+    def compiled(event: str, seconds: float, **named: Any) -> None:
+        del seconds, named
+        if event.endswith("backend_compile_duration"):
+            ready.append(since_start())
 
     def done(*arrays: Any) -> None:
         if "jax" in sys.modules:
             sys.modules["jax"].block_until_ready(arrays)
         times = os.times()
-        Path(os.environ["FIRST_STEP"]).write_text(f"{times.user + times.system}")
+        Path(os.environ["FIRST_STEP"]).write_text(f"{times.user + times.system} {[since_start(), *ready][-1]}")
         os._exit(0)
 
     def once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,6 +106,7 @@ def until_first_step(program: str, arguments: list[str]) -> None:
         "gram_jax.tuning.test_time": lambda module: learning(module, "make_test_time_tuning", ""),
         "gram_jax.meta.step": lambda module: last(module.MetaStep, "__call__"),
         "experiments.pretrain_clip.run": lambda module: last(module, "train_step"),
+        "jax._src.monitoring": lambda module: module.register_event_duration_secs_listener(compiled),
     }
     if program in ("classify", "headroom") or (program == "compositional" and "--methods=coop" not in arguments):
         marks["gram_jax.evaluation.encoder"] = lambda module: last(module.Encoder, "_encode")
@@ -130,21 +144,21 @@ class _Marking(importlib.abc.MetaPathFinder):
         return spec
 
 
-def measure(command: str, folder: Path) -> tuple[float, float]:
-    """Returns the seconds of a first and a second run."""
+def measure(command: str, folder: Path) -> tuple[float, float, float]:
+    """Returns the seconds of a first and a second run, and those by the clock until the second takes its step."""
     (folder / "run").mkdir()
     program, *flags = command.split()
     found, clock = [], folder / "seconds"
     for _ in range(3):
         words = [*flags, *COMMANDS[command].split(), "--workdir=."]
-        environment = os.environ | {"FIRST_STEP": str(clock), "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"FIRST_STEP": str(clock), "PYTHONPATH": str(ROOT), "STARTED": f"{time.monotonic()}"}
         given = [sys.executable, __file__, "--child", program, *words]
         done = subprocess.run(given, cwd=folder / "run", env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append(float(clock.read_text()))
+        found.append(tuple(map(float, clock.read_text().split())))
         clock.unlink()
     shutil.rmtree(folder / "run")
-    return found[0], min(found[1:])
+    return found[0][0], *map(min, zip(*found[1:], strict=True))
 
 
 def main(names: list[str]) -> None:
@@ -160,12 +174,11 @@ def main(names: list[str]) -> None:
             words = [sys.executable, "-m", *f"experiments.{text} --workdir=.".split()]
             subprocess.run(words, cwd=folder / name, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
         for command in names:
-            first, second = measure(command, folder)
-            lines.append((f"`{command}`", f"{first:.1f}", f"{second:.1f}"))
+            lines.append((f"`{command}`", *(f"{seconds:.1f}" for seconds in measure(command, folder))))
             print(*lines[-1], flush=True)  # noqa: T201
     if whole:
         with RESULTS.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("program", "first start, s", "second start, s"), *lines])
+            csv.writer(file, lineterminator="\n").writerows([HEADER, *lines])
 
 
 if __name__ == "__main__":
