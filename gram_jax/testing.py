@@ -37,7 +37,7 @@ def tiny_config(**overrides: Any) -> ClipConfig:
     text: dict[str, Any] = {"width": 24, "layers": 3, "heads": 2, "mlp_width": 48, "context_length": 24}
     text |= {"vocab_size": VOCAB_SIZE, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     vision: dict[str, Any] = {"width": 32, "layers": 3, "heads": 2, "mlp_width": 64, "image_size": 12, "patch_size": 4}
-    both: dict[str, Any] = {"embed_dim": 16, "unroll": 0}  # layers are a loop, as in clips of published sizes
+    both: dict[str, Any] = {"embed_dim": 16}
     for name, value in overrides.items():
         tower, _, field = name.partition("_")
         if tower == "text" and field in TextConfig.__dataclass_fields__:

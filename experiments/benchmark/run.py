@@ -26,7 +26,6 @@ from .tables import Entry, report, result_rows, summary
 from .workloads import SHORTCUTS, WORKLOADS, builders
 
 CEILING = "ceiling"
-SIZES = ("clip_size", "small", "pairs", "many_classes", "unroll")  # settings of `make_setup`
 LOSS_TOLERANCE, TOLERANCE = 1e-4, 1e-3  # of losses, and of the other values, which are norms of gradients
 
 
@@ -71,13 +70,17 @@ def measure(config: Config, name: str, setup: Setup, compare: bool, update: Call
 
 
 def _memory(config: Config, name: str, side: str, setup: Setup, notes: list[str]) -> dict[str, float | None]:
-    sizes = {name: getattr(config, name) for name in SIZES}
-    result = memory.measure_in_child(workload=name, side=side, folder=str(setup.folder), **sizes)
+    result = memory.measure_in_child(workload=name, side=side, folder=str(setup.folder), **_sizes(config))
     if isinstance(result, str):
         notes.append(f"{side}: no memory, {result}")
         return {}
     quantities = {"process_step_bytes": result["step_bytes"], "process_peak_bytes": result["peak_bytes"]}
     return quantities if result["flops"] is None else quantities | {"flops": result["flops"]}
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """Returns the settings of `make_setup`, without the folder."""
+    return {name: getattr(config, name) for name in ("clip_size", "small", "pairs", "many_classes", "unroll")}
 
 
 def _check_agreement(name: str, values: Mapping[str, Values]) -> None:
@@ -106,7 +109,7 @@ def run(config: Config, workdir: Any) -> evaluation.Results:
         jax.default_matmul_precision("highest"),  # full float32 on accelerators too, as in PyTorch
         runtime.Progress(len(todo) * config.repeats, "benchmark", unit="turn") as progress,
     ):
-        setup = make_setup(**{name: getattr(config, name) for name in SIZES}, folder=Path(workdir))
+        setup = make_setup(folder=Path(workdir), **_sizes(config))
         for number, name in enumerate(todo, 1):
             progress.update(0, workload=name)
             found[name] = units.add((name,), identity, measure(config, name, setup, compare, progress.update))["found"]

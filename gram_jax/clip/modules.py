@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.clip.activations import ACTIVATIONS
-from gram_jax.clip.config import TextConfig, VisionConfig
+from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.slots import Slots
 
 Array = jax.Array
@@ -249,8 +249,7 @@ def run_layers(
     span: range,
     deep: Array | None = None,
     deep_layers: tuple[int, ...] = (),
-    remat: bool = False,
-    unroll: int = 0,
+    config: ClipConfig | None = None,
     slots: Slots | None = None,
 ) -> Any:
     """Runs `carry = step(carry, parameters, deep prompt or None, slots or None)` over the layers of `span`.
@@ -264,7 +263,7 @@ def run_layers(
       span: the range of layers; may be empty.
       deep: prompts with a leading axis as long as `deep_layers`.
       deep_layers: increasing layer numbers; those outside the range are ignored.
-      remat, unroll: as in `ClipConfig`.
+      config: it tells whether layers are recomputed (`remat`) and written out (`unroll`); None: neither.
       slots: the slots of the tower.
 
     Example:
@@ -276,6 +275,9 @@ def run_layers(
     def body(carry: Any, xs: tuple[Any, Any, Any]) -> tuple[Any, None]:
         return step(carry, *xs), None
 
+    remat = config is not None and config.remat
+    # Written out, the recomputation of `remat` would be merged with the first computation.
+    most = 0 if config is None or remat else config.unroll
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
     slotted = () if slots is None else slots.layers
     kinds = itertools.groupby(span, lambda layer: (layer in deep_layers, layer in slotted))
@@ -284,7 +286,6 @@ def run_layers(
         first, end = run[0], run[-1] + 1
         own = deep[deep_layers.index(first) :][: len(run)] if prompted and deep is not None else None
         filled = slots.span(first, end) if own_slots and slots is not None else None
-        # Written out, the recomputation of `remat` would be merged with the first computation.
-        written_out = len(run) <= unroll and not remat
-        carry, _ = jax.lax.scan(body, carry, (slice_layers(layers, slice(first, end)), own, filled), unroll=written_out)
+        xs = (slice_layers(layers, slice(first, end)), own, filled)
+        carry, _ = jax.lax.scan(body, carry, xs, unroll=len(run) <= most)
     return carry

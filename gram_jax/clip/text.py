@@ -184,9 +184,7 @@ def _branches(
         return prefix, run_block(block, layer, x, packed.mask, memory, slots=slots)[0]
 
     last = config.text.layers - 1
-    prefix, x = run_layers(
-        step, (prefix, x), params["layers"], range(last), prompt.deep, prompt.layers, config.remat, config.unroll, slots
-    )
+    prefix, x = run_layers(step, (prefix, x), params["layers"], range(last), prompt.deep, prompt.layers, config, slots)
     if prompt.deep is not None and last in prompt.layers:
         prefix = _replace(prefix, prompt.deep[-1], len(start))
     layer, filled = slice_layers(params["layers"], last), None if slots is None else slots.at(last)
@@ -299,7 +297,7 @@ def _run(
         return run_block(block, layer, x, mask, slots=slots)[0]
 
     last = config.text.layers - 1
-    x = run_layers(step, x, params["layers"], range(last), deep, deep_layers, config.remat, config.unroll, slots)
+    x = run_layers(step, x, params["layers"], range(last), deep, deep_layers, config, slots)
     if deep is not None and last in deep_layers:
         x = replace(x, deep[-1])
     mask = None if mask is None else _rows(mask, read)

@@ -112,8 +112,7 @@ def _transform(
                 range(start, stop),
                 prompt.deep,
                 prompt.layers,
-                config.remat,
-                config.unroll,
+                config,
                 slots,
             )
         else:
@@ -136,9 +135,7 @@ def token_features(params: Any, config: ClipConfig, images: Array, slots: Slots 
         return run_block(block, layer, x, angles=_angles(vision, x.shape[-2], None), slots=slots)[0]
 
     x = _pre_norm(params, vision, _embed(params, vision, images, config.compute_dtype))
-    x = run_layers(
-        step, x, params["layers"], range(vision.layers), remat=config.remat, unroll=config.unroll, slots=slots
-    )
+    x = run_layers(step, x, params["layers"], range(vision.layers), config=config, slots=slots)
     patches = x[:, int(vision.class_token) :, None]  # [images, patches, 1, width]
     pool = functools.partial(_pool, params, vision, compute_dtype=config.compute_dtype)
     return pool(x), pool(patches)

@@ -49,12 +49,15 @@ def memory_line(needed: int, devices: int = 1, available: int | None = None) -> 
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process reuse the memory of arrays that it has freed; returns whether the setting is in effect.
+    """Lets this process reuse the memory of arrays that it has freed.
 
     glibc takes every large array from the system and gives it back when the array is freed. The system then clears its
     pages anew for every step: with the mini clip, a step of VPT takes 1.4 times as long. After this call, up to 1 GiB
     of freed memory stays with the process. Only glibc on Linux has the setting, and only arrays on a CPU depend on it.
     A setting that the user has made (`MALLOC_MMAP_MAX_`, for example) remains.
+
+    Returns:
+      Whether the setting is in effect.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -20,7 +20,7 @@ CONFIGS = {
     "gelu": {"text_activation": "gelu", "vision_activation": "gelu", "text_heads": 3, "vision_heads": 1},
     "gelu_new": {"text_activation": "gelu_new", "vision_activation": "gelu_pytorch_tanh", "vision_width": 30},
     "legacy": {"text_eos_token_id": 2, "text_bos_token_id": 0, "text_pad_token_id": 1, "vision_heads": 4},
-    "written_out": {"unroll": 2},
+    "a loop": {"unroll": 0},
     "one_layer": {"text_layers": 1, "vision_layers": 1, "vision_patch_size": 5, "text_norm_eps": 1e-3},
 }
 
