@@ -36,9 +36,13 @@ def read_spiece(path: Path) -> Any:
         raise InputError(f"{path}: only unigram models with one unknown piece are supported; use tokenizer.json")
     backend = Tokenizer(models.Unigram(vocab, unk_id=unknown[0], byte_fallback=False))
     rules = normalizer.get(2, b"")  # of characters, compiled; empty if characters remain as they are
+    try:
+        compiled = [normalizers.Precompiled(rules)] if rules else []
+    except Exception as error:  # tokenizers raises no narrower class
+        raise InputError(f"{path} is no complete sentencepiece model ({error}); download it again") from error
     backend.normalizer = normalizers.Sequence(
         [
-            *([normalizers.Precompiled(rules)] if rules else []),
+            *compiled,
             normalizers.Replace(Regex(" {2,}"), " "),
             normalizers.Strip(),
         ]
