@@ -30,16 +30,13 @@ def read_spiece(path: Path) -> Any:
         pieces = [dict(_fields(value)) for number, value in fields if number == 1]
         vocab = [(piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0]) for piece in pieces]
         unknown = [index for index, piece in enumerate(pieces) if piece.get(3) == _UNKNOWN]
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, struct.error) as error:
+        rules = normalizer.get(2, b"")  # of characters, compiled; empty if characters remain as they are
+        compiled = [normalizers.Precompiled(rules)] if rules else []
+    except Exception as error:  # the tokenizers library raises no narrower class
         raise InputError(f"{path} is no complete sentencepiece model ({error}); download it again") from error
     if trainer.get(3, _UNIGRAM) != _UNIGRAM or len(unknown) != 1:
         raise InputError(f"{path}: only unigram models with one unknown piece are supported; use tokenizer.json")
     backend = Tokenizer(models.Unigram(vocab, unk_id=unknown[0], byte_fallback=False))
-    rules = normalizer.get(2, b"")  # of characters, compiled; empty if characters remain as they are
-    try:
-        compiled = [normalizers.Precompiled(rules)] if rules else []
-    except Exception as error:  # tokenizers raises no narrower class
-        raise InputError(f"{path} is no complete sentencepiece model ({error}); download it again") from error
     backend.normalizer = normalizers.Sequence(
         [
             *compiled,

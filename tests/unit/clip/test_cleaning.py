@@ -165,6 +165,14 @@ def test_spiece_model_is_that_of_transformers(siglip, tmp_path):
     np.testing.assert_array_equal(ours.encode(texts, length=24), expected)
 
 
+def test_damaged_rules_of_characters_are_refused(siglip, tmp_path):
+    path = tmp_path / "spiece.model"
+    # A last field 3, the normalizer, whose field 2, the compiled rules, is no table.
+    path.write_bytes((siglip[1] / "spiece.model").read_bytes() + b"\x1a\x04\x12\x02xx")
+    with pytest.raises(InputError, match=r"spiece\.model.*precompiled_charsmap"):
+        read_spiece(path)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_a_damaged_spiece_model_is_refused(siglip, tmp_path_factory, data):
