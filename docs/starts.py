@@ -80,8 +80,8 @@ def until_first_step(program: str, arguments: list[str]) -> None:
     def done(*arrays: Any) -> None:
         if "jax" in sys.modules:
             sys.modules["jax"].block_until_ready(arrays)
-        times = os.times()
-        Path(os.environ["FIRST_STEP"]).write_text(f"{times.user + times.system} {[since_start(), *ready][-1]}")
+        times, begun = os.times(), ready[-1] if ready else since_start()
+        Path(os.environ["FIRST_STEP"]).write_text(f"{times.user + times.system} {begun}")
         os._exit(0)
 
     def once(function: Callable[..., Any]) -> Callable[..., Any]:

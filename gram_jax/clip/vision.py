@@ -105,16 +105,7 @@ def _transform(
             x, count = _swap(x, count, prompt.deep[prompt.layers.index(start)], before)
             mask = None
         if start < last:
-            x = run_layers(
-                step,
-                x,
-                params["layers"],
-                range(start, stop),
-                prompt.deep,
-                prompt.layers,
-                config,
-                slots,
-            )
+            x = run_layers(step, x, params["layers"], range(start, stop), prompt.deep, prompt.layers, config, slots)
         else:
             layer, angles = slice_layers(params["layers"], last), _angles(vision, x.shape[-2], before)
             filled = None if slots is None else slots.at(last)
