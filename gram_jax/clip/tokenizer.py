@@ -20,7 +20,7 @@ import numpy as np
 
 from gram_jax.clip.classes import Classes, pack_classes
 from gram_jax.clip.cleaning import read_siglip_tokenizer, read_xlm_tokenizer, repair
-from gram_jax.clip.tokenizer_file import END, START, WORD_END, TokenizerFile, decode, read_complete
+from gram_jax.clip.tokenizer_file import END, START, WORD_END, TokenizerFile, decode, make_file, read_complete
 from gram_jax.errors import InputError, require_int
 
 MIN_VOCAB_SIZE = 2 * 256 + 2  # every byte, inside and at the end of a word, and the two special tokens
@@ -297,22 +297,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
 
     require_int("vocab_size", vocab_size, least=MIN_VOCAB_SIZE)
-    pipeline = CLIPTokenizer().backend_tokenizer
-    texts_of = collections.Counter(texts)
-    for text in texts_of:
+    pipeline = Backend.from_str(json.dumps(make_file({START: 0, END: 1}, [], context_length).state))
+    words: collections.Counter[str] = collections.Counter()  # a token never crosses a space
+    for text in texts:
         _check_unicode(text, "a text")
+        words.update(pipeline.normalizer.normalize_str(text).split(" "))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # The trainer numbers the word-final bytes in the order of a randomly seeded hash map, and the numbers decide ties
     # between merges. One private-use character per word-final byte makes the order that of the sorted alphabet.
     final = {byte: chr(0xE000 + index) for index, byte in enumerate(alphabet)}
 
     def marked_words() -> Iterator[str]:
-        for text, count in texts_of.items():
-            words = pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))
-            line = " ".join(word[:-1] + final[word[-1]] for word, _ in words)
+        for word, count in words.items():
+            parts = pipeline.pre_tokenizer.pre_tokenize_str(word)
+            line = " ".join(part[:-1] + final[part[-1]] for part, _ in parts)
             yield from itertools.repeat(line, count)
 
     if not any(marked_words()):
@@ -327,6 +327,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     trained = backend.get_vocab()
     tokens = [token.translate(marks) for token in sorted(trained, key=trained.__getitem__)]
     vocab = {token: index for index, token in enumerate([*tokens, START, END])}
-    merges = [tuple(part.translate(marks) for part in pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
-    hf = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)  # type: ignore[arg-type]  # pairs
-    return Tokenizer(hf, context_length)
+    merges = [[part.translate(marks) for part in pair] for pair in json.loads(backend.to_str())["model"]["merges"]]
+    return Tokenizer(make_file(vocab, merges, context_length))

@@ -60,6 +60,30 @@ class TokenizerFile(NamedTuple):
         return CLIPTokenizer(vocab, merges, model_max_length=self.model_max_length)  # type: ignore[arg-type]  # pairs
 
 
+def make_file(vocab: dict[str, int], merges: list[Any], model_max_length: int) -> TokenizerFile:
+    """Returns CLIP's tokenizer with a vocabulary and its merges, pairs of tokens in order."""
+    state = _around(vocab) | {"model": {**_MODEL, "vocab": vocab, "merges": merges}}
+    return TokenizerFile(state, model_max_length)
+
+
+def _around(vocab: dict[str, int]) -> dict[str, Any]:
+    """Returns what the state of CLIP's tokenizer contains besides its model."""
+    return {
+        "version": "1.0",
+        "normalizer": _NORMALIZER,
+        "pre_tokenizer": _PRE_TOKENIZER,
+        "decoder": _DECODER,
+        "added_tokens": sorted((_added(token, vocab[token]) for token in (START, END)), key=lambda each: each["id"]),
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": [END, vocab[END]],
+            "cls": [START, vocab[START]],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+    }
+
+
 def read_complete(folder: Path) -> TokenizerFile | None:
     """Returns the tokenizer in a folder; None if its files need transformers, or do not exist.
 
@@ -80,22 +104,8 @@ def read_complete(folder: Path) -> TokenizerFile | None:
     vocab, settings = model.get("vocab"), {key: model[key] for key in model if key not in ("vocab", "merges")}
     if settings != _MODEL or not isinstance(vocab, dict) or not {START, END} <= vocab.keys():
         return None
-    expected = {
-        "version": "1.0",
-        "normalizer": _NORMALIZER,
-        "pre_tokenizer": _PRE_TOKENIZER,
-        "decoder": _DECODER,
-        "added_tokens": sorted((_added(token, vocab[token]) for token in (START, END)), key=lambda each: each["id"]),
-        "post_processor": {
-            "type": "RobertaProcessing",
-            "sep": [END, vocab[END]],
-            "cls": [START, vocab[START]],
-            "trim_offsets": False,
-            "add_prefix_space": False,
-        },
-    }
     found = {key: value for key, value in state.items() if key not in ("model", "truncation", "padding")}
-    return TokenizerFile(state, limit) if found == expected else None
+    return TokenizerFile(state, limit) if found == _around(vocab) else None
 
 
 def decode(backend: Any, token_ids: list[int]) -> str:
