@@ -152,6 +152,7 @@ def measure(command: str, folder: Path) -> tuple[float, float, float]:
     for _ in range(3):
         words = [*flags, *COMMANDS[command].split(), "--workdir=."]
         environment = os.environ | {"FIRST_STEP": str(clock), "PYTHONPATH": str(ROOT), "STARTED": f"{time.monotonic()}"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps bytecode, as it does by default
         given = [sys.executable, __file__, "--child", program, *words]
         done = subprocess.run(given, cwd=folder / "run", env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -153,12 +153,23 @@ def build(
             hierarchy = tasks.from_groups(*groups, *features, config.clustering, **settings)
         else:
             hierarchy = tasks.build_hierarchy(corpus.captions, *features, config.clustering, clip=clip, **settings)
+        hierarchy = _with_text_features(hierarchy, clip)
     with _stage("files"):
         write_file(workdir / OUTLINE, tasks.outline(hierarchy) + "\n")
         _hierarchy_picture.draw(hierarchy, corpus, workdir / PICTURE)
         reporting.pages.hierarchy_page(hierarchy, corpus, workdir / PAGE)
         tasks.save_hierarchy(workdir / HIERARCHY, hierarchy)  # last, because it marks the directory as complete
     return hierarchy
+
+
+def _with_text_features(hierarchy: tasks.Hierarchy, clip: gram.Clip) -> tasks.Hierarchy:
+    """Adds the features of the class texts, which meta-training then need not compute when it starts."""
+    try:
+        features = tasks.text_features(hierarchy, tasks.centroid_clip(clip, hierarchy))
+    except InputError as error:
+        print(f"without features of the class texts, which meta-training with this clip needs: {error}")
+        return hierarchy
+    return dataclasses.replace(hierarchy, text_features=features)
 
 
 def summary(hierarchy: tasks.Hierarchy, pairs: int) -> str:

@@ -84,6 +84,16 @@ class Classes:
     apart: Packed
 
 
+class NameTokens(NamedTuple):
+    """The first fields of `Classes`, as NumPy arrays: the tokens of class names, before they are packed."""
+
+    token_ids: np.ndarray
+    eot: np.ndarray
+    tail_ids: np.ndarray
+    name_length: np.ndarray
+    tail_eot: np.ndarray
+
+
 class Layout(NamedTuple):
     """The shapes of rows, so that several class lists can have the same ones.
 

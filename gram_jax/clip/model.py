@@ -58,8 +58,9 @@ class Clip:
     def class_tokens(
         self, names: list[str], template: str = "a photo of a {}.", *, allow_duplicates: bool = False
     ) -> Classes:
-        """Tokenizes class names for `encode_classes`; see `gram_jax.clip.class_tokens`."""
-        return class_tokens(self._require_tokenizer(), names, template, allow_duplicates=allow_duplicates)
+        """Returns class names as tokens on the device, for `encode_classes`; see `gram_jax.clip.class_tokens`."""
+        tokenizer = self._require_tokenizer()
+        return jax.device_put(class_tokens(tokenizer, names, template, allow_duplicates=allow_duplicates))
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Returns token ids for `encode_text`, int32 `[texts, tokens]`, cut to the longest text."""

@@ -18,6 +18,8 @@ from gram_jax.clip.config import ClipConfig, TextConfig, VisionConfig
 from gram_jax.clip.slots import Slots
 
 Array = jax.Array
+# Flax traces the initializer of a parameter for its shape. `init_params` draws the weights: zeros are enough here.
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 # Keys and values of tokens that other tokens may attend to, each [..., heads, tokens, head width].
 Memory = tuple[Array, Array]
 
@@ -69,8 +71,8 @@ class Attention(nn.Module):
         Returns the output `[..., queries, width]`, and the keys and values of `tokens`.
         """
         width = tokens.shape[-1]
-        layers = {name: nn.Dense(width, dtype=self.dtype, name=name) for name in ("query", "key", "value")}
-        layers["out"] = nn.Dense(self.out_width or width, dtype=self.dtype, name="out")
+        layers = {name: Dense(width, dtype=self.dtype, name=name) for name in ("query", "key", "value")}
+        layers["out"] = Dense(self.out_width or width, dtype=self.dtype, name="out")
 
         def dense(name: str, x: Array) -> Array:
             y = layers[name](x)
@@ -130,8 +132,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(ACTIVATIONS[self.activation](hidden))
+        hidden = Dense(self.hidden, dtype=self.dtype, name="up")(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name="down")(ACTIVATIONS[self.activation](hidden))
 
 
 class Block(nn.Module):

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from gram_jax.clip.classes import Classes, pack_classes
+from gram_jax.clip.classes import Classes, NameTokens, pack_classes
 from gram_jax.clip.cleaning import read_siglip_tokenizer, read_xlm_tokenizer, repair
 from gram_jax.clip.tokenizer_file import END, START, WORD_END, TokenizerFile, decode, make_file, read_complete
 from gram_jax.errors import InputError, require_int
@@ -163,11 +162,15 @@ class Tokenizer:
         if not truncate:
             _check_lengths(texts, rows, limit)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.eos_token_id] for row in rows]
-        lengths = np.array([len(row) for row in rows])
-        ids = np.full((len(rows), int(lengths.max()) if length is None else length), self.pad_token_id, np.int32)
-        flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
-        ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
-        return ids
+        return _padded(rows, self.pad_token_id, length)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> np.ndarray:
+    """Returns rows of ids as an int32 array, filled up to a length or to the longest row."""
+    lengths = np.array([len(row) for row in rows])
+    ids = np.full((len(rows), int(lengths.max()) if length is None else length), fill, np.int32)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+    return ids
 
 
 def _check_lengths(texts: Sequence[str], rows: Sequence[Sequence[int]], limit: int) -> None:
@@ -190,7 +193,7 @@ def class_tokens(
     *,
     allow_duplicates: bool = False,
 ) -> Classes:
-    """Returns class names as tokens, each array cut to its longest class.
+    """Returns class names as tokens, NumPy arrays that are cut to the longest class; see also `Clip.class_tokens`.
 
     As in CoOp, underscores become spaces, and the tail after a learned context is `name + suffix`, tokenized as one
     text that follows a space (a name that ends in a full stop may share a token with the suffix). A tokenizer that
@@ -211,6 +214,13 @@ def class_tokens(
     Reference:
       Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022 (arXiv 2109.01134), section 3.2.
     """
+    return pack_classes(*name_tokens(tokenizer, names, template, suffix, allow_duplicates=allow_duplicates))
+
+
+def name_tokens(
+    tokenizer: Tokenizer, names: Sequence[str], template: str, suffix: str, *, allow_duplicates: bool = False
+) -> NameTokens:
+    """Returns the tokens of class names without the rows in which `class_tokens` packs them."""
     if template.count("{}") != 1:
         raise InputError(f"template={template!r}: it must contain {{}} once, for the class name")
     _check_unicode(template, "the template")
@@ -235,7 +245,7 @@ def class_tokens(
     start = tokenizer.num_start
     tail_eot = tail_end - start
     name_length = np.minimum([len(pieces) for pieces in name_pieces], tail_eot)
-    return jax.device_put(pack_classes(token_ids, eot, with_start[:, start:], name_length, tail_eot))
+    return NameTokens(token_ids, eot, with_start[:, start:], name_length, tail_eot)
 
 
 def _clean_names(names: Sequence[str]) -> list[str]:
@@ -267,16 +277,17 @@ def _check_unicode(text: Any, name: str) -> None:
 
 def _encode_classes(tokenizer: Tokenizer, names: Sequence[str], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids `[SOS] text [EOS]` and the position of `[EOS]`; errors name the class of a text that is too long."""
-    special = tokenizer.num_start + 1
-    lengths = np.array([len(pieces) for pieces in tokenizer.pieces(texts)])
-    bad = np.flatnonzero(lengths + special > tokenizer.context_length)
+    start = [tokenizer.bos_token_id] * tokenizer.num_start
+    rows = [[*start, *pieces, tokenizer.eos_token_id] for pieces in tokenizer.pieces(texts)]
+    lengths = np.array([len(row) for row in rows])
+    bad = np.flatnonzero(lengths > tokenizer.context_length)
     if bad.size:
         index, text = bad[0], texts[bad[0]].strip()
         raise InputError(
-            f"class {index}, {names[index]!r}, is too long: {text!r} has {lengths[index] + special} tokens, the limit "
-            f"is {tokenizer.context_length}; shorten the name or the template"
+            f"class {index}, {names[index]!r}, is too long: {text!r} has {lengths[index]} tokens, the limit is "
+            f"{tokenizer.context_length}; shorten the name or the template"
         )
-    return tokenizer.encode(texts), lengths + special - 1
+    return _padded(rows, tokenizer.pad_token_id), lengths - 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -14,8 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from gram_jax.errors import InputError, differences, require_int
 from gram_jax.io import PathLike, absolute
@@ -66,12 +65,15 @@ class Checkpoints:
         self._folder = absolute(folder)
         self._config = json.loads(json.dumps(config))
         self._may_change = frozenset(may_change)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-        )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._keep = keep
         self._terminated = threading.Event()
         self._previous_handler: Any = None
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        policy = _orbax().checkpoint_managers.LatestN(self._keep)
+        options = _orbax().CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        return _orbax().CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: Any) -> None:
         """Starts writing the state after some steps, unless this step is saved; training may continue meanwhile.
@@ -81,11 +83,11 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        meta = {"config": self._config, "leaves": _describe(state, with_data=True)}
+        meta, kinds = {"config": self._config, "leaves": _describe(state, with_data=True)}, _orbax().args
         with self._writing():
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                args=kinds.Composite(state=kinds.StandardSave(state), meta=kinds.JsonSave(meta)),
                 force=True,  # by default a save is skipped while the previous one is still being written
             )
 
@@ -102,18 +104,20 @@ class Checkpoints:
           CheckpointError: the configuration, leaves, shapes or types differ (the message names every difference), or
             every checkpoint is damaged.
         """
+        if not self._folder.exists():
+            return None
         self.wait()
-        failures = []
+        failures, kinds = [], _orbax().args
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+                meta = self._manager.restore(step, args=kinds.Composite(meta=kinds.JsonRestore())).meta
                 config, leaves = _parts(meta)
             except Exception as error:  # the storage may raise anything on a damaged file
                 failures.append(self._set_aside(step, error))
                 continue
             self._check_config(step, config)
             _check_leaves(f"step {step} in {self._folder}", leaves, _describe(target, with_data=False))
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
+            args = kinds.Composite(state=kinds.StandardRestore(jax.tree.map(_abstract, target)))
             try:
                 state = self._manager.restore(step, args=args).state
                 _check_data(leaves, _describe(state, with_data=True))
@@ -141,7 +145,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until every saved checkpoint is on disk; raises CheckpointError if one cannot be written."""
         with self._writing():
-            self._manager.wait_until_finished()
+            if "_manager" in vars(self):
+                self._manager.wait_until_finished()
 
     def last_good(self) -> str:
         """Returns a clause for messages: "the last good checkpoint is step 50 in /runs/a/checkpoints"."""
@@ -165,7 +170,8 @@ class Checkpoints:
             return  # closing would wait for the lost process
         try:
             with self._writing():
-                self._manager.close()
+                if "_manager" in vars(self):
+                    self._manager.close()
         except CheckpointError as error:
             if exception[0] is None:
                 raise
@@ -205,9 +211,17 @@ class Checkpoints:
             aside = next(path for path in (self._folder / name for name in names) if not path.exists())
             (self._folder / str(step)).replace(aside)
         if jax.process_count() > 1:
-            ocp.multihost.sync_global_processes(f"damaged-{step}")
+            _orbax().multihost.sync_global_processes(f"damaged-{step}")
         self._manager.reload()
         return reason
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Returns Orbax, which is imported late: a new run needs it only after its first step."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _parts(meta: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

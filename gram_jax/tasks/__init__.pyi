@@ -2,7 +2,16 @@ from .build import build_hierarchy, from_groups
 from .clustering import assign, kmeans
 from .config import ClusteringConfig, EpisodeConfig
 from .episodes import Episode, Episodes, cohesion, make_episodes
-from .hierarchy import Hierarchy, centroid_clip, class_table, hierarchy_corpus, load_hierarchy, outline, save_hierarchy
+from .hierarchy import (
+    Hierarchy,
+    centroid_clip,
+    class_table,
+    hierarchy_corpus,
+    load_hierarchy,
+    outline,
+    save_hierarchy,
+    text_features,
+)
 from .pairs import Attributes, find_attributes, pair_hierarchy
 
 __all__ = [
@@ -26,4 +35,5 @@ __all__ = [
     "outline",
     "pair_hierarchy",
     "save_hierarchy",
+    "text_features",
 ]

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from gram_jax.batching import pad_to
-from gram_jax.clip import Classes, Clip, encode_classes
-from gram_jax.clip.classes import Layout, Tail, fit_rows, pack_classes, shared_rows, tails_of
+from gram_jax.clip import Classes, Clip
+from gram_jax.clip.classes import Layout, NameTokens, Tail, fit_rows, pack_classes, shared_rows, tails_of
 from gram_jax.errors import InputError
 from gram_jax.meta import Task
 from gram_jax.tasks.config import EpisodeConfig
-from gram_jax.tasks.hierarchy import Hierarchy, class_table
+from gram_jax.tasks.hierarchy import Hierarchy, class_table, text_features
 from gram_jax.tasks.pairs import draw_pairs, split_names
 
 _COMMON = 0.99  # share of the classes whose texts fit the default length
@@ -45,12 +45,12 @@ class Episodes:
     """A source of episodes, made by `make_episodes`.
 
     Attributes:
-      table: the tokens of all classes of the hierarchy, NumPy arrays; tails have the length `config.max_tokens`.
+      table: the tokens of all classes of the hierarchy; tails have the length `config.max_tokens`.
       themes, left_out: the usable classes of each usable theme, int64 arrays; the number of omitted classes by reason.
       config: the settings, with `max_tokens` filled in.
     """
 
-    table: Classes
+    table: NameTokens
     themes: tuple[np.ndarray, ...]
     left_out: dict[str, int]
     config: EpisodeConfig
@@ -178,9 +178,9 @@ class Episodes:
         """
         length, rows = self._layouts[part]
         rows = max(rows, *(len(shared_rows([self._tails[number] for number in each[part]], length)) for each in every))
-        layout, table = Layout(length, rows, least=self.table.tail_ids.shape[1]), self.table
-        fields: list[Any] = [table.token_ids, table.eot, table.tail_ids, table.name_length, table.tail_eot]
-        packed = [pack_classes(*(array[own] for array in fields), layout=layout) for own in classes]  # type: ignore[misc]
+        layout = Layout(length, rows, least=self.table.tail_ids.shape[1])
+        names = [NameTokens(*(array[own] for array in self.table)) for own in classes]
+        packed = [pack_classes(*each, layout=layout) for each in names]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *packed)
 
     def prototypes(self) -> np.ndarray:
@@ -269,6 +269,7 @@ def make_episodes(
     if len(themes) < config.themes:
         raise InputError(_too_small(hierarchy.themes, text_ids, fits & alike, sizes, config))
     order = np.argsort(hierarchy.classes, kind="stable")
+    texts = hierarchy.text_features if context else None
     return Episodes(
         table=table,
         themes=tuple(themes),
@@ -283,7 +284,7 @@ def make_episodes(
         _rows=tuple(np.split(order, np.cumsum(sizes)[:-1])),
         _domains=hierarchy.domains,
         _features=hierarchy.image_features,
-        _text_features=np.asarray(encode_classes(clip, table)) if context else None,
+        _text_features=text_features(hierarchy, clip) if context and texts is None else texts,
         _pairs=pairs,
     )
 
@@ -328,9 +329,9 @@ def _has_pairs(theme: np.ndarray, pairs: np.ndarray, config: EpisodeConfig) -> b
     return all(drawn is not None for drawn in draws)
 
 
-def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, np.ndarray]:
+def _cut(table: NameTokens, max_tokens: int | None, limit: int) -> tuple[NameTokens, np.ndarray]:
     """Returns the table with tails of one length, and the classes that fit."""
-    lengths, longest = np.asarray(table.tail_eot) + 1, np.asarray(table.eot)
+    lengths, longest = table.tail_eot + 1, table.eot
     if max_tokens is None:
         max_tokens = int(np.quantile(lengths, _COMMON, method="higher"))
     fits = lengths <= max_tokens
@@ -344,7 +345,7 @@ def _cut(table: Classes, max_tokens: int | None, limit: int) -> tuple[Classes, n
         return pad_to(ids[:, :width], len(ids), width)  # tokens after the end-of-text token do not matter
 
     token_ids, tail_ids = resize(table.token_ids, int(longest[fits].max()) + 1), resize(table.tail_ids, max_tokens)
-    return dataclasses.replace(table, token_ids=token_ids, tail_ids=tail_ids), fits
+    return table._replace(token_ids=token_ids, tail_ids=tail_ids), fits
 
 
 def _too_small(

@@ -8,14 +8,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.array_file import ArrayFileError, read_arrays, write_arrays
-from gram_jax.clip import Classes, Clip, weights_hash
-from gram_jax.clip.classes import pack_classes
-from gram_jax.clip.tokenizer import class_tokens
+from gram_jax.clip import Clip, TextPrompt, embed_tokens, encode_classes, weights_hash
+from gram_jax.clip.classes import NameTokens, pack_classes, tails_of
+from gram_jax.clip.tokenizer import name_tokens
 from gram_jax.data import Corpus, load_corpus
 from gram_jax.errors import InputError
 from gram_jax.io import PathLike
@@ -40,6 +39,7 @@ class Hierarchy:
       about: the origin, JSON values: the corpus, the clip (its weights hash under "clip"), the settings.
       token_rows: float32 `[C, text width]`, token embeddings that name the classes instead of words, see
         `centroid_clip`; or None.
+      text_features: float32 `[C, embed_dim]`, the result of the function `text_features`; or None.
     """
 
     members: np.ndarray
@@ -52,11 +52,12 @@ class Hierarchy:
     centroids: np.ndarray
     about: Mapping[str, Any]
     token_rows: np.ndarray | None = None
+    text_features: np.ndarray | None = None
 
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        per_class = ("themes", "texts", "centroids", *(() if self.token_rows is None else ("token_rows",)))
+        per_class = ("themes", "texts", "centroids", *(name for name in _OPTIONAL if getattr(self, name) is not None))
         for owner, names in (("member", _PER_MEMBER), ("class", per_class)):
             lengths = {name: len(getattr(self, name)) for name in names}
             if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -81,7 +82,8 @@ class Hierarchy:
 
 _PER_MEMBER = ("members", "classes", "domains", "image_features")
 _ARRAYS = (*_PER_MEMBER, "themes", "centroids")
-_FLOATS = ("image_features", "centroids", "token_rows")
+_OPTIONAL = ("token_rows", "text_features")  # arrays, one row per class
+_FLOATS = ("image_features", "centroids", *_OPTIONAL)
 
 
 def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
@@ -91,10 +93,9 @@ def save_hierarchy(path: PathLike, hierarchy: Hierarchy) -> None:
       path, hierarchy: the file, usually `hierarchy.safetensors`, local or `gs://`, with its folders; the hierarchy.
     """
     h = hierarchy
-    tree = {name: getattr(hierarchy, name) for name in _ARRAYS}
+    tree = {name: getattr(hierarchy, name) for name in (*_ARRAYS, *_OPTIONAL)}
+    tree = {name: array for name, array in tree.items() if array is not None}
     tree["image_features"] = tree["image_features"].astype(np.float16)
-    if hierarchy.token_rows is not None:
-        tree["token_rows"] = hierarchy.token_rows
     header = {"kind": KIND, "texts": list(h.texts), "theme_texts": list(h.theme_texts), "about": dict(h.about)}
     write_arrays(path, tree, header)
 
@@ -206,8 +207,8 @@ def centroid_clip(clip: Clip, hierarchy: Hierarchy) -> Clip:
     return dataclasses.replace(clip, params=params, config=dataclasses.replace(clip.config, text=text))
 
 
-def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
-    """Returns the tokens of all C classes of a hierarchy, `Classes` of NumPy arrays.
+def class_table(hierarchy: Hierarchy, clip: Clip) -> NameTokens:
+    """Returns the tokens of all C classes of a hierarchy.
 
     Args:
       hierarchy, clip: the hierarchy, and the clip; for `token_rows`, the result of `centroid_clip`.
@@ -216,8 +217,7 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     if tokenizer is None:
         raise InputError("the clip has no tokenizer; add one with clip.replace(tokenizer=...)")
     if hierarchy.token_rows is None:
-        classes = class_tokens(tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
-        return jax.tree.map(np.asarray, classes)
+        return name_tokens(tokenizer, hierarchy.texts, TEMPLATE, SUFFIX, allow_duplicates=True)
     count = len(hierarchy.texts)
     first = clip.config.text.vocab_size - count
     rows = np.asarray(clip.params["text"]["token_embedding"][first:], np.float32)
@@ -234,4 +234,21 @@ def class_table(hierarchy: Hierarchy, clip: Clip) -> Classes:
     token_ids, tail_ids = around([*start, *before], after), around([], suffix)
     lengths = (token_ids.shape[1] - 1, 1, tail_ids.shape[1] - 1)
     eot, name_length, tail_eot = (np.full(count, length) for length in lengths)
-    return pack_classes(token_ids, eot, tail_ids, name_length, tail_eot)
+    return NameTokens(token_ids, eot, tail_ids, name_length, tail_eot)
+
+
+def text_features(hierarchy: Hierarchy, clip: Clip) -> np.ndarray:
+    """Returns the frozen features of all class texts under "a photo of a {}.", float32 `[C, embed_dim]`.
+
+    Where a template begins with the same tokens for all classes, these run once, as a context.
+
+    Args:
+      hierarchy, clip: as in `class_table`.
+    """
+    table = class_table(hierarchy, clip)
+    whole, tails = tails_of(table.token_ids, table.eot), tails_of(table.tail_ids, table.tail_eot)
+    begin = whole[0][: len(whole[0]) - len(tails[0])]
+    joined = all(text == begin + tail for text, tail in zip(whole, tails, strict=True))
+    context = jnp.array(begin[int(clip.config.text.start_token) :], jnp.int32)
+    prompt = TextPrompt(embed_tokens(clip, context)) if joined else None
+    return np.asarray(encode_classes(clip, pack_classes(*table), prompt), np.float32)

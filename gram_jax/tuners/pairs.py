@@ -74,7 +74,7 @@ def pair_classes(
     attribute, object_ = np.arange(sizes[0])[:, None], sizes[0] + np.arange(sizes[1])[:, None]
     rows = {"pair": pairs + np.array([0, sizes[0]]), "attribute": attribute, "object": object_}
     learned = {kind: _learned_classes(own) for kind, own in rows.items()}
-    return PairClasses(tokens[0], tokens[1], tokens[2], *jax.device_put((pairs, learned)))
+    return PairClasses(*jax.device_put((*tokens, pairs, learned)))
 
 
 def _learned_classes(rows: np.ndarray) -> Classes:

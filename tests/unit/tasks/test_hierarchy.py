@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gram_jax as gram
 from gram_jax.array_file import ArrayFileError, write_arrays
-from gram_jax.tasks import centroid_clip, class_table, load_hierarchy, outline, save_hierarchy
+from gram_jax.clip.classes import pack_classes
+from gram_jax.tasks import centroid_clip, class_table, load_hierarchy, outline, save_hierarchy, text_features
 from gram_jax.testing import tiny_clip
 
 ARRAYS = ("members", "classes", "domains", "themes", "image_features", "centroids")
@@ -36,11 +36,12 @@ def test_round_trip_to_the_last_bit(saved, small_clip):
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
 
 
-def test_token_rows_come_back(saved):
+@pytest.mark.parametrize("name", ["token_rows", "text_features"])
+def test_optional_arrays_come_back(saved, name):
     path, hierarchy = saved
     rows = np.random.default_rng(0).standard_normal((len(hierarchy.texts), 24)).astype(np.float32)
-    save_hierarchy(path, dataclasses.replace(hierarchy, token_rows=rows))
-    np.testing.assert_array_equal(load_hierarchy(path).token_rows, rows)
+    save_hierarchy(path, dataclasses.replace(hierarchy, **{name: rows}))
+    np.testing.assert_array_equal(getattr(load_hierarchy(path), name), rows)
 
 
 def test_another_clip_is_refused(saved):
@@ -100,7 +101,18 @@ def test_outline_names_everything(hierarchy):
 
 def test_class_table_is_that_of_the_clip(hierarchy, small_clip):
     table, expected = class_table(hierarchy, small_clip), small_clip.class_tokens(list(hierarchy.texts))
-    jax.tree.map(np.testing.assert_array_equal, table, expected)
+    for name, field in table._asdict().items():
+        np.testing.assert_array_equal(field, getattr(expected, name))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_text_features_are_those_of_the_whole_texts(hierarchy, small_clip, causal):
+    clip = small_clip
+    if not causal:
+        text = dataclasses.replace(clip.config.text, causal=False)
+        clip = clip.replace(config=dataclasses.replace(clip.config, text=text))
+    expected = gram.encode_text(clip, clip.tokenize([f"a photo of a {text}." for text in hierarchy.texts]))
+    np.testing.assert_allclose(text_features(hierarchy, clip), expected, atol=1e-6)
 
 
 def test_a_class_may_be_a_token_of_its_own(hierarchy, small_clip):
@@ -116,7 +128,7 @@ def test_a_class_may_be_a_token_of_its_own(hierarchy, small_clip):
     table = class_table(own, larger)
     prompt = gram.TextPrompt(jnp.asarray(embeddings[5:9]))
     for context in (None, prompt):
-        found = gram.encode_classes(larger, table, context)
+        found = gram.encode_classes(larger, pack_classes(*table), context)
         np.testing.assert_allclose(found[3], gram.encode_classes(small_clip, dog, context)[0], atol=1e-6)
         assert np.isfinite(np.asarray(found)).all()
         assert np.abs(found[3] - found[4]).max() > 1e-3
