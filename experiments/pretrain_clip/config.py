@@ -13,6 +13,11 @@ renderings, the zero-shot accuracy is 86.9 % with the datasets' templates and 80
 probe reaches 95.9 %, and the accuracy on faces that no corpus contains is 86.1 %. One thread draws about 4,000 pairs
 per second, which limits the speed on an accelerator.
 
+--clip continues the training of a clip, whose sizes and tokenizer it keeps; --patch_size may differ. This gives a clip
+that sees 64 patches in place of 16:
+
+    python -m experiments.pretrain_clip --clip=mini --patch_size=4 --steps=900 --ramp=1 --learning_rate=1e-3 --decay=450
+
 The same command resumes a run. It writes metrics.jsonl during training and, at the end, results.json with these
 accuracies, and clip/, a folder that transformers can load, too.
 """
@@ -31,6 +36,7 @@ from .._launch import at_least, setting
 class Config:
     """The settings of a pre-training run."""
 
+    clip: str = setting("", "a clip to start from, such as mini; empty for random weights of the sizes below")
     seed: int = setting(0, "seed of the weights and of the corpus")
     steps: int = setting(5500, "optimizer steps")
     batch_size: int = setting(256, "image-text pairs per step")

@@ -27,6 +27,7 @@ from gram_jax.objectives import contrastive_loss
 from .. import _nans
 from ..zero_shot import accuracy
 from .config import Config
+from .patches import with_patches
 
 # Settings that may differ in a resumed run: the first steps do not depend on them.
 MAY_CHANGE = ("steps", "save_every", "eval_every", "eval_images", "probe_images", "datasets", "debug_nans")
@@ -35,7 +36,9 @@ LOG_EVERY = 25  # steps
 
 
 def make_clip(config: Config) -> Clip:
-    """Returns a clip with random weights and a tokenizer trained on the captions of the corpus."""
+    """Returns the clip of --clip, or one with random weights and a tokenizer trained on the captions of the corpus."""
+    if config.clip:
+        return with_patches(gram.load_clip(config.clip), config.patch_size)
     captions = (glyphs.pair(i, config.seed).caption for i in range(config.vocabulary_pairs))
     tokenizer = train_tokenizer(captions, config.vocabulary, config.context_length)
     size, end = glyphs.IMAGE_SIZE, tokenizer.vocab_size - 1
@@ -133,6 +136,8 @@ def train(config: Config, workdir: Any) -> Clip:
         return train_step(state, clip.replace(params=None), images, tokens, optimizer)
 
     settings = dataclasses.asdict(config)
+    if config.clip:
+        settings["clip"] = gram.weights_hash(clip.params)  # a path may change, the weights may not
     with runtime.Checkpoints(workdir / "checkpoints", settings, keep=4, may_change=MAY_CHANGE) as checkpoints:
         restored = checkpoints.restore(state)
         first, state = (restored.step, restored.state) if restored else (0, state)

@@ -11,6 +11,7 @@ from etils import epath
 
 import gram_jax as gram
 from experiments.pretrain_clip import run as pretrain_clip
+from experiments.pretrain_clip.patches import with_patches
 from gram_jax import evaluation
 from gram_jax.errors import InputError
 
@@ -128,6 +129,33 @@ def test_batches_are_pure_and_grow_harder():
     assert set(np.unique(easy[:, 0, 0])) <= {245}  # corners of centered black-on-white characters
     hard, _ = pretrain_clip.make_batch(TOY, clip.tokenizer, 5)
     assert len(np.unique(hard[:, 0, 0], axis=0)) > 1
+
+
+def test_finer_patches_are_embedded_like_resized_ones():
+    clip = gram.load_clip("mini")
+    finer = with_patches(clip, 4)
+    patches = np.random.default_rng(0).standard_normal((5, 4, 4, 3)).astype(np.float32)
+    resized = np.stack([jax.image.resize(patch, (8, 8, 3), "linear") for patch in patches])
+    before, after = (np.asarray(each.params["vision"]["patch_embedding"]) for each in (clip, finer))
+    np.testing.assert_allclose(patches.reshape(5, -1) @ after, resized.reshape(5, -1) @ before, atol=1e-4)
+    positions = finer.params["vision"]["position_embedding"]
+    np.testing.assert_array_equal(positions[0], clip.params["vision"]["position_embedding"][0])
+    corners = [1, 8, 57, 64]  # where linear interpolation keeps the values
+    np.testing.assert_allclose(
+        positions[np.array(corners)], clip.params["vision"]["position_embedding"][np.array([1, 4, 13, 16])], atol=1e-6
+    )
+    assert np.isfinite(gram.encode_image(finer, np.zeros((1, 32, 32, 3), np.float32))).all()
+    jax.tree.map(np.testing.assert_array_equal, with_patches(clip, 8).params, clip.params)
+    with pytest.raises(InputError, match="patch_size=5"):
+        with_patches(clip, 5)
+
+
+def test_training_continues_from_a_clip(tmp_path):
+    config = dataclasses.replace(TOY, clip="mini", patch_size=16, ramp=1, learning_rate=1e-9, weight_decay=0.0)
+    pretrain_clip.run(config, epath.Path(tmp_path))
+    clip, start = gram.load_clip(tmp_path / "clip"), with_patches(gram.load_clip("mini"), 16)
+    assert (clip.config, clip.tokenizer) == (start.config, start.tokenizer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), clip.params, start.params)
 
 
 def test_bad_settings_are_named():
