@@ -304,8 +304,10 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
       float64 `[classes]`, from -1 to 1.
     """
     count = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts)).astype(np.float64)
+    order = np.argsort(hierarchy.classes, kind="stable")
+    present, first = np.unique(hierarchy.classes[order], return_index=True)
     total = np.zeros((len(count), hierarchy.image_features.shape[1]))
-    np.add.at(total, hierarchy.classes, hierarchy.image_features)
+    total[present] = np.add.reduceat(hierarchy.image_features[order], first, axis=0, dtype=np.float64)
     return (np.sum(total**2, axis=1) - count) / np.maximum(count * (count - 1), 1)
 
 
