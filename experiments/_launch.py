@@ -127,7 +127,7 @@ def launch(
     """
     # Imports and tracing make many objects that stay: with the default of 700, looking for cycles among them takes a
     # twentieth of the start of a program.
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000)
     _terminal.prepare()
     name = _experiment_name()
     flags.disclaim_key_flags()  # so that --help lists these flags as the experiment's own

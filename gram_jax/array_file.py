@@ -125,5 +125,5 @@ def _digest(content: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name, leaf in sorted(leaves.items()):
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}".encode())
-        digest.update(leaf.tobytes())
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

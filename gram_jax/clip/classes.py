@@ -164,8 +164,15 @@ def fit_rows(lists: Sequence[Sequence[Tail]]) -> tuple[int, int]:
     shortest = round_up(max(len(tail) for tails in lists for tail in tails), MULTIPLE)
     longest = max(shortest, _LONGEST)
     sizes = [longest] if len(lists[0]) > _MANY else range(shortest, longest + 1, MULTIPLE)
-    needed = [(max(len(shared_rows(tails, size)) for tails in lists), size) for size in sizes]
-    rows, length = min(needed, key=lambda shape: (shape[0] * shape[1], shape[1]))
+    length, rows, fewest = longest, 0, math.inf
+    for size in sizes:
+        needed = 0
+        for tails in lists:
+            needed = max(needed, len(shared_rows(tails, size)))
+            if needed * size >= fewest:
+                break
+        else:
+            length, rows, fewest = size, needed, needed * size
     return length, rows
 
 

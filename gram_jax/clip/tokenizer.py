@@ -126,8 +126,10 @@ class Tokenizer:
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each text without start and end."""
-        texts = self._repaired(texts)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        distinct = list(dict.fromkeys(texts))
+        found = self._backend.encode_batch_fast(self._repaired(distinct), add_special_tokens=False)
+        ids_of = {text: encoding.ids for text, encoding in zip(distinct, found, strict=True)}
+        return [ids_of[text] for text in texts]
 
     def _repaired(self, texts: Sequence[str]) -> list[str]:
         return [repair(text) for text in texts] if self._repairs else list(texts)

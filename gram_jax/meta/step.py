@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -163,10 +163,10 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
 
         return jax.lax.all_gather(_by_groups(metrics_only, {}, tasks, tasks_at_once)[1], AXIS, tiled=True)
 
-    mesh = _make_mesh(devices, mapper)
+    mesh, init = _make_mesh(devices, mapper), _make_init(optimizer, learn)
     replicated = NamedSharding(mesh, PartitionSpec())
     return MetaStep(
-        lambda meta: _replicate(_init(meta, optimizer, learn), replicated),
+        lambda meta: _replicate(init(meta), replicated),
         lambda frozen: _replicate(frozen, replicated),
         _on_devices(update, mesh, mapper, donate=True),
         _on_devices(evaluate, mesh, mapper),
@@ -175,17 +175,21 @@ def make_meta_step(  # long: plain settings that a dataclass would only rename
     )
 
 
-def _init(meta: Meta, optimizer: optax.GradientTransformation, learn: Sequence[str]) -> MetaState:
-    if "offsets" in learn and meta.offsets is None:
-        raise InputError("learn contains 'offsets', but the initialization has none; add them by with_structure")
-    state = MetaState(meta, optimizer.init(_parts(meta, learn)), jnp.zeros((), jnp.int32))
-    return _copied(state)
+def _make_init(optimizer: optax.GradientTransformation, learn: Sequence[str]) -> Callable[[Meta], MetaState]:
+    """Returns the function from a `Meta` to the state before the first step, one compiled program."""
 
+    @jax.jit
+    def begin(meta: Meta) -> MetaState:
+        state = MetaState(meta, optimizer.init(_parts(meta, learn)), jnp.zeros((), jnp.int32))
+        # Copies, because a step donates its state; with strong dtypes, because a weak one would compile again.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
 
-@jax.jit
-def _copied(state: MetaState) -> MetaState:
-    """Copies a state, because a step donates it; with strong dtypes, because a weak one would compile again."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
+    def init(meta: Meta) -> MetaState:
+        if "offsets" in learn and meta.offsets is None:
+            raise InputError("learn contains 'offsets', but the initialization has none; add them by with_structure")
+        return cast(MetaState, begin(meta))
+
+    return init
 
 
 def _make_mesh(devices: Sequence[jax.Device] | None, mapper: str) -> Mesh:

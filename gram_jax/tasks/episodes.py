@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +60,7 @@ class Episodes:
     _features: np.ndarray = dataclasses.field(repr=False)
     _text_features: np.ndarray | None = dataclasses.field(repr=False)
     _pairs: np.ndarray | None = dataclasses.field(repr=False)
+    _layouts: tuple[tuple[int, int], ...] = dataclasses.field(repr=False, default=())
 
     def summary(self) -> str:
         """Returns the numbers of themes and classes that tasks are drawn from, and of classes that are left out."""
@@ -164,12 +164,11 @@ class Episodes:
             context=context,
         )
 
-    @functools.cached_property
-    def _layouts(self) -> list[tuple[int, int]]:
-        """The length and the number of rows of the trees of an episode's names, and of those of its cross query."""
+    def _fit_layouts(self) -> tuple[tuple[int, int], ...]:
+        """Returns lengths and numbers of rows: of the trees of an episode's names, and of those of its cross query."""
         shares = np.linspace(0, 1, _SAMPLE)
         drawn: list[Any] = [self._draw_classes(np.random.default_rng(n), n, share) for n, share in enumerate(shares)]
-        return [fit_rows([[self._tails[number] for number in each[part]] for each in drawn]) for part in (0, 1)]
+        return tuple(fit_rows([[self._tails[number] for number in each[part]] for each in drawn]) for part in (0, 1))
 
     def _pack(self, part: int, classes: np.ndarray, every: Sequence[Any]) -> Classes:
         """Returns the names of classes `[tasks, ways]`; the trees of all tasks, on all hosts, have one number of rows.
@@ -268,9 +267,8 @@ def make_episodes(
         themes = [theme for theme in themes if _has_pairs(theme, pairs, config)]
     if len(themes) < config.themes:
         raise InputError(_too_small(hierarchy.themes, text_ids, fits & alike, sizes, config))
-    order = np.argsort(hierarchy.classes, kind="stable")
     texts = hierarchy.text_features if context else None
-    return Episodes(
+    episodes = Episodes(
         table=table,
         themes=tuple(themes),
         left_out={
@@ -281,12 +279,13 @@ def make_episodes(
         config=dataclasses.replace(config, max_tokens=table.tail_ids.shape[1]),
         _tails=tails_of(table.tail_ids, table.tail_eot),
         _text_ids=text_ids,
-        _rows=tuple(np.split(order, np.cumsum(sizes)[:-1])),
+        _rows=_members_of_classes(hierarchy),
         _domains=hierarchy.domains,
         _features=hierarchy.image_features,
         _text_features=text_features(hierarchy, clip) if context and texts is None else texts,
         _pairs=pairs,
     )
+    return dataclasses.replace(episodes, _layouts=episodes._fit_layouts())
 
 
 def cohesion(hierarchy: Hierarchy) -> np.ndarray:
@@ -303,12 +302,16 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
     Returns:
       float64 `[classes]`, from -1 to 1.
     """
-    count = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts)).astype(np.float64)
-    order = np.argsort(hierarchy.classes, kind="stable")
-    present, first = np.unique(hierarchy.classes[order], return_index=True)
-    total = np.zeros((len(count), hierarchy.image_features.shape[1]))
-    total[present] = np.add.reduceat(hierarchy.image_features[order], first, axis=0, dtype=np.float64)
+    rows = _members_of_classes(hierarchy)
+    count = np.array([len(own) for own in rows], np.float64)
+    total = np.array([hierarchy.image_features[own].sum(0, dtype=np.float64) for own in rows])
     return (np.sum(total**2, axis=1) - count) / np.maximum(count * (count - 1), 1)
+
+
+def _members_of_classes(hierarchy: Hierarchy) -> tuple[np.ndarray, ...]:
+    """Returns the members of each class, increasing rows of the hierarchy's arrays."""
+    sizes = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts))
+    return tuple(np.split(np.argsort(hierarchy.classes, kind="stable"), np.cumsum(sizes)[:-1]))
 
 
 def _most_alike(hierarchy: Hierarchy, share: float) -> np.ndarray:

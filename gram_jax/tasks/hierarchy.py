@@ -76,7 +76,7 @@ class Hierarchy:
         """SHA-256 of everything that tasks are drawn from."""
         digest = hashlib.sha256(json.dumps([self.texts, dict(self.about)], sort_keys=True).encode())
         for array in (self.members, self.classes, self.domains, self.themes, self.image_features):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

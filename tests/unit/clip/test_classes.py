@@ -103,6 +103,16 @@ def test_one_layout_serves_several_lists():
         assert classes.apart.ids.shape == (12, 8)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_other_length_needs_fewer_tokens(seed):
+    rng = np.random.default_rng(seed)
+    lists = [random_tails(rng, int(rng.integers(4, 30)), int(rng.integers(2, 12))) for _ in range(6)]
+    needed = {length: length * max(len(shared_rows(tails, length)) for tails in lists) for length in range(8, 72, 8)}
+    length, rows = fit_rows(lists)
+    assert length == min(needed, key=needed.__getitem__)  # the shortest of the best
+    assert length * rows == needed[length]
+
+
 NAMES = [
     *("red", "red fish", "red fish house", "red frog", "small red fish", "small dog", "small dog house"),
     *("a small red fish", "large green frog", "large green tree", "cat"),

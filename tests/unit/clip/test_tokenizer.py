@@ -271,5 +271,6 @@ def test_class_refusals(tokenizer, names, settings, message):
 
 
 def test_duplicates_are_allowed_on_request(tokenizer):
-    classes = class_tokens(tokenizer, ["cat", "Cat"], allow_duplicates=True)
-    np.testing.assert_array_equal(classes.token_ids[0], classes.token_ids[1])
+    classes = class_tokens(tokenizer, ["cat", "Cat", "dog", "cat"], allow_duplicates=True)
+    np.testing.assert_array_equal(classes.token_ids[[1, 3]], classes.token_ids[[0, 0]])
+    np.testing.assert_array_equal(classes.token_ids[2], class_tokens(tokenizer, ["dog"]).token_ids[0])
