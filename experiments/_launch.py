@@ -126,7 +126,7 @@ def launch(
         keeps what it finished, and the others stop too. None: one process only, without the flag `--distributed`.
     """
     # Imports and tracing make many objects that stay: with the default of 700, looking for cycles among them takes a
-    # twentieth of the start of a program.
+    # tenth of the start of a program.
     gc.set_threshold(50_000)
     _terminal.prepare()
     name = _experiment_name()

@@ -279,7 +279,7 @@ def make_episodes(
         config=dataclasses.replace(config, max_tokens=table.tail_ids.shape[1]),
         _tails=tails_of(table.tail_ids, table.tail_eot),
         _text_ids=text_ids,
-        _rows=_members_of_classes(hierarchy),
+        _rows=hierarchy.members_of_classes,
         _domains=hierarchy.domains,
         _features=hierarchy.image_features,
         _text_features=text_features(hierarchy, clip) if context and texts is None else texts,
@@ -302,16 +302,10 @@ def cohesion(hierarchy: Hierarchy) -> np.ndarray:
     Returns:
       float64 `[classes]`, from -1 to 1.
     """
-    rows = _members_of_classes(hierarchy)
+    rows = hierarchy.members_of_classes
     count = np.array([len(own) for own in rows], np.float64)
     total = np.array([hierarchy.image_features[own].sum(0, dtype=np.float64) for own in rows])
     return (np.sum(total**2, axis=1) - count) / np.maximum(count * (count - 1), 1)
-
-
-def _members_of_classes(hierarchy: Hierarchy) -> tuple[np.ndarray, ...]:
-    """Returns the members of each class, increasing rows of the hierarchy's arrays."""
-    sizes = np.bincount(hierarchy.classes, minlength=len(hierarchy.texts))
-    return tuple(np.split(np.argsort(hierarchy.classes, kind="stable"), np.cumsum(sizes)[:-1]))
 
 
 def _most_alike(hierarchy: Hierarchy, share: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -70,6 +71,12 @@ class Hierarchy:
                 )
         if len(np.unique(self.members)) < len(self.members):
             raise InputError("members of a hierarchy occur twice; a pair has one class at most")
+
+    @functools.cached_property
+    def members_of_classes(self) -> tuple[np.ndarray, ...]:
+        """The members of each class, as increasing rows of the members' arrays."""
+        sizes = np.bincount(self.classes, minlength=len(self.texts))
+        return tuple(np.split(np.argsort(self.classes, kind="stable"), np.cumsum(sizes)[:-1]))
 
     @property
     def content_hash(self) -> str:

@@ -42,14 +42,12 @@ def _themes(h: Hierarchy, corpus: Corpus) -> Markup:
     sizes = np.bincount(h.classes, minlength=len(h.texts))
     pairs = np.bincount(h.themes, sizes, minlength=len(h.theme_texts)).astype(int)
     share = max(1, len(h.theme_texts))
-    order = np.argsort(h.classes, kind="stable")
-    starts = np.searchsorted(h.classes[order], np.arange(len(h.texts) + 1))
     themes = []
     for number, theme in enumerate(np.argsort(-pairs, kind="stable").tolist()):
         budgets = Budget(_IMAGES // share), Budget(_TEXT // share)
         classes = np.flatnonzero(h.themes == theme)
         classes = classes[np.argsort(-sizes[classes], kind="stable")].tolist()
-        members = {each: order[starts[each] : starts[each + 1]] for each in classes}
+        members = {each: h.members_of_classes[each] for each in classes}
         told = f" {len(classes):,} classes, {pairs[theme]:,} pairs"
         title = [h.theme_texts[theme], element("span", told, class_="muted")]
         entries = list(_entries(h, corpus, members, *budgets))
