@@ -179,7 +179,7 @@ def outline(hierarchy: Hierarchy) -> str:
         lines.append(f"\ntheme {theme}: {h.theme_texts[theme]} ({len(classes)} classes, {sizes[classes].sum()} pairs)")
         width = max(len(h.texts[i]) for i in classes)
         for i in classes:
-            domains = map(str, np.bincount(h.domains[h.classes == i]))
+            domains = map(str, np.bincount(h.domains[h.members_of_classes[i]]))
             lines.append(f"  {h.texts[i]:<{width}}  {' + '.join(domains)}")
     return "\n".join(lines)
 

@@ -47,21 +47,19 @@ def _themes(h: Hierarchy, corpus: Corpus) -> Markup:
         budgets = Budget(_IMAGES // share), Budget(_TEXT // share)
         classes = np.flatnonzero(h.themes == theme)
         classes = classes[np.argsort(-sizes[classes], kind="stable")].tolist()
-        members = {each: h.members_of_classes[each] for each in classes}
         told = f" {len(classes):,} classes, {pairs[theme]:,} pairs"
         title = [h.theme_texts[theme], element("span", told, class_="muted")]
-        entries = list(_entries(h, corpus, members, *budgets))
+        entries = list(_entries(h, corpus, classes, *budgets))
         themes.append(element("details", element("summary", title), entries, class_="theme", open=number == 0))
     hint = "Themes are ordered by their pairs, classes within them too. The filter reads class names and captions."
     return element("div", element("p", hint, class_="muted"), filter_field("classes"), themes, class_="filterable")
 
 
-def _entries(
-    h: Hierarchy, corpus: Corpus, members: dict[int, np.ndarray], images: Budget, text: Budget
-) -> Iterator[Markup]:
+def _entries(h: Hierarchy, corpus: Corpus, classes: list[int], images: Budget, text: Budget) -> Iterator[Markup]:
     """Yields the classes of a theme, as long as they fit: with sample pairs, then by name and size only."""
     bare = []
-    for number, own in members.items():
+    for number in classes:
+        own = h.members_of_classes[number]
         domains = np.bincount(h.domains[own])
         told = f"{len(own):,} pairs"
         if len(domains) > 1:
